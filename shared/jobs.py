@@ -1,0 +1,228 @@
+"""Kinds, states, requests and results of jobs: pure types, no I/O."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+class Kind(StrEnum):
+    GENERATE = "generate"
+    DESCRIBE = "describe"
+    RECOGNIZE = "recognize"
+    MATCH = "match"
+
+
+class Status(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    QUARANTINED = "quarantined"
+
+    @property
+    def terminal(self) -> bool:
+        return self not in (Status.QUEUED, Status.RUNNING)
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL's text holds neither NUL nor lone surrogates."""
+    if "\x00" in text:
+        raise ValueError("must not contain NUL characters")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not contain lone surrogates") from None
+    return text
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+Text = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_storable)]
+Label = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
+Seconds = Annotated[float, AfterValidator(_finite)]
+Language = Literal["zh", "en"]
+Style = Literal["short", "detailed", "tags"]
+Score = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ── requests ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class ImageSource(_Strict):
+    """An image named in exactly one way: an uploaded file, a public URL, or base64 data."""
+
+    file_id: Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        None, description="id that POST /v1/files returned: the SHA-256 of the bytes"
+    )
+    url: Annotated[str, Field(max_length=2048), AfterValidator(_storable)] | None = None
+    base64: str | None = Field(None, description="the file's bytes; stored as an uploaded file on submission")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if sum(value is not None for value in (self.file_id, self.url, self.base64)) != 1:
+            raise ValueError("give exactly one of file_id, url, base64")
+        return self
+
+
+class GenerateInput(_Strict):
+    kind: Literal[Kind.GENERATE] = Kind.GENERATE
+    prompt: Text
+    negative_prompt: Annotated[str, Field(max_length=4000), AfterValidator(_storable)] = ""
+    width: int | None = Field(None, ge=16, le=4096, description="pixels; none means the model's own size")
+    height: int | None = Field(None, ge=16, le=4096, description="pixels; none means the model's own size")
+    steps: int | None = Field(None, ge=1, le=500, description="sampling steps, for models that take steps")
+    guidance: Annotated[float, Field(ge=0, le=100), AfterValidator(_finite)] | None = None
+    seed: int | None = Field(None, ge=0, lt=2**63, description="none means one is drawn and reported")
+
+
+class DescribeInput(_Strict):
+    kind: Literal[Kind.DESCRIBE] = Kind.DESCRIBE
+    image: ImageSource
+    language: Language = "en"
+    style: Style = "short"
+    max_tokens: int = Field(64, ge=1, le=2048)
+
+
+class RecognizeInput(_Strict):
+    kind: Literal[Kind.RECOGNIZE] = Kind.RECOGNIZE
+    image: ImageSource
+
+
+class MatchInput(_Strict):
+    kind: Literal[Kind.MATCH] = Kind.MATCH
+    image: ImageSource
+    text: Text
+
+
+JobInput = Annotated[
+    GenerateInput | DescribeInput | RecognizeInput | MatchInput,
+    Field(discriminator="kind"),
+]
+
+
+class JobRequest(_Strict):
+    """What a client submits."""
+
+    input: JobInput
+    model: Label | None = Field(None, description="none means the installation's model for the kind")
+    priority: int = Field(5, ge=0, le=9, description="9 is most urgent; 0 is bulk work")
+    deadline: Seconds | None = Field(None, gt=0, le=30 * 86_400, description="seconds from submission")
+    max_attempts: int | None = Field(None, ge=1, le=20)
+    webhook: Annotated[str, Field(max_length=2048), AfterValidator(_storable)] | None = Field(
+        None, description="URL that is told, signed as Standard Webhooks, when the job is over"
+    )
+
+
+# ── results ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class StoredImage(_Strict):
+    """A generated image as it lies in object storage."""
+
+    key: str
+    sha256: str
+    media_type: str = "image/png"
+    width: int
+    height: int
+
+
+class GenerateResult(_Strict):
+    kind: Literal[Kind.GENERATE] = Kind.GENERATE
+    image: StoredImage
+    seed: int
+    unknown_words: tuple[str, ...] = Field((), description="words of the prompt that the model does not know")
+
+
+class DescribeResult(_Strict):
+    kind: Literal[Kind.DESCRIBE] = Kind.DESCRIBE
+    text: str
+    language: Language
+    confidence: Score = Field(description="geometric mean of the token probabilities")
+    out_of_domain: bool = False
+
+
+class RecognizedObject(_Strict):
+    """One object with the attributes and the action bound to it; names are English, `*_zh` Chinese."""
+
+    name: str
+    name_zh: str
+    confidence: Score
+    attributes: dict[str, str] = Field(default_factory=dict, description="for example colour, size")
+    attributes_zh: dict[str, str] = Field(default_factory=dict)
+    action: str | None = None
+    action_zh: str | None = None
+    count: int = 1
+
+
+class RecognizeResult(_Strict):
+    kind: Literal[Kind.RECOGNIZE] = Kind.RECOGNIZE
+    objects: tuple[RecognizedObject, ...]
+    scene: str | None = None
+    scene_zh: str | None = None
+    relation: str | None = Field(None, description="of the first object to the second: left, right, above, below")
+    confidence: Score
+    out_of_domain: bool = False
+
+
+class MatchResult(_Strict):
+    kind: Literal[Kind.MATCH] = Kind.MATCH
+    score: Score = Field(description="calibrated probability that the text fits the image")
+
+
+JobResult = Annotated[
+    GenerateResult | DescribeResult | RecognizeResult | MatchResult,
+    Field(discriminator="kind"),
+]
+
+
+class JobError(_Strict):
+    code: str
+    detail: str
+    retryable: bool = False
+
+
+class Progress(_Strict):
+    """How far a running job is: `step` of `steps` (sampling steps or tokens)."""
+
+    step: int
+    steps: int
+
+
+class Job(_Strict):
+    """A job as the API shows it."""
+
+    id: UUID
+    kind: Kind
+    model: str
+    status: Status
+    priority: int
+    input: dict[str, Any]
+    attempts: int
+    max_attempts: int
+    worker: str | None = None
+    progress: Progress | None = None
+    result: JobResult | None = None
+    result_url: str | None = Field(None, description="where the generated image can be fetched, for a while")
+    error: JobError | None = None
+    cancel_requested: bool = False
+    created_at: datetime
+    available_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    deadline_at: datetime

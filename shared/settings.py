@@ -1,0 +1,87 @@
+"""The one typed configuration, read from the environment (`TUWEN_…`) once per process."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.jobs import Kind
+
+
+class Settings(BaseSettings):
+    """Each field is the environment variable `TUWEN_<FIELD>`; times are seconds, sizes bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="TUWEN_", extra="ignore")
+
+    # Where things are
+    database_url: str = "postgresql://tuwen@127.0.0.1:5432/tuwen"
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    storage_url: str = Field("file://.tuwen/objects", description="file://FOLDER or s3://BUCKET/PREFIX")
+    s3_endpoint: str | None = Field(None, description="URL of an S3-compatible service; none means AWS")
+    s3_public_endpoint: str | None = Field(None, description="the same service as clients reach it, for presigned URLs")
+    s3_region: str = "us-east-1"
+    s3_access_key_id: str | None = None
+    s3_secret_access_key: SecretStr | None = None
+    data_dir: Path = Field(Path(".tuwen"), description="folder of the embedded system")
+
+    # API
+    host: str = "127.0.0.1"
+    port: int = 8000
+    public_url: str | None = Field(None, description="base URL in links; none means the request's own")
+    auth: Literal["keys", "open"] = Field("keys", description="open: no key needed; only allowed on loopback")
+    max_body_bytes: int = 32 * 2**20
+    max_jobs_per_request: int = 1000
+    max_wait: float = Field(60.0, description="upper bound of Prefer: wait=N")
+    result_url_ttl: float = Field(3600.0, description="lifetime of a presigned result URL")
+    default_quota: int = Field(10_000, description="unfinished jobs a key may have at once")
+
+    # Images that come in
+    max_image_bytes: int = 20 * 2**20
+    max_image_pixels: int = 50_000_000
+    max_image_frames: int = 100
+    fetch_timeout: float = Field(20.0, description="total time for one image URL, redirects included")
+    fetch_allow_networks: tuple[str, ...] = Field((), description="CIDRs that image URLs and webhooks may reach although not public")
+
+    # Models: `builtin`, or `import:module:Class` for an engine of your own
+    generate: str = "builtin"
+    describe: str = "builtin"
+    recognize: str = "builtin"
+    match: str = "builtin"
+
+    # Worker
+    device: str = "cpu"
+    kinds: tuple[Kind, ...] = tuple(Kind)
+    worker_threads: int = Field(64, description="jobs in flight in one worker")
+    engine_start_timeout: float = 600.0
+    batch_timeout: float = Field(300.0, description="an engine that is silent this long is killed")
+    shutdown_grace: float = Field(30.0, description="time the running batch gets at SIGTERM")
+
+    # Delivery
+    lease: float = Field(15.0, description="a running job whose worker is silent this long is taken back")
+    heartbeat: float = 5.0
+    housekeeping_interval: float = 5.0
+    redispatch_after: float = Field(60.0, description="a queued job is published again when not claimed by then")
+    max_attempts: int = 5
+    max_crashes: int = 3
+    job_deadline: float = Field(86_400.0, description="from submission; later the job expires")
+    webhook_secret: SecretStr | None = Field(None, description="Standard Webhooks secret, whsec_…")
+    orphan_age: float = Field(86_400.0, description="stored objects that no row names are collected after this")
+
+    # Flower
+    flower_port: int = 5555
+    flower_user: str = "tuwen"
+    flower_password: SecretStr | None = None
+
+    def model_for(self, kind: Kind) -> str:
+        """Name of the model that serves `kind` in this installation."""
+        return str(getattr(self, kind.value))
+
+
+@cache
+def settings() -> Settings:
+    """The process's settings. Tests build their own `Settings(...)` and pass them on."""
+    return Settings()

@@ -1,0 +1,1 @@
+"""The consumers: Celery tasks, batcher, engine process, models, housekeeper. Never imports `api`."""

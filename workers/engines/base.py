@@ -1,0 +1,123 @@
+"""What an engine is: one warm model of one kind, living in the engine process.
+
+Inputs and outputs cross a process boundary, so they are plain picklable values; pixels are
+C-contiguous `uint8` arrays of shape (height, width, 3), RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from shared.errors import TuwenError
+from shared.jobs import DescribeResult, Kind, Language, MatchResult, RecognizeResult, Style
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+    Pixels = ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateItem:
+    prompt: str
+    seed: int
+    negative_prompt: str = ""
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+
+    kind = Kind.GENERATE
+
+    @property
+    def batch_key(self) -> Hashable:
+        """What must be equal for two items to share a forward pass."""
+        return (self.width, self.height, self.steps, self.guidance)
+
+
+@dataclass(frozen=True, slots=True)
+class DescribeItem:
+    pixels: Pixels
+    language: Language = "en"
+    style: Style = "short"
+    max_tokens: int = 64
+
+    kind = Kind.DESCRIBE
+
+    @property
+    def batch_key(self) -> Hashable:
+        return (self.max_tokens,)
+
+
+@dataclass(frozen=True, slots=True)
+class RecognizeItem:
+    pixels: Pixels
+
+    kind = Kind.RECOGNIZE
+
+    @property
+    def batch_key(self) -> Hashable:
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class MatchItem:
+    pixels: Pixels
+    text: str
+
+    kind = Kind.MATCH
+
+    @property
+    def batch_key(self) -> Hashable:
+        return ()
+
+
+Item = GenerateItem | DescribeItem | RecognizeItem | MatchItem
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A generated image before it is encoded and stored."""
+
+    pixels: Pixels
+    unknown_words: tuple[str, ...] = ()
+
+
+Output = Picture | DescribeResult | RecognizeResult | MatchResult
+
+
+class Run(Protocol):
+    """What a running batch may tell and ask while it runs."""
+
+    def progress(self, step: int, steps: int) -> None:
+        """Tell that `step` of `steps` sampling or decoding steps are done, for the whole batch."""
+
+    def cancelled(self, index: int) -> bool:
+        """Whether nobody waits for item `index` any more; ask between steps, and stop when all are."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Constructed in the engine process as `EngineClass(device=…)`: the constructor loads the weights.
+
+    The process then runs `example` once before the worker takes its first job.
+    """
+
+    kind: Kind
+    revision: str
+    """Identifies the weights; recorded with every result."""
+
+    def example(self) -> Item:
+        """A real input, for warm-up."""
+
+    def batch_limit(self, item: Item) -> int:
+        """Most items like `item` that one call of `run` should get (≥ 1)."""
+
+    def run(self, items: Sequence[Item], run: Run) -> Sequence[Output | TuwenError]:
+        """One forward pass. Answers in the order of `items`, an error for an item that fails alone.
+
+        Raises:
+            OutOfMemory: the batch does not fit; the caller tries smaller ones.
+        """

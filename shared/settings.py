@@ -44,7 +44,9 @@ class Settings(BaseSettings):
     max_image_pixels: int = 50_000_000
     max_image_frames: int = 100
     fetch_timeout: float = Field(20.0, description="total time for one image URL, redirects included")
-    fetch_allow_networks: tuple[str, ...] = Field((), description="CIDRs that image URLs and webhooks may reach although not public")
+    fetch_allow_networks: tuple[str, ...] = Field(
+        (), description="CIDRs that image URLs and webhooks may reach although not public"
+    )
 
     # Models: `builtin`, or `import:module:Class` for an engine of your own
     generate: str = "builtin"
@@ -66,6 +68,7 @@ class Settings(BaseSettings):
     housekeeping_interval: float = 5.0
     redispatch_after: float = Field(60.0, description="a queued job is published again when not claimed by then")
     max_attempts: int = 5
+    retry_backoff: float = Field(5.0, description="first wait before another attempt; doubles, up to 300")
     max_crashes: int = 3
     job_deadline: float = Field(86_400.0, description="from submission; later the job expires")
     webhook_secret: SecretStr | None = Field(None, description="Standard Webhooks secret, whsec_…")

@@ -1,0 +1,163 @@
+"""Redis as transport: Celery's configuration, publishing by name, and the channel of job events.
+
+A message is a hint that a job may run; PostgreSQL knows whether it may. So a message can be lost,
+doubled or late, and the only question left is how soon the housekeeper notices.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+from uuid import UUID
+
+import redis
+from celery import Celery
+from kombu import Queue
+from kombu.exceptions import KombuError
+from kombu.exceptions import OperationalError as BrokerError
+from redis.exceptions import RedisError
+
+from shared.database import Dispatch
+from shared.errors import QueueUnavailable
+from shared.jobs import Kind
+from shared.settings import Settings
+
+log = logging.getLogger(__name__)
+
+HOUSEKEEPING_QUEUE = "tuwen.housekeeping"
+HOUSEKEEPING_TASK = "tuwen.housekeep"
+GENERATION_KEY = "tuwen:generation"
+"""Held by every Redis that has not lost its data since the housekeeper last looked."""
+CANCEL_CHANNEL = "tuwen:cancel"
+"""Tells workers that a cancel was requested, so that they need not wait for the next heartbeat."""
+
+
+def queue_name(kind: Kind) -> str:
+    return f"tuwen.{kind.value}"
+
+
+def task_name(kind: Kind) -> str:
+    return f"tuwen.{kind.value}"
+
+
+def event_channel(job_id: UUID | str) -> str:
+    """Redis channel with one JSON message per state change or progress of the job."""
+    return f"tuwen:job:{job_id}"
+
+
+def progress_key(job_id: UUID | str) -> str:
+    """Redis key that holds the last progress of a running job, for a minute."""
+    return f"tuwen:progress:{job_id}"
+
+
+def connect(settings: Settings) -> redis.Redis:
+    """A client that gives up in seconds on a Redis that is frozen or gone."""
+    return redis.Redis.from_url(settings.redis_url, **_SOCKET, decode_responses=True)
+
+
+# Without these, publishing to a frozen Redis hangs for more than 40 s.
+_SOCKET: dict[str, Any] = {
+    "socket_timeout": 5,
+    "socket_connect_timeout": 3,
+    "socket_keepalive": True,
+    "health_check_interval": 25,
+}
+
+VISIBILITY_TIMEOUT = 120
+
+
+def celery_app(settings: Settings) -> Celery:
+    """The Celery application that API, workers, housekeeper and Flower share.
+
+    The reasons for the settings that differ from Celery's defaults stand beside them.
+    """
+    app = Celery("tuwen", broker=settings.redis_url, set_as_current=False)
+    app.conf.update(
+        # Nothing from the wire is unpickled; results live in PostgreSQL.
+        task_serializer="json",
+        accept_content=["json"],
+        event_serializer="json",
+        result_backend=None,
+        task_ignore_result=True,
+        # Acknowledged when it starts: a crash is seen by the lease in seconds, not by the visibility timeout,
+        # which only covers messages that were prefetched and never started.
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        broker_transport_options={
+            **_SOCKET,
+            "visibility_timeout": VISIBILITY_TIMEOUT,
+            # The defaults restore what a dead worker had prefetched about 100 s late.
+            "unacked_restore_interval": 10,
+            "unacked_restore_throttle": 1,
+            "priority_steps": list(range(10)),
+            "queue_order_strategy": "priority",
+            "max_connections": 200,
+        },
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        # A lease outlives a Redis that went away, and so does the job.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        # A misspelt queue fails loudly.
+        task_create_missing_queues=False,
+        task_queues=[Queue(queue_name(kind)) for kind in Kind] + [Queue(HOUSEKEEPING_QUEUE)],
+        task_default_queue=HOUSEKEEPING_QUEUE,
+        # Flower sees each job from the moment it is published.
+        task_send_sent_event=True,
+        worker_send_task_events=True,
+        task_track_started=True,
+        worker_hijack_root_logger=False,
+        enable_utc=True,
+    )
+    return app
+
+
+class JobQueue:
+    """The publishing side. Thread-safe."""
+
+    def __init__(self, settings: Settings):
+        self._app = celery_app(settings)
+        self._redis = connect(settings)
+
+    def publish(self, jobs: Iterable[Dispatch]) -> None:
+        """Hand job ids to the workers, most urgent first; the task id is the job id.
+
+        Raises:
+            QueueUnavailable: Redis did not take (all of) them; the housekeeper will publish them.
+        """
+        ordered = sorted(jobs, key=lambda job: -job.priority)
+        try:
+            with self._app.producer_pool.acquire(block=True, timeout=5) as producer:
+                for job in ordered:
+                    self._app.send_task(
+                        task_name(job.kind),
+                        args=[str(job.id)],
+                        task_id=str(job.id),
+                        queue=queue_name(job.kind),
+                        # kombu's Redis transport serves the smallest number first.
+                        priority=9 - job.priority,
+                        producer=producer,
+                        retry=False,
+                    )
+        except (KombuError, BrokerError, RedisError, OSError) as error:
+            raise QueueUnavailable("Redis does not answer.", retry_after=2) from error
+
+    def depth(self) -> dict[Kind, int]:
+        """Messages in Redis that no worker has taken yet, per kind."""
+        with self._translated_errors(), self._app.connection_for_read() as connection:
+            channel = connection.default_channel
+            return {kind: channel._size(queue_name(kind)) for kind in Kind}
+
+    def request_cancel(self, job_id: UUID) -> None:
+        """Wake the worker that runs this job; the flag itself is in PostgreSQL."""
+        with self._translated_errors():
+            self._redis.publish(CANCEL_CHANNEL, str(job_id))
+
+    def check(self) -> None:
+        """Readiness: Redis answers."""
+        with self._translated_errors():
+            self._redis.ping()
+
+    def close(self) -> None:
+        self._redis.close()
+        self._app.close()

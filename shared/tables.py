@@ -1,0 +1,168 @@
+"""The PostgreSQL schema. PostgreSQL holds the truth; `shared.database` holds every transition."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, DateTime, ForeignKey, Index, MetaData, UniqueConstraint, func, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from shared.jobs import Kind, Status
+
+
+def _one_of(column: str, values: type[Kind] | type[Status]) -> str:
+    return f"{column} IN ({', '.join(repr(value.value) for value in values)})"
+
+
+UNFINISHED = "status IN ('queued', 'running')"
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB,
+        list[Any]: JSONB,
+    }
+
+
+class JobRow(Base):
+    __tablename__ = "jobs"
+
+    # identity
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    kind: Mapped[str]
+    model: Mapped[str]
+    priority: Mapped[int]
+    request: Mapped[dict[str, Any]]
+
+    # state; `epoch` is the fencing token: each claim raises it, and a finish must name it
+    status: Mapped[str] = mapped_column(server_default=Status.QUEUED.value)
+    epoch: Mapped[int] = mapped_column(server_default="0")
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    max_attempts: Mapped[int]
+    crashes: Mapped[int] = mapped_column(server_default="0")
+
+    # dispatch: not to be run before `available_at`; to be published again after `dispatch_due_at`
+    available_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    dispatch_due_at: Mapped[datetime | None]
+    deadline_at: Mapped[datetime]
+
+    # lease
+    worker: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+
+    # outcome
+    webhook: Mapped[str | None]
+    result: Mapped[dict[str, Any] | None]
+    result_key: Mapped[str | None]
+    error_code: Mapped[str | None]
+    error_detail: Mapped[str | None]
+    error_retryable: Mapped[bool | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint(_one_of("kind", Kind), "kind"),
+        CheckConstraint(_one_of("status", Status), "status"),
+        CheckConstraint("priority BETWEEN 0 AND 9", "priority"),
+        CheckConstraint("(status = 'running') = (lease_until IS NOT NULL AND worker IS NOT NULL)", "running_has_lease"),
+        CheckConstraint(f"({UNFINISHED}) = (finished_at IS NULL)", "terminal_is_finished"),
+        CheckConstraint("status <> 'succeeded' OR result IS NOT NULL", "succeeded_has_result"),
+        CheckConstraint("status NOT IN ('failed', 'quarantined') OR error_code IS NOT NULL", "failed_has_error"),
+        # Small partial indexes on the rows that are still moving. `lease_until` is in none of them, so a
+        # heartbeat stays a heap-only (HOT) update.
+        Index("ix_jobs_queued", "dispatch_due_at", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_running", "worker", postgresql_where=text("status = 'running'")),
+        Index("ix_jobs_unfinished", "tenant", postgresql_where=text(UNFINISHED)),
+        Index("ix_jobs_waiting", "kind", "created_at", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_listing", "tenant", "id"),
+        Index("ix_jobs_result_key", "result_key", postgresql_where=text("result_key IS NOT NULL")),
+        {"postgresql_with": {"fillfactor": "80"}},
+    )
+
+
+class IdempotencyRow(Base):
+    """One `Idempotency-Key`: which jobs it made, and of what body."""
+
+    __tablename__ = "idempotency_keys"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    body_sha256: Mapped[str]
+    job_ids: Mapped[list[Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+
+
+class ApiKeyRow(Base):
+    __tablename__ = "api_keys"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    tenant: Mapped[str]
+    sha256: Mapped[str] = mapped_column(unique=True)
+    quota: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    revoked_at: Mapped[datetime | None]
+
+
+class FileRow(Base):
+    """An uploaded image. The same bytes uploaded by two tenants are two rows and two objects."""
+
+    __tablename__ = "files"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(index=True)
+    media_type: Mapped[str]
+    width: Mapped[int]
+    height: Mapped[int]
+    size: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class WebhookRow(Base):
+    """One delivery owed, written in the transaction that finished the job."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    url: Mapped[str]
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    due_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
+    delivered_at: Mapped[datetime | None]
+    error: Mapped[str | None]
+
+    __table_args__ = (
+        UniqueConstraint("job_id"),
+        Index("ix_webhooks_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+    )
+
+
+class WorkerRow(Base):
+    """A worker as it last said of itself; gone when it stops cleanly, stale when it died."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    device: Mapped[str]
+    models: Mapped[dict[str, Any]]
+    """Kind → {"model": name, "revision": weights}."""
+    state: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -1,0 +1,122 @@
+"""Real servers for the tests: Valkey and PostgreSQL from the wheels, started once, a clean corner of them each test.
+
+With pytest-xdist each of its processes starts its own pair. A test may kill a server (`valkey.kill()`) and start it
+again (`valkey.start()`): it comes back on the same port with its data, and the next test finds it running anyway.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from api.servers import Postgres, Server, Valkey
+from shared.settings import Settings
+
+DATABASES = 64
+DEBIAN_REDIS = Path("/usr/bin/redis-server")
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's TUWEN_… variables do not reach the tests."""
+    for name in [name for name in os.environ if name.startswith("TUWEN_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    with Valkey(tmp_path_factory.mktemp("valkey"), durable=False, databases=DATABASES) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    with Postgres(tmp_path_factory.mktemp("postgres"), durable=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def template(postgres: Postgres) -> str:
+    """Name of a migrated database, to be cloned."""
+    try:
+        from shared.database import migrate
+    except ImportError:  # until the migrations land
+        from sqlalchemy import create_engine
+
+        from shared.tables import Base
+
+        engine = create_engine(postgres.url.replace("postgresql:", "postgresql+psycopg:"))
+        Base.metadata.create_all(engine)
+        engine.dispose()
+    else:
+        migrate(postgres.url)
+    return "tuwen"
+
+
+@pytest.fixture
+def database_url(postgres: Postgres, template: str) -> Iterator[str]:
+    """An empty migrated database of the test's own."""
+    _revive(postgres)
+    name = f"test_{next(_numbers)}"
+    yield postgres.create_database(name, template=template)
+    _revive(postgres)
+    postgres.drop_database(name)
+
+
+@pytest.fixture
+def redis_url(valkey: Valkey) -> Iterator[str]:
+    """An empty numbered database of the test's own."""
+    _revive(valkey)
+    yield from _numbered_database(valkey)
+
+
+@pytest.fixture(scope="session", params=["valkey", "redis"])
+def redis_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """The transport under both servers we promise to work on; for tests of the transport itself."""
+    if request.param == "valkey":
+        yield request.getfixturevalue("valkey")
+        return
+    if not DEBIAN_REDIS.exists():
+        pytest.skip(f"{DEBIAN_REDIS} is not installed")
+    folder = tmp_path_factory.mktemp("redis")
+    with Valkey(folder, durable=False, databases=DATABASES, executable=DEBIAN_REDIS) as server:
+        yield server
+
+
+@pytest.fixture
+def broker_url(redis_server: Valkey) -> Iterator[str]:
+    """Like `redis_url`, once on each server."""
+    _revive(redis_server)
+    yield from _numbered_database(redis_server)
+
+
+@pytest.fixture
+def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
+    """An open installation on servers and folders of the test's own."""
+    return Settings(
+        database_url=database_url,
+        redis_url=redis_url,
+        storage_url=f"file://{tmp_path / 'objects'}",
+        data_dir=tmp_path,
+        auth="open",
+    )
+
+
+def _revive(server: Server) -> None:
+    if not server.running:
+        server.start()
+
+
+def _numbered_database(server: Valkey) -> Iterator[str]:
+    number = 1 + next(_numbers) % (DATABASES - 1)
+    url = f"{server.url.removesuffix('/0')}/{number}"
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    yield url

@@ -19,6 +19,7 @@ from uuid import UUID
 
 import psycopg
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     CursorResult,
     Select,
@@ -181,6 +182,17 @@ def _ending(statement: str) -> str:
     return f"WITH done AS ({statement}), {_OWE_WEBHOOKS} SELECT id, status FROM done"  # noqa: S608 (constants)
 
 
+# One statement for any number of jobs.
+_SUBMIT = text("""
+    INSERT INTO jobs (id, kind, model, priority, request, max_attempts, webhook, tenant, dispatch_due_at, deadline_at)
+    SELECT new.id, kind, model, priority, request, max_attempts, webhook, :tenant,
+        now() + :redispatch_after * interval '1 second', now() + deadline * interval '1 second'
+    FROM unnest(
+        CAST(:ids AS uuid[]), CAST(:kinds AS text[]), CAST(:models AS text[]), CAST(:priorities AS int[]),
+        CAST(:inputs AS jsonb[]), CAST(:max_attempts AS int[]), CAST(:webhooks AS text[]), CAST(:deadlines AS float8[])
+    ) AS new (id, kind, model, priority, request, max_attempts, webhook, deadline)
+""")
+
 _CLAIM = text("""
     WITH wanted AS (
         SELECT id FROM jobs
@@ -287,7 +299,7 @@ _QUEUES = text("""
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Foreign errors become ours here and nowhere else; a broken statement stays a bug."""
     try:
         yield
@@ -348,12 +360,12 @@ class Database:
 
     @contextmanager
     def _connection(self, *, relaxed: bool = False) -> Iterator[Connection]:
-        with _translated(), (self._relaxed if relaxed else self._engine).connect() as connection:
+        with translated(), (self._relaxed if relaxed else self._engine).connect() as connection:
             yield connection
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        with _translated(), self._engine.connect() as connection:
+        with translated(), self._engine.connect() as connection:
             transactional = connection.execution_options(isolation_level="READ COMMITTED")
             with transactional.begin():
                 yield transactional
@@ -385,31 +397,33 @@ class Database:
             IdempotencyMismatch: the key was used with another body.
             QuotaExceeded: the tenant would have more than `quota` unfinished jobs.
         """
-        rows = [self._new_row(request, tenant) for request in requests]
+        ids = [uuid7() for _ in requests]
         with self._transaction() as connection:
             if idempotency_key is not None:
-                before = self._remember(connection, tenant, idempotency_key, body_sha256, [row["id"] for row in rows])
+                before = self._remember(connection, tenant, idempotency_key, body_sha256, ids)
                 if before is not None:
                     return Submission(before, replayed=True)
             if quota is not None:
-                self._check_quota(connection, tenant, quota, len(rows))
-            connection.execute(insert(JobRow), rows)
-        dispatches = [Dispatch(row["id"], Kind(row["kind"]), row["priority"]) for row in rows]
-        return Submission([row["id"] for row in rows], replayed=False, dispatches=dispatches)
+                self._check_quota(connection, tenant, quota, len(ids))
+            connection.execute(_SUBMIT, {"ids": ids, "tenant": tenant, **self._submitted_columns(requests)})
+        dispatches = [
+            Dispatch(id, request.input.kind, request.priority) for id, request in zip(ids, requests, strict=True)
+        ]
+        return Submission(ids, replayed=False, dispatches=dispatches)
 
-    def _new_row(self, request: JobRequest, tenant: Tenant) -> dict[str, Any]:
-        kind = request.input.kind
+    def _submitted_columns(self, requests: Sequence[JobRequest]) -> dict[str, Any]:
+        kinds = [request.input.kind for request in requests]
         return {
-            "id": uuid7(),
-            "tenant": tenant,
-            "kind": kind.value,
-            "model": request.model or self._settings.model_for(kind),
-            "priority": request.priority,
-            "request": request.input.model_dump(mode="json", exclude_none=True),
-            "max_attempts": request.max_attempts or self._settings.max_attempts,
-            "dispatch_due_at": func.now() + text(f"interval '{self._settings.redispatch_after} seconds'"),
-            "deadline_at": func.now() + text(f"interval '{request.deadline or self._settings.job_deadline} seconds'"),
-            "webhook": request.webhook,
+            "kinds": [kind.value for kind in kinds],
+            "models": [
+                request.model or self._settings.model_for(kind) for request, kind in zip(requests, kinds, strict=True)
+            ],
+            "priorities": [request.priority for request in requests],
+            "inputs": [request.input.model_dump_json(exclude_none=True) for request in requests],
+            "max_attempts": [request.max_attempts or self._settings.max_attempts for request in requests],
+            "webhooks": [request.webhook for request in requests],
+            "deadlines": [request.deadline or self._settings.job_deadline for request in requests],
+            "redispatch_after": self._settings.redispatch_after,
         }
 
     @staticmethod
@@ -532,7 +546,7 @@ class Database:
 
     def workers(self) -> list[Any]:
         """Rows of `workers` that were heard of within the lease, with all columns."""
-        alive = WorkerRow.seen_at > func.now() - text(f"interval '{self._settings.lease} seconds'")
+        alive = WorkerRow.seen_at > func.now() - _seconds(self._settings.lease)
         return self._run(select(WorkerRow.__table__).where(alive).order_by(WorkerRow.name))
 
     # ── the client's side ─────────────────────────────────────────────────────────────────────────
@@ -589,7 +603,6 @@ class Database:
             NotFound: no such job of this tenant.
             Conflict: it has succeeded, or is not over yet.
         """
-        deadline = JobRow.deadline_at - JobRow.created_at
         rows = self._run(
             update(JobRow)
             .where(
@@ -602,9 +615,8 @@ class Database:
                 attempts=0,
                 crashes=0,
                 available_at=func.now(),
-                dispatch_due_at=func.now() + text(f"interval '{self._settings.redispatch_after} seconds'"),
-                deadline_at=func.now() + deadline,
-                created_at=func.now(),
+                dispatch_due_at=func.now() + _seconds(self._settings.redispatch_after),
+                deadline_at=func.now() + _seconds(self._settings.job_deadline),
                 started_at=None,
                 finished_at=None,
                 cancel_requested_at=None,
@@ -658,11 +670,11 @@ class Database:
 
     def forget_workers(self) -> None:
         """Drop workers that died without saying so, an hour after they were last heard of."""
-        self._run(delete(WorkerRow).where(WorkerRow.seen_at < func.now() - text("interval '1 hour'")))
+        self._run(delete(WorkerRow).where(WorkerRow.seen_at < func.now() - _seconds(3600)))
 
     def forget_idempotency_keys(self) -> None:
         """A key is remembered for a day, as clients of other services expect."""
-        self._run(delete(IdempotencyRow).where(IdempotencyRow.created_at < func.now() - text("interval '1 day'")))
+        self._run(delete(IdempotencyRow).where(IdempotencyRow.created_at < func.now() - _seconds(86_400)))
 
     # ── webhooks ──────────────────────────────────────────────────────────────────────────────────
 
@@ -678,7 +690,7 @@ class Database:
             .limit(most)
             .with_for_update(skip_locked=True)
         )
-        backoff = func.least(3600, 5 * func.power(4, WebhookRow.attempts)) * text("interval '1 second'")
+        backoff = func.least(3600, 5 * func.power(4, WebhookRow.attempts)) * _seconds(1)
         return self._run(
             update(WebhookRow)
             .where(WebhookRow.id.in_(due), WebhookRow.job_id == JobRow.id)
@@ -752,6 +764,10 @@ class Database:
             {"keys": list(keys)},
         )
         return [row.key for row in rows]
+
+
+def _seconds(seconds: float) -> ColumnElement[Any]:
+    return func.make_interval(0, 0, 0, 0, 0, 0, seconds)
 
 
 def _error_columns(errors: Sequence[JobError | None]) -> dict[str, list[Any]]:

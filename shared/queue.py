@@ -6,21 +6,22 @@ doubled or late, and the only question left is how soon the housekeeper notices.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import redis
 from celery import Celery
-from kombu import Queue
+from kombu.entity import Queue
 from kombu.exceptions import KombuError
-from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
 
 from shared.database import Dispatch
 from shared.errors import QueueUnavailable
-from shared.jobs import Kind
+from shared.jobs import Kind, Progress
 from shared.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -112,8 +113,20 @@ def celery_app(settings: Settings) -> Celery:
     return app
 
 
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (KombuError, RedisError, OSError) as error:
+        raise QueueUnavailable("Redis does not answer; try again.", retry_after=2) from error
+
+
 class JobQueue:
-    """The publishing side. Thread-safe."""
+    """The publishing side. Thread-safe; make one per process.
+
+    Raises:
+        QueueUnavailable: from every method but `announce`, when Redis does not answer.
+    """
 
     def __init__(self, settings: Settings):
         self._app = celery_app(settings)
@@ -122,40 +135,63 @@ class JobQueue:
     def publish(self, jobs: Iterable[Dispatch]) -> None:
         """Hand job ids to the workers, most urgent first; the task id is the job id.
 
-        Raises:
-            QueueUnavailable: Redis did not take (all of) them; the housekeeper will publish them.
+        When this raises, some may have been published: a duplicate message is harmless.
         """
-        ordered = sorted(jobs, key=lambda job: -job.priority)
+        with _translated(), self._app.producer_pool.acquire(block=True, timeout=5) as producer:
+            for job in sorted(jobs, key=lambda job: -job.priority):
+                self._app.send_task(
+                    task_name(job.kind),
+                    args=[str(job.id)],
+                    task_id=str(job.id),
+                    queue=queue_name(job.kind),
+                    # kombu's Redis transport serves the smallest number first.
+                    priority=9 - job.priority,
+                    producer=producer,
+                    retry=False,
+                )
+
+    def announce(self, events: Iterable[tuple[UUID, Mapping[str, Any]]]) -> None:
+        """Tell whoever watches these jobs: `{"status": …}` or `{"progress": {"step": …, "steps": …}}`.
+
+        Best effort: watchers also look at PostgreSQL, so an event that is lost is only late.
+        """
+        pipeline = self._redis.pipeline(transaction=False)
+        for job_id, event in events:
+            message = json.dumps(event)
+            if "progress" in event:
+                pipeline.set(progress_key(job_id), json.dumps(event["progress"]), ex=60)
+            pipeline.publish(event_channel(job_id), message)
         try:
-            with self._app.producer_pool.acquire(block=True, timeout=5) as producer:
-                for job in ordered:
-                    self._app.send_task(
-                        task_name(job.kind),
-                        args=[str(job.id)],
-                        task_id=str(job.id),
-                        queue=queue_name(job.kind),
-                        # kombu's Redis transport serves the smallest number first.
-                        priority=9 - job.priority,
-                        producer=producer,
-                        retry=False,
-                    )
-        except (KombuError, BrokerError, RedisError, OSError) as error:
-            raise QueueUnavailable("Redis does not answer.", retry_after=2) from error
+            pipeline.execute()
+        except (RedisError, OSError):
+            log.warning("Redis does not answer: events of %d jobs are late", len(pipeline))
+
+    def progress(self, job_id: UUID) -> Progress | None:
+        """The last progress announced, if any in the last minute."""
+        with _translated():
+            message = self._redis.get(progress_key(job_id))
+        return Progress.model_validate_json(message) if message else None
+
+    def request_cancel(self, job_id: UUID) -> None:
+        """Wake the worker that runs this job; the request itself is in PostgreSQL."""
+        with _translated():
+            self._redis.publish(CANCEL_CHANNEL, str(job_id))
 
     def depth(self) -> dict[Kind, int]:
-        """Messages in Redis that no worker has taken yet, per kind."""
-        with self._translated_errors(), self._app.connection_for_read() as connection:
+        """Messages per kind that no worker has started: those waiting, and those prefetched."""
+        with _translated(), self._app.connection_for_read() as connection:
             channel = connection.default_channel
             return {kind: channel._size(queue_name(kind)) for kind in Kind}
 
-    def request_cancel(self, job_id: UUID) -> None:
-        """Wake the worker that runs this job; the flag itself is in PostgreSQL."""
-        with self._translated_errors():
-            self._redis.publish(CANCEL_CHANNEL, str(job_id))
+    def generation(self) -> str:
+        """Names this Redis's data: it changes when Redis restarts and when its data is wiped."""
+        with _translated():
+            self._redis.set(GENERATION_KEY, str(uuid4()), nx=True)
+            return f"{self._redis.get(GENERATION_KEY)!s}@{self._redis.info('server')['run_id']}"
 
     def check(self) -> None:
         """Readiness: Redis answers."""
-        with self._translated_errors():
+        with _translated():
             self._redis.ping()
 
     def close(self) -> None:

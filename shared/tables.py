@@ -141,7 +141,7 @@ class WebhookRow(Base):
     __tablename__ = "webhooks"
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
-    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     url: Mapped[str]
     attempts: Mapped[int] = mapped_column(server_default="0")
     due_at: Mapped[datetime | None] = mapped_column(server_default=func.now())

@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from api.servers import Postgres, Server, Valkey
+from shared.migrations import migrate
 from shared.settings import Settings
 
 DATABASES = 64
@@ -45,18 +46,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def template(postgres: Postgres) -> str:
     """Name of a migrated database, to be cloned."""
-    try:
-        from shared.database import migrate
-    except ImportError:  # until the migrations land
-        from sqlalchemy import create_engine
-
-        from shared.tables import Base
-
-        engine = create_engine(postgres.url.replace("postgresql:", "postgresql+psycopg:"))
-        Base.metadata.create_all(engine)
-        engine.dispose()
-    else:
-        migrate(postgres.url)
+    migrate(postgres.url)
     return "tuwen"
 
 

@@ -1,0 +1,45 @@
+"""Schema migrations (alembic): `migrate` brings a database to this version of the code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
+
+from shared.database import driver_url, translated
+
+
+def _config(database_url: str) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    config.attributes["database_url"] = database_url
+    return config
+
+
+def migrate(database_url: str) -> None:
+    """Bring the schema to the newest revision; several processes may call it at once.
+
+    Raises:
+        DatabaseUnavailable: PostgreSQL cannot be reached.
+    """
+    with translated():
+        command.upgrade(_config(database_url), "head")
+
+
+def is_current(database_url: str) -> bool:
+    """Whether the schema is the one this code expects.
+
+    Raises:
+        DatabaseUnavailable: PostgreSQL cannot be reached.
+    """
+    engine = create_engine(driver_url(database_url), connect_args={"connect_timeout": 3})
+    try:
+        with translated(), engine.connect() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+    finally:
+        engine.dispose()
+    return current == ScriptDirectory.from_config(_config(database_url)).get_current_head()

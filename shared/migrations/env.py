@@ -1,0 +1,18 @@
+"""Run by alembic: one transaction, under a lock so that processes that start together take turns."""
+
+from alembic import context
+from sqlalchemy import create_engine, func, select
+
+from shared.database import driver_url
+from shared.tables import Base
+
+MIGRATION_LOCK = 0x7475_7765_6E02
+
+engine = create_engine(driver_url(context.config.attributes["database_url"]))
+try:
+    with engine.begin() as connection:
+        connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+        context.configure(connection=connection, target_metadata=Base.metadata, compare_type=True)
+        context.run_migrations()
+finally:
+    engine.dispose()

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from errno import ENOTDIR
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -194,6 +195,8 @@ class ObjectStore:
                 raise StorageUnavailable("the storage folder or bucket does not exist") from error
             raise NotFound(f"no object {key!r}") from error
         except (BaseError, OSError) as error:
+            if self._root is not None and f"(os error {ENOTDIR})" in str(error):
+                raise NotFound(f"no object {key!r}") from error  # a key that goes on below an object
             raise StorageUnavailable("object storage failed or did not answer") from error
 
     def _store_is_missing(self, error: FileNotFoundError) -> bool:
@@ -206,8 +209,8 @@ class ObjectStore:
 
 def _open_folder(place: str) -> LocalStore:
     # Taken literally, not percent-decoded: people write the folder's name, whatever is in it.
-    folder = Path(place).resolve()
     try:
+        folder = Path(place).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         return LocalStore(folder)
     except (OSError, ValueError, BaseError) as error:

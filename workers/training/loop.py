@@ -56,6 +56,7 @@ class Recipe:
     ema: float = 0.999
     """Decay per step of the averaged weights, which are the ones validated and shipped."""
     bf16: bool = True
+    """Mixed precision where the device is fast at it; see `autocast`."""
     seed: int = 0
     log_every: int = 50
     validate_every: int = 500
@@ -308,8 +309,10 @@ class _Training:
         return {"model": self.model, "average": self.average, "optimiser": self.optimiser}
 
 
-def autocast(device: torch.device, enabled: bool) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
+    """Mixed precision in bfloat16, unless the processor would only emulate it (then it is several times slower)."""
+    native = device.type != "cpu" or any(torch.cpu.get_capabilities().get(unit) for unit in ("amx_bf16", "avx512_bf16"))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted and bool(native))
 
 
 class Progress:

@@ -122,8 +122,21 @@ class Lock:
                     return False
                 time.sleep(0.05)
             else:
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, str(os.getpid()).encode())
                 self._descriptor = descriptor
                 return True
+
+    def owner(self) -> int | None:
+        """The process that took it last, if one with that id lives. For messages: ids are used again."""
+        try:
+            pid = int(self.path.read_text())
+            os.kill(pid, 0)
+        except PermissionError:
+            return pid
+        except (OSError, ValueError):
+            return None
+        return pid
 
     def release(self) -> None:
         """Let go of our own hold; children that inherited it keep theirs."""

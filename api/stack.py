@@ -1,0 +1,418 @@
+"""The embedded system behind `tuwen up`: servers, API, workers, housekeeper and Flower as one supervised family.
+
+Everything it keeps is in one data folder:
+
+    lock          held by every process of the family, so that one family at a time uses the folder
+    system.json   the addresses, for the other commands on this machine; holds passwords (mode 0600)
+    objects/      uploaded and generated images
+    postgres/     valkey/
+    logs/         NAME.log, and NAME.log.1 before it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
+
+import httpx
+
+from api.processes import Lock, choose_port, last_lines, rotate, spawn, stop
+from api.servers import Postgres, Valkey
+from shared.database import Database
+from shared.errors import ConfigurationError, Unavailable
+from shared.migrations import migrate
+from shared.settings import Settings
+
+POLL = 0.2
+START_TIMEOUT = 90.0
+LONGEST_BACKOFF = 30.0
+STEADY = 60.0
+"""A process that ran this many seconds has recovered: the next death is a first one again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something a person at the terminal wants to know about one process."""
+
+    process: str
+    what: Literal["starting", "ready", "died", "stopping"]
+    detail: str = ""
+    log: Path | None = None
+
+
+Tell = Callable[[Event], None]
+
+
+class Supervised(Protocol):
+    """What the family needs of a member; our own processes and both servers have it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def log(self) -> Path: ...
+    @property
+    def running(self) -> bool: ...
+    @property
+    def exit_code(self) -> int | None: ...
+    def start(self) -> Self: ...
+    def ready(self) -> bool: ...
+
+
+class Service:
+    """One of our own processes: `python -m …` with its settings in the environment."""
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+        lock: Lock,
+        ready: Callable[[datetime], bool],
+    ):
+        """`ready` is asked whether the process that was started at that time does its work by now."""
+        self.name = name
+        self.log = log
+        self._arguments = arguments
+        self._environment = environment
+        self._lock = lock
+        self._ready = ready
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = datetime.now(UTC)
+
+    def start(self) -> Self:
+        self._started_at = datetime.now(UTC)
+        self._process = spawn(
+            # -P: a folder named `shared` or `api` where the user stands must not be taken for ours.
+            [sys.executable, "-P", *self._arguments],
+            log=self.log,
+            env=self._environment,
+            locks=[self._lock],
+            # We were killed, so PostgreSQL is stopping too, and there is nowhere to give work back to. The jobs
+            # are found again by their leases.
+            death_signal=signal.SIGKILL,
+        )
+        return self
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.poll() if self._process else None
+
+    def ready(self) -> bool:
+        return self._ready(self._started_at)
+
+    def request_stop(self) -> None:
+        if self._process:
+            self._process.terminate()
+
+    def stop(self, grace: float = 10.0) -> None:
+        if self._process:
+            stop(self._process, signal.SIGTERM, grace)
+            self._process = None
+
+
+@dataclass
+class _Member:
+    """A process and what the supervisor remembers of it."""
+
+    process: Supervised
+    announced: bool = True
+    """Whether it was told to be ready since it was last started."""
+    deaths: int = 0
+    started: float = field(default_factory=time.monotonic)
+    restart_at: float | None = None
+
+
+class System:
+    """The whole family. `with System(settings, tell) as system: system.supervise()`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        tell: Tell,
+        *,
+        devices: Sequence[str] = ("cpu",),
+        redis_port: int = 0,
+        postgres_port: int = 0,
+        flower: bool = True,
+    ):
+        """Port 0 means any free one, also in `settings.port` and `settings.flower_port`."""
+        self._given = settings
+        self._tell = tell
+        self._devices = devices
+        self._with_flower = flower
+        self.data = settings.data_dir.absolute()
+        self._lock = Lock(self.data / "lock")
+        self._valkey = Valkey(self.data / "valkey", redis_port, log=self._log("valkey"))
+        self._postgres = Postgres(self.data / "postgres", postgres_port, log=self._log("postgres"))
+        self._members: list[_Member] = []
+        self.settings = settings
+        """Complete with ports and URLs once started."""
+
+    # ── life ──────────────────────────────────────────────────────────────────────────────────────
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> Self:
+        """Start everything and wait until all of it answers.
+
+        Raises:
+            ConfigurationError: a port is taken, the folder is in use, or a process did not come up.
+        """
+        self._take_folder()
+        try:
+            for server in (self._valkey, self._postgres):
+                self._start(server)
+            self.settings = self._complete_settings()
+            migrate(self.settings.database_url)
+            self._database = Database(self.settings, pool_size=1)
+            for service in self._services():
+                self._start(service)
+            self._await_all()
+            self._publish_addresses()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def supervise(self) -> None:
+        """Restart what dies; returns only by an exception, such as KeyboardInterrupt."""
+        while True:
+            for member in self._members:
+                self._look_after(member)
+                rotate(member.process.log)
+            time.sleep(POLL)
+
+    def stop(self) -> None:
+        """Our own processes first, the worker with its grace, then the servers. Interrupted, it kills."""
+        grace = self.settings.shutdown_grace + 10
+        ours = [member.process for member in self._members if isinstance(member.process, Service)]
+        try:
+            for service in ours:
+                self._tell(Event(service.name, "stopping"))
+                service.request_stop()
+            for service in ours:
+                service.stop(grace)
+            for server in (self._postgres, self._valkey):
+                if server.running:
+                    self._tell(Event(server.name, "stopping"))
+                server.stop()
+        except KeyboardInterrupt:
+            for service in ours:
+                service.stop(grace=0)
+            # The servers stop at once and cleanly when asked, and only they could lose something.
+            for server in (self._postgres, self._valkey):
+                server.stop()
+        finally:
+            self._members.clear()
+            (self.data / "system.json").unlink(missing_ok=True)
+            self._lock.release()
+
+    # ── start ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _take_folder(self) -> None:
+        try:
+            self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Of a family whose head was killed the last members may just be ending.
+            free = self._lock.acquire(timeout=0 if self._lock.owner() else 15)
+        except OSError as error:
+            raise ConfigurationError(f"cannot use the data folder {self.data}: {error.strerror}") from error
+        if not free:
+            system = running_system(self.data)
+            where = f" at {system['url']}" if system else ""
+            raise ConfigurationError(
+                f"Tuwen already runs on {self.data}{where} (process {self._lock.owner()}); "
+                "stop it there, or choose another folder with --data"
+            )
+
+    def _start(self, process: Supervised) -> None:
+        self._tell(Event(process.name, "starting"))
+        self._members.append(_Member(process, announced=False))
+        process.start()
+
+    def _complete_settings(self) -> Settings:
+        """The given settings with every address filled in; what the user set explicitly stays."""
+        given = self._given
+        own = Settings(data_dir=self.data)
+        loopback = given.host in ("127.0.0.1", "::1", "localhost")
+        if self._with_flower and not loopback and given.flower_password is None:
+            raise ConfigurationError(
+                "Flower outside loopback needs a password: set TUWEN_FLOWER_PASSWORD, or start with --no-flower"
+            )
+        values: dict[str, Any] = {
+            "data_dir": self.data,
+            "database_url": self._postgres.url,
+            "redis_url": self._valkey.url,
+            "port": choose_port(given.port, "--port", given.host),
+            "flower_port": choose_port(given.flower_port, "--flower-port", given.host) if self._with_flower else 0,
+        }
+        if "storage_url" not in given.model_fields_set:
+            values["storage_url"] = f"file://{own.data_dir / 'objects'}"
+        if "auth" not in given.model_fields_set and loopback:
+            values["auth"] = "open"
+        return given.model_copy(update=values)
+
+    def _services(self) -> list[Service]:
+        services = [self._service("api", ["-m", "api"], self._api_ready)]
+        for device in self._devices:
+            name = "worker" if len(self._devices) == 1 else f"worker-{device.replace(':', '')}"
+            arguments = ["-m", "workers", "worker", "--device", device]
+            services.append(self._service(name, arguments, partial(self._worker_ready, device)))
+        services.append(self._service("housekeeper", ["-m", "workers", "housekeeper"], lambda _: True))
+        if self._with_flower:
+            services.append(self._service("flower", ["-m", "workers", "flower"], self._flower_ready))
+        return services
+
+    def _service(self, name: str, arguments: Sequence[str], ready: Callable[[datetime], bool]) -> Service:
+        environment = os.environ | as_environment(self.settings)
+        log = self._log(name)
+        return Service(name, arguments, log=log, environment=environment, lock=self._lock, ready=ready)
+
+    def _await_all(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT + self.settings.engine_start_timeout
+        while waiting := [member for member in self._members if not member.announced]:
+            for member in waiting:
+                self._announce_if_ready(member)
+                if not member.process.running:
+                    raise ConfigurationError(_obituary(member.process))
+            if time.monotonic() > deadline:
+                raise ConfigurationError(
+                    f"{waiting[0].process.name} did not become ready; see {waiting[0].process.log}"
+                )
+            time.sleep(POLL)
+
+    # ── supervision ───────────────────────────────────────────────────────────────────────────────
+
+    def _look_after(self, member: _Member) -> None:
+        now = time.monotonic()
+        if member.process.running:
+            if not member.announced:
+                self._announce_if_ready(member)
+            elif now - member.started > STEADY:
+                member.deaths = 0
+        elif member.restart_at is None:
+            delay = min(LONGEST_BACKOFF, 2.0**member.deaths)
+            member.deaths += 1
+            member.restart_at = now + delay
+            detail = f"{_obituary(member.process)}\nstarting it again in {delay:.0f} s"
+            self._tell(Event(member.process.name, "died", detail, member.process.log))
+        elif now >= member.restart_at:
+            member.restart_at, member.started, member.announced = None, now, False
+            try:
+                member.process.start()
+            except ConfigurationError as error:
+                self._tell(Event(member.process.name, "died", str(error), member.process.log))
+
+    def _announce_if_ready(self, member: _Member) -> None:
+        if member.process.ready():
+            member.announced = True
+            self._tell(Event(member.process.name, "ready", self._describe(member.process)))
+
+    def _describe(self, process: Supervised) -> str:
+        match process.name:
+            case "api":
+                return self.url
+            case "flower":
+                return self.flower_url
+            case "postgres":
+                return f"port {self._postgres.port}"
+            case "valkey":
+                return f"port {self._valkey.port}"
+        return ""
+
+    def _api_ready(self, _since: datetime) -> bool:
+        return _answers(f"{self.url}/readyz")
+
+    def _flower_ready(self, _since: datetime) -> bool:
+        return _answers(f"{self.flower_url}/healthcheck")
+
+    def _worker_ready(self, device: str, since: datetime) -> bool:
+        try:
+            workers = self._database.workers()
+        except Unavailable:
+            return False
+        return any(worker.device == device and worker.started_at >= since for worker in workers)
+
+    # ── addresses ─────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def url(self) -> str:
+        return _http(self.settings.host, self.settings.port)
+
+    @property
+    def flower_url(self) -> str:
+        return _http(self.settings.host, self.settings.flower_port)
+
+    def _publish_addresses(self) -> None:
+        file = self.data / "system.json"
+        file.touch(mode=0o600)
+        addresses = {
+            "pid": os.getpid(),
+            "url": self.url,
+            "flower": self.flower_url if self._with_flower else None,
+            "environment": as_environment(self.settings),
+        }
+        file.write_text(json.dumps(addresses, ensure_ascii=False, indent=2))
+
+    def _log(self, name: str) -> Path:
+        return self.data / "logs" / f"{name}.log"
+
+
+def running_system(data: Path) -> dict[str, Any] | None:
+    """What `system.json` says, when the system that wrote it still runs."""
+    try:
+        system: dict[str, Any] = json.loads((data / "system.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return system if Lock(data / "lock").owner() == system["pid"] else None
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """The TUWEN_… variables that make a child read these settings; defaults are left out."""
+    values = {name: getattr(settings, name) for name in settings.model_fields_set}
+    return {f"TUWEN_{name.upper()}": _as_text(value) for name, value in values.items() if value is not None}
+
+
+def _as_text(value: Any) -> str:
+    if hasattr(value, "get_secret_value"):
+        return str(value.get_secret_value())
+    if isinstance(value, tuple):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
+
+
+def _http(host: str, port: int) -> str:
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)  # noqa: S104
+    return f"http://{reachable}:{port}"
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _obituary(process: Supervised) -> str:
+    code = process.exit_code or 0
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"{process.name} {how}. {process.log} ends:\n{last_lines(process.log)}"

@@ -3,7 +3,7 @@
 The four `Null…` engines answer at once, without torch. Each also does a trick when an item asks for one: a prompt
 or text asks by its first word, an image by being `painted(trick)`, a plain colour that survives PNG and resizing.
 
-    sleep [SECONDS]   takes that long for the whole batch (an image: 0.5), with progress in 10 steps, until all cancelled
+    sleep [SECONDS]   takes that long (an image: 0.5) in 10 told steps; stops when all items are cancelled
     hang              never answers and tells no progress
     crash             kills its own process with SIGKILL
     exit              leaves its process with exit code 3
@@ -203,8 +203,10 @@ def perform(items: Sequence[Item], run: Run, answer: Any) -> list[Output | Tuwen
 
 def _trick(item: Any) -> str | None:
     words = _words(item)
-    if words:
-        return words[0] if words[0] in COLOURS else None
+    if words and words[0] in COLOURS:
+        return words[0]
+    if isinstance(item, GenerateItem):
+        return None
     colour = tuple(item.pixels[0, 0].tolist())
     return next((trick for trick, marked in COLOURS.items() if marked == colour), None)
 

@@ -118,6 +118,8 @@ class Engine(Protocol):
     def run(self, items: Sequence[Item], run: Run) -> Sequence[Output | TuwenError]:
         """One forward pass. Answers in the order of `items`, an error for an item that fails alone.
 
+        A cancelled item's answer is thrown away, but must be there: `EngineError("cancelled")` will do.
+
         Raises:
             OutOfMemory: the batch does not fit; the caller tries smaller ones.
         """

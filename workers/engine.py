@@ -1,0 +1,295 @@
+"""The engine process seen from the worker: start it, ask it, notice when it dies or hangs, end it.
+
+One child per worker, spawned, never forked: CUDA does not survive a fork, and the worker itself must never touch it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from multiprocessing.sharedctypes import RawArray
+from typing import Any
+
+from shared.errors import EngineCrashed, EngineError, EngineHung, EngineStartFailed
+from shared.jobs import Kind
+from workers.engines import host
+from workers.engines.base import Item
+from workers.engines.host import Answer
+
+CANCEL_INTERVAL = 0.05
+"""Seconds between two looks at which items of the running batch were cancelled."""
+
+DYING = 5.0
+"""Seconds that a process gets to leave by itself once its pipe is closed, and to be gone once it is killed."""
+
+logger = logging.getLogger(__name__)
+_spawn = multiprocessing.get_context("spawn")
+
+
+def _nobody_told(_step: int, _steps: int) -> None: ...
+
+
+def _all_wanted(_index: int) -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    process: SpawnProcess
+    pipe: Connection
+
+
+class EngineProcess:
+    """The warm models of one worker, in a process of their own.
+
+    One request at a time: callers wait for each other. `stop` may come from any thread and interrupts.
+    After a crash or a hang the process is gone, and `start` makes a fresh, warmed one.
+
+    Args:
+        specs: engine of each kind, `builtin` or `import:package.module:Class`.
+        device: `cpu`, `cuda` or `cuda:N`, N counting the devices that CUDA_VISIBLE_DEVICES leaves in sight.
+        start_timeout: seconds for loading and warming all models.
+        batch_timeout: seconds of silence, neither progress nor answer, after which the process is killed.
+    """
+
+    def __init__(
+        self, specs: Mapping[Kind, str], device: str, start_timeout: float = 600.0, batch_timeout: float = 300.0
+    ):
+        self.specs = dict(specs)
+        self.device = device
+        self.start_timeout = start_timeout
+        self.batch_timeout = batch_timeout
+        self.revisions: dict[Kind, str] = {}
+        """Which weights answer for each kind, once started."""
+        self.device_name: str | None = None
+        self._busy = threading.Lock()
+        self._child: _Child | None = None
+        self._flags = RawArray("B", host.SLOTS)
+        # The process ends with the thread that started it (see host._end_with_parent): one that lasts starts them all.
+        self._starter = ThreadPoolExecutor(1, "engine-starter")
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a process and it runs."""
+        child = self._child
+        with contextlib.suppress(ValueError):  # another thread has just ended it
+            return child is not None and child.process.is_alive()
+        return False
+
+    @property
+    def pid(self) -> int | None:
+        child = self._child
+        with contextlib.suppress(ValueError):
+            return child.process.pid if child is not None else None
+        return None
+
+    def start(self) -> None:
+        """Spawn the process and wait until every model is loaded and has run an example. Replaces a running one.
+
+        Raises:
+            EngineStartFailed: with the kind, its spec and the reason.
+        """
+        with self._busy:
+            self._end()
+            for kind, spec in self.specs.items():
+                host.engine_path(kind, spec)
+            child = self._launch(*host.visible_device(self.device, os.environ.get("CUDA_VISIBLE_DEVICES")))
+            try:
+                ready = self._await_ready(child)
+            except BaseException:
+                self._end()
+                raise
+            self.revisions, self.device_name = ready.revisions, ready.device_name
+            logger.info("engine process %s is warm on %s: %s", self.pid, ready.device_name, ready.revisions)
+
+    def run(
+        self,
+        kind: Kind,
+        items: Sequence[Item],
+        on_progress: Callable[[int, int], None] = _nobody_told,
+        cancelled: Callable[[int], bool] = _all_wanted,
+    ) -> list[Answer]:
+        """Run one batch, at most `limit` items; answers in their order, an error for an item that failed alone.
+
+        Args:
+            on_progress: told `(step, steps)` of the whole batch as it goes.
+            cancelled: asked 20 times a second whether item `index` is wanted no more; the engine sees it at once.
+
+        Raises:
+            EngineCrashed: the process died.
+            EngineHung: it was silent for `batch_timeout`, and was killed.
+            OutOfMemory: the batch does not fit.
+            EngineError: the batch failed as a whole.
+        """
+        with self._busy:
+            answers: list[Answer] = self._ask(host.Batch(kind, tuple(items)), on_progress, cancelled).answers
+            return answers
+
+    def limit(self, kind: Kind, item: Item) -> int:
+        """Most items like `item` that one batch should hold (≥ 1). Raises as `run` does."""
+        with self._busy:
+            limit: int = self._ask(host.LimitQuestion(kind, item)).limit
+            return limit
+
+    def stop(self) -> None:
+        """End the process: politely when it is idle, at once when a batch or a start is under way."""
+        while not self._busy.acquire(timeout=0.05):
+            child = self._child
+            if child is not None:
+                with contextlib.suppress(ValueError):  # the thread that holds the lock has just ended it
+                    child.process.kill()
+        try:
+            self._end(patience=DYING)
+        finally:
+            self._busy.release()
+
+    # ── with the lock held ────────────────────────────────────────────────────────────────────────
+
+    def _launch(self, visible: str, device: str) -> _Child:
+        ours, theirs = _spawn.Pipe()
+        _bound(ours, self.batch_timeout)
+        arguments = (theirs, self._flags, self.specs, visible, device)
+        process = _spawn.Process(target=host.main, args=arguments, name="tuwen-engine")
+        self._starter.submit(process.start).result()
+        theirs.close()  # the process must hold the only other end, so that its death is the end of the pipe
+        self._child = _Child(process, ours)
+        # Runs before multiprocessing's own exit handler, which would wait for the process for ever.
+        atexit.register(self.stop)
+        return self._child
+
+    def _await_ready(self, child: _Child) -> host.Ready:
+        loading = "the engine process"
+        deadline = time.monotonic() + self.start_timeout
+        try:
+            while True:
+                message = _hear(child, deadline)
+                if isinstance(message, host.Ready):
+                    return message
+                if isinstance(message, host.Failed):
+                    logger.error("%s\n%s", message.error, message.trace)
+                    raise message.error
+                if isinstance(message, host.Loading):
+                    loading = f"{message.kind.value} engine {self.specs[message.kind]!r}"
+        except TimeoutError as error:
+            raise EngineStartFailed(f"{loading} was not ready {self.start_timeout:g} s after the start") from error
+        except (EOFError, OSError) as error:
+            raise EngineStartFailed(f"{loading} died while starting: the process {self._end(DYING)}") from error
+
+    def _ask(
+        self,
+        request: host.Batch | host.LimitQuestion,
+        on_progress: Callable[[int, int], None] = _nobody_told,
+        cancelled: Callable[[int], bool] = _all_wanted,
+    ) -> Any:
+        """Send a request and return its `Answers` or `Limit`. Afterwards the process is idle, or gone."""
+        if request.kind not in self.specs:
+            raise EngineError(f"this worker has no engine that can {request.kind.value}")
+        try:
+            reply = self._exchange(request, on_progress, cancelled)
+        except (BlockingIOError, TimeoutError) as error:
+            self._end()
+            raise EngineHung(f"the engine gave no sign of life for {self.batch_timeout:g} s and was killed") from error
+        except (EOFError, OSError) as error:
+            raise EngineCrashed(f"the engine process {self._end(DYING)}") from error
+        except BaseException:  # of a callback, say: the process would go on, and its answer be taken for the next one's
+            self._end()
+            raise
+        if isinstance(reply, host.Lost):
+            self._end(DYING)
+            logger.error("%s\n%s", reply.detail, reply.trace)
+            raise EngineCrashed(reply.detail)
+        if isinstance(reply, host.Failed):
+            if reply.trace:
+                logger.error("%s\n%s", reply.error, reply.trace)
+            raise reply.error
+        return reply
+
+    def _exchange(
+        self,
+        request: host.Batch | host.LimitQuestion,
+        on_progress: Callable[[int, int], None],
+        cancelled: Callable[[int], bool],
+    ) -> Any:
+        child = self._child
+        if child is None:
+            raise EOFError
+        count = len(request.items) if isinstance(request, host.Batch) else 0
+        self._flags[:count] = bytes(count)
+        child.pipe.send_bytes(pickle.dumps(request, protocol=5))
+        while True:
+            reply = _hear(child, time.monotonic() + self.batch_timeout, lambda: self._flag(count, cancelled))
+            if not isinstance(reply, host.Step):
+                return reply
+            on_progress(reply.step, reply.steps)
+
+    def _flag(self, count: int, cancelled: Callable[[int], bool]) -> None:
+        for index in range(count):
+            if not self._flags[index] and cancelled(index):
+                self._flags[index] = 1
+
+    def _end(self, patience: float = 0.0) -> str:
+        """Have the process gone and reaped, after `patience` seconds by force; says how it ended."""
+        child, self._child = self._child, None
+        if child is None:
+            return "was not running"
+        atexit.unregister(self.stop)
+        child.pipe.close()
+        process = child.process
+        process.join(patience)
+        if process.exitcode is None:
+            process.kill()
+            process.join(DYING)
+        if process.exitcode is None:
+            logger.error("process %s does not even obey SIGKILL; its device's driver may be stuck", process.pid)
+            return "cannot be killed"
+        ending = _ending(process.exitcode)
+        process.close()
+        return ending
+
+
+def _hear(child: _Child, deadline: float, meanwhile: Callable[[], None] = lambda: None) -> Any:
+    """The next message of the process.
+
+    Raises:
+        TimeoutError: none came before the monotonic `deadline`.
+        EOFError, OSError: none will come.
+    """
+    while not child.pipe.poll(CANCEL_INTERVAL):
+        meanwhile()
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        # A process that an engine forked may hold the pipe open after the engine's own death.
+        if not child.process.is_alive() and not child.pipe.poll():
+            raise EOFError
+    return pickle.loads(child.pipe.recv_bytes())  # noqa: S301  # from our own child
+
+
+def _bound(pipe: Connection, seconds: float) -> None:
+    """Have reads and writes fail with BlockingIOError when the other end does nothing for `seconds`.
+
+    A stopped process would otherwise block its parent in the middle of a message, where no poll helps.
+    """
+    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+        interval = struct.pack("@ll", int(seconds), round(seconds % 1 * 1e6))
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
+
+
+def _ending(exitcode: int) -> str:
+    if exitcode < 0:
+        return f"was killed by {signal.Signals(-exitcode).name}"
+    return f"ended with exit code {exitcode}"

@@ -1,0 +1,346 @@
+"""What runs inside the engine process: load the models, warm them up, run the batches that the parent sends.
+
+Requests and replies are pickles on one pipe whose other end only the parent holds, so the end of the parent is
+the end of the pipe. This module imports no torch: an engine does, after the device has been chosen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import math
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shared.errors import EngineError, EngineStartFailed, OutOfMemory, TuwenError
+from shared.jobs import DescribeResult, Kind, MatchResult, RecognizeResult
+from workers.engines.base import Engine, Item, Output, Picture
+
+Answer = Output | TuwenError
+
+SLOTS = 4096
+"""Most items of one batch: each has a byte of shared memory that says whether it was cancelled."""
+
+PROGRESS_INTERVAL = 0.05
+"""Seconds between two progress messages; a model of a thousand quick steps would flood the parent with them."""
+
+PR_SET_PDEATHSIG = 1
+"""From <linux/prctl.h>."""
+
+BUILTIN = {
+    Kind.GENERATE: "BuiltinGenerator",
+    Kind.DESCRIBE: "BuiltinDescriber",
+    Kind.RECOGNIZE: "BuiltinRecognizer",
+    Kind.MATCH: "BuiltinMatcher",
+}
+OUTPUTS: dict[Kind, type[Any]] = {
+    Kind.GENERATE: Picture,
+    Kind.DESCRIBE: DescribeResult,
+    Kind.RECOGNIZE: RecognizeResult,
+    Kind.MATCH: MatchResult,
+}
+
+
+# ── messages ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    kind: Kind
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LimitQuestion:
+    kind: Kind
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """The next model's turn has come; if the process dies now, this one is to blame."""
+
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Every model is loaded and has run its example."""
+
+    revisions: dict[Kind, str]
+    device_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    answers: list[Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request as a whole failed; `trace` is for the log where nobody foresaw it."""
+
+    error: TuwenError
+    trace: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The process is of no more use and ends itself, for the reason in `detail`."""
+
+    detail: str
+    trace: str
+
+
+# ── before the first import of torch ──────────────────────────────────────────────────────────────
+
+
+def visible_device(device: str, inherited: str | None) -> tuple[str, str]:
+    """CUDA_VISIBLE_DEVICES for the process, and the device's name inside it.
+
+    `inherited` is the variable's present value: `cuda:1` is then the second of the devices it names, as it is
+    for torch. The process sees one GPU only, so that no model can land on a neighbour's by mistake.
+
+    Raises:
+        EngineStartFailed: no such device.
+    """
+    if device == "cpu":
+        return "", "cpu"
+    family, _, number = device.partition(":")
+    if family != "cuda" or not (number or "0").isdecimal():
+        raise EngineStartFailed(f"unknown device {device!r}: 'cpu', 'cuda' and 'cuda:N' are allowed")
+    index = int(number or 0)
+    if inherited is None:
+        return str(index), "cuda:0"
+    named = [name.strip() for name in inherited.split(",") if name.strip()]
+    if index >= len(named):
+        raise EngineStartFailed(f"no device {device}: CUDA_VISIBLE_DEVICES={inherited!r} leaves {len(named)} in sight")
+    return named[index], "cuda:0"
+
+
+def engine_path(kind: Kind, spec: str) -> tuple[str, str]:
+    """Module and class of the engine that `spec` names.
+
+    Raises:
+        EngineStartFailed: not a way to name an engine.
+    """
+    if spec == "builtin":
+        return "workers.engines.builtin", BUILTIN[kind]
+    scheme, _, place = spec.partition(":")
+    module, _, name = place.partition(":")
+    if scheme == "import" and module and name:
+        return module, name
+    raise EngineStartFailed(
+        f"{kind.value} engine {spec!r}: 'builtin' and 'import:package.module:Class' are the ways to name an engine"
+    )
+
+
+def usable_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores this process may keep busy: its affinity and, what torch overlooks, the container's quota (cgroup v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = map(int, cpu_max.read_text().split())  # "max 100000" is no number: no quota
+        cores = min(cores, math.ceil(quota / period))
+    return max(1, cores)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, even while a model computes and nobody reads the pipe.
+
+    The signal comes when the *thread* that started this process ends; the parent starts it from one that lasts.
+    Elsewhere than on Linux the end of the pipe has to do.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid != os.getppid():  # it ended before the call above
+        os._exit(1)
+
+
+# ── the process ───────────────────────────────────────────────────────────────────────────────────
+
+
+def main(connection: Connection, flags: Sequence[int], specs: Mapping[Kind, str], visible: str, device: str) -> None:
+    """Entry of the spawned process.
+
+    `flags` is shared memory, a byte for each item of the running batch, not 0 when the item is cancelled;
+    `visible` and `device` are what `visible_device` answered.
+    """
+    # Ctrl-C and a supervisor's SIGTERM reach the whole process group; the parent decides when this one ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _end_with_parent()
+    faulthandler.enable()
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    if device == "cpu":
+        os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
+    host = _Host(connection, flags)
+    # EOFError and OSError come from the pipe: the parent is gone, and with it the reason to live.
+    with contextlib.suppress(EOFError, OSError):
+        if host.start(specs, device):
+            host.serve()
+
+
+class _Host:
+    def __init__(self, connection: Connection, flags: Sequence[int]):
+        self.connection = connection
+        self.flags = flags
+        self.engines: dict[Kind, Engine] = {}
+
+    def start(self, specs: Mapping[Kind, str], device: str) -> bool:
+        """Load and warm every model; tell the parent how it went."""
+        for kind, spec in specs.items():
+            self.send(Loading(kind))
+            try:
+                self.engines[kind] = self.load(kind, spec, device)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the parent reports and logs it
+                failure = EngineStartFailed(f"{kind.value} engine {spec!r} cannot start: {_cause(error)}")
+                self.send(Failed(failure, traceback.format_exc()))
+                return False
+        revisions = {kind: engine.revision for kind, engine in self.engines.items()}
+        return self.send(Ready(revisions, _device_name(device)))
+
+    def load(self, kind: Kind, spec: str, device: str) -> Engine:
+        """Construct the engine and run its example once, as a job would."""
+        module, name = engine_path(kind, spec)
+        engine = getattr(import_module(module), name)(device=device)
+        if not isinstance(engine, Engine) or engine.kind is not kind:
+            raise TypeError(f"{name} is not an engine that can {kind.value}")
+        example = engine.example()
+        engine.batch_limit(example)
+        answer = _checked(kind, engine.run([example], _Run(self, 1)), 1)[0]
+        if isinstance(answer, TuwenError):
+            raise answer
+        return engine
+
+    def serve(self) -> None:
+        """Answer requests until the parent hangs up or the device is lost."""
+        while True:
+            request = pickle.loads(self.connection.recv_bytes())  # noqa: S301  # from our own parent
+            reply = self.reply(request)
+            if isinstance(reply, Failed) and isinstance(reply.error, OutOfMemory):
+                _free_memory()  # here, where no traceback holds the batch's tensors any more
+            if not self.send(reply):
+                return
+
+    def reply(self, request: Batch | LimitQuestion) -> Answers | Limit | Failed | Lost:
+        kind = request.kind
+        engine = self.engines[kind]
+        try:
+            if isinstance(request, LimitQuestion):
+                return Limit(min(max(1, engine.batch_limit(request.item)), SLOTS))
+            count = len(request.items)
+            return Answers(_checked(kind, engine.run(request.items, _Run(self, count)), count))
+        except TuwenError as error:
+            return Failed(error)
+        except Exception as error:  # noqa: BLE001  # one bad batch must not end the process
+            trace = traceback.format_exc()
+            if _is_out_of_memory(error):
+                return Failed(OutOfMemory(f"the {kind.value} model ran out of memory"))
+            if "CUDA error" in str(error):
+                # Such an error is sticky (CUDA C++ Programming Guide, "Error Checking"): every later call fails too.
+                return Lost(f"the device failed under the {kind.value} model: {_cause(error)}", trace)
+            return Failed(EngineError(f"the {kind.value} model failed ({type(error).__name__})"), trace)
+
+    def send(self, message: object) -> bool:
+        """Send; False when it was the last message of this process."""
+        try:
+            data = pickle.dumps(message, protocol=5)
+        except Exception as error:  # noqa: BLE001  # an engine of somebody's own may answer with anything
+            failure = EngineError(f"an answer cannot be sent ({type(error).__name__})")
+            data = pickle.dumps(Failed(failure, traceback.format_exc()))
+        self.connection.send_bytes(data)
+        return not isinstance(message, Lost)
+
+
+class _Run:
+    """What the engine is handed with a batch: see `workers.engines.base.Run`."""
+
+    def __init__(self, host: _Host, count: int):
+        self._host = host
+        self._count = count
+        self._told = -math.inf
+
+    def progress(self, step: int, steps: int) -> None:
+        now = time.monotonic()
+        if now - self._told >= PROGRESS_INTERVAL:
+            self._told = now
+            self._host.send(Step(int(step), int(steps)))
+
+    def cancelled(self, index: int) -> bool:
+        if not 0 <= index < self._count:
+            raise IndexError(f"item {index} of a batch of {self._count}")
+        return self._host.flags[index] != 0
+
+
+def _checked(kind: Kind, answers: Sequence[Any], count: int) -> list[Answer]:
+    """The answers, once they are known to be `count` of what `kind` promises."""
+    if len(answers) != count:
+        raise TypeError(f"{len(answers)} answers to {count} items")
+    return [_checked_one(kind, answer) for answer in answers]
+
+
+def _checked_one(kind: Kind, answer: Any) -> Answer:
+    if isinstance(answer, TuwenError):
+        return answer
+    if not isinstance(answer, OUTPUTS[kind]):
+        raise TypeError(f"{type(answer).__name__} is no answer to a {kind.value} item")
+    if isinstance(answer, Picture):
+        pixels = answer.pixels
+        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[2:] != (3,):
+            return EngineError("the generate model did not answer with RGB pixels of 8 bits")
+    return answer  # type: ignore[no-any-return]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch has its own type on the GPU only; the CPU allocator and the CUDA libraries tell by their text."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    signs = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def _free_memory() -> None:
+    """Give the failed batch's memory back, so that a smaller one finds room."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _device_name(device: str) -> str:
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name(device) if torch is not None and device != "cpu" else device
+
+
+def _cause(error: Exception) -> str:
+    """The error in one short line."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:300].removesuffix(": ")

@@ -564,6 +564,11 @@ class Database:
                 raise NotFound(f"There is no job {id}.")
         return [found[id] for id in ids]
 
+    def statuses(self, ids: Sequence[UUID]) -> dict[UUID, Status]:
+        """States of those of these jobs that exist, whoever's they are."""
+        rows = self._run(select(JobRow.id, JobRow.status).where(JobRow.id.in_(ids)))
+        return {row.id: Status(row.status) for row in rows}
+
     def jobs(
         self,
         tenant: Tenant,
@@ -693,7 +698,7 @@ class Database:
         backoff = func.least(3600, 5 * func.power(4, WebhookRow.attempts)) * _seconds(1)
         return self._run(
             update(WebhookRow)
-            .where(WebhookRow.id.in_(due), WebhookRow.job_id == JobRow.id)
+            .where(WebhookRow.id.in_(due), WebhookRow.job_id == JobRow.id, JobRow.finished_at.is_not(None))
             .values(attempts=WebhookRow.attempts + 1, due_at=func.now() + backoff)
             .returning(
                 WebhookRow.id,

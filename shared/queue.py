@@ -130,7 +130,7 @@ class JobQueue:
 
     def __init__(self, settings: Settings):
         self._app = celery_app(settings)
-        self._redis = connect(settings)
+        self.redis = connect(settings)
 
     def publish(self, jobs: Iterable[Dispatch]) -> None:
         """Hand job ids to the workers, most urgent first; the task id is the job id.
@@ -155,7 +155,7 @@ class JobQueue:
 
         Best effort: watchers also look at PostgreSQL, so an event that is lost is only late.
         """
-        pipeline = self._redis.pipeline(transaction=False)
+        pipeline = self.redis.pipeline(transaction=False)
         for job_id, event in events:
             message = json.dumps(event)
             if "progress" in event:
@@ -169,13 +169,13 @@ class JobQueue:
     def progress(self, job_id: UUID) -> Progress | None:
         """The last progress announced, if any in the last minute."""
         with _translated():
-            message = self._redis.get(progress_key(job_id))
+            message = self.redis.get(progress_key(job_id))
         return Progress.model_validate_json(message) if message else None
 
     def request_cancel(self, job_id: UUID) -> None:
         """Wake the worker that runs this job; the request itself is in PostgreSQL."""
         with _translated():
-            self._redis.publish(CANCEL_CHANNEL, str(job_id))
+            self.redis.publish(CANCEL_CHANNEL, str(job_id))
 
     def depth(self) -> dict[Kind, int]:
         """Messages per kind that no worker has started: those waiting, and those prefetched."""
@@ -186,14 +186,14 @@ class JobQueue:
     def generation(self) -> str:
         """Names this Redis's data: it changes when Redis restarts and when its data is wiped."""
         with _translated():
-            self._redis.set(GENERATION_KEY, str(uuid4()), nx=True)
-            return f"{self._redis.get(GENERATION_KEY)!s}@{self._redis.info('server')['run_id']}"
+            self.redis.set(GENERATION_KEY, str(uuid4()), nx=True)
+            return f"{self.redis.get(GENERATION_KEY)!s}@{self.redis.info('server')['run_id']}"
 
     def check(self) -> None:
         """Readiness: Redis answers."""
         with _translated():
-            self._redis.ping()
+            self.redis.ping()
 
     def close(self) -> None:
-        self._redis.close()
+        self.redis.close()
         self._app.close()

@@ -66,6 +66,11 @@ def content_key(prefix: str, data: bytes, suffix: str = "") -> str:
     return f"{prefix}/{digest[:2]}/{digest}{suffix}"
 
 
+def file_key(tenant: str, sha256: str) -> str:
+    """Key of an uploaded file. Each tenant has a copy, so that what one deletes another does not miss."""
+    return f"files/{tenant}/{sha256[:2]}/{sha256}"
+
+
 class ObjectStore:
     """Blocking and thread-safe; every method raises `StorageUnavailable` when the store cannot be used.
 

@@ -5,6 +5,7 @@ TuwenError
 │   ├── UnknownModel               422  unknown_model
 │   ├── IdempotencyMismatch        422  idempotency_mismatch
 │   ├── UrlForbidden               422  url_forbidden
+│   ├── FetchRefused               422  fetch_refused
 │   └── ImageRejected              422  image_rejected
 │       ├── ImageCorrupt           422  image_corrupt
 │       ├── ImageTooLarge          422  image_too_large
@@ -75,6 +76,10 @@ class IdempotencyMismatch(InvalidRequest):
 
 class UrlForbidden(InvalidRequest):
     code = "url_forbidden"
+
+
+class FetchRefused(InvalidRequest):
+    code = "fetch_refused"
 
 
 class ImageRejected(InvalidRequest):

@@ -94,6 +94,12 @@ def possible_actions(object_: str, place: str) -> tuple[str | None, ...]:
     return (None, "sitting", "running", "jumping", "sleeping")
 
 
+def mirrored(scene: Scene) -> Scene:
+    """What the mirror image of the scene's picture shows."""
+    swap = {"left": "right", "right": "left"}
+    return replace(scene, relation=swap.get(scene.relation, scene.relation)) if scene.relation else scene
+
+
 T = TypeVar("T")
 
 
@@ -131,7 +137,7 @@ def _draw_thing(rng: np.random.Generator, object_: str, place: str, count: int) 
 def edit(scene: Scene, rng: np.random.Generator, split: Split = "train") -> Scene:
     """A scene that differs in exactly one respect: a hard negative for the same picture.
 
-    Outside `unseen`, unseen pairs stay out here too: a model that met them only as negatives would learn to refuse them.
+    Outside `unseen`, unseen pairs stay out here too: a model that met them only as negatives would refuse them.
     """
     while True:
         other = _edit_once(scene, rng)
@@ -199,14 +205,14 @@ def slots(scene: Scene) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Mention:
+class Mention:
     """What a caption says of a thing; None is left unsaid."""
 
     object: str
-    count: int
-    colour: str | None
-    size: str | None
-    action: str | None
+    count: int = 1
+    colour: str | None = None
+    size: str | None = None
+    action: str | None = None
 
 
 def caption(
@@ -226,7 +232,7 @@ def caption(
     if len(scene.things) == 2 and rng.random() >= 0.5:
         scene = scene.reversed()
     mentions = [
-        _Mention(t.object, t.count, said(t.colour), None if style == "short" else said(t.size), said(t.action))
+        Mention(t.object, t.count, said(t.colour), None if style == "short" else said(t.size), said(t.action))
         for t in scene.things
     ]
     place, relation = said(scene.place), said(scene.relation)
@@ -257,7 +263,7 @@ _EN_OPENINGS = ("in this picture, ", "here, ")
 
 
 class _Chinese:
-    def noun(self, m: _Mention, rng: np.random.Generator, *, action: bool) -> str:
+    def noun(self, m: Mention, rng: np.random.Generator, *, action: bool) -> str:
         concept = CONCEPT[m.object]
         head = pick(rng, CONCEPT[str(m.count)].zh[:1]) + pick(rng, concept.measure)
         doing = f"正在{pick(rng, CONCEPT[m.action].zh)}的" if action and m.action else ""
@@ -271,7 +277,7 @@ class _Chinese:
             return f"{head}{doing}{size}{pick(rng, CONCEPT[m.colour].zh)}{pick(rng, concept.zh)}"
         return f"{head}{doing}{size}{CONCEPT[m.colour].zh_short}{concept.zh_short}"
 
-    def one(self, m: _Mention, place: str | None, rng: np.random.Generator) -> str:
+    def one(self, m: Mention, place: str | None, rng: np.random.Generator) -> str:
         where = pick(rng, PLACES_ZH[place]) if place else None
         noun = self.noun(m, rng, action=False)
         verb = pick(rng, CONCEPT[m.action].zh) if m.action else None
@@ -284,7 +290,7 @@ class _Chinese:
             return pick(rng, (f"{noun}在{verb}", f"{noun}正在{verb}", self.noun(m, rng, action=True)))
         return noun
 
-    def two(self, ms: Sequence[_Mention], place: str | None, relation: str | None, rng: np.random.Generator) -> str:
+    def two(self, ms: Sequence[Mention], place: str | None, relation: str | None, rng: np.random.Generator) -> str:
         a, b = (self.noun(m, rng, action=True) for m in ms)
         where = pick(rng, PLACES_ZH[place]) if place else None
         if relation is None:
@@ -296,7 +302,7 @@ class _Chinese:
         text = pick(rng, (f"{a}在{b}的{side}", f"{a}在{b}{side}", f"{b}的{side}有{a}"))
         return f"{where}，{text}" if where else text
 
-    def tags(self, ms: Sequence[_Mention], place: str | None, relation: str | None, rng: np.random.Generator) -> str:
+    def tags(self, ms: Sequence[Mention], place: str | None, relation: str | None, rng: np.random.Generator) -> str:
         parts: list[str] = []
         for m in ms:
             head = CONCEPT[str(m.count)].zh[0] + CONCEPT[m.object].measure[0] if m.count > 1 else ""
@@ -312,7 +318,7 @@ class _Chinese:
 
 
 class _English:
-    def noun(self, m: _Mention, rng: np.random.Generator, *, action: bool) -> str:
+    def noun(self, m: Mention, rng: np.random.Generator, *, action: bool) -> str:
         concept = CONCEPT[m.object]
         name = pick(rng, concept.plural if m.count > 1 else concept.en)
         words = [pick(rng, CONCEPT[word].en) for word in (m.size, m.colour) if word]
@@ -324,7 +330,7 @@ class _English:
         head = CONCEPT[str(m.count)].en[0] if m.count > 1 else "an" if words[0][0] in "aeiou" else "a"
         return " ".join([head, *words, *([doing] if doing else [])])
 
-    def one(self, m: _Mention, place: str | None, rng: np.random.Generator) -> str:
+    def one(self, m: Mention, place: str | None, rng: np.random.Generator) -> str:
         where = pick(rng, PLACES_EN[place]) if place else None
         noun = self.noun(m, rng, action=False)
         verb = pick(rng, CONCEPT[m.action].en) if m.action else None
@@ -338,7 +344,7 @@ class _English:
             return pick(rng, (f"{noun} {verb}", f"{noun} {be} {verb}", self.noun(m, rng, action=True)))
         return noun
 
-    def two(self, ms: Sequence[_Mention], place: str | None, relation: str | None, rng: np.random.Generator) -> str:
+    def two(self, ms: Sequence[Mention], place: str | None, relation: str | None, rng: np.random.Generator) -> str:
         a, b = (self.noun(m, rng, action=True) for m in ms)
         where = pick(rng, PLACES_EN[place]) if place else None
         if relation is None:
@@ -348,7 +354,7 @@ class _English:
         text = pick(rng, (f"{a} {side} {b}", f"{a} is {side} {b}"))
         return text if where is None else pick(rng, (f"{text} {where}", f"{where}, {text}"))
 
-    def tags(self, ms: Sequence[_Mention], place: str | None, relation: str | None, rng: np.random.Generator) -> str:
+    def tags(self, ms: Sequence[Mention], place: str | None, relation: str | None, rng: np.random.Generator) -> str:
         parts: list[str] = []
         for m in ms:
             concept = CONCEPT[m.object]

@@ -119,10 +119,10 @@ EXTRA_FORMS: dict[Role, dict[str, tuple[str, ...]]] = {
         "boat": ("ship", "ships"),
         "tree": ("大树",),
     },
-    "colour": {"orange": ("橘黄色", "橙黄色"), "purple": (), "white": ("雪白",), "black": ("漆黑",)},
+    "colour": {"orange": ("橘黄色", "橙黄色"), "white": ("雪白",), "black": ("漆黑",)},
     "action": {
         "sitting": ("坐下", "蹲着", "坐"),
-        "running": ("跑", "runs"),
+        "running": ("跑",),
         "jumping": ("跳起", "跳"),
         "sleeping": ("睡着", "睡", "asleep"),
         "flying": ("飞",),
@@ -138,10 +138,10 @@ EXTRA_FORMS: dict[Role, dict[str, tuple[str, ...]]] = {
     "place": {
         "grass": ("草原", "草丛", "meadow"),
         "sand": ("海滩", "沙漠", "sandy beach", "desert"),
-        "snow": ("雪", "雪中"),
-        "water": ("湖", "湖里", "海里", "海面", "sea", "水"),
+        "snow": ("雪",),
+        "water": ("水面", "湖面", "海面", "湖", "海", "sea"),
         "room": ("室内", "屋里", "indoors"),
-        "night street": ("夜街", "街道", "街上", "street at night", "street"),
+        "night street": ("夜街", "街道", "街上", "夜晚", "street at night", "street", "night"),
     },
     "relation": {
         "left": ("on the left of", "左面", "左"),
@@ -153,8 +153,11 @@ EXTRA_FORMS: dict[Role, dict[str, tuple[str, ...]]] = {
 """Forms that are understood but never written."""
 
 FILLERS = frozenset(
-    "the is are was there here of in on at to and with that which it its while picture image photo drawing shows "
-    "showing scene has this lake lawn by night "
-    "的 在 正在 正 着 是 有 和 与 以及 上 里 中 只 条 匹 辆 艘 座 栋 棵 个 头 张 幅 画面中 画面里 图中 图片 照片 画 这是 它 着的 了".split()
+    (
+        *("the", "is", "are", "was", "there", "here", "of", "in", "on", "at", "to", "and", "with", "that", "which", "it"),
+        *("its", "while", "picture", "image", "photo", "drawing", "shows", "showing", "scene", "has", "this", "by"),
+        *("的", "在", "正在", "正", "着", "是", "有", "和", "与", "以及", "上", "里", "中", "只", "条", "匹", "辆", "艘"),
+        *("座", "栋", "棵", "头", "张", "幅", "画面", "图", "图片", "照片", "画", "这", "它", "了", "一张", "一幅"),
+    )
 )
 """Words that carry no meaning of their own."""

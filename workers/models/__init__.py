@@ -1,0 +1,1 @@
+"""Plain torch modules, one model a file."""

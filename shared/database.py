@@ -127,6 +127,8 @@ class QueueState:
 
     kind: Kind
     queued: int
+    ready: int
+    """Those queued that may run now; the others wait out a backoff."""
     running: int
     oldest_age: float
     """Seconds the oldest job that may run has waited; 0 when none waits."""
@@ -291,6 +293,7 @@ _TAKE_DUE = text("""
 _QUEUES = text("""
     SELECT kind,
         count(*) FILTER (WHERE status = 'queued') AS queued,
+        count(*) FILTER (WHERE status = 'queued' AND available_at <= now()) AS ready,
         count(*) FILTER (WHERE status = 'running') AS running,
         GREATEST(0, COALESCE(EXTRACT(EPOCH FROM now() - min(available_at) FILTER (
             WHERE status = 'queued' AND available_at <= now())), 0))::float8 AS oldest_age
@@ -668,9 +671,9 @@ class Database:
 
     def queues(self) -> dict[Kind, QueueState]:
         """Depth and age of every kind's queue."""
-        states = {kind: QueueState(kind, 0, 0, 0.0) for kind in Kind}
+        states = {kind: QueueState(kind, 0, 0, 0, 0.0) for kind in Kind}
         for row in self._run(_QUEUES):
-            states[Kind(row.kind)] = QueueState(Kind(row.kind), row.queued, row.running, row.oldest_age)
+            states[Kind(row.kind)] = QueueState(Kind(row.kind), row.queued, row.ready, row.running, row.oldest_age)
         return states
 
     def forget_workers(self) -> None:

@@ -27,7 +27,9 @@ from shared.settings import Settings
 log = logging.getLogger(__name__)
 
 HOUSEKEEPING_QUEUE = "tuwen.housekeeping"
-HOUSEKEEPING_TASK = "tuwen.housekeep"
+HOUSEKEEPING_TASK = "tuwen.housekeeping"
+WEBHOOKS_TASK = "tuwen.webhooks"
+COLLECTION_TASK = "tuwen.collection"
 GENERATION_KEY = "tuwen:generation"
 """Held by every Redis that has not lost its data since the housekeeper last looked."""
 CANCEL_CHANNEL = "tuwen:cancel"

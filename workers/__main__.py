@@ -1,0 +1,56 @@
+"""`python -m workers worker|housekeeper|flower`: what the command `tuwen` and the containers run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from pydantic import ValidationError
+
+from shared.errors import TuwenError
+from shared.jobs import Kind
+from shared.settings import Settings
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
+    roles = parser.add_subparsers(dest="role", required=True)
+    worker = roles.add_parser("worker", help="run jobs on one device")
+    worker.add_argument("--device", help="cpu or cuda:N; default TUWEN_DEVICE")
+    worker.add_argument("--name", help="tells apart workers of one host and device")
+    worker.add_argument("--kinds", nargs="+", type=Kind, choices=list(Kind), help="default: all")
+    roles.add_parser("housekeeper", help="re-dispatch, leases, webhooks, collection")
+    roles.add_parser("flower", help="monitoring page")
+    arguments = parser.parse_args()
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)  # several lines a job
+    given = {name: value for name in ("device", "kinds") if (value := getattr(arguments, name, None))}
+    try:
+        return _run(arguments, Settings(**given))
+    except ValidationError as error:
+        print(f"configuration: {error}", file=sys.stderr)
+    except TuwenError as error:
+        print(f"{error.code}: {error}", file=sys.stderr)
+    return 1
+
+
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
+    # Imported here, so that each role loads only what it needs.
+    if arguments.role == "worker":
+        from workers.app import run_worker
+
+        return run_worker(settings, arguments.name)
+    if arguments.role == "housekeeper":
+        from workers.app import run_housekeeper
+
+        return run_housekeeper(settings)
+    from workers.flower import run_flower
+
+    return run_flower(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

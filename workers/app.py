@@ -1,0 +1,114 @@
+"""Start-up of the worker and the housekeeper: the same Celery application in two roles."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import threading
+from typing import Any
+
+from celery import Celery, signals
+from celery.apps.worker import Worker
+from celery.worker import state
+
+from shared.metrics import Recorder
+from shared.queue import HOUSEKEEPING_QUEUE, celery_app, queue_name
+from shared.settings import Settings
+from workers import housekeeping, tasks
+from workers.batcher import Batcher
+from workers.engine import EngineProcess
+from workers.housekeeping import Housekeeper
+from workers.runner import Runner
+
+log = logging.getLogger(__name__)
+
+EXIT_BROKEN = 1
+"""Exit status of a worker whose engine does not start any more; a supervisor starts it anew."""
+
+
+def run_worker(settings: Settings, name: str | None = None) -> int:
+    """Warm the models, then take jobs until SIGTERM or SIGINT. Returns the exit status.
+
+    `name` tells apart workers of one host and device; the default is the device.
+
+    Raises:
+        EngineStartFailed: a model cannot be loaded or fails on its example.
+        DatabaseUnavailable: PostgreSQL cannot be reached.
+        ConfigurationError: the object storage cannot be used.
+    """
+    hostname = f"{name or settings.device.replace(':', '-')}@{platform.node()}"
+    engine = EngineProcess(
+        {kind: settings.model_for(kind) for kind in settings.kinds},
+        settings.device,
+        start_timeout=settings.engine_start_timeout,
+        batch_timeout=settings.batch_timeout,
+    )
+    recorder = Recorder()
+    batcher = Batcher(engine, on_batch=recorder.batch)
+    runner = Runner(settings, hostname, batcher, on_broken=_stop_consuming, recorder=recorder)
+    app = celery_app(settings)
+    tasks.define(app, runner)
+    try:
+        batcher.start()
+        models = {
+            kind: {"model": settings.model_for(kind), "revision": engine.revisions[kind]} for kind in settings.kinds
+        }
+        runner.start(engine.device_name or settings.device, models)
+        # Only now: a message that is prefetched while models load would wait for them although another worker is free.
+        consumer = _consumer(
+            app, hostname, queues=[queue_name(kind) for kind in settings.kinds], threads=settings.worker_threads
+        )
+
+        def stop(**_: Any) -> None:
+            # Celery waits for the threads that run jobs, and those wait for the batcher. In a thread, because
+            # Celery sends this signal from its handler of SIGTERM.
+            threading.Thread(target=runner.stop, args=(settings.shutdown_grace,), name="shutdown").start()
+
+        signals.worker_shutting_down.connect(stop)
+        log.info("worker %s is warm on %s", hostname, engine.device_name)
+        consumer.start()
+        return consumer.exitcode or 0
+    finally:
+        runner.stop(0)
+        runner.close()
+
+
+def run_housekeeper(settings: Settings) -> int:
+    """Run beat and the housekeeping queue until SIGTERM or SIGINT. Returns the exit status."""
+    app = celery_app(settings)
+    housekeeping.define(app, Housekeeper(settings, app), settings.housekeeping_interval)
+    consumer = _consumer(
+        app,
+        f"housekeeper@{platform.node()}",
+        queues=[HOUSEKEEPING_QUEUE],
+        threads=3,
+        # In memory: each task runs every few seconds anyway, so no times need to outlive a restart.
+        beat=True,
+        scheduler="celery.beat:Scheduler",
+    )
+    consumer.start()
+    return consumer.exitcode or 0
+
+
+def _consumer(app: Celery, hostname: str, *, queues: list[str], threads: int, **options: Any) -> Worker:
+    signals.setup_logging.connect(_keep_our_logging)
+    return app.Worker(
+        hostname=hostname,
+        pool="threads",
+        concurrency=threads,
+        queues=queues,
+        task_events=True,
+        # Workers have nothing to tell each other.
+        without_gossip=True,
+        without_mingle=True,
+        **options,
+    )
+
+
+def _keep_our_logging(**_: Any) -> None:
+    """Celery configures logging unless somebody listens to this signal."""
+
+
+def _stop_consuming() -> None:
+    """Warm shutdown from any thread; Celery's consumer looks at this flag once a second."""
+    state.should_stop = EXIT_BROKEN

@@ -1,0 +1,160 @@
+"""The housekeeper: every few seconds it mends what died, was lost, or is owed.
+
+Any number of housekeepers may run. Each round takes a lock in PostgreSQL, so one of them acts; and each
+thing it does is a guarded statement, so a round that is cut off or done twice does no harm.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+from celery import Celery
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
+
+from shared.database import Database
+from shared.errors import QueueUnavailable, Unavailable
+from shared.fetch import Fetcher
+from shared.jobs import Kind, Status
+from shared.queue import COLLECTION_TASK, HOUSEKEEPING_QUEUE, HOUSEKEEPING_TASK, WEBHOOKS_TASK, JobQueue
+from shared.settings import Settings
+from shared.storage import ObjectStore
+from workers import webhooks
+
+log = logging.getLogger(__name__)
+
+DISPATCH_LIMIT = 5000
+"""Messages published in one round and kind; a wiped Redis is refilled over several rounds."""
+
+COLLECTED_PREFIXES = ("results", "files")
+
+_LOST = {"exception": "WorkerLost('the worker stopped answering')", "traceback": ""}
+FLOWER_EVENTS: dict[Status, tuple[str, dict[str, Any]]] = {
+    Status.QUEUED: ("task-retried", _LOST),
+    Status.FAILED: ("task-failed", _LOST),
+    Status.QUARANTINED: ("task-failed", _LOST),
+    Status.CANCELLED: ("task-revoked", {"terminated": False, "signum": None, "expired": False}),
+    Status.EXPIRED: ("task-revoked", {"terminated": False, "signum": None, "expired": True}),
+}
+"""Celery's event for what a job that lost its worker has become."""
+
+
+class Housekeeper:
+    def __init__(self, settings: Settings, app: Celery):
+        self._settings = settings
+        self._app = app
+        self._database = Database(settings, pool_size=4)
+        self._queue = JobQueue(settings)
+        self._store = ObjectStore.open(settings)
+        self._fetcher = Fetcher(settings)
+        self._generation: str | None = None
+
+    def housekeep(self) -> None:
+        """One round. Does nothing while another housekeeper is at it."""
+        with self._database.leading() as leads:
+            if not leads:
+                return
+            self._announce(self._database.rescue())
+            self._announce(dict.fromkeys(self._database.expire_queued(), Status.EXPIRED))
+            self._dispatch()
+
+    def deliver_webhooks(self) -> None:
+        webhooks.deliver(self._settings, self._database, self._fetcher)
+
+    def collect(self) -> None:
+        """Remove what nobody can ask for any more: orphaned objects, dead workers, old idempotency keys."""
+        with self._database.leading() as leads:
+            if leads:
+                self._database.forget_workers()
+                self._database.forget_idempotency_keys()
+        self._collect_orphans()
+
+    def _dispatch(self) -> None:
+        """Publish queued jobs whose message was lost, or was never sent.
+
+        A deep queue is no loss: only as many are published as there are more jobs than messages.
+        """
+        try:
+            generation = self._queue.generation()
+            if generation != self._generation:
+                # Another Redis, or the same one after a restart or a wipe: what it held may be gone.
+                log.info("Redis may have lost its messages: %d queued jobs are due", self._database.all_due())
+                self._generation = generation
+            messages = self._queue.depth()
+        except QueueUnavailable as error:
+            log.warning("nothing published: %s", error)
+            return
+        for kind, state in self._database.queues().items():
+            lost = state.ready - messages[kind]
+            if lost > 0:
+                self._publish(kind, min(lost, DISPATCH_LIMIT))
+
+    def _publish(self, kind: Kind, most: int) -> None:
+        due = self._database.take_due(kind, most)
+        if not due:
+            return
+        log.info("publishing %d %s jobs again", len(due), kind)
+        try:
+            self._queue.publish(due)
+        except QueueUnavailable:
+            self._database.dispatch_now([job.id for job in due])
+
+    def _announce(self, ended: Mapping[UUID, Status]) -> None:
+        """Tell watchers, and Flower, of jobs that no worker could tell them of."""
+        if not ended:
+            return
+        log.info("settled without a worker: %s", {str(id): status.value for id, status in ended.items()})
+        self._queue.announce((id, {"status": status.value}) for id, status in ended.items())
+        try:
+            with self._app.events.default_dispatcher() as dispatcher:
+                for id, status in ended.items():
+                    event, details = FLOWER_EVENTS[status]
+                    dispatcher.send(event, uuid=str(id), **details)
+        except (KombuError, RedisError, OSError) as error:
+            log.warning("Flower was not told: %s", error)
+
+    def _collect_orphans(self) -> None:
+        """Objects that were stored for a row that was then never written."""
+        before = datetime.now(UTC) - timedelta(seconds=self._settings.orphan_age)
+        for prefix in COLLECTED_PREFIXES:
+            old = (stored.key for stored in self._store.list(prefix) if stored.last_modified < before)
+            while keys := list(islice(old, 1000)):
+                for key in self._database.unreferenced(keys):
+                    log.info("collecting %s", key)
+                    self._store.delete(key)
+
+
+def define(app: Celery, housekeeper: Housekeeper, interval: float) -> None:
+    """Register the housekeeping tasks with `app`, and their times with its beat; `interval` in seconds."""
+    every = {
+        HOUSEKEEPING_TASK: (housekeeper.housekeep, interval),
+        WEBHOOKS_TASK: (housekeeper.deliver_webhooks, interval),
+        COLLECTION_TASK: (housekeeper.collect, 3600.0),
+    }
+    for name, (do, _) in every.items():
+        # An outage is no failure of the task: the next round comes anyway.
+        app.task(_outages_logged(do), name=name, ignore_result=True)
+    app.conf.beat_schedule = {
+        name: {
+            "task": name,
+            "schedule": seconds,
+            # A tick that waited out its interval is stale: the next one does its work.
+            "options": {"queue": HOUSEKEEPING_QUEUE, "expires": seconds},
+        }
+        for name, (_, seconds) in every.items()
+    }
+
+
+def _outages_logged(do: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        try:
+            do()
+        except Unavailable as error:
+            log.warning("%s put off: %s", do.__name__, error)
+
+    return run

@@ -1,0 +1,70 @@
+"""Delivery of webhooks, signed as Standard Webhooks 1.0 says (https://www.standardwebhooks.com)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+from standardwebhooks.webhooks import Webhook
+
+from shared.database import Database
+from shared.errors import TuwenError
+from shared.fetch import Fetcher
+from shared.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 8
+"""With the backoff of `Database.take_webhooks`, the last attempt comes about four hours after the first."""
+
+AT_ONCE = 8
+
+
+def deliver(settings: Settings, database: Database, fetcher: Fetcher) -> int:
+    """Deliver what is due; returns how many were tried.
+
+    At least once, so a receiver goes by `webhook-id`. Any number of processes may deliver at a time.
+    """
+    if settings.webhook_secret is None:
+        return 0
+    signer = Webhook(settings.webhook_secret.get_secret_value())
+    due = database.take_webhooks(most=100)
+    with ThreadPoolExecutor(AT_ONCE, "webhooks") as pool:
+        for owed in due:
+            pool.submit(_deliver_one, signer, database, fetcher, owed)
+    return len(due)
+
+
+def _deliver_one(signer: Webhook, database: Database, fetcher: Fetcher, owed: Any) -> None:
+    now = datetime.now(UTC)
+    body = json.dumps(
+        {
+            "type": f"job.{owed.status}",
+            "timestamp": owed.finished_at.isoformat(),
+            "data": {"id": str(owed.job_id), "status": owed.status},
+        }
+    )
+    headers = {
+        "content-type": "application/json",
+        "webhook-id": str(owed.id),
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": signer.sign(str(owed.id), now, body),
+    }
+    try:
+        status = fetcher.post(owed.url, body.encode(), headers)
+        problem = None if 200 <= status < 300 else f"answered {status}"
+    except TuwenError as error:
+        problem = str(error)
+    except Exception:
+        log.exception("webhook %s failed in a way nobody foresaw", owed.id)
+        problem = "internal error"
+    try:
+        if problem is None:
+            database.webhook_delivered(owed.id)
+        else:
+            database.webhook_failed(owed.id, problem, give_up=owed.attempts >= MAX_ATTEMPTS)
+    except TuwenError as error:
+        log.warning("webhook %s: %s; it will be delivered again", owed.id, error)

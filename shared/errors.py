@@ -12,6 +12,7 @@ TuwenError
 │       ├── TooManyFrames          422  too_many_frames
 │       └── UnsupportedFormat      422  unsupported_format
 ├── Unauthorized                   401  unauthorized
+├── Forbidden                      403  forbidden
 ├── NotFound                       404  not_found
 ├── Conflict                       409  conflict
 ├── PayloadTooLarge                413  payload_too_large
@@ -104,6 +105,10 @@ class UnsupportedFormat(ImageRejected):
 
 class Unauthorized(TuwenError):
     code, status = "unauthorized", 401
+
+
+class Forbidden(TuwenError):
+    code, status = "forbidden", 403
 
 
 class NotFound(TuwenError):

@@ -139,7 +139,7 @@ class _Reader:
         said = self.things.get(object_, Mention(object_))
         values = {role: value for role, value in self.pending.items() if role != "count"}
         count = int(self.pending.get("count", said.count))
-        self.things[object_] = replace(said, count=count, **values)  # type: ignore[arg-type]
+        self.things[object_] = replace(said, count=count, **values)
         self.pending.clear()
 
     def trail(self) -> None:

@@ -99,7 +99,7 @@ class Pen:
         if turn:
             c, s = cos(turn * pi / 180), sin(turn * pi / 180)
             points = points @ np.array([[c, s], [-s, c]])
-        self._shapes.append((self._place(points + (x, y)), 0.0, fill, outlined))
+        self._shapes.append((self._place(points + np.array((x, y))), 0.0, fill, outlined))
 
     def limb(self, points: Sequence[Point], width: float, fill: Colour, *, outlined: bool = True) -> None:
         """A thick line with round joints and ends."""

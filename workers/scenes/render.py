@@ -11,7 +11,8 @@ from PIL import Image
 
 from workers.scenes.grammar import Scene, Thing
 from workers.scenes.latents import Instance, latents, split_latents
-from workers.scenes.objects import FOAM, OBJECTS, Paint
+from workers.scenes.objects import draw_object
+from workers.scenes.paint import FOAM, Paint
 from workers.scenes.pen import Pen
 from workers.scenes.places import PLACES
 
@@ -20,7 +21,7 @@ CANVAS = 256
 
 
 class Spot(NamedTuple):
-    """Where a cell's object stands: x of its middle and y of its feet, both as shares of the picture, and its height."""
+    """Where a cell's object stands, in shares of the picture: x of its middle, y of its feet, its height."""
 
     x: float
     y: float
@@ -87,7 +88,7 @@ def _extent(object_: str, action: str | None) -> tuple[float, float, float]:
     canvas = Image.new("RGB", (1, 1))
     pen = Pen(canvas, 0, 0, 1000, flip=False, outline=(0, 0, 0))
     pen.put = []
-    OBJECTS[object_](pen, action, Instance(0, 0, 0, 1, 0.5, 0, 0), Paint.of("red", 0, night=False))
+    draw_object(pen, object_, action, Instance(0, 0, 0, 1, 0.5, 0, 0), Paint.of("red", 0, night=False))
     points = np.concatenate([np.array(shape) for shape in pen.put]).reshape(-1, 2) / 1000
     return float(points[:, 0].min()), float(points[:, 0].max()), float(-points[:, 1].min())
 
@@ -111,7 +112,7 @@ def _draw(canvas: Image.Image, thing: Thing, spot: Spot, self_: Instance, place:
     wet = place == "water"
     if not wet:
         _shadow(pen, x * size, y * size, height * size * (0.7 if aloft else 1.0))
-    OBJECTS[thing.object](pen, thing.action, self_, paint_)
+    draw_object(pen, thing.object, thing.action, self_, paint_)
     pen.pose(0)
     if wet and not (thing.object == "fish" and thing.action == "swimming"):
         _splash(canvas, pen, x * size, y * size, height * size, thing, aloft=aloft)

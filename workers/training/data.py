@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import avg_pool2d, pad
 
 from workers.scenes.grammar import SPLITS, Scene, Split, mirrored, sample_scene
 from workers.scenes.render import render
@@ -54,13 +54,13 @@ def pictures(
 ) -> Pictures:
     """Scenes and their pictures, rendered by `processes` worker processes, or read back from the folder `cache`.
 
-    The cache is a memory-mapped file for each split, count, seed and size, and for each state of the code that
-    draws; training on more pictures than fit into memory therefore works. Killed while rendering, it starts anew.
+    The cache is a memory-mapped file for each split, count, seed and size, and for each state of the drawing, so
+    there may be more pictures than fit into memory. Killed while rendering, it starts anew.
     """
     drawn = scenes(split, count, seed)
     if cache is None:
         return Pictures(drawn, np.stack([render(scene, size) for scene in drawn]))
-    path = cache / f"{split}-{count}-{seed}-{size}-{_code_version()}.npy"
+    path = cache / f"{split}-{count}-{seed}-{size}-{_version(drawn)}.npy"
     if not path.exists():
         log.info("rendering %d scenes to %s", count, path)
         cache.mkdir(parents=True, exist_ok=True)
@@ -81,10 +81,12 @@ def _render_chunk(task: tuple[Split, int, int, int]) -> NDArray[np.uint8]:
     return np.stack([render(scene, size) for scene in _chunk(split, seed, chunk)])
 
 
-def _code_version() -> str:
-    folder = Path(__file__).parent.parent / "scenes"
-    names = ("grammar", "latents", "lexicon", "objects", "pen", "places", "render")
-    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()[:12]
+def _version(drawn: Sequence[Scene]) -> str:
+    """Changes when scenes or their pictures do, as far as a few dozen of them tell."""
+    digest = hashlib.sha256(repr(drawn[-1]).encode())
+    for scene in drawn[:48]:
+        digest.update(repr(scene).encode() + render(scene, 32).tobytes())
+    return digest.hexdigest()[:12]
 
 
 def to_tensor(pixels: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
@@ -113,11 +115,11 @@ def disturb(images: Tensor, rng: np.random.Generator) -> Tensor:
     def lot(low: float, high: float, *shape: int) -> Tensor:
         return torch.from_numpy(rng.uniform(low, high, (count, *shape)).astype(np.float32)).to(images.device)
 
-    pad = height // 20
-    padded = F.pad(images, (pad, pad, pad, pad), mode="replicate")
-    shifts = rng.integers(0, 2 * pad + 1, (count, 2)).tolist()
+    margin = height // 20
+    padded = pad(images, (margin, margin, margin, margin), mode="replicate")
+    shifts = rng.integers(0, 2 * margin + 1, (count, 2)).tolist()
     images = torch.stack([p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, shifts, strict=True)])
-    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    blurred = avg_pool2d(pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     images = torch.lerp(images, blurred, lot(-0.6, 1.0, 1, 1, 1).clamp(min=0))
     images = images * lot(0.85, 1.15, 1, 1, 1) + lot(-0.1, 0.1, 3, 1, 1)
     noise = torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32)).to(images.device)

@@ -46,9 +46,10 @@ JOB_WAIT = Histogram(
 )
 JOB_RUN = Histogram("tuwen_job_run_seconds", "Time from the claim of a job to its end", _SECONDS)
 BATCH_SIZE = Histogram("tuwen_batch_size", "Jobs that shared one forward pass", (1, 2, 4, 8, 16, 32, 64, 128, 256))
+BATCH_RUN = Histogram("tuwen_batch_seconds", "Time one forward pass took, whatever its size", _SECONDS)
 JOBS_FINISHED = Counter("tuwen_jobs_finished", "Jobs that ended, by their final status")
 
-HISTOGRAMS = (JOB_WAIT, JOB_RUN, BATCH_SIZE)
+HISTOGRAMS = (JOB_WAIT, JOB_RUN, BATCH_SIZE, BATCH_RUN)
 COUNTERS = (JOBS_FINISHED,)
 
 
@@ -63,6 +64,18 @@ class Recorder:
     def __init__(self) -> None:
         self._lock = Lock()
         self._pending: defaultdict[tuple[str, str], float] = defaultdict(float)
+
+    def batch(self, kind: Kind, size: int, seconds: float) -> None:
+        """One forward pass of `size` jobs is done."""
+        self.observe(BATCH_SIZE, kind, size)
+        self.observe(BATCH_RUN, kind, seconds)
+
+    def finished(self, kind: Kind, status: Status, *, wait: float, run: float) -> None:
+        """A claimed job, which waited `wait` seconds and ran `run`, came to `status`: over, or queued once more."""
+        self.observe(JOB_WAIT, kind, wait)
+        self.observe(JOB_RUN, kind, run)
+        if status.terminal:
+            self.count(JOBS_FINISHED, kind, status)
 
     def observe(self, histogram: Histogram, kind: Kind, value: float) -> None:
         """Count `value` in its bucket; buckets are made cumulative only when they are shown."""

@@ -75,6 +75,7 @@ class Settings(BaseSettings):
     orphan_age: float = Field(86_400.0, description="stored objects that no row names are collected after this")
 
     # Flower
+    flower_host: str = Field("127.0.0.1", description="beyond loopback, `flower_password` must be set")
     flower_port: int = 5555
     flower_user: str = "tuwen"
     flower_password: SecretStr | None = None

@@ -73,15 +73,23 @@ class _Entry:
     While it is in `Batcher._waiting`, the batcher's lock guards it; once taken out, whoever took it settles it, once.
     """
 
-    def __init__(self, item: Item, priority: int, alone: bool, listening: bool, number: int, batches: int):
+    def __init__(
+        self,
+        item: Item,
+        priority: int,
+        alone: bool,
+        on_progress: Callable[[int, int], None] | None,
+        cancelled: Callable[[], bool] | None,
+    ):
         self.item = item
         self.priority = priority
-        self.number = number
-        """Grows from entry to entry: the smaller, the older."""
+        self.on_progress = on_progress
+        self.cancelled = cancelled
         self.limit_key: Hashable = (item.kind, item.batch_key)
         self.batch_key: Hashable = (self.limit_key, id(self)) if alone else self.limit_key
-        self.listening = listening
-        self.batches_before = batches
+        self.number = 0
+        """Grows from entry to entry: the smaller, the older."""
+        self.batches_before = 0
         """How many batches there had been when this entry came."""
         self.news = threading.Event()
         self.step: tuple[int, int] | None = None
@@ -94,25 +102,23 @@ class _Entry:
         self.news.set()
 
     def tell(self, step: int, steps: int) -> None:
-        if self.listening:
+        if self.on_progress is not None:
             self.step = (step, steps)
             self.news.set()
 
-    def wait(
-        self, on_progress: Callable[[int, int], None] | None, cancelled: Callable[[], bool] | None
-    ) -> Output | Exception:
+    def wait(self) -> Output | Exception:
         """Wait for the outcome, in the thread that has asked."""
         told = None
         while True:
-            if cancelled is not None and cancelled():
+            if self.cancelled is not None and self.cancelled():
                 raise Cancelled
-            self.news.wait(CANCEL_INTERVAL if cancelled is not None else None)
+            self.news.wait(CANCEL_INTERVAL if self.cancelled is not None else None)
             self.news.clear()  # before looking, so that what comes after the look ends the next wait
             if self.outcome is not None:
                 return self.outcome
-            if on_progress is not None and self.step is not None and self.step != told:
+            if self.on_progress is not None and self.step is not None and self.step != told:
                 told = self.step
-                on_progress(*told)
+                self.on_progress(*told)
 
 
 class Batcher:
@@ -184,14 +190,15 @@ class Batcher:
             EngineStartFailed: the engine went down earlier and does not come back; the item is not to blame.
             TuwenError: what the engine says about this item.
         """
+        entry = _Entry(item, priority, alone, on_progress, cancelled)
         with self._lock:
             if self._stopping.is_set():
                 raise Released
-            entry = _Entry(item, priority, alone, on_progress is not None, next(self._numbers), self._batches)
+            entry.number, entry.batches_before = next(self._numbers), self._batches
             self._waiting.append(entry)
             self._arrival.notify()
         try:
-            outcome = entry.wait(on_progress, cancelled)
+            outcome = entry.wait()
         except BaseException:
             self._abandon(entry)
             raise
@@ -274,27 +281,36 @@ class Batcher:
 
     def _serve(self, batch: list[_Entry]) -> None:
         """Run a batch, in smaller groups where it does not work as a whole, until each entry is settled or put back."""
+        key = batch[0].limit_key
+        limit_before = self._limits[key]
         groups = [batch]
         while groups:
             group = [entry for entry in groups.pop() if not entry.abandoned]
-            if group and self._engine.alive:
-                groups += self._attempt(group)
-            elif group:
+            limit = self._limits[key]
+            if not group:
+                continue
+            if not self._engine.alive:
                 self._put_back(group)
+            elif len(group) > limit:
+                groups += [group[limit:], group[:limit]]
+            else:
+                groups += self._attempt(group)
+        if any(isinstance(entry.outcome, OutOfMemory) for entry in batch):
+            # It did not even fit alone: that item was too big, not the batches.
+            self._limits[key] = limit_before
 
     def _attempt(self, group: list[_Entry]) -> list[list[_Entry]]:
-        """Run one group and settle its entries, or answer the smaller groups to run instead, the first one last."""
+        """Run one group and settle its entries, or answer the groups to try instead."""
         failure: Exception
         try:
-            for entry, answer in zip(group, self._run(group), strict=True):
+            for entry, answer in list(zip(group, self._run(group), strict=True)):
                 entry.settle(answer)
             return []
         except OutOfMemory as error:
             if len(group) > 1:
-                half = (len(group) + 1) // 2
-                self._limits[group[0].limit_key] = half
+                self._limits[group[0].limit_key] = half = (len(group) + 1) // 2
                 logger.warning("%d items of %s do not fit into memory, %d may", len(group), group[0].limit_key, half)
-                return [group[half:], group[:half]]
+                return [group]
             failure = error
         except (EngineCrashed, EngineHung) as error:
             failure = Released() if self._out_of_grace else error

@@ -1,0 +1,612 @@
+"""The scheduler against an engine that the test drives by hand, so that every order is the test's own choice."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shared.errors import EngineCrashed, EngineError, EngineHung, EngineStartFailed, OutOfMemory, TuwenError
+from shared.jobs import Kind, MatchResult
+from workers import batcher as module
+from workers.batcher import PATIENCE, Batcher, Cancelled, Released
+from workers.engines.base import GenerateItem, Item, MatchItem, Picture
+
+PATIENT = 20.0
+"""Seconds after which something that ought to happen is held not to happen."""
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENT
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.001)
+
+
+def picture(prompt: str) -> Picture:
+    return Picture(np.zeros((8, 8, 3), np.uint8), unknown_words=(prompt,))
+
+
+def echo(prompts: list[str]) -> list[Any]:
+    return [picture(prompt) for prompt in prompts]
+
+
+class HandDrivenEngine:
+    """Runs a batch each time the test says `let()`, or as they come after `open()`; remembers what it was given.
+
+    `act` answers a batch of prompts; what it raises as EngineCrashed or EngineHung also takes the engine down.
+    """
+
+    def __init__(self, limit: int = 4, act: Callable[[list[str]], list[Any]] = echo):
+        self.most = limit
+        self.act = act
+        self.batches: list[list[str]] = []
+        self.kinds: list[Kind] = []
+        self.limits_asked: list[Item] = []
+        self.starts = 0
+        self.start_failures: list[Exception] = []
+        self.alive = False
+        self.on_progress: Callable[[int, int], None]
+        self.cancelled: Callable[[int], bool]
+        self._entered = threading.Semaphore(0)
+        self._gate = threading.Semaphore(0)
+        self._killed = threading.Event()
+        self._open = False
+
+    def start(self) -> None:
+        self.starts += 1
+        if self.start_failures:
+            raise self.start_failures.pop(0)
+        self.alive = True
+
+    def limit(self, kind: Kind, item: Item) -> int:
+        self.limits_asked.append(item)
+        return self.most
+
+    def run(
+        self,
+        kind: Kind,
+        items: Sequence[Any],
+        on_progress: Callable[[int, int], None],
+        cancelled: Callable[[int], bool],
+    ) -> list[Any]:
+        prompts = [item.prompt if isinstance(item, GenerateItem) else item.text for item in items]
+        self.on_progress, self.cancelled = on_progress, cancelled
+        self.kinds.append(kind)
+        self.batches.append(prompts)
+        self._entered.release()
+        if not self._open:
+            assert self._gate.acquire(timeout=PATIENT)
+        try:
+            if self._killed.is_set():
+                raise EngineCrashed("killed")
+            return self.act(prompts)
+        except (EngineCrashed, EngineHung):
+            self.alive = False
+            raise
+
+    def stop(self) -> None:
+        self._killed.set()
+        self.open()
+        self.alive = False
+
+    def entered(self) -> None:
+        """Wait until one more batch has begun."""
+        assert self._entered.acquire(timeout=PATIENT)
+
+    def let(self) -> None:
+        self._gate.release()
+
+    def open(self) -> None:
+        self._open = True
+        self._gate.release(1000)
+
+
+class Desk:
+    """A batcher whose engine is busy with a first batch, `["plug"]`, while the test queues what it likes."""
+
+    def __init__(self, engine: HandDrivenEngine, **kwargs: Any):
+        self.engine = engine
+        self.batcher = Batcher(engine, **kwargs)
+        self.batcher.start()
+        self._threads = ThreadPoolExecutor(128)
+        self.plug = self.start_asking("plug")
+        engine.entered()
+
+    def start_asking(self, prompt: str, steps: int | None = None, **kwargs: Any) -> Future[Any]:
+        return self._threads.submit(self.batcher.run, GenerateItem(prompt, seed=0, steps=steps), **kwargs)
+
+    def ask(self, prompt: str, steps: int | None = None, **kwargs: Any) -> Future[Any]:
+        """Queue an item behind those already waiting; `steps` is its batch key."""
+        before = self.batcher.waiting
+        future = self.start_asking(prompt, steps, **kwargs)
+        until(lambda: self.batcher.waiting == before + 1)
+        return future
+
+    def step(self) -> list[str]:
+        """Let the running batch finish, wait for the next one to begin, and show it."""
+        self.engine.let()
+        self.engine.entered()
+        return self.engine.batches[-1]
+
+    def finish(self, *futures: Future[Any]) -> list[str]:
+        """Run everything; what each of the futures was answered: its prompt, or the name of the error."""
+        self.engine.open()
+        return [told(future) for future in futures]
+
+    def close(self) -> None:
+        self.engine.open()
+        self.batcher.stop(PATIENT)
+        self._threads.shutdown()
+
+
+def told(future: Future[Any]) -> str:
+    error = future.exception(PATIENT)
+    return type(error).__name__ if error is not None else future.result().unknown_words[0]
+
+
+@pytest.fixture
+def desk() -> Iterator[Callable[..., Desk]]:
+    desks = []
+
+    def make(limit: int = 4, act: Callable[[list[str]], list[Any]] = echo, **kwargs: Any) -> Desk:
+        desks.append(Desk(HandDrivenEngine(limit, act), **kwargs))
+        return desks[-1]
+
+    yield make
+    for made in desks:
+        made.close()
+
+
+# ── order and filling ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_item_does_not_wait_for_company(desk: Callable[..., Desk]) -> None:
+    d = desk()
+    assert d.engine.batches == [["plug"]]
+    assert d.finish(d.plug) == ["plug"]
+
+
+def test_what_gathers_while_the_engine_runs_is_the_next_batch_up_to_the_limit(desk: Callable[..., Desk]) -> None:
+    d = desk(limit=4)
+    futures = [d.ask(name) for name in "abcdef"]
+    assert d.finish(*futures) == list("abcdef")
+    assert d.engine.batches == [["plug"], ["a", "b", "c", "d"], ["e", "f"]]
+
+
+def test_items_of_different_keys_never_share_a_batch_and_the_oldest_leads(desk: Callable[..., Desk]) -> None:
+    d = desk()
+    futures = [d.ask(name, steps) for name, steps in [("a", 1), ("b", 2), ("c", 1), ("d", 3), ("e", 2)]]
+    d.finish(*futures)
+    assert d.engine.batches == [["plug"], ["a", "c"], ["b", "e"], ["d"]]
+
+
+def test_kinds_never_share_a_batch(desk: Callable[..., Desk]) -> None:
+    d = desk(act=lambda prompts: [MatchResult(score=1)] * len(prompts) if prompts[0] == "text" else echo(prompts))
+    item = MatchItem(np.zeros((8, 8, 3), np.uint8), "text")
+    assert item.batch_key == ()
+    first = d.ask("a")
+    with ThreadPoolExecutor(1) as thread:
+        match = thread.submit(d.batcher.run, item)
+        until(lambda: d.batcher.waiting == 2)
+        assert d.finish(first) == ["a"]
+        assert match.result(PATIENT) == MatchResult(score=1)
+    assert d.engine.kinds == [Kind.GENERATE, Kind.GENERATE, Kind.MATCH]
+
+
+def test_urgent_items_lead_and_bulk_of_the_same_key_fills_the_rest(desk: Callable[..., Desk]) -> None:
+    d = desk(limit=4)
+    futures = [d.ask(f"bulk{n}", priority=0) for n in range(4)]
+    futures += [d.ask("person", priority=5), d.ask("urgent", priority=9), d.ask("person2", priority=5)]
+    d.finish(*futures)
+    assert d.engine.batches[1:] == [["urgent", "person", "person2", "bulk0"], ["bulk1", "bulk2", "bulk3"]]
+
+
+def test_an_urgent_item_of_another_key_overtakes_the_bulk(desk: Callable[..., Desk]) -> None:
+    d = desk(limit=2)
+    futures = [d.ask(f"bulk{n}", priority=0) for n in range(4)]
+    futures.append(d.ask("person", 20, priority=5))
+    d.finish(*futures)
+    assert d.engine.batches[1:] == [["person"], ["bulk0", "bulk1"], ["bulk2", "bulk3"]]
+
+
+def test_a_stream_of_urgent_work_cannot_starve_the_rest(desk: Callable[..., Desk]) -> None:
+    d = desk(limit=1)
+    bulk = d.ask("bulk", priority=0)
+    d.ask("urgent", 1, priority=9)
+    seen = []
+    while (batch := d.step()) != ["bulk"]:
+        seen.append(batch)
+        d.ask("urgent", 1, priority=9)
+        assert len(seen) <= PATIENCE, "bulk is starved"
+    assert seen == [["urgent"]] * PATIENCE
+    assert d.finish(bulk) == ["bulk"]
+
+
+def test_old_bulk_gets_one_batch_in_a_while_not_all_of_them(desk: Callable[..., Desk]) -> None:
+    d = desk(limit=1)
+    for n in range(6):
+        d.ask(f"bulk{n}", priority=0)
+    d.ask("urgent", 1, priority=9)
+    seen = []
+    for _ in range(3 * PATIENCE + 1):
+        seen.append(d.step()[0])
+        if seen[-1] == "urgent":
+            d.ask("urgent", 1, priority=9)
+    assert [name for name in seen if name != "urgent"] == ["bulk0", "bulk1", "bulk2"]
+    assert seen[PATIENCE::PATIENCE] == ["bulk0", "bulk1", "bulk2"]
+
+
+def test_alone_means_alone(desk: Callable[..., Desk]) -> None:
+    d = desk(limit=4)
+    futures = [d.ask("a"), d.ask("suspect", alone=True), d.ask("b"), d.ask("suspect2", alone=True)]
+    assert d.finish(*futures) == ["a", "suspect", "b", "suspect2"]
+    assert d.engine.batches[1:] == [["a", "b"], ["suspect"], ["suspect2"]]
+
+
+def test_the_limit_is_asked_once_for_each_key(desk: Callable[..., Desk]) -> None:
+    d = desk(limit=1)
+    d.finish(*[d.ask(name, steps) for name, steps in [("a", 1), ("b", 1), ("c", 2), ("d", 1)]])
+    assert [item.batch_key[2] for item in d.engine.limits_asked] == [None, 1, 2]  # type: ignore[index]
+
+
+def test_remembered_limits_have_an_end(desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REMEMBERED_LIMITS", 2)
+    d = desk()
+    d.engine.open()
+    for steps in (1, 2, 1, 3, 1, 2):  # 1 is used all along; 2 is forgotten when 3 comes
+        d.start_asking("a", steps).result(PATIENT)
+    assert [item.batch_key[2] for item in d.engine.limits_asked] == [None, 1, 2, 3, 2]  # type: ignore[index]
+
+
+def test_under_load_everybody_gets_their_own_answer() -> None:
+    mixed: list[list[str]] = []
+
+    def act(prompts: list[str]) -> list[Any]:
+        if len({prompt.split()[0] for prompt in prompts}) > 1 or len(prompts) > 5:
+            mixed.append(prompts)
+        return echo(prompts)
+
+    engine = HandDrivenEngine(limit=5, act=act)
+    engine.open()
+    batcher = Batcher(engine)
+    batcher.start()
+    done: list[str] = []
+
+    def client(number: int) -> None:
+        rng = random.Random(number)
+        for turn in range(40):
+            steps, prompt = rng.randint(1, 4), f"{number}-{turn}"
+            item = GenerateItem(f"{steps} {prompt}", seed=0, steps=steps)
+            answer = batcher.run(item, priority=rng.randint(0, 9), alone=rng.random() < 0.1, cancelled=lambda: False)
+            assert isinstance(answer, Picture)
+            assert answer.unknown_words == (item.prompt,)
+            done.append(prompt)
+
+    with ThreadPoolExecutor(48) as threads:
+        for client_done in [threads.submit(client, number) for number in range(48)]:
+            client_done.result(PATIENT)
+    batcher.stop(PATIENT)
+    assert len(set(done)) == 48 * 40
+    assert mixed == []
+    assert sum(map(len, engine.batches)) == 48 * 40
+
+
+# ── failures of the engine ────────────────────────────────────────────────────────────────────────
+
+
+def fits(most: int) -> Callable[[list[str]], list[Any]]:
+    def act(prompts: list[str]) -> list[Any]:
+        if len(prompts) > most or "huge" in prompts:
+            raise OutOfMemory("too much")
+        return echo(prompts)
+
+    return act
+
+
+def test_out_of_memory_halves_the_batch_and_is_remembered(desk: Callable[..., Desk]) -> None:
+    d = desk(limit=8, act=fits(2))
+    futures = [d.ask(str(n)) for n in range(8)]
+    assert d.finish(*futures) == [str(n) for n in range(8)]
+    assert [len(batch) for batch in d.engine.batches[1:]] == [8, 4, 2, 2, 2, 2]
+    assert d.engine.batches[3:] == [["0", "1"], ["2", "3"], ["4", "5"], ["6", "7"]]
+
+
+def test_the_smaller_limit_holds_for_later_batches_of_that_key_alone(desk: Callable[..., Desk]) -> None:
+    d = desk(limit=4, act=lambda prompts: fits(2 if prompts[0].startswith("a") else 4)(prompts))
+    first = [d.ask(f"a{n}", 1) for n in range(4)]
+    while d.step() != ["a2", "a3"]:
+        pass
+    later = [d.ask(f"a{n}", 1) for n in range(4, 8)] + [d.ask(f"b{n}", 2) for n in range(4)]
+    del d.engine.batches[:]
+    d.finish(*first, *later)
+    assert [len(batch) for batch in d.engine.batches] == [2, 2, 4]
+
+
+def test_an_item_too_big_even_alone_fails_and_the_others_keep_their_batches(desk: Callable[..., Desk]) -> None:
+    d = desk(limit=4, act=fits(4))
+    futures = [d.ask(name) for name in ("a", "huge", "b", "c")]
+    later = [d.ask(name) for name in "defg"]
+    assert d.finish(*futures, *later) == ["a", "OutOfMemory", "b", "c", *"defg"]
+    assert d.engine.batches[-1] == list("defg")
+
+
+def test_a_batch_that_fails_as_a_whole_is_run_item_by_item(desk: Callable[..., Desk]) -> None:
+    def act(prompts: list[str]) -> list[Any]:
+        if "guilty" in prompts:
+            raise ZeroDivisionError("a secret of the engine")
+        return echo(prompts)
+
+    d = desk(limit=4, act=act)
+    futures = [d.ask(name) for name in ("a", "guilty", "b")]
+    assert d.finish(*futures) == ["a", "EngineError", "b"]
+    assert d.engine.batches[1:] == [["a", "guilty", "b"], ["a"], ["guilty"], ["b"]]
+    assert "secret" not in str(futures[1].exception())
+
+
+def test_an_error_answered_for_one_item_is_that_items_alone(desk: Callable[..., Desk]) -> None:
+    d = desk(act=lambda prompts: [EngineError("no") if name == "guilty" else picture(name) for name in prompts])
+    futures = [d.ask(name) for name in ("a", "guilty", "b")]
+    assert d.finish(*futures) == ["a", "EngineError", "b"]
+    assert d.engine.batches[1:] == [["a", "guilty", "b"]]
+
+
+def test_an_engine_that_answers_too_little_fails_nobody_silently(desk: Callable[..., Desk]) -> None:
+    d = desk(act=lambda prompts: echo(prompts)[:1])
+    futures = [d.ask(name) for name in "ab"]
+    assert d.finish(*futures) == ["a", "b"]  # item by item it answers enough
+    assert d.engine.batches[1:] == [["a", "b"], ["a"], ["b"]]
+
+
+@pytest.mark.parametrize("error", [EngineCrashed, EngineHung])
+def test_when_the_engine_goes_down_the_whole_batch_is_told_and_the_rest_runs_on_a_fresh_one(
+    desk: Callable[..., Desk], error: type[TuwenError]
+) -> None:
+    def act(prompts: list[str]) -> list[Any]:
+        if "killer" in prompts:
+            raise error("down")
+        return echo(prompts)
+
+    d = desk(limit=3, act=act)
+    futures = [d.ask(name) for name in ("a", "killer", "b", "c", "d")]
+    assert d.finish(*futures) == [error.__name__] * 3 + ["c", "d"]
+    assert len({id(future.exception()) for future in futures[:3]}) == 3, "threads must not share a traceback"
+    assert d.engine.starts == 2
+    assert d.batcher.healthy
+
+
+def test_items_still_to_be_retried_when_the_engine_goes_down_are_not_blamed(desk: Callable[..., Desk]) -> None:
+    crashes = iter([True])
+
+    def act(prompts: list[str]) -> list[Any]:
+        if "a" in prompts and len(prompts) == 2 and next(crashes, False):
+            raise EngineCrashed("down")
+        return fits(2)(prompts)
+
+    d = desk(limit=4, act=act)
+    futures = [d.ask(name) for name in "abcd"]
+    assert d.finish(*futures) == ["EngineCrashed", "EngineCrashed", "c", "d"]
+
+
+def test_an_engine_that_died_idle_is_replaced_before_the_next_batch(desk: Callable[..., Desk]) -> None:
+    d = desk()
+    d.engine.open()
+    assert told(d.plug) == "plug"
+    d.engine.alive = False
+    assert told(d.start_asking("a")) == "a"
+    assert d.engine.starts == 2
+
+
+def test_the_engine_is_warm_again_before_anybody_asks(desk: Callable[..., Desk]) -> None:
+    def act(prompts: list[str]) -> list[Any]:
+        raise EngineCrashed("down")
+
+    d = desk(act=act)
+    assert d.finish(d.plug) == ["EngineCrashed"]
+    until(lambda: d.engine.starts == 2)
+
+
+def test_a_restart_that_fails_is_told_to_those_who_wait_and_tried_again(
+    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RESTART_PAUSES", (0.0, 0.01))
+
+    def act(prompts: list[str]) -> list[Any]:
+        if "killer" in prompts:
+            raise EngineCrashed("down")
+        return echo(prompts)
+
+    d = desk(limit=1, act=act)
+    d.engine.start_failures = [EngineStartFailed("no weights")]
+    assert d.batcher.healthy
+    futures = [d.ask("killer"), d.ask("a"), d.ask("b")]
+    assert d.finish(*futures) == ["EngineCrashed", "EngineStartFailed", "EngineStartFailed"]
+    until(lambda: d.engine.starts == 3)
+    until(lambda: d.batcher.healthy)
+    assert told(d.start_asking("c")) == "c"
+
+
+def test_while_the_engine_cannot_be_had_the_batcher_says_why(
+    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RESTART_PAUSES", (0.0, 3600.0))
+
+    def act(prompts: list[str]) -> list[Any]:
+        raise EngineCrashed("down")
+
+    d = desk(act=act)
+    d.engine.start_failures = [EngineStartFailed("no weights")]
+    d.finish(d.plug)
+    until(lambda: not d.batcher.healthy)
+    assert d.batcher.reason == "no weights"
+    waiting = d.ask("a")
+    d.batcher.stop(PATIENT)  # ends the pause
+    assert told(waiting) == "Released"
+
+
+def test_an_engine_that_does_not_start_lets_nobody_in() -> None:
+    engine = HandDrivenEngine()
+    engine.start_failures = [EngineStartFailed("no weights")]
+    batcher = Batcher(engine)
+    with pytest.raises(EngineStartFailed, match="no weights"):
+        batcher.start()
+    batcher.stop(0)
+
+
+def test_a_limit_that_cannot_be_told_fails_that_item(
+    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    d = desk()
+    ask = d.engine.limit
+
+    def limit(kind: Kind, item: Item) -> int:
+        if isinstance(item, GenerateItem) and item.prompt == "odd":
+            raise EngineError("cannot say")
+        return ask(kind, item)
+
+    monkeypatch.setattr(d.engine, "limit", limit)
+    futures = [d.ask("odd", 1), d.ask("a", 1), d.ask("b", 2)]
+    assert d.finish(*futures) == ["EngineError", "a", "b"]
+
+
+# ── cancelling, progress, stopping ────────────────────────────────────────────────────────────────
+
+
+def test_an_item_cancelled_while_it_waits_never_reaches_the_engine(desk: Callable[..., Desk]) -> None:
+    d = desk()
+    cancel = threading.Event()
+    futures = [d.ask("a"), d.ask("unwanted", cancelled=cancel.is_set), d.ask("b")]
+    cancel.set()
+    with pytest.raises(Cancelled):
+        futures[1].result(PATIENT)
+    assert d.batcher.waiting == 2
+    assert d.finish(futures[0], futures[2]) == ["a", "b"]
+    assert d.engine.batches == [["plug"], ["a", "b"]]
+
+
+def test_an_item_cancelled_while_it_runs_is_flagged_and_its_thread_freed_at_once(desk: Callable[..., Desk]) -> None:
+    d = desk()
+    cancel = threading.Event()
+    futures = [d.ask("a"), d.ask("unwanted", cancelled=cancel.is_set)]
+    assert d.step() == ["a", "unwanted"]
+    assert not d.engine.cancelled(1)
+    cancel.set()
+    with pytest.raises(Cancelled):
+        futures[1].result(PATIENT)  # while the batch still runs
+    assert d.engine.cancelled(1)
+    assert not d.engine.cancelled(0)
+    assert d.finish(futures[0]) == ["a"]
+
+
+def test_a_cancelled_item_is_not_retried(desk: Callable[..., Desk]) -> None:
+    d = desk(limit=2, act=fits(1))
+    cancel = threading.Event()
+    futures = [d.ask("a"), d.ask("unwanted", cancelled=cancel.is_set)]
+    assert d.step() == ["a", "unwanted"]
+    cancel.set()
+    assert told(futures[1]) == "Cancelled"
+    d.finish(futures[0])
+    assert d.engine.batches == [["plug"], ["a", "unwanted"], ["a"]]
+
+
+def test_progress_is_told_in_the_thread_that_asked(desk: Callable[..., Desk]) -> None:
+    d = desk()
+    steps: dict[str, list[Any]] = {"a": [], "b": []}
+    futures = [
+        d.ask(name, on_progress=lambda step, of, name=name: steps[name].append((step, of, threading.get_ident())))
+        for name in steps
+    ]
+    d.step()
+    for step in (1, 2):
+        d.engine.on_progress(step, 2)
+        until(lambda: all(told and told[-1][0] == step for told in steps.values()))  # noqa: B023
+    assert d.finish(*futures) == ["a", "b"]
+    assert [(step, of) for step, of, _ in steps["a"]] == [(1, 2), (2, 2)]
+    threads = {ident for told in steps.values() for _, _, ident in told}
+    assert len(threads) == 2
+    assert not threads & {thread.ident for thread in threading.enumerate() if thread.name == "batcher"}
+
+
+def test_slow_listeners_skip_steps_and_broken_ones_fail_alone(desk: Callable[..., Desk]) -> None:
+    d = desk()
+    listening, hear = threading.Event(), threading.Event()
+    heard = []
+
+    def slow(step: int, steps: int) -> None:
+        heard.append(step)
+        listening.set()
+        assert hear.wait(PATIENT)
+
+    def broken(step: int, steps: int) -> None:
+        raise ConnectionError("nobody there")
+
+    futures = [d.ask("slow", on_progress=slow), d.ask("broken", on_progress=broken), d.ask("c")]
+    d.step()
+    d.engine.on_progress(1, 100)
+    assert listening.wait(PATIENT)
+    for step in range(2, 101):
+        d.engine.on_progress(step, 100)  # would block here if the listener could hold up the engine
+    hear.set()
+    until(lambda: heard[-1] == 100)
+    assert heard == [1, 100]
+    assert d.finish(*futures) == ["slow", "ConnectionError", "c"]
+
+
+def test_stop_lets_the_running_batch_finish_and_releases_the_rest(desk: Callable[..., Desk]) -> None:
+    d = desk()
+    futures = [d.ask("a"), d.ask("b", 2, priority=9)]
+    with ThreadPoolExecutor(1) as stopper:
+        stopped = stopper.submit(d.batcher.stop, PATIENT)
+        assert [told(future) for future in futures] == ["Released", "Released"]
+        with pytest.raises(Released):
+            d.batcher.run(GenerateItem("late", seed=0))
+        assert not d.plug.done()
+        d.engine.let()
+        stopped.result(PATIENT)
+    assert told(d.plug) == "plug"
+    assert d.engine.batches == [["plug"]]
+    assert not d.engine.alive
+
+
+def test_stop_takes_no_longer_than_its_grace(desk: Callable[..., Desk]) -> None:
+    d = desk()
+    d.batcher.stop(0.01)  # the engine would run for ever
+    assert told(d.plug) == "Released"
+    assert d.engine.starts == 1
+
+
+def test_a_crash_within_the_grace_is_a_crash(desk: Callable[..., Desk]) -> None:
+    def act(prompts: list[str]) -> list[Any]:
+        raise EngineCrashed("down")
+
+    d = desk(act=act)
+    d.engine.open()
+    d.batcher.stop(PATIENT)
+    assert told(d.plug) == "EngineCrashed"
+
+
+def test_an_idle_batcher_stops(desk: Callable[..., Desk]) -> None:
+    d = desk()
+    d.finish(d.plug)
+    d.batcher.stop(PATIENT)
+    assert not d.engine.alive
+
+
+def test_the_hook_is_told_of_every_batch_and_may_not_hurt_it(desk: Callable[..., Desk]) -> None:
+    seen = []
+
+    def hook(kind: Kind, size: int, seconds: float) -> None:
+        seen.append((kind, size))
+        assert seconds > 0
+        raise RuntimeError("no metrics today")
+
+    d = desk(on_batch=hook)
+    futures = [d.ask(name) for name in "abc"]
+    assert d.finish(d.plug, *futures) == ["plug", "a", "b", "c"]
+    assert seen == [(Kind.GENERATE, 1), (Kind.GENERATE, 3)]

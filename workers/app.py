@@ -11,7 +11,7 @@ from celery import Celery, signals
 from celery.apps.worker import Worker
 from celery.worker import state
 
-from shared.metrics import BATCH_SIZE, Recorder
+from shared.metrics import Recorder
 from shared.queue import HOUSEKEEPING_QUEUE, celery_app, queue_name
 from shared.settings import Settings
 from workers import housekeeping, tasks
@@ -44,7 +44,7 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
         batch_timeout=settings.batch_timeout,
     )
     recorder = Recorder()
-    batcher = Batcher(engine, on_batch=lambda kind, size, _: recorder.observe(BATCH_SIZE, kind, size))
+    batcher = Batcher(engine, on_batch=recorder.batch)
     runner = Runner(settings, hostname, batcher, on_broken=_stop_consuming, recorder=recorder)
     app = celery_app(settings)
     tasks.define(app, runner)

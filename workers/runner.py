@@ -35,7 +35,7 @@ from shared.jobs import (
     Status,
     StoredImage,
 )
-from shared.metrics import JOB_RUN, JOB_WAIT, JOBS_FINISHED, Recorder
+from shared.metrics import Recorder
 from shared.queue import JobQueue
 from shared.settings import Settings
 from shared.storage import ObjectStore, content_key, file_key
@@ -119,10 +119,7 @@ class Runner:
             # Still under its lease: a PostgreSQL that restarts now must not make somebody else do it again.
             status = self._patiently(lambda: self._settle(ending))
         if status is not None:
-            self._recorder.observe(JOB_WAIT, claim.kind, claim.waited)
-            self._recorder.observe(JOB_RUN, claim.kind, time.monotonic() - started)
-            if status.terminal:
-                self._recorder.count(JOBS_FINISHED, claim.kind, status)
+            self._recorder.finished(claim.kind, status, wait=claim.waited, run=time.monotonic() - started)
         return status, ending.error
 
     def _not_claimed(self, job_id: UUID) -> Status | None:

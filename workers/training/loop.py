@@ -144,9 +144,9 @@ def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     betas = (recipe.momentum, recipe.second_momentum)
     match recipe.optimiser:
         case "adamw":
-            return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas)
+            return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, fused=True)
         case "adam":
-            return torch.optim.Adam(groups, lr=recipe.learning_rate, betas=betas)
+            return torch.optim.Adam(groups, lr=recipe.learning_rate, betas=betas, fused=True)
         case "sgd":
             return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=True)
 

@@ -300,6 +300,17 @@ _QUEUES = text("""
     FROM jobs WHERE status IN ('queued', 'running') GROUP BY kind
 """)
 
+# For monitoring, which hears of most changes by itself: what is younger may still be on its way there.
+_OUTLINES = text("""
+    WITH wanted AS (
+        SELECT unnest(CAST(:ids AS uuid[])) AS id
+        UNION (SELECT id FROM jobs ORDER BY id DESC LIMIT :newest)
+    )
+    SELECT id, kind, status, created_at, started_at, finished_at, error_code, error_detail
+    FROM jobs JOIN wanted USING (id)
+    WHERE GREATEST(created_at, started_at, finished_at) < now() - interval '5 seconds'
+""")
+
 
 @contextmanager
 def translated() -> Iterator[None]:
@@ -668,6 +679,13 @@ class Database:
                 waiting.values(dispatch_due_at=func.greatest(func.now(), JobRow.available_at)).returning(JobRow.id)
             )
         )
+
+    def outlines(self, ids: Sequence[UUID], *, newest: int) -> list[Any]:
+        """Of these jobs and of the `newest`, those that changed no more for some seconds, whoever's they are.
+
+        Rows of id, kind, status, created_at, started_at, finished_at, error_code, error_detail.
+        """
+        return self._run(_OUTLINES, {"ids": list(ids), "newest": newest})
 
     def queues(self) -> dict[Kind, QueueState]:
         """Depth and age of every kind's queue."""

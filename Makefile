@@ -1,0 +1,49 @@
+# Every target first brings .venv up to date with pyproject.toml and constraints.txt.
+# Where pip would choose a torch for CUDA although there is no GPU (it is some 3 GB):
+#   make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+.PHONY: demo up doctor test lint format clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUNTIME := .venv/.runtime
+DEVELOPMENT := .venv/.development
+
+demo: $(RUNTIME)
+	@$(BIN)/tuwen demo
+
+up: $(RUNTIME)
+	@$(BIN)/tuwen up
+
+doctor: $(RUNTIME)
+	@$(BIN)/tuwen doctor
+
+test: lint
+	$(BIN)/pytest
+
+lint: $(DEVELOPMENT)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEVELOPMENT)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+$(RUNTIME): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo 'Tuwen needs Python 3.11 or newer as $(PYTHON); choose another: make PYTHON=python3.12'; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo 'This Python cannot make virtual environments; on Debian: apt install python3-venv'; exit 1; }
+	@echo 'Installing into .venv; the first time takes some minutes.'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on \
+		-c constraints.txt -e '.[worker,flower,embedded]'
+	@touch $@
+
+$(DEVELOPMENT): $(RUNTIME)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""The subcommands of `tuwen`, by what they are about."""

@@ -1,0 +1,238 @@
+"""`tuwen generate | describe | recognize | match`: submit jobs, wait, show the results."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.markup import escape
+
+from api import terminal
+from api.client import Client
+from api.commands.place import place
+from api.terminal import err, out
+from shared.errors import InvalidRequest
+from shared.jobs import (
+    DescribeInput,
+    GenerateInput,
+    ImageSource,
+    Job,
+    JobInput,
+    JobRequest,
+    Language,
+    MatchInput,
+    RecognizeInput,
+    Status,
+    Style,
+)
+
+app = typer.Typer()
+PANEL = "Jobs"
+STANDARD = Path("-")
+
+Images = Annotated[list[str], typer.Argument(help="Image files, URLs, or - for standard input.")]
+Model = Annotated[str | None, typer.Option(help="Model; by default the installation's own.")]
+Priority = Annotated[int, typer.Option(min=0, max=9, help="9 is most urgent, 0 is bulk work.")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job ids and return at once.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print jobs as JSON, one a line.")]
+
+
+@app.command(rich_help_panel=PANEL)
+def generate(
+    context: typer.Context,
+    prompts: Annotated[list[str], typer.Argument(help="What to draw, in Chinese or English.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="File, folder/, or - for standard output; by default named by the prompt."),
+    ] = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=1000, help="Images of each prompt.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the first image; each further one has 1 more.")] = None,
+    width: Annotated[int | None, typer.Option(min=16, max=4096, help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(min=16, max=4096, help="Pixels.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=500, help="Sampling steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, max=100, help="How strictly to follow the prompt.")] = None,
+    negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
+    model: Model = None,
+    priority: Priority = 5,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw images from prompts."""
+    inputs = [
+        GenerateInput(
+            prompt=prompt,
+            negative_prompt=negative,
+            width=width,
+            height=height,
+            steps=steps,
+            guidance=guidance,
+            seed=None if seed is None else seed + number,
+        )
+        for prompt in prompts
+        for number in range(count)
+    ]
+    files = image_files([each.prompt for each in inputs], output)
+    with place(context).client() as client:
+
+        def show(index: int, job: Job) -> None:
+            # Fetched also for --json: a result is asked for with -o or expected in the folder.
+            data = client.result_bytes(job)
+            if output == STANDARD:
+                sys.stdout.buffer.write(data)
+                return
+            files[index].parent.mkdir(parents=True, exist_ok=True)
+            files[index].write_bytes(data)
+            if not as_json:
+                out.print(escape(terminal.brief(files[index])))
+                err.print(f"  [dim]{escape(terminal.outcome(job))}[/]")
+
+        run(client, inputs, show, _Manner(model, priority, no_wait, as_json and output != STANDARD))
+
+
+@app.command(rich_help_panel=PANEL)
+def describe(
+    context: typer.Context,
+    images: Images,
+    language: Annotated[Literal["zh", "en", "both"], typer.Option("-l", "--language")] = "en",
+    style: Annotated[Style, typer.Option()] = "short",
+    max_tokens: Annotated[int, typer.Option(min=1, max=2048)] = 64,
+    model: Model = None,
+    priority: Priority = 5,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+) -> None:
+    """Describe images in words."""
+    languages: tuple[Language, ...] = ("zh", "en") if language == "both" else (language,)
+
+    def questions(image: ImageSource) -> list[JobInput]:
+        return [DescribeInput(image=image, language=each, style=style, max_tokens=max_tokens) for each in languages]
+
+    _ask(context, images, questions, _Manner(model, priority, no_wait, as_json))
+
+
+@app.command(rich_help_panel=PANEL)
+def recognize(
+    context: typer.Context,
+    images: Images,
+    model: Model = None,
+    priority: Priority = 5,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+) -> None:
+    """Name the objects in images, their attributes and actions."""
+    _ask(context, images, lambda image: [RecognizeInput(image=image)], _Manner(model, priority, no_wait, as_json))
+
+
+@app.command(rich_help_panel=PANEL)
+def match(
+    context: typer.Context,
+    text: Annotated[str, typer.Argument(help="The text, in Chinese or English.")],
+    images: Images,
+    model: Model = None,
+    priority: Priority = 5,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score from 0 to 1 how well a text fits images."""
+
+    def questions(image: ImageSource) -> list[JobInput]:
+        return [MatchInput(image=image, text=text)]
+
+    _ask(context, images, questions, _Manner(model, priority, no_wait, as_json))
+
+
+@dataclass(frozen=True, slots=True)
+class _Manner:
+    """What the options shared by the four commands said."""
+
+    model: str | None
+    priority: int
+    no_wait: bool
+    as_json: bool
+
+
+def _ask(
+    context: typer.Context,
+    images: Sequence[str],
+    questions: Callable[[ImageSource], Sequence[JobInput]],
+    manner: _Manner,
+) -> None:
+    data = [_read(image) for image in images]
+    with place(context).client() as client:
+        asked = [
+            (name, question)
+            for name, image in zip(images, data, strict=True)
+            for question in questions(_source(client, image))
+        ]
+
+        def show(index: int, job: Job) -> None:
+            label = f"[dim]{escape(asked[index][0])}:[/] " if len(images) > 1 else ""
+            for line in () if manner.as_json else terminal.outcome(job).splitlines():
+                out.print(label + escape(line))
+
+        run(client, [question for _, question in asked], show, manner)
+
+
+def run(client: Client, inputs: Iterable[JobInput], show: Callable[[int, Job], None], manner: _Manner) -> None:
+    """Submit, wait with progress bars, and show each success; exit code 1 when one did not succeed."""
+    requests = [JobRequest(input=each, model=manner.model, priority=manner.priority) for each in inputs]
+    jobs = client.submit_many(requests)
+    if manner.no_wait:
+        for job in jobs:
+            terminal.print_json(job) if manner.as_json else out.print(str(job.id))
+        return
+    failed = False
+    try:
+        for index, job in enumerate(terminal.wait_for(client, jobs)):
+            if manner.as_json:
+                terminal.print_json(job)
+            if job.status is Status.SUCCEEDED:
+                show(index, job)
+            else:
+                failed = True
+                err.print(f"[red]{job.status}[/] {job.id}  {escape(terminal.outcome(job))}")
+    except KeyboardInterrupt:
+        err.print(f"\nno longer waiting, but the jobs go on; see: tuwen jobs watch {jobs[-1].id}")
+        raise typer.Exit(130) from None
+    if failed:
+        raise typer.Exit(1)
+
+
+def _read(image: str) -> str | bytes:
+    """The bytes of a file or of standard input; a URL stays one."""
+    if image.startswith(("http://", "https://")):
+        return image
+    if image == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {image}: {error.strerror}") from error
+
+
+def _source(client: Client, image: str | bytes) -> ImageSource:
+    if isinstance(image, str):
+        return ImageSource(url=image)
+    return ImageSource(file_id=client.upload(image).id)
+
+
+def image_files(prompts: Sequence[str], output: Path | None) -> list[Path]:
+    """A file for each prompt. Only a file that `output` names by itself is ever overwritten."""
+    in_folder = output is None or output.is_dir() or str(output).endswith("/")
+    files: list[Path] = []
+    for prompt in prompts:
+        first = (output or Path()) / f"{_file_name(prompt)}.png" if in_folder or output is None else output
+        path, number = first, 2
+        while path in files or (path.exists() and path != output):
+            path, number = first.with_stem(f"{first.stem}-{number}"), number + 1
+        files.append(path)
+    return files
+
+
+def _file_name(prompt: str) -> str:
+    return re.sub(r"\W+", "-", prompt).strip("-")[:60] or "image"

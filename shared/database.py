@@ -306,7 +306,7 @@ _OUTLINES = text("""
         SELECT unnest(CAST(:ids AS uuid[])) AS id
         UNION (SELECT id FROM jobs ORDER BY id DESC LIMIT :newest)
     )
-    SELECT id, kind, status, created_at, started_at, finished_at, error_code, error_detail
+    SELECT id, kind, status, worker, created_at, started_at, finished_at, error_code, error_detail
     FROM jobs JOIN wanted USING (id)
     WHERE GREATEST(created_at, started_at, finished_at) < now() - interval '5 seconds'
 """)
@@ -683,7 +683,7 @@ class Database:
     def outlines(self, ids: Sequence[UUID], *, newest: int) -> list[Any]:
         """Of these jobs and of the `newest`, those that changed no more for some seconds, whoever's they are.
 
-        Rows of id, kind, status, created_at, started_at, finished_at, error_code, error_detail.
+        Rows of id, kind, status, worker, created_at, started_at, finished_at, error_code, error_detail.
         """
         return self._run(_OUTLINES, {"ids": list(ids), "newest": newest})
 
@@ -778,6 +778,11 @@ class Database:
         if not rows:
             raise NotFound(f"There is no file {sha256}; upload it first with POST /v1/files.")
         return rows[0]
+
+    def known_files(self, sha256s: Sequence[str], tenant: Tenant) -> set[str]:
+        """Those of these files that the tenant has."""
+        found = select(FileRow.sha256).where(FileRow.tenant == tenant, FileRow.sha256.in_(sha256s))
+        return {row.sha256 for row in self._run(found)}
 
     def unreferenced(self, keys: Sequence[str]) -> list[str]:
         """Those of these object keys that no file and no job names."""

@@ -1,0 +1,70 @@
+"""The API process: puts the routes together. `uvicorn api.app:create_app --factory`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import files, jobs, monitoring, problems, reference
+from api.auth import LocalOnly, require_loopback
+from api.bodies import BodyLimit
+from api.monitoring import RequestMetrics
+from api.resources import opened
+from shared import __version__
+from shared.jobs import JobRequest
+from shared.settings import Settings
+from shared.settings import settings as process_settings
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The ASGI application; `settings` default to the process's own.
+
+    Raises:
+        ConfigurationError: an open installation that others could reach.
+    """
+    settings = settings or process_settings()
+    require_loopback(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with opened(settings) as resources:
+            app.state.resources = resources
+            yield
+
+    app = FastAPI(title="Tuwen 图文", version=__version__, lifespan=lifespan)
+    app.state.http_metrics = CollectorRegistry()
+    app.include_router(jobs.router)
+    app.include_router(files.router)
+    app.include_router(monitoring.router)
+    problems.install(app)
+    reference.install(app, [JobRequest, jobs.Batch])
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    if settings.auth == "open":
+        app.add_middleware(LocalOnly, settings=settings)
+    app.add_middleware(Hardening)
+    app.add_middleware(RequestMetrics, registry=app.state.http_metrics)
+    return app
+
+
+class Hardening:
+    """ASGI middleware: browsers take answers for what they say they are, and show them in nobody's frame."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def hardened(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers.setdefault("Content-Security-Policy", "frame-ancestors 'none'")
+                headers.setdefault("Referrer-Policy", "no-referrer")
+            await send(message)
+
+        await self._app(scope, receive, hardened)

@@ -1,0 +1,167 @@
+"""Images that come in, by upload or inside a request, and images that go out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from hashlib import sha256
+from tempfile import SpooledTemporaryFile
+from typing import IO, Annotated
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Depends, Path, Request
+from pydantic import BaseModel, Field
+from starlette.datastructures import UploadFile
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+
+from api.auth import Caller, CallerDep
+from api.reference import problems
+from api.resources import Resources, ResourcesDep
+from shared.errors import InvalidRequest, NotFound, PayloadTooLarge
+from shared.images import inspect
+from shared.storage import file_key
+
+router = APIRouter(prefix="/v1/files", tags=["files"])
+
+_IN_MEMORY = 2**20
+_FILE_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+class File(BaseModel):
+    """An image that jobs can name by its id."""
+
+    id: str = Field(description="SHA-256 of the bytes", examples=[sha256(b"").hexdigest()])
+    media_type: str = Field(examples=["image/png"])
+    width: int = Field(description="pixels")
+    height: int = Field(description="pixels")
+    size: int = Field(description="bytes")
+
+
+async def _file_id(
+    file_id: Annotated[str, Path(description="id that the upload returned", json_schema_extra={"maxLength": 64})],
+) -> str:
+    # What cannot be an id is answered like an id that is not there.
+    if not _FILE_ID.fullmatch(file_id):
+        raise NotFound("There is no such file.")
+    return file_id
+
+
+FileId = Annotated[str, Depends(_file_id)]
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=File,
+    summary="Upload an image",
+    responses=problems(413, 422),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["file"],
+                        "properties": {"file": {"type": "string", "format": "binary"}},
+                    }
+                },
+                "image/*": {"schema": {"type": "string", "format": "binary"}},
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            },
+        }
+    },
+)
+async def upload(request: Request, caller: CallerDep, resources: ResourcesDep) -> Response:
+    """Send the file as the body itself, or as the field `file` of a form. The same bytes again are the same file."""
+    limit = resources.settings.max_image_bytes
+    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        async with request.form(max_files=1, max_fields=8) as form:
+            part = form.get("file")
+            if not isinstance(part, UploadFile):
+                raise InvalidRequest("The form has no file in the field `file`.", field="file")
+            file = await run_sync(_keep_file, resources, caller, part.file, limit, limiter=resources.heavy)
+    else:
+        # On disk while it comes, so that slow uploads do not pile up in memory.
+        with SpooledTemporaryFile(max_size=_IN_MEMORY) as body:
+            async for chunk in request.stream():
+                body.write(chunk)
+                if body.tell() > limit:
+                    raise _too_large(limit)
+            file = await run_sync(_keep_file, resources, caller, body, limit, limiter=resources.heavy)
+    return Response(file.model_dump_json(), 201, {"Location": f"/v1/files/{file.id}"}, "application/json")
+
+
+@router.get("/{file_id}", response_model=File, summary="Show a file", responses=problems(404))
+async def show(file_id: FileId, caller: CallerDep, resources: ResourcesDep) -> Response:
+    row = await run_sync(resources.database.file, file_id, caller.tenant)
+    file = File(id=row.sha256, media_type=row.media_type, width=row.width, height=row.height, size=row.size)
+    return Response(file.model_dump_json(), media_type="application/json")
+
+
+@router.get(
+    "/{file_id}/content",
+    summary="Download a file",
+    response_class=Response,
+    responses={200: {"content": {"image/*": {}}}, 307: {"description": "where the bytes are"}, **problems(404)},
+)
+async def content(request: Request, file_id: FileId, caller: CallerDep, resources: ResourcesDep) -> Response:
+    row = await run_sync(resources.database.file, file_id, caller.tenant)
+    return await run_sync(serve, resources, row.key, row.media_type, row.sha256, request.headers)
+
+
+def keep(resources: Resources, caller: Caller, data: bytes) -> File:
+    """Store an image that a caller sent, once it is known to be one.
+
+    Raises:
+        ImageRejected: it is none, or none that is wanted.
+        StorageUnavailable, DatabaseUnavailable
+    """
+    image = inspect(data, resources.settings)
+    digest = sha256(data).hexdigest()
+    key = file_key(caller.tenant, digest)
+    # The object first: a row must never name an object that is not there.
+    resources.store.put_once(key, data, image.media_type)
+    file = File(id=digest, media_type=image.media_type, width=image.width, height=image.height, size=len(data))
+    resources.database.add_file(
+        tenant=caller.tenant,
+        sha256=digest,
+        key=key,
+        media_type=file.media_type,
+        width=file.width,
+        height=file.height,
+        size=file.size,
+    )
+    return file
+
+
+def _keep_file(resources: Resources, caller: Caller, body: IO[bytes], limit: int) -> File:
+    body.seek(0)
+    data = body.read(limit + 1)
+    if len(data) > limit:
+        raise _too_large(limit)
+    return keep(resources, caller, data)
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The image is larger than {limit} bytes.")
+
+
+def serve(resources: Resources, key: str, media_type: str, digest: str, headers: Mapping[str, str]) -> Response:
+    """The bytes of an object whose key never gets other content, or the way to them."""
+    url = resources.store.url(key, resources.settings.result_url_ttl)
+    if url is not None:
+        # The address works for whoever has it, so nobody on the way may keep it.
+        return RedirectResponse(url, 307, {"Cache-Control": "private, no-store"})
+    caching = {"ETag": f'"{digest}"', "Cache-Control": "private, max-age=31536000, immutable"}
+    if _unchanged(headers.get("if-none-match", ""), caching["ETag"]):
+        return Response(status_code=304, headers=caching)
+    chunks = resources.store.stream(key)
+    # Whatever a browser makes of these bytes, it runs nothing in them.
+    caching["Content-Security-Policy"] = "default-src 'none'; sandbox"
+    return StreamingResponse(chunks, headers=caching, media_type=media_type)
+
+
+def _unchanged(if_none_match: str, etag: str) -> bool:
+    known = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    return etag in known or known == ["*"]

@@ -1,0 +1,118 @@
+"""The way to Redis, from a thread of its own: no request waits for a Redis that is slow, frozen or gone.
+
+What is put here is committed already. When Redis does not take it, the housekeeper is asked to; when this process dies
+first, the housekeeper notices by itself, a little later.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from queue import Empty, Full, Queue
+from threading import Thread
+from uuid import UUID
+
+from shared.database import Database, Dispatch
+from shared.errors import DatabaseUnavailable, QueueUnavailable
+from shared.jobs import Kind, Status
+from shared.metrics import JOBS_FINISHED, Recorder
+from shared.queue import JobQueue
+
+log = logging.getLogger(__name__)
+
+_MOST = 10_000
+"""Messages that may wait here; more than that the housekeeper publishes."""
+_AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    dispatches: Sequence[Dispatch] = ()
+    event: tuple[UUID, Status] | None = None
+    cancel: UUID | None = None
+
+
+class Outbox:
+    """Thread-safe; `close` sends what is left."""
+
+    def __init__(self, database: Database, queue: JobQueue):
+        self._database = database
+        self._queue = queue
+        self._recorder = Recorder()
+        self._messages: Queue[_Message | None] = Queue(_MOST)
+        self._thread = Thread(target=self._run, name="outbox", daemon=True)
+        self._thread.start()
+
+    def publish(self, dispatches: Sequence[Dispatch]) -> None:
+        """These jobs may run."""
+        if not self._put(_Message(dispatches=dispatches)):
+            self._leave_to_housekeeper(dispatches)
+
+    def cancelled(self, job_id: UUID, kind: Kind, status: Status) -> None:
+        """A cancel was requested: the job is over already, or its worker has yet to stop."""
+        if status is Status.CANCELLED:
+            self._recorder.count(JOBS_FINISHED, kind, status)
+            self._put(_Message(event=(job_id, status)))
+        else:
+            self._put(_Message(cancel=job_id))
+
+    def close(self, timeout: float = 10.0) -> None:
+        self._messages.put(None)
+        self._thread.join(timeout)
+
+    def _put(self, message: _Message) -> bool:
+        try:
+            self._messages.put_nowait(message)
+        except Full:
+            return False
+        return True
+
+    def _run(self) -> None:
+        while True:
+            gathered = self._gather()
+            messages = [message for message in gathered if message is not None]
+            try:
+                self._send(messages)
+            except Exception:
+                log.exception("%d messages were not sent", len(messages))
+            if len(messages) < len(gathered):
+                return
+
+    def _gather(self) -> list[_Message | None]:
+        """All that wait, so that a Redis that answers nothing costs its timeout once and not for each."""
+        gathered = [self._messages.get()]
+        try:
+            while len(gathered) < _AT_ONCE:
+                gathered.append(self._messages.get_nowait())
+        except Empty:
+            pass
+        return gathered
+
+    def _send(self, messages: Sequence[_Message]) -> None:
+        dispatches = [dispatch for message in messages for dispatch in message.dispatches]
+        try:
+            if dispatches:
+                self._queue.publish(dispatches)
+        except QueueUnavailable as error:
+            log.warning("%d jobs are left to the housekeeper: %s", len(dispatches), error)
+            self._leave_to_housekeeper(dispatches)
+            return
+        self._queue.announce((id, {"status": status.value}) for id, status in _events(messages))
+        self._recorder.flush(self._queue.redis)
+        try:
+            for message in messages:
+                if message.cancel is not None:
+                    self._queue.request_cancel(message.cancel)
+        except QueueUnavailable as error:
+            log.warning("a cancel waits for the worker's next heartbeat: %s", error)
+
+    def _leave_to_housekeeper(self, dispatches: Sequence[Dispatch]) -> None:
+        try:
+            self._database.dispatch_now([dispatch.id for dispatch in dispatches])
+        except DatabaseUnavailable as error:
+            log.warning("%d jobs are late by the time until they are due: %s", len(dispatches), error)
+
+
+def _events(messages: Sequence[_Message]) -> list[tuple[UUID, Status]]:
+    return [message.event for message in messages if message.event is not None]

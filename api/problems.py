@@ -1,0 +1,149 @@
+"""Every error leaves the API as problem details (RFC 9457), with a stable `code` and the fields to blame."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from shared.errors import InvalidRequest, TuwenError, Unauthorized
+from shared.jobs import Kind
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+MOST_ERRORS = 20
+_LONGEST_FIELD = 200
+_KINDS = frozenset(kind.value for kind in Kind)
+
+
+class FieldError(BaseModel):
+    field: str = Field(examples=["input.prompt"])
+    detail: str = Field(examples=["String should have at least 1 character"])
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "type": "urn:tuwen:problem:invalid_request",
+                "title": "Unprocessable Entity",
+                "status": 422,
+                "detail": "input.steps: Input should be greater than or equal to 1",
+                "code": "invalid_request",
+                "errors": [{"field": "input.steps", "detail": "Input should be greater than or equal to 1"}],
+            }
+        }
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str = Field(description="stable name of the problem, for programs")
+    errors: list[FieldError] = Field(description="the fields to blame, where there are any")
+
+
+class InvalidFields(InvalidRequest):
+    """Several fields of a request are wrong."""
+
+    def __init__(self, errors: Sequence[FieldError]):
+        first = errors[0]
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        super().__init__(f"{first.field}: {first.detail}{more}", field=first.field)
+        self.errors = list(errors)
+
+
+def invalid_fields(errors: Iterable[Mapping[str, Any]]) -> InvalidFields:
+    """pydantic's errors, in the caller's words: no echo of the input, which may be huge or secret."""
+    named = [
+        FieldError(field=field_path(error["loc"]), detail=str(error["msg"]).removeprefix("Value error, "))
+        for error in errors
+    ]
+    return InvalidFields(named[:MOST_ERRORS])
+
+
+def field_path(location: Sequence[str | int]) -> str:
+    """`input.prompt` from pydantic's ("body", "input", "generate", "prompt").
+
+    pydantic puts the name of the union's member between the field and what is below it; no caller wrote that.
+    """
+    parts = [str(part) for part in location]
+    if parts[:1] in (["body"], ["query"], ["path"], ["header"]):
+        parts = parts[1:]
+    kept = [
+        part for before, part in zip(["", *parts], parts, strict=False) if not (before == "input" and part in _KINDS)
+    ]
+    return ".".join(kept)[:_LONGEST_FIELD] or "body"
+
+
+def respond(
+    status: int, code: str, detail: str, *, errors: Sequence[FieldError] = (), headers: Mapping[str, str] | None = None
+) -> Response:
+    problem = {
+        "type": f"urn:tuwen:problem:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "errors": [error.model_dump() for error in errors],
+    }
+    # ASCII, so that a lone surrogate quoted from the request stays an escape instead of breaking the encoder.
+    body = json.dumps(problem, ensure_ascii=True).encode("ascii")
+    return Response(body, status, {"Cache-Control": "no-store", **(headers or {})}, MEDIA_TYPE)
+
+
+def respond_to(error: TuwenError) -> Response:
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = 'Bearer realm="tuwen"'
+    if isinstance(error, InvalidFields):
+        errors = error.errors
+    else:
+        errors = [FieldError(field=error.field, detail=error.detail)] if error.field else []
+    return respond(error.status, error.code, error.detail, errors=errors, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of `app` a problem."""
+
+    @app.exception_handler(TuwenError)
+    async def _tuwen_error(_: Request, error: TuwenError) -> Response:
+        if error.status >= 500:
+            log.warning("%s: %s", error.code, error.detail, exc_info=error)
+        return respond_to(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> Response:
+        return respond_to(invalid_fields(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def _http_error(_: Request, error: HTTPException) -> Response:
+        status = HTTPStatus(error.status_code)
+        code = "internal_error" if status >= 500 else status.phrase.lower().replace(" ", "_")
+        return respond(status, code, _DETAILS.get(status, str(error.detail)), headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def _unforeseen(request: Request, error: Exception) -> Response:
+        # Logged here by its route; the server below logs the trace once more with the connection.
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return respond(500, "internal_error", "Something unforeseen went wrong; it has been logged.")
+
+
+_DETAILS = {
+    HTTPStatus.NOT_FOUND: "There is nothing under this path.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "This path does not know this method.",
+}

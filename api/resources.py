@@ -1,0 +1,69 @@
+"""What the requests of one API process share, from start-up to shutdown."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+from anyio import CapacityLimiter
+from fastapi import Depends, Request
+
+from api.auth import Keyring
+from api.events import Events
+from api.outbox import Outbox
+from shared.database import Database
+from shared.queue import JobQueue
+from shared.settings import Settings
+from shared.storage import ObjectStore
+
+_HEAVY_AT_ONCE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    settings: Settings
+    database: Database
+    store: ObjectStore
+    events: Events
+    outbox: Outbox
+    keyring: Keyring | None
+    """None when the installation is open."""
+    heavy: CapacityLimiter
+    """Turns for what holds whole images in memory."""
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Resources]:
+    """Raises ConfigurationError. No server needs to be up for this: requests say what is missing."""
+    store = ObjectStore.open(settings)
+    database = Database(settings)
+    queue = JobQueue(settings)
+    events = Events(settings, database)
+    outbox = Outbox(database, queue)
+    keyring = Keyring(database) if settings.auth == "keys" else None
+    events.start()
+    try:
+        yield Resources(settings, database, store, events, outbox, keyring, CapacityLimiter(_HEAVY_AT_ONCE))
+    finally:
+        await events.close()
+        outbox.close()
+        queue.close()
+        database.close()
+
+
+async def _resources(request: Request) -> Resources:
+    resources: Resources = request.app.state.resources
+    return resources
+
+
+ResourcesDep = Annotated[Resources, Depends(_resources)]
+
+
+async def _base_url(request: Request, resources: ResourcesDep) -> str:
+    return (resources.settings.public_url or str(request.base_url)).rstrip("/")
+
+
+BaseUrlDep = Annotated[str, Depends(_base_url)]
+"""Where clients reach this API, without a slash at the end."""

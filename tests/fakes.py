@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from shared import errors
 from shared.errors import EngineError, TuwenError
 from shared.jobs import DescribeResult, Kind, MatchResult, RecognizedObject, RecognizeResult
 from workers.engines.base import (
@@ -146,6 +147,24 @@ class MemoryHungryGenerator(NullGenerator):
 
             raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return super().run(items, run)
+
+
+class Puppet(NullGenerator):
+    """Does in its process what the prompt says in Python, then answers what that left in `answers`, if anything.
+
+    `guidance`, where given, is the limit of a batch.
+    """
+
+    def batch_limit(self, item: Item) -> int:
+        return int(item.guidance) if isinstance(item, GenerateItem) and item.guidance is not None else self.limit
+
+    def example(self) -> Item:
+        return GenerateItem("pass", seed=0)
+
+    def run(self, items: Sequence[Item], run: Run) -> list[Output | TuwenError]:
+        scope: dict[str, Any] = {"__name__": __name__, "errors": errors, "items": items, "run": run}
+        exec(items[0].prompt, scope)  # type: ignore[union-attr]
+        return scope["answers"] if "answers" in scope else [self.answer(item) for item in items]
 
 
 class BrokenAtStart(NullGenerator):

@@ -16,7 +16,6 @@ from api.bodies import BodyLimit
 from api.monitoring import RequestMetrics
 from api.resources import opened
 from shared import __version__
-from shared.jobs import JobRequest
 from shared.settings import Settings
 from shared.settings import settings as process_settings
 
@@ -42,7 +41,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(files.router)
     app.include_router(monitoring.router)
     problems.install(app)
-    reference.install(app, [JobRequest, jobs.Batch])
+    reference.install(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     if settings.auth == "open":

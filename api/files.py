@@ -10,11 +10,11 @@ from typing import IO, Annotated
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Path, Request
-from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from api.auth import Caller, CallerDep
+from api.messages import File
 from api.reference import problems
 from api.resources import Resources, ResourcesDep
 from shared.errors import InvalidRequest, NotFound, PayloadTooLarge
@@ -25,16 +25,6 @@ router = APIRouter(prefix="/v1/files", tags=["files"])
 
 _IN_MEMORY = 2**20
 _FILE_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
-
-
-class File(BaseModel):
-    """An image that jobs can name by its id."""
-
-    id: str = Field(description="SHA-256 of the bytes", examples=[sha256(b"").hexdigest()])
-    media_type: str = Field(examples=["image/png"])
-    width: int = Field(description="pixels")
-    height: int = Field(description="pixels")
-    size: int = Field(description="bytes")
 
 
 async def _file_id(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -10,13 +11,14 @@ from uuid import UUID
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
 from api.auth import CallerDep
 from api.bodies import parse
 from api.events import Watch
 from api.files import serve
+from api.messages import Accepted, Batch, JobPage
 from api.reference import json_body, problems
 from api.resources import BaseUrlDep, Resources, ResourcesDep
 from api.submission import submit
@@ -30,25 +32,8 @@ _KEEP_ALIVE = 15.0
 _HEAVY = 64 * 1024
 """Bodies larger than this hold images, or very many jobs: they take turns."""
 _LARGEST_PAGE = 200
-
-
-class Batch(BaseModel):
-    """Many jobs in one request: all of them are accepted, or none."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    jobs: list[JobRequest] = Field(min_length=1)
-
-
-class BatchAccepted(BaseModel):
-    ids: list[UUID] = Field(description="of the jobs, in the order of the requests")
-
-
-class JobPage(BaseModel):
-    """Jobs, newest first."""
-
-    jobs: list[Job]
-    next: str | None = Field(description="cursor of the next page; none when this is the last")
+_SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
+"""The RFC knows whole seconds only; a client's last wait before its own deadline is mostly shorter."""
 
 
 async def _job_id(job_id: Annotated[str, Path(json_schema_extra={"format": "uuid"})]) -> UUID:
@@ -133,7 +118,7 @@ async def submit_job(
 @router.post(
     "/batch",
     status_code=202,
-    response_model=BatchAccepted,
+    response_model=Accepted,
     summary="Submit many jobs",
     openapi_extra=json_body(
         Batch, {"two": {"value": {"jobs": [_PROMPTS["generate"]["value"], _PROMPTS["recognize"]["value"]]}}}
@@ -141,20 +126,27 @@ async def submit_job(
     responses=problems(401, 413, 422, 429, 503),
 )
 async def submit_batch(
-    request: Request, caller: CallerDep, resources: ResourcesDep, idempotency_key: IdempotencyKey = None
+    request: Request,
+    caller: CallerDep,
+    resources: ResourcesDep,
+    base_url: BaseUrlDep,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """All of them are accepted, or none."""
     body = await request.body()
 
-    def accept() -> list[UUID]:
+    def accept() -> list[Job]:
         jobs = parse(Batch, body).jobs
         if len(jobs) > resources.settings.max_jobs_per_request:
             most = resources.settings.max_jobs_per_request
             raise InvalidRequest(f"At most {most} jobs fit in one request.", field="jobs")
-        return submit(resources, caller, jobs, idempotency_key, in_batch=True).ids
+        accepted = submit(resources, caller, jobs, idempotency_key, in_batch=True)
+        return resources.database.jobs_by_id(accepted.ids, caller.tenant)
 
-    ids = await run_sync(accept, limiter=resources.heavy if len(body) > _HEAVY else None)
-    return Response(BatchAccepted(ids=ids).model_dump_json(), 202, media_type="application/json")
+    jobs = await run_sync(accept, limiter=resources.heavy if len(body) > _HEAVY else None)
+    return Response(
+        Accepted(jobs=[_shown(job, base_url) for job in jobs]).model_dump_json(), 202, media_type="application/json"
+    )
 
 
 @router.get("", response_model=JobPage, summary="List jobs", responses=problems(401, 422))
@@ -295,8 +287,8 @@ def _wait(prefer: str | None, resources: Resources) -> float:
     for preference in (prefer or "").split(","):
         name, _, value = preference.partition("=")
         seconds = value.partition(";")[0].strip().strip('"')
-        if name.strip().lower() == "wait" and seconds.isascii() and seconds.isdigit():
-            return min(float(seconds[:9]), resources.settings.max_wait)
+        if name.strip().lower() == "wait" and _SECONDS.fullmatch(seconds):
+            return min(float(seconds), resources.settings.max_wait)
     return 0.0
 
 

@@ -18,11 +18,11 @@ from prometheus_client import Histogram as HttpHistogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
-from pydantic import BaseModel, Field
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import CallerDep
+from api.messages import Health, Models, ModelState, ModelWorker, Readiness, State
 from api.reference import problems
 from api.resources import Resources, ResourcesDep
 from shared import __version__
@@ -40,41 +40,10 @@ _PATIENCE = 2.0
 _checkers = CapacityLimiter(8)
 """Threads of their own: a check that hangs must not take one from the requests."""
 
-State = Literal["ok", "failed"]
-
-
-class Health(BaseModel):
-    status: Literal["ok"] = "ok"
-    version: str = __version__
-
-
-class Readiness(BaseModel):
-    status: Literal["ready", "degraded", "failed"] = Field(
-        description="degraded: Redis is away, so jobs are accepted and kept, but start late"
-    )
-    components: dict[str, State]
-
-
-class ModelWorker(BaseModel):
-    worker: str
-    device: str
-    revision: str = Field(description="of the weights")
-
-
-class ModelState(BaseModel):
-    kind: Kind
-    model: str
-    ready: bool = Field(description="whether a worker that lives holds it warm")
-    workers: list[ModelWorker]
-
-
-class Models(BaseModel):
-    models: list[ModelState]
-
 
 @router.get("/healthz", response_model=Health, summary="Is this process alive?")
 async def health() -> Health:
-    return Health()
+    return Health(version=__version__)
 
 
 @router.get(

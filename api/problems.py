@@ -11,10 +11,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from api.messages import FieldError
 from shared.errors import InvalidRequest, TuwenError, Unauthorized
 from shared.jobs import Kind
 
@@ -24,35 +24,6 @@ MEDIA_TYPE = "application/problem+json"
 MOST_ERRORS = 20
 _LONGEST_FIELD = 200
 _KINDS = frozenset(kind.value for kind in Kind)
-
-
-class FieldError(BaseModel):
-    field: str = Field(examples=["input.prompt"])
-    detail: str = Field(examples=["String should have at least 1 character"])
-
-
-class Problem(BaseModel):
-    """What went wrong (RFC 9457)."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "type": "urn:tuwen:problem:invalid_request",
-                "title": "Unprocessable Entity",
-                "status": 422,
-                "detail": "input.steps: Input should be greater than or equal to 1",
-                "code": "invalid_request",
-                "errors": [{"field": "input.steps", "detail": "Input should be greater than or equal to 1"}],
-            }
-        }
-    )
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str = Field(description="stable name of the problem, for programs")
-    errors: list[FieldError] = Field(description="the fields to blame, where there are any")
 
 
 class InvalidFields(InvalidRequest):

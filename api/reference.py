@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from api.problems import MEDIA_TYPE, Problem
+from api.messages import Batch, Problem
+from shared.jobs import JobRequest
 
+_UNSEEN: list[tuple[type[BaseModel], JsonSchemaMode]] = [
+    (JobRequest, "validation"),
+    (Batch, "validation"),
+    (Problem, "serialization"),
+]
+"""Models that no route's signature mentions."""
 _REF = "#/components/schemas/{model}"
 
 TAGS = [
@@ -34,7 +41,7 @@ Every error is [problem details](https://www.rfc-editor.org/rfc/rfc9457) with a 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route that may answer with these statuses, and, as all may, with others."""
-    content = {MEDIA_TYPE: {"schema": {"$ref": _REF.format(model=Problem.__name__)}}}
+    content = {"application/problem+json": {"schema": {"$ref": _REF.format(model=Problem.__name__)}}}
     named: dict[int | str, dict[str, Any]] = {
         status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses
     }
@@ -49,7 +56,7 @@ def json_body(model: type[BaseModel], examples: dict[str, Any]) -> dict[str, Any
     }
 
 
-def install(app: FastAPI, bodies: list[type[BaseModel]]) -> None:
+def install(app: FastAPI) -> None:
     """Add the models that only `json_body` and `problems` name."""
 
     def openapi() -> dict[str, Any]:
@@ -57,10 +64,7 @@ def install(app: FastAPI, bodies: list[type[BaseModel]]) -> None:
             document = get_openapi(
                 title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, tags=TAGS
             )
-            modes: list[tuple[type[BaseModel], Literal["validation"]]] = [
-                (model, "validation") for model in [*bodies, Problem]
-            ]
-            _, named = models_json_schema(modes, ref_template=_REF)
+            _, named = models_json_schema(_UNSEEN, ref_template=_REF)
             document["components"]["schemas"] |= named["$defs"]
             app.openapi_schema = document
         return app.openapi_schema

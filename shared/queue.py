@@ -97,6 +97,7 @@ def celery_app(settings: Settings) -> Celery:
             "queue_order_strategy": "priority",
             "max_connections": 200,
         },
+        broker_transport="shared.transport:Transport",
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         # A lease outlives a Redis that went away, and so does the job.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import platform
 import threading
+import time
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery, beat, signals
 from celery.apps.worker import Worker
 from celery.worker import state
 
@@ -77,22 +78,26 @@ def run_housekeeper(settings: Settings) -> int:
     """Run beat and the housekeeping queue until SIGTERM or SIGINT. Returns the exit status."""
     app = celery_app(settings)
     housekeeping.define(app, Housekeeper(settings, app), settings.housekeeping_interval)
-    consumer = _consumer(
-        app,
-        f"housekeeper@{platform.node()}",
-        queues=[HOUSEKEEPING_QUEUE],
-        threads=3,
-        # In memory: each task runs every few seconds anyway, so no times need to outlive a restart.
-        beat=True,
-        scheduler="celery.beat:Scheduler",
-    )
+    # A thread, not the process that Celery's --beat forks: that one would outlive a housekeeper that is killed.
+    threading.Thread(target=_beat, args=(app,), name="beat", daemon=True).start()
+    consumer = _consumer(app, f"housekeeper@{platform.node()}", queues=[HOUSEKEEPING_QUEUE], threads=3)
     consumer.start()
     return consumer.exitcode or 0
 
 
-def _consumer(app: Celery, hostname: str, *, queues: list[str], threads: int, **options: Any) -> Worker:
+def _beat(app: Celery) -> None:
+    """Run Celery's beat for ever, its schedule in memory: no time needs to outlive a restart."""
+    while True:
+        try:
+            beat.Service(app, max_interval=1, scheduler_cls=beat.Scheduler).start()
+        except Exception:
+            log.exception("beat stopped; starting it again")
+            time.sleep(1)
+
+
+def _consumer(app: Celery, hostname: str, *, queues: list[str], threads: int) -> Worker:
     signals.setup_logging.connect(_keep_our_logging)
-    return app.Worker(
+    worker: Worker = app.Worker(
         hostname=hostname,
         pool="threads",
         concurrency=threads,
@@ -101,8 +106,8 @@ def _consumer(app: Celery, hostname: str, *, queues: list[str], threads: int, **
         # Workers have nothing to tell each other.
         without_gossip=True,
         without_mingle=True,
-        **options,
     )
+    return worker
 
 
 def _keep_our_logging(**_: Any) -> None:

@@ -20,7 +20,7 @@ from shared.errors import (
     TuwenError,
 )
 from shared.fetch import Fetcher
-from shared.images import encode_png, pixels
+from shared.images import Pixels, encode_png, pixels
 from shared.jobs import (
     DescribeInput,
     GenerateInput,
@@ -41,7 +41,7 @@ from shared.settings import Settings
 from shared.storage import ObjectStore, content_key, file_key
 from workers.announcements import Announcer
 from workers.batcher import Batcher, Cancelled, Released
-from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Output, Picture, Pixels, RecognizeItem
+from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Output, Picture, RecognizeItem
 from workers.grouping import Grouped
 from workers.leases import Heartbeat, Lease
 

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from shared.errors import TuwenError
+from shared.images import Pixels
 from shared.jobs import DescribeResult, Kind, Language, MatchResult, RecognizeResult, Style
-
-if TYPE_CHECKING:
-    from numpy import ndarray
-
-    Pixels = ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,211 @@
+"""No job is lost, whatever dies: real workers, real housekeepers, real servers, real signals.
+
+Each fault ends with every job over, none lost, none done twice in effect: a job ends once, with the result that
+its seed determines, and owes one webhook.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import redis
+from sqlalchemy import create_engine, text
+
+from api.servers import Postgres, Valkey
+from shared.database import driver_url
+from shared.jobs import GenerateResult, Job, Kind, Status
+from shared.queue import queue_name
+from shared.settings import Settings
+from tests.system import System, running_system
+
+pytestmark = pytest.mark.timeout(300)
+
+SLOW = "sleep 1"
+
+
+@pytest.fixture
+def system(settings: Settings, tmp_path: Path) -> Iterator[System]:
+    with running_system(settings, tmp_path) as system:
+        yield system
+
+
+def assert_all_succeeded(system: System, jobs: list[Job]) -> None:
+    """Each once, each with its own seed's picture, each with one ending."""
+    assert {job.status for job in jobs} == {Status.SUCCEEDED}, [(job.status, job.error) for job in jobs]
+    for job in jobs:
+        assert isinstance(job.result, GenerateResult)
+        assert job.result.seed == job.id.int % 2**63
+    engine = create_engine(driver_url(system.settings.database_url))
+    with engine.connect() as connection:
+        [owed] = connection.execute(text("SELECT count(*) FROM webhooks")).one()
+    engine.dispose()
+    assert owed == len(jobs)
+
+
+def submit(system: System, *prompts: str) -> list:
+    return system.submit(*prompts, webhook="https://example.com/hook")
+
+
+def test_worker_is_killed_in_a_batch(system: System) -> None:
+    system.housekeeper()
+    worker = system.worker("first")
+    ids = submit(system, *[SLOW] * 40)
+    system.running(ids, at_least=16)
+    worker.kill()
+    system.worker("second")
+    jobs = system.finished(ids)
+    assert_all_succeeded(system, jobs)
+    assert max(job.attempts for job in jobs) > 1
+
+
+def test_engine_process_is_killed(system: System) -> None:
+    system.housekeeper()
+    worker = system.worker()
+    before = worker.engine.pid
+    ids = submit(system, *[SLOW] * 20)
+    system.running(ids, at_least=8)
+    worker.engine.kill()
+    assert_all_succeeded(system, system.finished(ids))
+    assert worker.alive
+    assert worker.engine.pid != before
+
+
+def test_worker_sleeps_past_its_lease_and_wakes_up(system: System) -> None:
+    system.housekeeper()
+    sleeper = system.worker("sleeper")
+    ids = submit(system, *[SLOW] * 8)
+    system.running(ids)
+    sleeper.signal(signal.SIGSTOP)
+    system.worker("other")
+    jobs = system.finished(ids)
+    sleeper.signal(signal.SIGCONT)
+    # It wakes up with results in its hands that nobody wants any more, and goes on working.
+    more = submit(system, *["cat"] * 20)
+    assert_all_succeeded(system, jobs + system.finished(more))
+    assert system.jobs(ids) == jobs
+    assert sleeper.alive
+
+
+def test_redis_is_killed_and_restarted(system: System, valkey: Valkey) -> None:
+    system.housekeeper()
+    worker = system.worker()
+    before = submit(system, *[SLOW] * 40)
+    system.running(before)
+    valkey.kill()
+    during = submit(system, *["cat"] * 10)
+    valkey.start()
+    after = submit(system, *["cat"] * 10)
+    assert_all_succeeded(system, system.finished(before + during + after, timeout=120))
+    assert worker.alive
+
+
+def test_redis_forgets_everything(system: System) -> None:
+    system.housekeeper()
+    ids = submit(system, *["cat"] * 50)
+    with redis.Redis.from_url(system.settings.redis_url) as client:
+        system.until(lambda: client.llen("tuwen.generate\x06\x164"), "messages")
+        client.flushdb()
+    system.worker()
+    assert_all_succeeded(system, system.finished(ids))
+
+
+def test_postgres_is_restarted(system: System, postgres: Postgres) -> None:
+    system.housekeeper()
+    worker = system.worker()
+    ids = submit(system, *[SLOW] * 40)
+    system.running(ids)
+    postgres.kill()
+    postgres.start()
+    more = submit(system, *["cat"] * 10)
+    assert_all_succeeded(system, system.finished(ids + more, timeout=120))
+    assert worker.alive
+
+
+def test_worker_is_asked_to_stop_in_a_batch(system: System) -> None:
+    system.housekeeper()
+    worker = system.worker("first")
+    ids = submit(system, *["sleep 2"] * 40)
+    system.running(ids, at_least=16)
+    assert worker.terminate() == 0
+    statuses = system.statuses(ids)
+    assert Status.SUCCEEDED in statuses, "the running batch was finished"
+    assert Status.QUEUED in statuses, "what waited went back"
+    assert Status.RUNNING not in statuses, "nothing is left to its lease"
+    assert system.database.workers() == []
+    system.worker("second")
+    jobs = system.finished(ids)
+    assert_all_succeeded(system, jobs)
+    assert {job.attempts for job in jobs} == {1}, "a stop costs no attempt"
+
+
+def test_poison_is_quarantined_and_its_neighbours_unharmed(system: System) -> None:
+    system.housekeeper()
+    worker = system.worker()
+    poison, *neighbours = submit(system, "crash", *["cat"] * 30)
+    [dead] = system.finished([poison], timeout=120)
+    assert dead.status is Status.QUARANTINED
+    assert dead.attempts == 3
+    assert dead.error is not None
+    assert dead.error.code == "engine_crashed"
+    jobs = system.finished(neighbours)
+    assert {job.status for job in jobs} == {Status.SUCCEEDED}
+    assert max(job.attempts for job in jobs) <= 2, "only the first crash was shared"
+    assert worker.alive
+
+
+def test_a_job_is_cancelled_while_it_runs(system: System) -> None:
+    system.worker()
+    [id] = submit(system, "sleep 30")
+    system.running([id])
+    system.database.cancel(id, "local")
+    system.queue.request_cancel(id)
+    [job] = system.finished([id], timeout=10)
+    assert job.status is Status.CANCELLED
+
+
+def test_garbage_in_redis(system: System) -> None:
+    """Whoever reaches Redis can waste a worker's time, and nothing else."""
+    system.housekeeper()
+    worker = system.worker()
+    [over] = submit(system, "cat")
+    system.finished([over])
+    queue = queue_name(Kind.GENERATE)
+    with redis.Redis.from_url(system.settings.redis_url) as client:
+        client.lpush(queue, b"garbage", b"{}", b"[]", pickle.dumps({"x": 1}))
+        for headers, body, content_type in (
+            ({"task": "os.system", "id": str(uuid4())}, [["echo"], {}, {}], "application/json"),
+            ({"task": queue, "id": str(uuid4())}, [["not an id"], {}, {}], "application/json"),
+            ({"task": queue, "id": str(uuid4())}, [[str(uuid4())], {}, {}], "application/json"),
+            ({"task": queue, "id": str(over)}, [[str(over)], {}, {}], "application/json"),
+            ({"task": queue, "id": str(uuid4())}, [[{"a": 1}, 2, 3], {"b": []}, {}], "application/json"),
+            ({"task": queue, "id": str(uuid4())}, "cos\nsystem\n", "application/x-python-serialize"),
+        ):
+            client.lpush(queue, json.dumps(_envelope(headers, body, content_type, queue)))
+    ids = submit(system, *["cat"] * 10)
+    jobs = system.finished([over, *ids])
+    assert_all_succeeded(system, jobs)
+    assert jobs[0].attempts == 1
+    assert worker.alive
+
+
+def _envelope(headers: dict, body: object, content_type: str, queue: str) -> dict:
+    """A message as kombu's Redis transport writes it."""
+    return {
+        "body": body if isinstance(body, str) else json.dumps(body),
+        "content-type": content_type,
+        "content-encoding": "utf-8",
+        "headers": {"lang": "py", "argsrepr": "", "kwargsrepr": "", **headers},
+        "properties": {
+            "correlation_id": headers["id"],
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": queue},
+            "priority": 0,
+            "delivery_tag": str(uuid4()),
+        },
+    }

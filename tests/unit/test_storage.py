@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -119,7 +120,8 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", BAD_KEYS)
 def test_bad_key_is_absent_when_read_and_refused_when_written(store: ObjectStore, folder: Path, key: str) -> None:
     (folder.parent / "a").write_text("outside")
-    for read in (store.get, store.head, store.stream, lambda name: store.url(name, 60)):
+    reads: list[Callable[[str], object]] = [store.get, store.head, store.stream, lambda name: store.url(name, 60)]
+    for read in reads:
         with pytest.raises(NotFound):
             read(key)
     for write in (lambda: store.put(key, b"", "text/plain"), lambda: store.delete(key)):

@@ -124,7 +124,8 @@ def test_bad_key_is_absent_when_read_and_refused_when_written(store: ObjectStore
     for read in reads:
         with pytest.raises(NotFound):
             read(key)
-    for write in (lambda: store.put(key, b"", "text/plain"), lambda: store.delete(key)):
+    writes: list[Callable[[], None]] = [lambda: store.put(key, b"", "text/plain"), lambda: store.delete(key)]
+    for write in writes:
         with pytest.raises(ValueError, match="not a storage key"):
             write()
     assert list(store.list()) == []

@@ -54,9 +54,13 @@ class Process:
             )
 
     @property
+    def process(self) -> psutil.Process:
+        return psutil.Process(self._process.pid)
+
+    @property
     def engine(self) -> psutil.Process:
         """The engine process: the child that is not multiprocessing's resource tracker."""
-        children = psutil.Process(self._process.pid).children()
+        children = self.process.children()
         return next(child for child in children if "spawn_main" in " ".join(child.cmdline()))
 
     @property

@@ -1,0 +1,70 @@
+"""How much of an engine's speed is left when its work comes through the queue."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import create_engine, text
+
+from shared.database import driver_url
+from shared.jobs import JobRequest, Kind
+from shared.settings import Settings
+from shared.storage import ObjectStore, file_key
+from tests.bench.figures import Figure
+from tests.bench.peers import measure
+from tests.system import TENANT, System
+
+NULL = "import:tests.fakes:NullGenerator"
+WAITING = "import:tests.fakes:SlowGenerator"
+
+
+def throughput(settings: Settings, folder: Path) -> list[Figure]:
+    """Through the whole worker with an engine that does nothing, against Celery tasks that do nothing."""
+    noop = measure(settings, "noop", 3000)
+    jobs = _rate(settings.model_copy(update={"generate": NULL}), folder, Kind.GENERATE, 3000)
+    return [Figure("worker, null engine", jobs, "jobs/s", "Celery no-op tasks", noop, "≥ 0.5")]
+
+
+def saturation(settings: Settings, folder: Path) -> list[Figure]:
+    """1,000 single jobs waiting, against the same engine called with whole batches."""
+    figures = []
+    for kind in (Kind.GENERATE, Kind.DESCRIBE):
+        bare = measure(settings, "engine", kind, settings.model_for(kind), settings.device, 1000)
+        jobs = _rate(settings, folder, kind, 1000)
+        figures.append(Figure(f"{kind}, built in", jobs, "jobs/s", "bare engine", bare, "≥ 0.7"))
+    bare = measure(settings, "engine", Kind.GENERATE, WAITING, settings.device, 160)
+    jobs = _rate(settings.model_copy(update={"generate": WAITING}), folder, Kind.GENERATE, 1000)
+    figures.append(Figure("generate, 0.2 s a batch of 16", jobs, "jobs/s", "bare engine", bare, "≥ 0.95"))
+    return figures
+
+
+def _rate(settings: Settings, folder: Path, kind: Kind, count: int) -> float:
+    """Jobs per second from the first claim to the last result, all waiting when the worker comes."""
+    settings = settings.model_copy(update={"kinds": (kind,)})
+    settings = Settings(**settings.model_dump(exclude_unset=True))
+    system = System(settings, folder)
+    try:
+        request = JobRequest.model_validate({"input": _input(kind, settings)})
+        submission = system.database.submit([request] * count, tenant=TENANT)
+        system.queue.publish(submission.dispatches)
+        system.worker(f"bench-{kind}-{count}")
+        system.finished(submission.ids, timeout=600)
+    finally:
+        system.close()
+    engine = create_engine(driver_url(settings.database_url))
+    query = "SELECT EXTRACT(EPOCH FROM max(finished_at) - min(started_at))::float8 FROM jobs WHERE id = ANY(:ids)"
+    with engine.connect() as connection:
+        [seconds] = connection.execute(text(query), {"ids": submission.ids}).one()
+    engine.dispose()
+    return count / seconds
+
+
+def _input(kind: Kind, settings: Settings) -> dict[str, Any]:
+    if kind is Kind.GENERATE:
+        return {"kind": kind, "prompt": "一只黑色的猫在草地上跳跃"}
+    data = (Path(__file__).parents[2] / "api" / "sample.png").read_bytes()
+    digest = sha256(data).hexdigest()
+    ObjectStore.open(settings).put(file_key(TENANT, digest), data, "image/png")
+    return {"kind": kind, "image": {"file_id": digest}}

@@ -10,16 +10,12 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
-import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
@@ -29,12 +25,13 @@ from shared.jobs import Kind
 from workers.engines import host
 from workers.engines.base import Item
 from workers.engines.host import Answer
+from workers.engines.wire import Wire, wire
 
 CANCEL_INTERVAL = 0.05
 """Seconds between two looks at which items of the running batch were cancelled."""
 
 DYING = 5.0
-"""Seconds that a process gets to leave by itself once its pipe is closed, and to be gone once it is killed."""
+"""Seconds that a process gets to leave by itself once its wire is closed, and to be gone once it is killed."""
 
 logger = logging.getLogger(__name__)
 _spawn = multiprocessing.get_context("spawn")
@@ -50,7 +47,7 @@ def _all_wanted(_index: int) -> bool:
 @dataclass(frozen=True, slots=True)
 class _Child:
     process: SpawnProcess
-    pipe: Connection
+    wire: Wire
 
 
 class EngineProcess:
@@ -160,12 +157,12 @@ class EngineProcess:
     # ── with the lock held ────────────────────────────────────────────────────────────────────────
 
     def _launch(self, visible: str, device: str) -> _Child:
-        ours, theirs = _spawn.Pipe()
-        _bound(ours, self.batch_timeout)
+        ours, theirs = wire(_spawn)
+        ours.bound(self.batch_timeout)
         arguments = (theirs, self._flags, self.specs, visible, device)
         process = _spawn.Process(target=host.main, args=arguments, name="tuwen-engine")
         self._starter.submit(process.start).result()
-        theirs.close()  # the process must hold the only other end, so that its death is the end of the pipe
+        theirs.close()  # the process must hold the only other end, so that its death is the end of the wire
         self._child = _Child(process, ours)
         # Runs before multiprocessing's own exit handler, which would wait for the process for ever.
         atexit.register(self.stop)
@@ -229,7 +226,7 @@ class EngineProcess:
             raise EOFError
         count = len(request.items) if isinstance(request, host.Batch) else 0
         self._flags[:count] = bytes(count)
-        child.pipe.send_bytes(pickle.dumps(request, protocol=5))
+        child.wire.send(request)
         while True:
             reply = _hear(child, time.monotonic() + self.batch_timeout, lambda: self._flag(count, cancelled))
             if not isinstance(reply, host.Step):
@@ -247,7 +244,7 @@ class EngineProcess:
         if child is None:
             return "was not running"
         atexit.unregister(self.stop)
-        child.pipe.close()
+        child.wire.close()
         process = child.process
         process.join(patience)
         if process.exitcode is None:
@@ -268,25 +265,14 @@ def _hear(child: _Child, deadline: float, meanwhile: Callable[[], None] = lambda
         TimeoutError: none came before the monotonic `deadline`.
         EOFError, OSError: none will come.
     """
-    while not child.pipe.poll(CANCEL_INTERVAL):
+    while not child.wire.poll(CANCEL_INTERVAL):
         meanwhile()
         if time.monotonic() > deadline:
             raise TimeoutError
-        # A process that an engine forked may hold the pipe open after the engine's own death.
-        if not child.process.is_alive() and not child.pipe.poll():
+        # A process that an engine forked may hold the wire open after the engine's own death.
+        if not child.process.is_alive() and not child.wire.poll():
             raise EOFError
-    return pickle.loads(child.pipe.recv_bytes())  # noqa: S301  # from our own child
-
-
-def _bound(pipe: Connection, seconds: float) -> None:
-    """Have reads and writes fail with BlockingIOError when the other end does nothing for `seconds`.
-
-    A stopped process would otherwise block its parent in the middle of a message, where no poll helps.
-    """
-    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
-        interval = struct.pack("@ll", int(seconds), round(seconds % 1 * 1e6))
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
+    return child.wire.receive()
 
 
 def _ending(exitcode: int) -> str:

@@ -1,7 +1,7 @@
 """What runs inside the engine process: load the models, warm them up, run the batches that the parent sends.
 
-Requests and replies are pickles on one pipe whose other end only the parent holds, so the end of the parent is
-the end of the pipe. This module imports no torch: an engine does, after the device has been chosen.
+Only the parent holds the other end of the wire, so the end of the parent is the end of the wire. This module imports
+no torch: an engine does, after the device has been chosen.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import gc
 import math
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import time
@@ -21,7 +20,6 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ import numpy as np
 from shared.errors import EngineError, EngineStartFailed, OutOfMemory, TuwenError
 from shared.jobs import DescribeResult, Kind, MatchResult, RecognizeResult
 from workers.engines.base import Engine, Item, Output, Picture
+from workers.engines.wire import Wire
 
 Answer = Output | TuwenError
 
@@ -171,10 +170,10 @@ def usable_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 def _end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, even while a model computes and nobody reads the pipe.
+    """Have the kernel kill this process when its parent ends, even while a model computes and nobody reads the wire.
 
     The signal comes when the *thread* that started this process ends; the parent starts it from one that lasts.
-    Elsewhere than on Linux the end of the pipe has to do.
+    Elsewhere than on Linux the end of the wire has to do.
     """
     if sys.platform != "linux":
         return
@@ -187,7 +186,7 @@ def _end_with_parent() -> None:
 # ── the process ───────────────────────────────────────────────────────────────────────────────────
 
 
-def main(connection: Connection, flags: Sequence[int], specs: Mapping[Kind, str], visible: str, device: str) -> None:
+def main(wire: Wire, flags: Sequence[int], specs: Mapping[Kind, str], visible: str, device: str) -> None:
     """Entry of the spawned process.
 
     `flags` is shared memory, a byte for each item of the running batch, not 0 when the item is cancelled;
@@ -201,16 +200,16 @@ def main(connection: Connection, flags: Sequence[int], specs: Mapping[Kind, str]
     os.environ["CUDA_VISIBLE_DEVICES"] = visible
     if device == "cpu":
         os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
-    host = _Host(connection, flags)
-    # EOFError and OSError come from the pipe: the parent is gone, and with it the reason to live.
+    host = _Host(wire, flags)
+    # EOFError and OSError come from the wire: the parent is gone, and with it the reason to live.
     with contextlib.suppress(EOFError, OSError):
         if host.start(specs, device):
             host.serve()
 
 
 class _Host:
-    def __init__(self, connection: Connection, flags: Sequence[int]):
-        self.connection = connection
+    def __init__(self, wire: Wire, flags: Sequence[int]):
+        self.wire = wire
         self.flags = flags
         self.engines: dict[Kind, Engine] = {}
 
@@ -243,8 +242,7 @@ class _Host:
     def serve(self) -> None:
         """Answer requests until the parent hangs up or the device is lost."""
         while True:
-            request = pickle.loads(self.connection.recv_bytes())  # noqa: S301  # from our own parent
-            reply = self.reply(request)
+            reply = self.reply(self.wire.receive())
             if isinstance(reply, Failed) and isinstance(reply.error, OutOfMemory):
                 _free_memory()  # here, where no traceback holds the batch's tensors any more
             if not self.send(reply):
@@ -272,11 +270,12 @@ class _Host:
     def send(self, message: object) -> bool:
         """Send; False when it was the last message of this process."""
         try:
-            data = pickle.dumps(message, protocol=5)
+            self.wire.send(message)
+        except OSError:
+            raise
         except Exception as error:  # noqa: BLE001  # an engine of somebody's own may answer with anything
             failure = EngineError(f"an answer cannot be sent ({type(error).__name__})")
-            data = pickle.dumps(Failed(failure, traceback.format_exc()))
-        self.connection.send_bytes(data)
+            self.wire.send(Failed(failure, traceback.format_exc()))
         return not isinstance(message, Lost)
 
 

@@ -5,13 +5,12 @@ Everything it keeps is in one data folder:
     lock          held by every process of the family, so that one family at a time uses the folder
     system.json   the addresses, for the other commands on this machine; holds passwords (mode 0600)
     objects/      uploaded and generated images
-    postgres/     valkey/
+    postgres/     valkey/     flower/
     logs/         NAME.log, and NAME.log.1 before it
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import signal
@@ -29,13 +28,14 @@ import httpx
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
+from api.addresses import Addresses, as_environment
 from api.processes import Lock, choose_port, last_lines, rotate, spawn, stop
 from api.servers import Postgres, Valkey
 from shared.database import Database
 from shared.errors import ConfigurationError, Unavailable
 from shared.migrations import migrate
 from shared.queue import celery_app
-from shared.settings import Settings
+from shared.settings import Settings, is_loopback
 
 POLL = 0.2
 START_TIMEOUT = 90.0
@@ -156,7 +156,6 @@ class System:
         flower: bool = True,
     ):
         """Port 0 means any free one, also in `settings.port` and `settings.flower_port`."""
-        self._given = settings
         self._tell = tell
         self._devices = devices
         self._with_flower = flower
@@ -184,15 +183,16 @@ class System:
         """
         self._take_folder()
         try:
+            # Before the servers: a taken port is told at once.
+            self.settings = self._local_settings()
             for server in (self._valkey, self._postgres):
                 self._start(server)
-            self.settings = self._complete_settings()
-            migrate(self.settings.database_url)
-            self._database = Database(self.settings, pool_size=1)
+                self._announce_if_ready(self._members[-1])
+            self._connect()
             for service in self._services():
                 self._start(service)
             self._await_all()
-            self._publish_addresses()
+            Addresses(os.getpid(), self.url, self.flower_url, as_environment(self.settings)).publish(self.data)
         except BaseException:
             self.stop()
             raise
@@ -228,7 +228,7 @@ class System:
                 server.stop()
         finally:
             self._members.clear()
-            (self.data / "system.json").unlink(missing_ok=True)
+            Addresses.withdraw(self.data)
             self._lock.release()
 
     # ── start ─────────────────────────────────────────────────────────────────────────────────────
@@ -240,9 +240,12 @@ class System:
             free = self._lock.acquire(timeout=0 if self._lock.owner() else 15)
         except OSError as error:
             raise ConfigurationError(f"cannot use the data folder {self.data}: {error.strerror}") from error
-        if not free:
-            system = running_system(self.data)
-            where = f" at {system['url']}" if system else ""
+        if free:
+            # Of an earlier life that was cut short.
+            Addresses.withdraw(self.data)
+        else:
+            addresses = Addresses.of(self.data)
+            where = f" at {addresses.url}" if addresses else ""
             raise ConfigurationError(
                 f"Tuwen already runs on {self.data}{where} (process {self._lock.owner()}); "
                 "stop it there, or choose another folder with --data"
@@ -253,27 +256,28 @@ class System:
         self._members.append(_Member(process, announced=False))
         process.start()
 
-    def _complete_settings(self) -> Settings:
-        """The given settings with every address filled in; what the user set explicitly stays."""
-        given = self._given
-        if self._with_flower and not _is_loopback(given.flower_host) and given.flower_password is None:
+    def _local_settings(self) -> Settings:
+        """The given settings with ports that are free; what the user set explicitly stays."""
+        given = self.settings
+        if self._with_flower and not is_loopback(given.flower_host) and given.flower_password is None:
             raise ConfigurationError(
                 "Flower outside loopback needs a password: set TUWEN_FLOWER_PASSWORD, or start with --no-flower"
             )
-        values: dict[str, Any] = {
-            "data_dir": self.data,
-            "database_url": self._postgres.url,
-            "redis_url": self._valkey.url,
-            "port": choose_port(given.port, "--port", given.host),
-            "flower_port": choose_port(given.flower_port, "--flower-port", given.flower_host)
-            if self._with_flower
-            else 0,
-        }
+        values: dict[str, Any] = {"data_dir": self.data, "port": choose_port(given.port, "--port", given.host)}
+        if self._with_flower:
+            values["flower_port"] = choose_port(given.flower_port, "--flower-port", given.flower_host)
         if "storage_url" not in given.model_fields_set:
             values["storage_url"] = f"file://{self.data / 'objects'}"
-        if "auth" not in given.model_fields_set and _is_loopback(given.host):
+        if "auth" not in given.model_fields_set and is_loopback(given.host):
             values["auth"] = "open"
         return given.model_copy(update=values)
+
+    def _connect(self) -> None:
+        """Make the servers that run now part of the settings, and bring the database to our schema."""
+        urls = {"database_url": self._postgres.url, "redis_url": self._valkey.url}
+        self.settings = self.settings.model_copy(update=urls)
+        migrate(self.settings.database_url)
+        self._database = Database(self.settings, pool_size=1)
 
     def _services(self) -> list[Service]:
         services = [self._service("api", ["-m", "api"], self._api_ready)]
@@ -374,46 +378,8 @@ class System:
     def flower_url(self) -> str | None:
         return _http(self.settings.flower_host, self.settings.flower_port) if self._with_flower else None
 
-    def _publish_addresses(self) -> None:
-        file = self.data / "system.json"
-        file.touch(mode=0o600)
-        addresses = {
-            "pid": os.getpid(),
-            "url": self.url,
-            "flower": self.flower_url,
-            "environment": as_environment(self.settings),
-        }
-        file.write_text(json.dumps(addresses, ensure_ascii=False, indent=2))
-
     def _log(self, name: str) -> Path:
         return self.data / "logs" / f"{name}.log"
-
-
-def running_system(data: Path) -> dict[str, Any] | None:
-    """What `system.json` says, when the system that wrote it still runs."""
-    try:
-        system: dict[str, Any] = json.loads((data / "system.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return system if Lock(data / "lock").owner() == system["pid"] else None
-
-
-def as_environment(settings: Settings) -> dict[str, str]:
-    """The TUWEN_… variables that make a child read these settings; defaults are left out."""
-    values = {name: getattr(settings, name) for name in settings.model_fields_set}
-    return {f"TUWEN_{name.upper()}": _as_text(value) for name, value in values.items() if value is not None}
-
-
-def _as_text(value: Any) -> str:
-    if hasattr(value, "get_secret_value"):
-        return str(value.get_secret_value())
-    if isinstance(value, tuple):
-        return json.dumps(value, ensure_ascii=False)
-    return str(value)
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("127.0.0.1", "::1", "localhost")
 
 
 def _celery_name(name: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,8 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from api.client import Client
-from api.doctor import Finding
-from api.stack import Event, System
 from shared.jobs import (
     DescribeResult,
     GenerateResult,
@@ -28,6 +26,10 @@ from shared.jobs import (
     RecognizeResult,
     Status,
 )
+
+if TYPE_CHECKING:
+    from api.doctor import Finding
+    from api.stack import Event, System
 
 # Results go to standard output, everything about how they come to be to standard error.
 out = Console(highlight=False, soft_wrap=True)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from api import terminal
-from api.auth import new_key
 from api.commands.jobs import Ids
 from api.commands.place import place
 from api.terminal import err, out
-from shared.database import Database
+
+if TYPE_CHECKING:
+    from shared.database import Database
 
 app = typer.Typer(help="Manage API keys, in the database itself.", no_args_is_help=True)
 
@@ -26,6 +27,8 @@ def create(
     quota: Annotated[int | None, typer.Option(min=1, help="Unfinished jobs it may have at once.")] = None,
 ) -> None:
     """Make a key and print it, this once."""
+    from api.auth import new_key
+
     settings = place(context).settings()
     key, digest = new_key()
     with _database(context) as database:
@@ -57,6 +60,9 @@ def revoke(context: typer.Context, ids: Ids) -> None:
 
 @contextmanager
 def _database(context: typer.Context) -> Iterator[Database]:
+    # Imported here: SQLAlchemy would slow down the start of commands that only speak HTTP.
+    from shared.database import Database
+
     database = Database(place(context).settings(), pool_size=1)
     try:
         yield database

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import typer
 
+from api.addresses import Addresses
 from api.client import Client
-from api.stack import running_system
 from shared.settings import Settings
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -18,18 +18,20 @@ class Place:
     def __init__(self, url: str | None, api_key: str | None, data: Path | None):
         self._api_key = api_key
         self.data = data or Settings().data_dir
-        self.system = running_system(self.data)
-        """Addresses of the embedded system on this data folder, when it runs."""
-        self.url = url or (self.system["url"] if self.system else DEFAULT_URL)
+        self.system = Addresses.of(self.data)
+        """The embedded system on this data folder, when it runs."""
+        self.url = url or (self.system.url if self.system else DEFAULT_URL)
 
     def client(self) -> Client:
+        """One that speaks to the API; keep it in a `with` block."""
         return Client(self.url, self._api_key)
 
     def environment(self) -> dict[str, str]:
         """That of this process, completed by what joins the embedded system, when it runs."""
-        return (self.system["environment"] if self.system else {}) | dict(os.environ)
+        return (self.system.environment if self.system else {}) | dict(os.environ)
 
     def settings(self) -> Settings:
+        """For commands that go to the database, Redis or storage themselves."""
         os.environ.update(self.environment())
         return Settings(data_dir=self.data)
 

@@ -12,14 +12,13 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.markup import escape
 
-from api import demo as demonstration
 from api import terminal
 from api.commands.place import place
-from api.doctor import examine
-from api.stack import System
 from api.terminal import err
-from shared import migrations
 from shared.settings import Settings
+
+# The commands import what they need themselves: with SQLAlchemy, Celery and alembic every command of the program,
+# `tuwen generate` too, would take twice as long to start.
 
 app = typer.Typer()
 INSTALLATION = "Installation"
@@ -38,6 +37,8 @@ def up(
     flower: Annotated[bool, typer.Option(help="Whether to start Flower.")] = True,
 ) -> None:
     """Start the whole system on this machine, until Ctrl-C."""
+    from api.stack import System
+
     ports: dict[str, Any] = {"port": port, "flower_port": flower_port}
     given = {name: number for name, number in ports.items() if number is not None}
     settings = Settings(data_dir=data or place(context).data, **given)
@@ -62,6 +63,8 @@ def up(
 @app.command(rich_help_panel=INSTALLATION)
 def demo(context: typer.Context) -> None:
     """Start a system of its own, let it draw, describe, recognise and match, and stop it again."""
+    from api import demo as demonstration
+
     stop_on_signals()
     try:
         demonstration.run(place(context).data / "demo")
@@ -72,6 +75,8 @@ def demo(context: typer.Context) -> None:
 @app.command(rich_help_panel=INSTALLATION)
 def doctor(context: typer.Context, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """Say what is wrong with this installation, and what to do about it."""
+    from api.doctor import examine
+
     here = place(context)
     serious = False
     for finding in examine(here.settings(), here.url, embedded=here.system is not None):
@@ -84,6 +89,8 @@ def doctor(context: typer.Context, as_json: Annotated[bool, typer.Option("--json
 @app.command(rich_help_panel=INSTALLATION)
 def migrate(context: typer.Context) -> None:
     """Bring the database to the schema of this version."""
+    from shared import migrations
+
     migrations.migrate(place(context).settings().database_url)
     err.print("the schema is current")
 

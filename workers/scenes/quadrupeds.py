@@ -209,8 +209,8 @@ def _cat_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, asle
         ]
         pen.polygon(ear, PINK, outlined=False)
     pen.ellipse(x + r * 0.14, y - r * 0.42, r * 0.46, r * 0.34, paint.light, outlined=False)
-    for side in (-0.32, 0.58):
-        eye(pen, x + side * r, y + r * 0.08, r * 0.24, closed=asleep)
+    for across in (-0.32, 0.58):
+        eye(pen, x + across * r, y + r * 0.08, r * 0.24, closed=asleep)
     pen.polygon(
         [(x + r * 0.02, y - r * 0.22), (x + r * 0.26, y - r * 0.22), (x + r * 0.14, y - r * 0.38)], PINK, outlined=False
     )
@@ -271,7 +271,7 @@ def _rabbit_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, a
 
 def _horse_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, asleep: bool) -> None:
     x, y = at
-    tilt = -24 if not asleep else -6
+    tilt = -6.0 if asleep else -24.0
     pen.polygon(
         [
             (x - r * 0.5, y + r * 0.5),

@@ -91,7 +91,7 @@ def _version(drawn: Sequence[Scene]) -> str:
 
 def to_tensor(pixels: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
     """uint8 (B, H, W, 3) → float (B, 3, H, W) in [-1, 1], channels last in memory."""
-    images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.array(pixels, order="C")).to(device).permute(0, 3, 1, 2)
     return images.float().div_(127.5).sub_(1)
 
 

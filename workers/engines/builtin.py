@@ -1,0 +1,234 @@
+"""The built-in engines: models of the drawn world, trained by this project, that need no download.
+
+They read and paint pictures of 64×64 pixels; other sizes are fitted (see `framing.fit`). They compute in float32:
+the models are so small that half precision gains nothing, and no answer depends on what else is in its batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from shared.errors import EngineStartFailed, InvalidRequest, TuwenError
+from shared.jobs import DescribeResult, Kind, MatchResult, RecognizedObject, RecognizeResult
+from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Picture, RecognizeItem, Run
+from workers.engines.framing import Pixels, fit
+from workers.models.describer import Describer, Written, write
+from workers.models.generator import Generator
+from workers.models.matcher import Matcher
+from workers.models.recognizer import Recognized, Recognizer, interpret
+from workers.models.text import END, unknown_words, vocabulary
+from workers.models.trunk import SIDE
+from workers.scenes.grammar import Scene, Thing
+from workers.scenes.lexicon import CONCEPT
+from workers.scenes.parsing import tokens
+from workers.scenes.render import render
+
+WEIGHTS = Path(__file__).parent.parent / "weights"
+LARGEST = 1024
+"""Widest and tallest picture that the generator's output is enlarged to."""
+
+Model = TypeVar("Model", bound=nn.Module)
+Kindred = TypeVar("Kindred", bound=Item)
+
+
+def weights_of(name: str) -> tuple[Path, str]:
+    """The file with a model's weights, and a revision that changes with its content.
+
+    Raises:
+        EngineStartFailed: there is no such file.
+    """
+    path = WEIGHTS / f"{name}.safetensors"
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise EngineStartFailed(
+            f"no weights at {path}: train them with `python -m workers.training {name} --out runs/{name} --ship`"
+        ) from error
+    return path, f"{name}-{digest[:12]}"
+
+
+def load(model: Model, path: Path, device: str) -> Model:
+    """The model with its stored weights, ready to run. They are stored in half precision and run in single."""
+    model.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    return model.to(device).eval()
+
+
+def as_images(pixels: Sequence[Pixels], device: str) -> Tensor:
+    """uint8 pictures of any size → float (B, 3, 64, 64) in [-1, 1]."""
+    images = torch.from_numpy(np.stack([fit(p, SIDE, SIDE) for p in pixels])).to(device)
+    images = images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def token_ids(texts: Sequence[str], device: str) -> Tensor:
+    return torch.from_numpy(vocabulary().encode_batch(texts)).to(device)
+
+
+def of_type(items: Sequence[Item], kind: type[Kindred]) -> list[Kindred]:
+    """The items, which are all of the engine's kind."""
+    return [item for item in items if isinstance(item, kind)]
+
+
+def _limit(device: str) -> int:
+    return 32 if device == "cpu" else 512
+
+
+_EXAMPLE = Scene((Thing("cat", "black", "jumping"),), "grass", seed=1)
+_EXAMPLE_TEXT = "一只黑色的猫在草地上跳跃"
+
+
+class BuiltinGenerator:
+    kind: ClassVar = Kind.GENERATE
+
+    def __init__(self, device: str):
+        path, self.revision = weights_of("generator")
+        self.device = device
+        self.model = Generator.load(path, device)
+
+    def example(self) -> Item:
+        return GenerateItem(_EXAMPLE_TEXT, seed=0)
+
+    def batch_limit(self, item: Item) -> int:  # noqa: ARG002
+        return _limit(self.device)
+
+    def run(self, items: Sequence[Item], run: Run) -> Sequence[Picture | TuwenError]:
+        """Negative prompt, steps and guidance mean nothing to a GAN and change nothing."""
+        wanted = of_type(items, GenerateItem)
+        ids = token_ids([item.prompt for item in wanted], self.device)
+        pictures = self.model.sample(ids, [item.seed for item in wanted])
+        run.progress(1, 1)
+        return [self._framed(item, pixels) for item, pixels in zip(wanted, pictures, strict=True)]
+
+    def _framed(self, item: GenerateItem, pixels: Pixels) -> Picture | TuwenError:
+        width, height = item.width or pixels.shape[1], item.height or pixels.shape[0]
+        if max(width, height) > LARGEST:
+            field = "input.width" if width > LARGEST else "input.height"
+            return InvalidRequest(f"the built-in generator makes at most {LARGEST}×{LARGEST} pixels", field=field)
+        return Picture(fit(pixels, width, height), unknown_words(item.prompt))
+
+
+class BuiltinDescriber:
+    kind: ClassVar = Kind.DESCRIBE
+
+    def __init__(self, device: str):
+        path, self.revision = weights_of("describer")
+        self.device = device
+        self.model = load(Describer(), path, device)
+
+    def example(self) -> Item:
+        return DescribeItem(render(_EXAMPLE, SIDE), "zh", "detailed")
+
+    def batch_limit(self, item: Item) -> int:  # noqa: ARG002
+        return _limit(self.device)
+
+    @torch.no_grad()
+    def run(self, items: Sequence[Item], run: Run) -> Sequence[DescribeResult | TuwenError]:
+        wanted = of_type(items, DescribeItem)
+        most = max(item.max_tokens for item in wanted)
+        sight, domain = self.model.look(as_images([item.pixels for item in wanted], self.device))
+        begin = [vocabulary().begin(item.language, item.style) for item in wanted]
+
+        def step(count: int) -> bool:
+            run.progress(count, most)
+            return not all(run.cancelled(i) for i in range(len(wanted)))
+
+        begins = torch.tensor(begin, device=self.device)
+        texts = write(self.model, sight, begins, max_tokens=most, step=step)
+        inside = domain.float().sigmoid().tolist()
+        return [self._result(*each) for each in zip(wanted, texts, inside, strict=True)]
+
+    def _result(self, item: DescribeItem, written: Written, inside: float) -> DescribeResult:
+        mean = math.exp(sum(math.log(max(p, 1e-9)) for p in written.confidences) / max(1, len(written.confidences)))
+        return DescribeResult(
+            text=vocabulary().decode([*written.ids, END]),
+            language=item.language,
+            confidence=min(1.0, mean * inside),
+            out_of_domain=inside < 0.5,
+        )
+
+
+class BuiltinRecognizer:
+    kind: ClassVar = Kind.RECOGNIZE
+
+    def __init__(self, device: str):
+        path, self.revision = weights_of("recognizer")
+        self.device = device
+        self.model = load(Recognizer(), path, device)
+
+    def example(self) -> Item:
+        return RecognizeItem(render(_EXAMPLE, SIDE))
+
+    def batch_limit(self, item: Item) -> int:  # noqa: ARG002
+        return 2 * _limit(self.device)
+
+    @torch.no_grad()
+    def run(self, items: Sequence[Item], run: Run) -> Sequence[RecognizeResult | TuwenError]:
+        images = as_images([item.pixels for item in of_type(items, RecognizeItem)], self.device)
+        found = interpret(self.model(images))
+        run.progress(1, 1)
+        return [self._result(recognized) for recognized in found]
+
+    def _result(self, found: Recognized) -> RecognizeResult:
+        objects = tuple(
+            _object(t, c * found.in_domain) for t, c in zip(found.scene.things, found.confidences, strict=True)
+        )
+        return RecognizeResult(
+            objects=objects,
+            scene=found.scene.place,
+            scene_zh=CONCEPT[found.scene.place].zh[0],
+            relation=found.scene.relation,
+            confidence=math.prod(found.confidences) * found.place_confidence * found.in_domain,
+            out_of_domain=found.in_domain < 0.5,
+        )
+
+
+def _object(thing: Thing, confidence: float) -> RecognizedObject:
+    return RecognizedObject(
+        name=thing.object,
+        name_zh=CONCEPT[thing.object].zh[0],
+        confidence=confidence,
+        attributes={"colour": thing.colour, "size": thing.size},
+        attributes_zh={"colour": CONCEPT[thing.colour].zh[0], "size": CONCEPT[thing.size].zh_short},
+        action=thing.action,
+        action_zh=CONCEPT[thing.action].zh[0] if thing.action else None,
+        count=thing.count,
+    )
+
+
+class BuiltinMatcher:
+    kind: ClassVar = Kind.MATCH
+
+    def __init__(self, device: str):
+        path, self.revision = weights_of("matcher")
+        self.device = device
+        self.model = load(Matcher(), path, device)
+
+    def example(self) -> Item:
+        return MatchItem(render(_EXAMPLE, SIDE), _EXAMPLE_TEXT)
+
+    def batch_limit(self, item: Item) -> int:  # noqa: ARG002
+        return 2 * _limit(self.device)
+
+    @torch.no_grad()
+    def run(self, items: Sequence[Item], run: Run) -> Sequence[MatchResult | TuwenError]:
+        wanted = of_type(items, MatchItem)
+        images = self.model.encode_images(as_images([item.pixels for item in wanted], self.device))
+        claims = self.model.encode_texts(token_ids([item.text for item in wanted], self.device))
+        scores = self.model.probability(self.model.evidence(images, claims, pairwise=True)).tolist()
+        run.progress(1, 1)
+        return [MatchResult(score=s * _known_share(item.text)) for s, item in zip(scores, wanted, strict=True)]
+
+
+def _known_share(text: str) -> float:
+    """How much of what a text says the matcher can judge; what it cannot, it does not vouch for."""
+    roles = [token.role for token in tokens(text) if token.role not in ("filler", "separator", "exists")]
+    return sum(role != "unknown" for role in roles) / len(roles) if roles else 0.0

@@ -1,0 +1,127 @@
+"""The describer: a CNN encoder and a recurrent decoder with attention, told which language and style to write.
+
+Teacher-forced training runs each LSTM over the whole caption at once: the first reads the words so far, its states
+look at the picture, the second writes from both (attention between two layers, as in Anderson et al., 2018).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from workers.models.text import END, PAD, vocabulary
+from workers.models.trunk import WIDTH, DomainHead, Trunk
+
+State = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Hidden and cell states of both LSTMs, each (1, rows, hidden)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What the decoder looks at, one row for each caption to write."""
+
+    keys: Tensor
+    """(rows, cells, width)"""
+    values: Tensor
+    """(rows, cells, width)"""
+
+    def rows(self, index: Tensor) -> Sight:
+        return Sight(self.keys[index], self.values[index])
+
+
+class Describer(nn.Module):
+    def __init__(self, width: int = WIDTH, hidden: int = 192, dropout: float = 0.1):
+        super().__init__()
+        size = len(vocabulary())
+        self.trunk = Trunk(width)
+        self.domain = DomainHead(width)
+        self.keys = nn.Linear(width, width)
+        self.values = nn.Linear(width, width)
+        self.words = nn.Embedding(size, width, padding_idx=PAD)
+        self.reader = nn.LSTM(width, hidden, batch_first=True)
+        self.query = nn.Linear(hidden, width)
+        self.writer = nn.LSTM(hidden + width, hidden, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+        self.next_word = nn.Linear(hidden + width, size)
+
+    def look(self, images: Tensor) -> tuple[Sight, Tensor]:
+        """Pictures (B, 3, 64, 64) in [-1, 1] → what to attend to, and the logit of being of the drawn world (B,)."""
+        return self.regard(self.trunk(images))
+
+    def regard(self, tokens: Tensor) -> tuple[Sight, Tensor]:
+        return Sight(self.keys(tokens), self.values(tokens)), self.domain(tokens)
+
+    def forward(self, sight: Sight, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Logits of the next token after each of `ids` (rows, length) → (rows, length, vocabulary), and the state."""
+        before_reading, before_writing = state if state is not None else (None, None)
+        read, reading = self.reader(self.dropout(self.words(ids)), before_reading)
+        weights = (self.query(read) @ sight.keys.transpose(1, 2) * sight.keys.shape[-1] ** -0.5).softmax(-1)
+        seen = weights @ sight.values
+        written, writing = self.writer(self.dropout(torch.cat([read, seen], -1)), before_writing)
+        logits = self.next_word(self.dropout(torch.cat([written, seen], -1)))
+        return logits, (reading, writing)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One caption as written."""
+
+    ids: tuple[int, ...]
+    """Without the begin and end tokens."""
+    confidences: tuple[float, ...]
+    """Probability of each token given those before it, the end token last where it was reached."""
+
+
+@torch.no_grad()
+def write(
+    model: Describer,
+    sight: Sight,
+    begin: Tensor,
+    *,
+    beams: int = 3,
+    max_tokens: int = 64,
+    step: Callable[[int], bool] = lambda _: True,
+) -> list[Written]:
+    """Beam search for all rows at once.
+
+    Args:
+        begin: the begin token of each row, int64 (rows,).
+        step: told the number of tokens written; False stops early with what there is.
+    """
+    rows, device = len(begin), begin.device
+    sight = sight.rows(torch.arange(rows, device=device).repeat_interleave(beams))
+    last = begin.repeat_interleave(beams)
+    # All beams of a row start equal: only the first may be continued.
+    total = torch.full((rows, beams), -torch.inf, device=device)
+    total[:, 0] = 0.0
+    ended = torch.zeros(rows * beams, dtype=torch.bool, device=device)
+    ids = torch.empty(rows * beams, 0, dtype=torch.long, device=device)
+    each = torch.empty(rows * beams, 0, device=device)
+    state: State | None = None
+    for count in range(1, max_tokens + 1):
+        logits, state = model(sight, last[:, None], state)
+        log_p = logits[:, 0].float().log_softmax(-1)
+        # An ended caption goes on with padding, at no cost.
+        log_p[ended] = -torch.inf
+        log_p[ended, PAD] = 0.0
+        size = log_p.shape[-1]
+        candidates = (total[:, :, None] + log_p.view(rows, beams, size)).view(rows, -1)
+        total, chosen = candidates.topk(beams, dim=1)
+        origin = (chosen // size + torch.arange(rows, device=device)[:, None] * beams).view(-1)
+        last = (chosen % size).view(-1)
+        each = torch.cat([each[origin], log_p[origin, last][:, None]], 1)
+        ids = torch.cat([ids[origin], last[:, None]], 1)
+        state = tuple((h[:, origin], c[:, origin]) for h, c in state)  # type: ignore[assignment]
+        ended = ended[origin] | (last == END)
+        if bool(ended.all()) or not step(count):
+            break
+    # Beam 0 is the most probable caption of its row.
+    return [_written(ids[row * beams].tolist(), each[row * beams].exp().tolist()) for row in range(rows)]
+
+
+def _written(ids: list[int], confidences: list[float]) -> Written:
+    length = ids.index(END) if END in ids else len(ids)
+    return Written(tuple(ids[:length]), tuple(confidences[: length + 1]))

@@ -1,0 +1,168 @@
+"""The recogniser: a CNN with one attention query for each object, and heads that all objects share.
+
+Because colour, action, size and count are read by the same heads from whatever the object's query looks at, a colour
+learnt on one object carries over to the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+from workers.models.trunk import GRID, WIDTH, DomainHead, Trunk
+from workers.scenes.grammar import Scene, Thing
+from workers.scenes.lexicon import KEYS
+
+N_OBJECTS = len(KEYS["object"])
+PAIRS = tuple(combinations(range(N_OBJECTS), 2))
+"""Objects whose relation is read, in canonical order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Logits for a batch of B pictures; attributes have a row for each of the 10 objects, true where it is present."""
+
+    presence: Tensor
+    """(B, 10)"""
+    colour: Tensor
+    """(B, 10, 8)"""
+    action: Tensor
+    """(B, 10, 7); the first is standing still."""
+    size: Tensor
+    """(B, 10, 2)"""
+    count: Tensor
+    """(B, 10, 4)"""
+    place: Tensor
+    """(B, 6)"""
+    relation: Tensor
+    """(B, 45, 4), of the first object of each of `PAIRS` to the second."""
+    domain: Tensor
+    """(B,), positive in the drawn world."""
+
+
+class Recognizer(nn.Module):
+    def __init__(self, width: int = WIDTH, dropout: float = 0.1):
+        super().__init__()
+        self.trunk = Trunk(width)
+        self.queries = nn.Parameter(torch.randn(N_OBJECTS, width) * width**-0.5)
+        self.keys = nn.Linear(width, width)
+        self.values = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        self.presence = nn.Linear(2 * width, N_OBJECTS)
+        self.presence_own = nn.Linear(width, 1)
+        self.colour = nn.Linear(width, len(KEYS["colour"]))
+        self.action = nn.Linear(width, len(KEYS["action"]) + 1)
+        self.size = nn.Linear(width, len(KEYS["size"]))
+        self.count = nn.Linear(2 * width, len(KEYS["count"]))
+        self.place = nn.Linear(2 * width, len(KEYS["place"]))
+        self.relation = nn.Sequential(nn.Linear(2 + 2 * width, 64), nn.ReLU(), nn.Linear(64, len(KEYS["relation"])))
+        self.domain = DomainHead(width)
+        rows, columns = torch.meshgrid(torch.linspace(-1, 1, GRID), torch.linspace(-1, 1, GRID), indexing="ij")
+        self.cells: Tensor
+        self.register_buffer("cells", torch.stack([columns, rows], -1).reshape(-1, 2), persistent=False)
+        self.first: Tensor
+        self.second: Tensor
+        first, second = torch.tensor(PAIRS).unbind(1)
+        self.register_buffer("first", first, persistent=False)
+        self.register_buffer("second", second, persistent=False)
+
+    def forward(self, images: Tensor) -> Reading:
+        """Pictures (B, 3, 64, 64) in [-1, 1] → logits."""
+        tokens = self.trunk(images)
+        whole = torch.cat([tokens.mean(1), tokens.amax(1)], 1)
+        attention = (self.queries @ self.keys(tokens).transpose(1, 2)).softmax(-1)
+        seen = self.dropout(attention @ self.values(tokens))
+        centres = attention.float() @ self.cells
+        pairs = torch.cat(
+            [
+                (centres[:, self.first] - centres[:, self.second]).to(seen.dtype),
+                seen[:, self.first],
+                seen[:, self.second],
+            ],
+            -1,
+        )
+        whole_each = tokens.mean(1, keepdim=True).expand(-1, N_OBJECTS, -1)
+        return Reading(
+            self.presence(whole) + self.presence_own(seen).squeeze(-1),
+            self.colour(seen),
+            self.action(seen),
+            self.size(seen),
+            self.count(torch.cat([seen, whole_each], -1)),
+            self.place(whole),
+            self.relation(pairs),
+            self.domain(tokens),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Recognized:
+    """What the recogniser makes of one picture."""
+
+    scene: Scene
+    confidences: tuple[float, ...]
+    """For each thing: the probability of its object times those of its attributes."""
+    place_confidence: float
+    in_domain: float
+    """Probability that the picture is of the drawn world."""
+
+
+def interpret(reading: Reading) -> list[Recognized]:
+    """The most likely scene for each picture: one thing, or two where a second object is more likely than not."""
+    presence = reading.presence.float().sigmoid()
+    attributes = [t.float().softmax(-1).max(-1) for t in (reading.colour, reading.action, reading.size, reading.count)]
+    place = reading.place.float().softmax(-1).max(-1)
+    relation = reading.relation.argmax(-1)
+    in_domain = reading.domain.float().sigmoid()
+    found = []
+    for i in range(presence.shape[0]):
+        best = presence[i].topk(2)
+        two = bool(best.values[1] > 0.5)
+        chosen = sorted(best.indices[: 2 if two else 1].tolist())
+        things, confidences = [], []
+        for k in chosen:
+            (colour, action, size, count) = (int(a.indices[i, k]) for a in attributes)
+            name = KEYS["object"][k]
+            act = KEYS["action"][action - 1] if action else None
+            # Only single things come in two kinds.
+            number = 1 if two else count + 1
+            things.append(Thing(name, KEYS["colour"][colour], act, KEYS["size"][size], number))
+            parts = [float(a.values[i, k]) for a in attributes[: 3 if two else 4]]
+            confidences.append(float(presence[i, k]) * float(torch.tensor(parts).prod()))
+        side = KEYS["relation"][int(relation[i, PAIRS.index((chosen[0], chosen[1]))])] if two else None
+        scene = Scene(tuple(things), KEYS["place"][int(place.indices[i])], side)
+        found.append(Recognized(scene, tuple(confidences), float(place.values[i]), float(in_domain[i])))
+    return found
+
+
+def recognition_loss(reading: Reading, slots: Tensor, inside: Tensor) -> dict[str, Tensor]:
+    """Cross entropies by head.
+
+    Args:
+        slots: what the pictures show, int64 (B, 12), see `workers.scenes.grammar.slots`; ignored where not `inside`.
+        inside: whether a picture is of the drawn world, bool (B,).
+    """
+    cross_entropy = nn.functional.cross_entropy
+    domain = nn.functional.binary_cross_entropy_with_logits(reading.domain.float(), inside.float())
+    slots, rows = slots[inside], inside.nonzero().squeeze(1)
+    present = torch.zeros(len(rows), N_OBJECTS + 1, device=slots.device)
+    present.scatter_(1, slots[:, [0, 5]], 1.0)
+    losses = {
+        "presence": 4 * nn.functional.binary_cross_entropy_with_logits(reading.presence.float()[rows], present[:, 1:]),
+        "place": cross_entropy(reading.place.float()[rows], slots[:, 10] - 1),
+        "domain": domain,
+    }
+    two = slots[:, 5] > 0
+    picture = torch.cat([rows, rows[two]])
+    thing = torch.cat([slots[:, 0:5], slots[two, 5:10]])
+    object_ = thing[:, 0] - 1
+    targets = {"colour": thing[:, 1] - 1, "action": thing[:, 2], "size": thing[:, 3] - 1, "count": thing[:, 4] - 1}
+    for role, target in targets.items():
+        losses[role] = cross_entropy(getattr(reading, role).float()[picture, object_], target)
+    if two.any():
+        a, b = slots[two, 0] - 1, slots[two, 5] - 1
+        pair = a * (2 * N_OBJECTS - a - 1) // 2 + (b - a - 1)
+        losses["relation"] = cross_entropy(reading.relation.float()[rows[two], pair], slots[two, 11] - 1)
+    return losses

@@ -1,0 +1,170 @@
+"""Training and judging the describer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shared.jobs import Language, Style
+from workers.models.describer import Describer, write
+from workers.models.text import END, PAD, vocabulary
+from workers.scenes.grammar import Split, caption
+from workers.scenes.parsing import graph, parse
+from workers.training.data import Pictures, disturb, draw_batch, to_tensor
+from workers.training.frozen import adopt_trunk, encode
+from workers.training.loop import Outcome, Recipe, Validation, train
+from workers.training.measures import auroc
+from workers.training.outliers import FAMILIES, HELD_OUT, outliers
+
+LANGUAGES: tuple[Language, ...] = get_args(Language)
+STYLES: tuple[Style, ...] = get_args(Style)
+
+Batch = tuple[Tensor, Tensor]
+"""Pictures (B + outliers, 3, 64, 64), and captions with their begin tokens, (B, languages, length)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DescriberRecipe(Recipe):
+    steps: int = 4000
+    learning_rate: float = 3e-3
+    batch: int = 48
+    outliers: int = 6
+    trunk: str = ""
+    """Weights of the recogniser whose encoder is taken over."""
+    freeze_trunk: bool = True
+
+
+def make_describer(recipe: DescriberRecipe) -> Describer:
+    torch.manual_seed(recipe.seed)
+    model = Describer()
+    if recipe.trunk:
+        adopt_trunk(model.trunk, Path(recipe.trunk), freeze=recipe.freeze_trunk)
+    return model
+
+
+def batches(data: Pictures, recipe: DescriberRecipe, device: torch.device | str) -> Callable[[int], Batch]:
+    vocab = vocabulary()
+
+    def batch(step: int) -> Batch:
+        rng = np.random.default_rng([recipe.seed, step])
+        scenes, pixels = draw_batch(data, recipe.batch, rng)
+        strange = outliers(recipe.outliers, rng, pixels)
+        images = disturb(to_tensor(np.concatenate([pixels, strange]), device), rng)
+        rows = []
+        for scene in scenes:
+            for language in LANGUAGES:
+                style = STYLES[int(rng.integers(len(STYLES)))]
+                # One wording for each meaning: the confidence of a token then speaks of the picture, not of synonyms.
+                rows.append([vocab.begin(language, style), *vocab.encode(caption(scene.canonical(), language, style))])
+        ids = np.full((len(rows), max(map(len, rows))), PAD, dtype=np.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+        return images, torch.from_numpy(ids).view(len(scenes), len(LANGUAGES), -1).to(device)
+
+    return batch
+
+
+def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+    if not isinstance(model, Describer):
+        raise TypeError("the describer's loss is for describers")
+    images, ids = batch
+    inside = len(ids)
+    sight, domain = model.regard(encode(model.trunk, images))
+    row = torch.arange(inside, device=images.device).repeat_interleave(ids.shape[1])
+    flat = ids.flatten(0, 1)
+    logits, _ = model(sight.rows(row), flat[:, :-1])
+    words = nn.functional.cross_entropy(logits.float().flatten(0, 1), flat[:, 1:].flatten(), ignore_index=PAD)
+    known = (torch.arange(len(images), device=images.device) < inside).float()
+    strange = nn.functional.binary_cross_entropy_with_logits(domain.float(), known)
+    return words + 0.5 * strange, {"words": words.detach(), "domain": strange.detach()}
+
+
+@torch.no_grad()
+def describe(
+    model: Describer, pixels: np.ndarray, language: Language, style: Style, *, beams: int = 3, size: int = 100
+) -> list[tuple[str, float]]:
+    """Captions of undisturbed pictures with the geometric mean of their tokens' probabilities."""
+    device = next(model.parameters()).device
+    found = []
+    for start in range(0, len(pixels), size):
+        sight, _ = model.look(to_tensor(pixels[start : start + size], device))
+        begin = torch.full((len(sight.keys),), vocabulary().begin(language, style), device=device)
+        for written in write(model, sight, begin, beams=beams):
+            confidence = float(np.exp(np.mean(np.log(np.maximum(written.confidences, 1e-9)))))
+            found.append((vocabulary().decode([*written.ids, END]), confidence))
+    return found
+
+
+def caption_figures(model: Describer, data: Pictures, style: Style = "short", beams: int = 3) -> dict[str, float]:
+    """Precision, recall and F1 of the captions' facts, pooled over all pictures, for each language; `exact` is the
+    share of captions without any mistake."""
+    result: dict[str, float] = {}
+    for language in LANGUAGES:
+        captions = describe(model, data.pixels, language, style, beams=beams)
+        right = said = true = exact = 0
+        for scene, (text, _) in zip(data.scenes, captions, strict=True):
+            facts, truth = parse(text).facts(), graph(scene).facts(sizes=style != "short")
+            right, said, true = right + len(facts & truth), said + len(facts), true + len(truth)
+            exact += facts == truth
+        precision, recall = right / max(said, 1), right / true
+        result |= {
+            f"{language}_precision": precision,
+            f"{language}_recall": recall,
+            f"{language}_f1": 2 * right / max(said + true, 1),
+            f"{language}_exact": exact / len(data),
+        }
+    return result
+
+
+def domain_figures(model: Describer, data: Pictures, seed: int = 1) -> dict[str, float]:
+    """Area under the ROC curve of `domain` for families of outliers met in training, and for those held out."""
+
+    device = next(model.parameters()).device
+
+    def logits(pixels: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            parts = [model.look(to_tensor(pixels[i : i + 100], device))[1] for i in range(0, len(pixels), 100)]
+        return torch.cat(parts).float().cpu().numpy()
+
+    rng = np.random.default_rng(seed)
+    inside = logits(data.pixels)
+    kinds = (("outliers_met", FAMILIES), ("outliers_held_out", HELD_OUT))
+    return {name: auroc(inside, logits(outliers(500, rng, data.pixels, families))) for name, families in kinds}
+
+
+def train_describer(
+    data: Pictures,
+    validation: Pictures,
+    run: Path,
+    recipe: DescriberRecipe,
+    *,
+    minutes: float | None = None,
+    device: str = "cpu",
+) -> Outcome:
+    def figures(model: nn.Module) -> dict[str, float]:
+        if not isinstance(model, Describer):
+            raise TypeError("the describer's figures are for describers")
+        found = caption_figures(model, validation, beams=1)
+        return {**found, "f1": (found["zh_f1"] + found["en_f1"]) / 2}
+
+    model = make_describer(recipe)
+    judge = Validation(figures, "f1")
+    return train(
+        model, loss, batches(data, recipe, device), recipe, run, validation=judge, minutes=minutes, device=device
+    )
+
+
+def report(model: Describer, splits: Mapping[Split, Pictures]) -> dict[str, float]:
+    """All published figures, `<split>/<style>_<figure>`."""
+    result = {}
+    for name, data in splits.items():
+        for style in STYLES:
+            for key, value in caption_figures(model, data, style).items():
+                result[f"{name}/{style}_{key}"] = value
+    return result | domain_figures(model, splits["seen"])

@@ -1,0 +1,342 @@
+"""The generator: text → plan → picture, both steps trained networks.
+
+1. `Planner`, a transformer, reads the text and writes the *plan*: what is where doing what, as integers. What the
+   text leaves open is drawn by lot from the distribution that the network learnt.
+2. `Painter`, the generator of a conditional GAN, turns plan and noise into pixels: convolutions decode every thing in
+   its own frame, with its transparency, and the background; a spatial transformer (Jaderberg et al., 2015) places the
+   things over it.
+
+The plan is the bottleneck: the painter sees nothing of the text but the plan, and noise says nothing of content.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import affine_grid, grid_sample, leaky_relu
+
+THINGS = 4
+"""Most things in one picture."""
+PLACE, RELATION = 10, 11
+"""Columns of a plan. Before them: object, colour, action, size, count of the first kind of thing, then the second."""
+SIDE = 64
+"""Width and height of a picture in pixels."""
+SPRITE = 48
+"""Width and height of a thing in its own frame, which is mostly smaller than this in the picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes that make a generator; stored beside its weights."""
+
+    vocabulary: int
+    plan: tuple[int, ...]
+    """Number of values of each column of a plan; 0 is none."""
+    scene_noise: int
+    """Numbers that vary the picture as a whole: light, background."""
+    thing_noise: int
+    """Numbers that vary each thing: x, y, size, then the side it looks to (by its sign), then its looks."""
+    text_width: int = 96
+    max_tokens: int = 64
+
+    @property
+    def noise(self) -> int:
+        """Length of a picture's noise, each number uniform in [-1, 1]: the scene's, then each thing's."""
+        return self.scene_noise + THINGS * self.thing_noise
+
+
+class Planner(nn.Module):
+    """Text to plan, one column after another, so that open columns agree with each other."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        width = shape.text_width
+        options: dict[str, Any] = {"dropout": 0.0, "batch_first": True, "norm_first": True, "activation": "gelu"}
+        self.words = nn.Embedding(shape.vocabulary, width, padding_idx=0)
+        self.word_places = nn.Parameter(torch.randn(shape.max_tokens, width) * 0.3)
+        self.reader = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(width, 4, 3 * width, **options), 2, enable_nested_tensor=False
+        )
+        self.values = nn.ModuleList(nn.Embedding(size, width) for size in shape.plan)
+        self.column_places = nn.Parameter(torch.randn(len(shape.plan), width) * 0.3)
+        self.writer = nn.TransformerDecoder(nn.TransformerDecoderLayer(width, 4, 3 * width, **options), 1)
+        self.norm = nn.LayerNorm(width)
+        self.heads = nn.ModuleList(nn.Linear(width, size) for size in shape.plan)
+        for table in (self.words, *self.values):
+            nn.init.normal_(table.weight, std=0.3)
+        with torch.no_grad():
+            self.words.weight[0].zero_()
+
+    def read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L), 0 is padding → their meaning in context (B, L, width) and where padding is (B, L)."""
+        padding = tokens == 0
+        padding = padding & ~padding.all(1, keepdim=True)  # an empty text is all padding: attention needs something
+        words = self.words(tokens) + self.word_places[: tokens.shape[1]]
+        return self.reader(words, src_key_padding_mask=padding), padding
+
+    def forward(self, tokens: Tensor, plan: Tensor) -> list[Tensor]:
+        """Logits (B, size) of each column, given the true columns before it."""
+        text, padding = self.read(tokens)
+        return [head(h) for head, h in zip(self.heads, self._write(text, padding, plan).unbind(1), strict=True)]
+
+    def _write(self, text: Tensor, padding: Tensor, columns: Tensor) -> Tensor:
+        known = [table(columns[:, i]) for i, table in enumerate(self.values[: columns.shape[1]])]
+        before = torch.stack([torch.zeros_like(text[:, 0]), *known], 1)[:, : len(self.heads)]
+        if self.training:
+            # Columns are now and then forgotten, so that none trusts another ("no cat was ever green") over the text.
+            before = before * (torch.rand_like(before[:, :, :1]) < 0.6)
+        before = before + self.column_places[: before.shape[1]]
+        causal = nn.Transformer.generate_square_subsequent_mask(before.shape[1], device=text.device)
+        written = self.writer(before, text, tgt_mask=causal, memory_key_padding_mask=padding, tgt_is_causal=True)
+        columns_read: Tensor = self.norm(written)
+        return columns_read
+
+    @torch.no_grad()
+    def sample(self, tokens: Tensor, lots: Tensor, threshold: float = 0.1) -> Tensor:
+        """Plans (B, columns) drawn with uniform `lots` (B, columns).
+
+        Values less likely than `threshold` of the likeliest are never drawn: what the text says is certain.
+        """
+        text, padding = self.read(tokens)
+        plan = tokens.new_zeros((len(tokens), 0))
+        for column, head in enumerate(self.heads):
+            chances = head(self._write(text, padding, plan)[:, -1]).float().softmax(-1)
+            chances = torch.where(chances < threshold * chances.amax(-1, keepdim=True), 0, chances)
+            reached = chances.cumsum(-1) / chances.sum(-1, keepdim=True)
+            value = (reached <= lots[:, column : column + 1]).sum(-1, keepdim=True)
+            plan = torch.cat([plan, value.clamp_max(chances.shape[-1] - 1)], 1)
+        return plan
+
+
+class Painter(nn.Module):
+    """Plan and noise to pixels: the generator of the GAN."""
+
+    def __init__(self, shape: Shape, width: int = 192):
+        super().__init__()
+        self.scene_noise, self.thing_noise = shape.scene_noise, shape.thing_noise
+        objects, colours, actions, sizes, _ = shape.plan[:5]
+        self.object, self.action = nn.Embedding(objects, width), nn.Embedding(actions, width)
+        self.size, self.colour = nn.Embedding(sizes, width), nn.Embedding(colours, width)
+        self.place = nn.Embedding(shape.plan[PLACE], width)
+        self.pose, self.light = nn.Linear(shape.thing_noise, width), nn.Linear(shape.scene_noise, width)
+        self.form = nn.Sequential(_Mixer(width), _Mixer(width))
+        self.scenery = nn.Sequential(_Mixer(width), _Mixer(width))
+        self.frames = _Frames(width, sizes)
+        self.background = _Decoder(width, SIDE, 3, (128, 64, 32, 16))
+        self.thing = _Decoder(width, SPRITE, 4, (128, 96, 64, 32))
+        self.known = nn.Parameter(torch.zeros(objects, actions, *self.thing.inner))
+        # To begin with, a thing covers the middle of its frame: from nothing at all it would not start to learn.
+        across = torch.linspace(-1, 1, SPRITE)
+        with torch.no_grad():
+            self.thing.bias[3] = 1 - 2 * (across[:, None] ** 2 + across**2)
+
+    def forward(self, plan: Tensor, noise: Tensor) -> Tensor:
+        """Plans (B, columns) and noise (B, noise) in [-1, 1] → pictures (B, 3, 64, 64) in [-1, 1]."""
+        scene, poses = noise[:, : self.scene_noise], noise[:, self.scene_noise :]
+        scenery = self.scenery(self.place(plan[:, PLACE]) + self.light(scene))
+        kinds, cells, present = things(plan)
+        picture, slot = present.nonzero(as_tuple=True)
+        object_, colour, action, size = kinds[picture, slot].unbind(1)
+        pose = poses.view(-1, THINGS, self.thing_noise)[picture, slot]
+        form = self.form(self.object(object_) + self.action(action) + self.size(size) + self.pose(pose))
+        # Colour enters late and knows nothing of the form, so that it also suits forms it was never seen on.
+        paint = self.colour(colour) + self.place(plan[picture, PLACE]) + self.pose(pose)
+        frames = self.frames(cells[picture, slot], size, form, pose)
+        sprites = onto_canvas(self.thing(form, paint, self._known(object_, action)), frames)
+        return compose(self.background(scenery, scenery), sprites, frames, picture, slot)
+
+    def _known(self, object_: Tensor, action: Tensor) -> Tensor:
+        """What was learnt by heart of objects in their actions; sometimes forgotten, so that the decoder learns it too.
+
+        The decoder alone then draws what was never seen.
+        """
+        known = KNOWN_GAIN * self.known[object_, action]
+        return known * (torch.rand(len(known), 1, 1, 1, device=known.device) < 0.85) if self.training else known
+
+
+KNOWN_GAIN = 3.0
+"""Makes what is learnt by heart learn faster than the rest."""
+
+
+def things(plan: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a plan (B, columns) asks for, thing by thing.
+
+    Returns:
+        object, colour, action and size (B, THINGS, 4); the cell of the picture where it stands (B, THINGS), below
+        `CELLS`; and which of them are there at all (B, THINGS).
+    """
+    order = torch.arange(THINGS, device=plan.device)
+    first = plan[:, 4:5].clamp(1, THINGS)
+    second = plan[:, 9:10].clamp(0, 1) * (plan[:, 5:6] > 0)
+    kinds = torch.where((order < first)[:, :, None], plan[:, None, 0:4], plan[:, None, 5:9])
+    alone = first * (first - 1) // 2 + order
+    beside = 10 + 2 * plan[:, RELATION, None] + order
+    cells = torch.where(second > 0, beside, alone).clamp_max(len(CELLS) - 1)
+    return kinds, cells, order < (first + second)
+
+
+CELLS = (
+    *((0.5, 0.55, 0.6),),
+    *((0.27, 0.6, 0.4), (0.73, 0.6, 0.4)),
+    *((0.5, 0.36, 0.34), (0.26, 0.73, 0.34), (0.74, 0.73, 0.34)),
+    *((0.27, 0.36, 0.32), (0.73, 0.36, 0.32), (0.27, 0.75, 0.32), (0.73, 0.75, 0.32)),
+    *((0.27, 0.6, 0.4), (0.73, 0.6, 0.4)),  # two kinds, relation not said
+    *((0.27, 0.6, 0.4), (0.73, 0.6, 0.4)),  # the first to the left of the second
+    *((0.73, 0.6, 0.4), (0.27, 0.6, 0.4)),
+    *((0.5, 0.3, 0.4), (0.5, 0.73, 0.4)),  # the first above the second
+    *((0.5, 0.73, 0.4), (0.5, 0.3, 0.4)),
+)
+"""Where training starts to look for a thing: centre and height as shares of the picture.
+
+For one, two, three and four equal things, then for two kinds by their relation.
+"""
+
+
+class _Frames(nn.Module):
+    """Where each thing stands and how large it is: learnt from a rough first guess."""
+
+    def __init__(self, width: int, sizes: int):
+        super().__init__()
+        guess = torch.tensor(CELLS)[:, None].repeat(1, sizes, 1)
+        guess[:, :, 2].mul_(torch.linspace(0.5, 1.0, sizes)).log_()
+        self.guess = nn.Parameter(guess)
+        self.play = nn.Parameter(torch.tensor((0.1, 0.05, 0.08)).repeat(len(CELLS), sizes, 1))
+        self.cell = nn.Embedding(len(CELLS), width)
+        end = nn.Linear(width, 4)
+        nn.init.zeros_(end.weight)
+        nn.init.zeros_(end.bias)
+        self.change = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), end)
+
+    def forward(self, cell: Tensor, size: Tensor, form: Tensor, pose: Tensor) -> Tensor:
+        """Centre x and y (0…1), half the frame's width (its sign mirrors it) and height, shape (N, 4)."""
+        x, y, scale = (self.guess[cell, size] + self.play[cell, size] * pose[:, :3]).unbind(1)
+        dx, dy, wider, larger = self.change(form + self.cell(cell)).unbind(1)
+        half = 0.75 * (scale + larger).exp()
+        mirror = torch.where(pose[:, 3] < 0, -1.0, 1.0)
+        return torch.stack([x + dx * mirror, y + dy, half * wider.exp() * mirror, half], 1)
+
+
+def onto_canvas(sprites: Tensor, frames: Tensor) -> Tensor:
+    """Sprites (N, 4, side, side) in their own frames → in the picture, transparent outside their frames."""
+    x, y, width, height = frames.unbind(1)
+    none = torch.zeros_like(x)
+    theta = torch.stack([0.5 / width, none, (0.5 - x) / width, none, 0.5 / height, (0.5 - y) / height], 1)
+    grid = affine_grid(theta.view(-1, 2, 3), [len(theta), 1, SIDE, SIDE], align_corners=False)
+    cover = (sprites[:, 3:] + 1) / 2
+    return grid_sample(torch.cat([sprites[:, :3] * cover, cover], 1), grid, align_corners=False)
+
+
+def compose(canvas: Tensor, sprites: Tensor, frames: Tensor, picture: Tensor, slot: Tensor) -> Tensor:
+    """Lays sprites (N, 4, 64, 64), colours times cover, then cover, over the canvas (B, 3, 64, 64).
+
+    Those that stand higher in the picture are further away and come first.
+    """
+    heights = frames.new_zeros(len(canvas), THINGS).index_put((picture, slot), frames[:, 1].detach())
+    rank = heights.argsort(1).argsort(1)[picture, slot]
+    layers = sprites.new_zeros(len(canvas), THINGS, *sprites.shape[1:]).index_put((picture, rank), sprites)
+    for layer in layers.unbind(1):
+        canvas = torch.addcmul(layer[:, :3], canvas, 1 - layer[:, 3:])
+    return canvas
+
+
+class _Mixer(nn.Module):
+    """A residual two-layer perceptron."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        change: Tensor = self.layers(x)
+        return x + change
+
+
+class _Modulation(nn.Module):
+    """Scale and shift of each channel by a code (FiLM: Perez et al., 2018), then leaky ReLU."""
+
+    def __init__(self, channels: int, code: int):
+        super().__init__()
+        self.code = nn.Linear(code, 2 * channels)
+        nn.init.normal_(self.code.weight, std=0.02)
+        nn.init.zeros_(self.code.bias)
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        scale, shift = self.code(code)[:, :, None, None].chunk(2, 1)
+        return leaky_relu(torch.addcmul(shift, x, 1 + scale), 0.2, inplace=True)
+
+
+class _Decoder(nn.Module):
+    """A code of the form and a code of the paint to a picture (N, colours, side, side) in [-1, 1].
+
+    The form is decoded first, from a sixteenth of the side upwards; the paint only scales and shifts what is there.
+    """
+
+    def __init__(self, code: int, side: int, colours: int, channels: Sequence[int]):
+        super().__init__()
+        self.start = side // 16
+        self.seed = nn.Linear(code, channels[0] * self.start**2)
+        pairs = list(pairwise(channels))
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1) for inputs, outputs in pairs)
+        self.form = nn.ModuleList(_Modulation(outputs, code) for _, outputs in pairs)
+        self.mix = nn.Conv2d(channels[-1], channels[-1], 1)
+        self.paint = _Modulation(channels[-1], code)
+        self.end = nn.ConvTranspose2d(channels[-1], colours, 4, 2, 1)
+        self.bias = nn.Parameter(torch.zeros(colours, side, side))
+        self.inner = (channels[-1], side // 2, side // 2)
+
+    def forward(self, form: Tensor, paint: Tensor, known: Tensor | float = 0.0) -> Tensor:
+        """`known` is added to the feature maps of the form, whose shape is `inner`."""
+        x = self.seed(form).view(len(form), -1, self.start, self.start).contiguous(memory_format=torch.channels_last)
+        for grow, modulate in zip(self.grow, self.form, strict=True):
+            x = modulate(grow(x), form)
+        picture: Tensor = self.end(self.paint(self.mix(x + known), paint)) + self.bias
+        return picture.tanh()
+
+
+class Generator(nn.Module):
+    """Text to pictures."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.shape = shape
+        self.planner, self.painter = Planner(shape), Painter(shape)
+
+    @classmethod
+    def load(cls, weights: Path, device: torch.device | str = "cpu") -> Self:
+        """The generator in `weights` (safetensors, with its shape in the JSON file beside it), ready to sample."""
+        shape = json.loads(weights.with_suffix(".json").read_text())["shape"]
+        model = cls(Shape(**{**shape, "plan": tuple(shape["plan"])}))
+        model.load_state_dict(load_file(weights))
+        return model.to(device).eval()
+
+    @torch.no_grad()
+    def sample(self, tokens: Tensor, seeds: Sequence[int]) -> NDArray[np.uint8]:
+        """Pictures (B, 64, 64, 3), uint8 RGB, of tokens (B, L), 0 is padding; each by its own text and seed alone."""
+        plan, noise = self.plan(tokens, seeds)
+        pictures = self.painter(plan, noise).add(1).mul(127.5).round().clamp(0, 255)
+        pixels: NDArray[np.uint8] = pictures.byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return pixels
+
+    @torch.no_grad()
+    def plan(self, tokens: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The plans (B, columns) and the noise (B, noise) that `sample` paints."""
+        columns = len(self.shape.plan)
+        draws = torch.stack([_draws(columns + self.shape.noise, seed) for seed in seeds]).to(tokens.device)
+        return self.planner.sample(tokens, draws[:, :columns]), 2 * draws[:, columns:] - 1
+
+
+def _draws(count: int, seed: int) -> Tensor:
+    """Uniform numbers in [0, 1) that depend on the seed alone, on every device."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed))

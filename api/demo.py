@@ -68,13 +68,13 @@ def run(folder: Path) -> None:
     )
     err.print("[bold]Tuwen 图文[/]: starting everything on this machine")
     with terminal.FamilyView() as view, System(settings, view.tell) as system, Client(system.url) as client:
-        terminal.print_addresses(system)
+        terminal.print_rows({"API docs": f"{system.url}/docs", "Flower": system.flower_url})
         pictures = [*_draw(client, folder / "images"), _sample(client)]
         _ask(client, pictures)
-        terminal.print_addresses(system)
         family = psutil.Process().children(recursive=True)
     _check_gone(family)
-    err.print(f"\n[green]✓[/] stopped; none of {len(family)} processes is left. To keep it running: [bold]tuwen up[/]")
+    err.print(f"\n[green]✓[/] stopped; none of its {len(family)} processes is left")
+    err.print("  To have it stay, with the API's docs on port 8000 and Flower on 5555: [bold]tuwen up[/]")
 
 
 def _draw(client: Client, folder: Path) -> list[Picture]:

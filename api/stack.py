@@ -345,7 +345,9 @@ class System:
                 return f"port {self._postgres.port}"
             case "valkey":
                 return f"port {self._valkey.port}"
-        return ""
+            case "worker":
+                return self._devices[0]
+        return process.name.partition("-")[2]
 
     def _api_ready(self, _since: datetime) -> bool:
         return _answers(f"{self.url}/readyz")

@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -81,9 +80,11 @@ class FamilyView:
             self._status.stop()
 
 
-@contextmanager
-def progress() -> Iterator[Progress]:
-    """Bars on standard error that vanish when done; nothing at all when nobody looks."""
+def wait_for(client: Client, jobs: Sequence[Job]) -> Iterator[Job]:
+    """The jobs, each as soon as it and those before it are over; meanwhile a bar, for whoever is looking.
+
+    The bar counts jobs when there are several, else the steps of the one.
+    """
     columns = [
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -91,27 +92,18 @@ def progress() -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     ]
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
-        yield bars
-
-
-def wait_for(client: Client, jobs: Sequence[Job]) -> Iterator[Job]:
-    """The jobs, each as soon as it and those before it are over, with bars meanwhile."""
-    with progress() as bars:
-        overall = bars.add_task("jobs", total=len(jobs), visible=len(jobs) > 1)
-        for job in jobs:
-            current = bars.add_task(f"{job.kind} [dim]{job.status}[/]", total=None)
-            for event in client.iter_events(job.id):
-                job = event
-                steps = job.progress
-                bars.update(
-                    current,
-                    description=f"{job.kind} [dim]{job.status}[/]",
-                    completed=steps.step if steps else 0,
-                    total=steps.steps if steps else None,
-                )
-            bars.remove_task(current)
-            bars.advance(overall)
+    bars = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    bar = bars.add_task("", total=len(jobs) if len(jobs) > 1 else None)
+    with bars:
+        for number, submitted in enumerate(jobs):
+            bars.start()
+            for job in client.iter_events(submitted.id):
+                done, total = number, len(jobs)
+                if total == 1:
+                    done, total = (job.progress.step, job.progress.steps) if job.progress else (0, None)
+                bars.update(bar, description=f"{job.kind} [dim]{job.status}[/]", completed=done, total=total)
+            # Erased while the caller prints: the results go to another stream, but often to the same screen.
+            bars.stop()
             yield job
 
 
@@ -211,17 +203,20 @@ def print_keys(keys: Iterable[Any]) -> None:
 
 def print_addresses(system: System) -> None:
     rows = {
-        "API": system.url,
-        "docs": f"{system.url}/docs",
+        "API docs": f"{system.url}/docs",
         "Flower": system.flower_url,
         "data": brief(system.data),
         "try": 'tuwen generate "a black cat jumping on the grass"',
     }
+    print_rows(rows)
+    err.print("\n  Ctrl-C stops it.")
+
+
+def print_rows(rows: Mapping[str, str | None]) -> None:
     err.print()
     for name, value in rows.items():
         if value:
-            err.print(f"  [bold]{name:<8}[/] {escape(value)}")
-    err.print("\n  Ctrl-C stops it.")
+            err.print(f"  [bold]{name:<9}[/] {escape(value)}")
 
 
 def print_finding(finding: Finding) -> None:

@@ -85,23 +85,17 @@ def wait_for(client: Client, jobs: Sequence[Job]) -> Iterator[Job]:
 
     The bar counts jobs when there are several, else the steps of the one.
     """
-    columns = [
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    ]
+    label = TextColumn("{task.description}")
+    columns = [SpinnerColumn(), label, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     bars = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
     bar = bars.add_task("", total=len(jobs) if len(jobs) > 1 else None)
     with bars:
         for number, submitted in enumerate(jobs):
             bars.start()
             for job in client.iter_events(submitted.id):
-                done, total = number, len(jobs)
-                if total == 1:
-                    done, total = (job.progress.step, job.progress.steps) if job.progress else (0, None)
-                bars.update(bar, description=f"{job.kind} [dim]{job.status}[/]", completed=done, total=total)
+                bars.update(bar, description=f"{job.kind} [dim]{job.status}[/]", completed=number)
+                if job.progress and len(jobs) == 1:
+                    bars.update(bar, completed=job.progress.step, total=job.progress.steps)
             # Erased while the caller prints: the results go to another stream, but often to the same screen.
             bars.stop()
             yield job

@@ -278,16 +278,32 @@ _CANCEL = text(
 )
 
 # The oldest first: with a queue that is served in order, a row that is due while younger ones already
-# run is the one whose message was lost.
+# run is the one whose message was lost. In a CTE, because PostgreSQL may run a subselect in a WHERE more
+# than once, and with SKIP LOCKED each time it would lock other rows.
 _TAKE_DUE = text("""
-    UPDATE jobs SET dispatch_due_at = now() + :again * interval '1 second'
-    WHERE id IN (
+    WITH due AS MATERIALIZED (
         SELECT id FROM jobs
         WHERE status = 'queued' AND dispatch_due_at <= now() AND kind = :kind
         ORDER BY priority DESC, dispatch_due_at LIMIT :most
         FOR UPDATE SKIP LOCKED
-    ) AND status = 'queued'
-    RETURNING id, kind, priority
+    )
+    UPDATE jobs SET dispatch_due_at = now() + :again * interval '1 second'
+    FROM due WHERE jobs.id = due.id AND status = 'queued'
+    RETURNING jobs.id, kind, priority
+""")
+
+# The wait before attempt n + 1 is 5·4ⁿ seconds, at most an hour.
+_TAKE_WEBHOOKS = text("""
+    WITH due AS MATERIALIZED (
+        SELECT id FROM webhooks WHERE due_at <= now() ORDER BY due_at LIMIT :most FOR UPDATE SKIP LOCKED
+    )
+    UPDATE webhooks SET
+        attempts = webhooks.attempts + 1,
+        due_at = now() + LEAST(3600, 5 * 4 ^ webhooks.attempts) * interval '1 second'
+    FROM due, jobs
+    WHERE webhooks.id = due.id AND jobs.id = webhooks.job_id AND jobs.finished_at IS NOT NULL
+    RETURNING webhooks.id, webhooks.url, webhooks.attempts, webhooks.job_id, jobs.tenant, jobs.status,
+        jobs.finished_at
 """)
 
 _QUEUES = text("""
@@ -705,32 +721,11 @@ class Database:
     # ── webhooks ──────────────────────────────────────────────────────────────────────────────────
 
     def take_webhooks(self, most: int) -> list[Any]:
-        """Deliveries that are due: rows of id, url, attempts, tenant, job_id, status, created_at.
+        """Deliveries that are due: rows of id, url, attempts, job_id, tenant, status, finished_at.
 
         Taking one puts it off by its backoff, so that a housekeeper that dies delivers it again.
         """
-        due = (
-            select(WebhookRow.id)
-            .where(WebhookRow.due_at <= func.now())
-            .order_by(WebhookRow.due_at)
-            .limit(most)
-            .with_for_update(skip_locked=True)
-        )
-        backoff = func.least(3600, 5 * func.power(4, WebhookRow.attempts)) * _seconds(1)
-        return self._run(
-            update(WebhookRow)
-            .where(WebhookRow.id.in_(due), WebhookRow.job_id == JobRow.id, JobRow.finished_at.is_not(None))
-            .values(attempts=WebhookRow.attempts + 1, due_at=func.now() + backoff)
-            .returning(
-                WebhookRow.id,
-                WebhookRow.url,
-                WebhookRow.attempts,
-                WebhookRow.job_id,
-                JobRow.tenant,
-                JobRow.status,
-                JobRow.finished_at,
-            )
-        )
+        return self._run(_TAKE_WEBHOOKS, {"most": most})
 
     def webhook_delivered(self, id: UUID) -> None:
         delivered = update(WebhookRow).where(WebhookRow.id == id)

@@ -1,0 +1,205 @@
+"""The housekeeper's rounds, one at a time, on real servers."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+import redis
+from celery import Celery
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
+from sqlalchemy import create_engine, text
+
+from api.servers import Valkey
+from shared.database import Database, Finish, driver_url
+from shared.jobs import JobRequest, Kind, MatchResult, Status
+from shared.queue import JobQueue, celery_app, event_channel
+from shared.settings import Settings
+from shared.storage import ObjectStore
+from workers.housekeeping import Housekeeper
+
+TENANT = "t"
+
+
+class House:
+    """A housekeeper with its hands on a clock."""
+
+    def __init__(self, settings: Settings):
+        self.database = Database(settings)
+        self.queue = JobQueue(settings)
+        self.store = ObjectStore.open(settings)
+        self.app = celery_app(settings)
+        self.keeper = Housekeeper(settings, self.app)
+        self._engine = create_engine(driver_url(settings.database_url), isolation_level="AUTOCOMMIT")
+
+    def submit(self, count: int = 1, kind: str = "generate") -> list[UUID]:
+        request = JobRequest.model_validate({"input": {"kind": kind, "prompt": "猫"}})
+        return self.database.submit([request] * count, tenant=TENANT).ids
+
+    def later(self, column: str, seconds: float = 3600) -> None:
+        """Let time pass for one column of every job."""
+        with self._engine.connect() as connection:
+            statement = text(f"UPDATE jobs SET {column} = {column} - :by WHERE {column} IS NOT NULL")
+            connection.execute(statement, {"by": timedelta(seconds=seconds)})
+
+    def messages(self) -> int:
+        return self.queue.depth()[Kind.GENERATE]
+
+    def status(self, id: UUID) -> Status:
+        return self.database.job(id, TENANT).status
+
+    def close(self) -> None:
+        self.queue.close()
+        self.database.close()
+        self._engine.dispose()
+
+
+@pytest.fixture
+def house(settings: Settings) -> Iterator[House]:
+    house = House(settings)
+    house.keeper.housekeep()  # gets to know this Redis
+    yield house
+    house.close()
+
+
+class TestDispatch:
+    def test_what_was_committed_and_never_published(self, house: House) -> None:
+        house.submit(3)
+        house.keeper.housekeep()
+        assert house.messages() == 0, "not yet: its producer may be about to publish"
+        house.later("dispatch_due_at")
+        house.keeper.housekeep()
+        assert house.messages() == 3
+        house.keeper.housekeep()
+        assert house.messages() == 3
+
+    def test_a_deep_queue_is_no_loss(self, house: House) -> None:
+        submission = house.database.submit(
+            [JobRequest.model_validate({"input": {"kind": "generate", "prompt": "猫"}})] * 20, tenant=TENANT
+        )
+        house.queue.publish(submission.dispatches)
+        for _ in range(3):
+            house.later("dispatch_due_at")
+            house.keeper.housekeep()
+        assert house.messages() == 20
+
+    def test_some_messages_lost_from_a_deep_queue(self, house: House, settings: Settings) -> None:
+        submission = house.database.submit(
+            [JobRequest.model_validate({"input": {"kind": "generate", "prompt": "猫"}})] * 20, tenant=TENANT
+        )
+        house.queue.publish(submission.dispatches)
+        with redis.Redis.from_url(settings.redis_url) as client:
+            assert client.rpop("tuwen.generate\x06\x164", 5)
+        house.later("dispatch_due_at")
+        house.keeper.housekeep()
+        assert house.messages() == 20
+
+    def test_a_wiped_redis_is_refilled_at_once(self, house: House, settings: Settings) -> None:
+        house.submit(4)
+        with redis.Redis.from_url(settings.redis_url) as client:
+            client.flushdb()
+        house.keeper.housekeep()
+        assert house.messages() == 4
+
+    def test_a_restarted_redis_is_refilled_at_once(self, house: House, valkey: Valkey) -> None:
+        house.submit(4)
+        valkey.kill()
+        house.keeper.housekeep()  # nothing to publish to: no harm
+        valkey.start()
+        house.keeper.housekeep()
+        assert house.messages() == 4
+
+    def test_not_what_waits_out_a_backoff(self, house: House, settings: Settings) -> None:
+        [id] = house.submit()
+        house.database.claim([id], "w")
+        house.later("lease_until")
+        house.keeper.housekeep()
+        assert house.status(id) is Status.QUEUED
+        assert house.messages() == 0
+        house.later("available_at", 6)
+        house.later("dispatch_due_at", 6)
+        house.keeper.housekeep()
+        assert house.messages() == 1
+
+
+@contextmanager
+def flower_ear(app: Celery, client: redis.Redis) -> Iterator[list[dict[str, Any]]]:
+    """Celery events as Flower receives them."""
+    events: list[dict[str, Any]] = []
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": events.append})
+
+        def listen() -> None:
+            with suppress(OSError, RedisError, KombuError):  # the connection is closed under it
+                receiver.capture(limit=None, timeout=None, wakeup=False)
+
+        threading.Thread(target=listen, daemon=True).start()
+        wait_for(lambda: client.pubsub_numpat())
+        yield events
+        receiver.should_stop = True
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "waited 20 s"
+        time.sleep(0.02)
+
+
+def test_lost_jobs_are_announced_to_watchers_and_flower(house: House, settings: Settings) -> None:
+    lost, late = house.submit(2)
+    house.database.claim([lost], "w")
+    house.later("lease_until")
+    with redis.Redis.from_url(settings.redis_url, decode_responses=True) as client, client.pubsub() as watcher:
+        watcher.subscribe(event_channel(lost))
+        watcher.get_message(timeout=5)
+        with flower_ear(house.app, client) as events:
+            house.keeper.housekeep()
+            wait_for(lambda: events)
+        message = watcher.get_message(timeout=5)
+        assert message is not None
+        assert message["data"] == '{"status": "queued"}'
+    assert [(event["type"], event["uuid"]) for event in events] == [("task-retried", str(lost))]
+    assert house.status(late) is Status.QUEUED
+
+
+def test_only_one_housekeeper_acts(house: House, settings: Settings) -> None:
+    [id] = house.submit()
+    house.database.claim([id], "w")
+    house.later("lease_until")
+    with Database(settings).leading():
+        house.keeper.housekeep()
+        assert house.status(id) is Status.RUNNING
+    house.keeper.housekeep()
+    assert house.status(id) is Status.QUEUED
+
+
+def test_orphaned_objects_are_collected_and_nothing_else(house: House, settings: Settings, tmp_path: Path) -> None:
+    [id] = house.submit()
+    claim = house.database.claim([id], "w")[id]
+    house.database.finish([Finish(id, claim.epoch, MatchResult(score=0.5), "results/aa/kept.png")])
+    house.database.add_file(
+        tenant=TENANT, sha256="0" * 64, key="files/t/00/kept", media_type="image/png", width=1, height=1, size=1
+    )
+    keys = [
+        "results/aa/kept.png",
+        "results/aa/orphan.png",
+        "results/aa/fresh.png",
+        "files/t/00/kept",
+        "files/t/00/orphan",
+    ]
+    for key in keys:
+        house.store.put(key, b"x", "image/png")
+        if "fresh" not in key:
+            os.utime(tmp_path / "objects" / key, (0, 0))
+    house.keeper.collect()
+    assert sorted(stored.key for stored in house.store.list()) == sorted(key for key in keys if "orphan" not in key)

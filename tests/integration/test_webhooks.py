@@ -1,0 +1,138 @@
+"""Webhooks, delivered to a real HTTP server and verified as a receiver would."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from uuid import UUID
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import create_engine, text
+from standardwebhooks.webhooks import Webhook
+
+from shared.database import Database, driver_url
+from shared.fetch import Fetcher
+from shared.jobs import JobRequest
+from shared.settings import Settings
+from workers import webhooks
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+class Receiver:
+    """Keeps what it is sent; answers with `status`."""
+
+    def __init__(self) -> None:
+        self.status = 204
+        self.deliveries: list[tuple[dict[str, str], bytes]] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                receiver.deliveries.append(({k.lower(): v for k, v in self.headers.items()}, body))
+                self.send_response(receiver.status)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/hook"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
+
+
+class Sender:
+    def __init__(self, settings: Settings, **changed: Any):
+        allowed = {"webhook_secret": SecretStr(SECRET), "fetch_allow_networks": ("127.0.0.0/8",), **changed}
+        self.settings = settings.model_copy(update=allowed)
+        self.database = Database(self.settings)
+        self.fetcher = Fetcher(self.settings)
+        self._engine = create_engine(driver_url(settings.database_url), isolation_level="AUTOCOMMIT")
+
+    def cancelled_job(self, url: str) -> UUID:
+        request = JobRequest.model_validate({"input": {"kind": "generate", "prompt": "猫"}, "webhook": url})
+        [id] = self.database.submit([request], tenant="t").ids
+        self.database.cancel(id, "t")
+        return id
+
+    def deliver(self) -> int:
+        return webhooks.deliver(self.settings, self.database, self.fetcher)
+
+    def rows(self) -> list[Any]:
+        with self._engine.connect() as connection:
+            return list(connection.execute(text("SELECT * FROM webhooks")))
+
+    def wait_out_the_backoff(self) -> None:
+        with self._engine.connect() as connection:
+            connection.execute(text("UPDATE webhooks SET due_at = now() WHERE due_at IS NOT NULL"))
+
+
+def test_signed_and_delivered_once(settings: Settings, receiver: Receiver) -> None:
+    sender = Sender(settings)
+    id = sender.cancelled_job(receiver.url)
+    assert sender.deliver() == 1
+    assert sender.deliver() == 0
+    [(headers, body)] = receiver.deliveries
+    event = Webhook(SECRET).verify(body, headers)
+    assert event["type"] == "job.cancelled"
+    assert event["data"] == {"id": str(id), "status": "cancelled"}
+    [row] = sender.rows()
+    assert (row.delivered_at is not None, row.due_at, headers["webhook-id"]) == (True, None, str(row.id))
+
+
+def test_a_receiver_in_trouble_is_tried_again_under_the_same_id(settings: Settings, receiver: Receiver) -> None:
+    sender = Sender(settings)
+    sender.cancelled_job(receiver.url)
+    receiver.status = 500
+    sender.deliver()
+    assert sender.deliver() == 0, "not before the backoff is over"
+    sender.wait_out_the_backoff()
+    receiver.status = 200
+    sender.deliver()
+    first, second = receiver.deliveries
+    assert first[0]["webhook-id"] == second[0]["webhook-id"]
+    assert json.loads(first[1]) == json.loads(second[1])
+
+
+def test_given_up_after_the_last_attempt(settings: Settings, receiver: Receiver) -> None:
+    sender = Sender(settings)
+    sender.cancelled_job(receiver.url)
+    receiver.status = 500
+    for _ in range(webhooks.MAX_ATTEMPTS + 3):
+        sender.wait_out_the_backoff()
+        sender.deliver()
+    assert len(receiver.deliveries) == webhooks.MAX_ATTEMPTS
+    [row] = sender.rows()
+    assert (row.due_at, row.delivered_at, row.error) == (None, None, "answered 500")
+
+
+def test_a_private_address_is_never_dialled(settings: Settings, receiver: Receiver) -> None:
+    sender = Sender(settings, fetch_allow_networks=())
+    sender.cancelled_job(receiver.url)
+    sender.deliver()
+    assert receiver.deliveries == []
+    [row] = sender.rows()
+    assert row.error
+
+
+def test_nothing_is_sent_unsigned(settings: Settings, receiver: Receiver) -> None:
+    sender = Sender(settings, webhook_secret=None)
+    sender.cancelled_job(receiver.url)
+    assert sender.deliver() == 0
+    assert receiver.deliveries == []

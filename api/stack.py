@@ -325,6 +325,7 @@ class System:
             self._tell(Event(member.process.name, "died", detail, member.process.log))
         elif now >= member.restart_at:
             member.restart_at, member.started, member.announced = None, now, False
+            self._tell(Event(member.process.name, "starting"))
             try:
                 member.process.start()
             except ConfigurationError as error:

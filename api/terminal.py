@@ -64,9 +64,8 @@ class FamilyView:
             case "starting" | "stopping":
                 self._under_way[name] = time.monotonic()
             case "ready":
-                seconds = time.monotonic() - self._under_way.pop(name, time.monotonic())
-                took = f"[dim]{seconds:.1f} s[/]" if seconds else "[dim]again[/]"
-                err.print(f"  [green]✓[/] {name:<12} {escape(event.detail):<28} {took}")
+                seconds = time.monotonic() - self._under_way.pop(name)
+                err.print(f"  [green]✓[/] {name:<12} {escape(event.detail):<28} [dim]{seconds:.1f} s[/]")
             case "died":
                 self._under_way.pop(name, None)
                 headline, *log = event.detail.splitlines()

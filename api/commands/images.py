@@ -35,7 +35,7 @@ app = typer.Typer()
 PANEL = "Jobs"
 STANDARD = Path("-")
 
-Images = Annotated[list[str], typer.Argument(help="Image files, URLs, or - for standard input.")]
+Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, URLs, or - for standard input.")]
 Model = Annotated[str | None, typer.Option(help="Model; by default the installation's own.")]
 Priority = Annotated[int, typer.Option(min=0, max=9, help="9 is most urgent, 0 is bulk work.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job ids and return at once.")]
@@ -45,7 +45,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print jobs as JSON, one a 
 @app.command(rich_help_panel=PANEL)
 def generate(
     context: typer.Context,
-    prompts: Annotated[list[str], typer.Argument(help="What to draw, in Chinese or English.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw, in Chinese or English.")],
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="File, folder/, or - for standard output; by default named by the prompt."),
@@ -131,7 +131,7 @@ def recognize(
 @app.command(rich_help_panel=PANEL)
 def match(
     context: typer.Context,
-    text: Annotated[str, typer.Argument(help="The text, in Chinese or English.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="In Chinese or English.")],
     images: Images,
     model: Model = None,
     priority: Priority = 5,

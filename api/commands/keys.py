@@ -22,7 +22,7 @@ app = typer.Typer(help="Manage API keys, in the database itself.", no_args_is_he
 @app.command()
 def create(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Who or what will use it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who or what will use it.")],
     tenant: Annotated[str | None, typer.Option(help="Whose jobs and files it sees; by default its own.")] = None,
     quota: Annotated[int | None, typer.Option(min=1, help="Unfinished jobs it may have at once.")] = None,
 ) -> None:

@@ -159,6 +159,7 @@ class EngineProcess:
     def _launch(self, visible: str, device: str) -> _Child:
         ours, theirs = wire(_spawn)
         ours.bound(self.batch_timeout)
+        self._flags[:] = bytes(host.SLOTS)  # or the examples would look cancelled
         arguments = (theirs, self._flags, self.specs, visible, device)
         process = _spawn.Process(target=host.main, args=arguments, name="tuwen-engine")
         self._starter.submit(process.start).result()

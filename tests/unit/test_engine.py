@@ -466,6 +466,15 @@ def test_cancellation_reaches_the_running_engine(engine: Callable[..., EnginePro
     assert all(isinstance(answer, Picture) for answer in again), "flags must not outlive their batch"
 
 
+def test_a_cancelled_batch_does_not_cancel_the_warm_up_of_the_next_process(
+    engine: Callable[..., EngineProcess],
+) -> None:
+    process = engine(generator("SlowGenerator"))
+    [answer] = process.run(Kind.GENERATE, asked("a"), cancelled=lambda index: True)
+    assert str(answer) == "cancelled"
+    process.start()
+
+
 def test_stop_interrupts_a_batch_in_another_thread(engine: Callable[..., EngineProcess]) -> None:
     process = engine()
     running = threading.Event()

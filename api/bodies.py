@@ -6,13 +6,14 @@ import asyncio
 import json
 import math
 import sys
-from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.problems import invalid_fields, respond
+from api.problems import invalid_fields, respond, respond_to
 from shared.errors import InvalidRequest, PayloadTooLarge
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -46,79 +47,77 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
-
-        async def remembering(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
+        body = _Body(scope, receive, send, self._limit)
+        too_much = PayloadTooLarge(f"The body is longer than {self._limit} bytes.")
         try:
-            if _declared_length(scope) > self._limit:
+            if body.declared > self._limit:
                 raise _TooMuch
-            await self._app(scope, self._counting(receive), remembering)
+            await self._app(scope, body.receive, body.send)
         except _TooMuch:
-            if started:
+            if body.answered:
                 raise
-            await _refuse(receive, send, PayloadTooLarge(f"The body is longer than {self._limit} bytes."))
+            await respond_to(too_much)(scope, body.receive, body.send)
         except _Silent:
-            if started:
+            if body.answered:
                 raise
-            await respond(408, "request_timeout", "The body did not arrive.", headers={"Connection": "close"})(
-                scope, receive, send
-            )
-
-    def _counting(self, receive: Receive) -> Callable[[], Awaitable[Message]]:
-        length, complete = 0, False
-
-        async def counted() -> Message:
-            nonlocal length, complete
-            if complete:
-                return await receive()  # waits for the disconnect, as long as the answer takes
-            try:
-                message = await asyncio.wait_for(receive(), SILENCE)
-            except TimeoutError:
-                raise _Silent from None
-            length += len(message.get("body", b""))
-            complete = not message.get("more_body", False)
-            if length > self._limit:
-                raise _TooMuch
-            return message
-
-        return counted
+            problem = respond(408, "request_timeout", "The body did not arrive.", headers={"Connection": "close"})
+            await problem(scope, receive, send)
 
 
-async def _refuse(receive: Receive, send: Send, error: PayloadTooLarge) -> None:
-    """Answer while the client is still sending.
+class _Body:
+    """One request's body on its way in, and the answer on its way out."""
 
-    Closing at once would reset the connection, and the reset may overtake the answer. So the answer is sent, then
-    what comes is thrown away for a moment, then the connection is closed.
-    """
-    response = respond(error.status, error.code, error.detail, headers={"Connection": "close"})
-    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
-    await send({"type": "http.response.body", "body": response.body, "more_body": True})
-    try:
-        async with asyncio.timeout(_LINGER_SECONDS):
-            await _discard(receive)
-    except TimeoutError:
-        pass
-    await send({"type": "http.response.body", "body": b""})
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int):
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "0")
+        self.declared = int(length[:20]) if length.isascii() and length.isdigit() else 0
+        self.answered = False
+        self._endless = "transfer-encoding" in headers or self.declared > limit
+        self._receive = receive
+        self._send = send
+        self._limit = limit
+        self._length = 0
+        self._complete = False
 
+    async def receive(self) -> Message:
+        if self._complete:
+            return await self._receive()  # waits for the disconnect, as long as the answer takes
+        try:
+            message = await asyncio.wait_for(self._receive(), SILENCE)
+        except TimeoutError:
+            raise _Silent from None
+        self._count(message)
+        if self._length > self._limit:
+            raise _TooMuch
+        return message
 
-async def _discard(receive: Receive) -> None:
-    length = 0
-    while length < _LINGER_BYTES:
-        message = await receive()
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
-            return
-        length += len(message["body"])
+    async def send(self, message: Message) -> None:
+        """Answer a client that may still be sending, without an end or without one that is worth waiting for.
 
+        The connection is closed then. Closing at once would reset it, and the reset may overtake the answer; so what
+        comes is thrown away for a moment before.
+        """
+        unread = self._endless and not self._complete
+        if message["type"] == "http.response.start":
+            self.answered = True
+            if unread:
+                MutableHeaders(scope=message)["Connection"] = "close"
+        elif unread and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await self._discard()
+            message = {"type": "http.response.body", "body": b""}
+        await self._send(message)
 
-def _declared_length(scope: Scope) -> int:
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
-            return int(value[:20])
-    return 0
+    async def _discard(self) -> None:
+        most = self._length + _LINGER_BYTES
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while not self._complete and self._length < most:
+                    self._count(await self._receive())
+
+    def _count(self, message: Message) -> None:
+        self._length += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
 
 
 def parse(model: type[Model], body: bytes) -> Model:
@@ -128,7 +127,7 @@ def parse(model: type[Model], body: bytes) -> Model:
         InvalidRequest: naming the fields that are wrong, or the place where the JSON breaks.
     """
     try:
-        return model.model_validate_json(body)
+        return model.model_validate_json(body, strict=True)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
     if found[0]["type"] == "json_invalid":

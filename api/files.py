@@ -83,7 +83,7 @@ async def upload(request: Request, caller: CallerDep, resources: ResourcesDep) -
 
 
 @router.get("/{file_id}", response_model=File, summary="Show a file", responses=problems(404))
-async def show(file_id: FileId, caller: CallerDep, resources: ResourcesDep) -> Response:
+async def show(caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> Response:
     row = await run_sync(resources.database.file, file_id, caller.tenant)
     file = File(id=row.sha256, media_type=row.media_type, width=row.width, height=row.height, size=row.size)
     return Response(file.model_dump_json(), media_type="application/json")
@@ -95,7 +95,7 @@ async def show(file_id: FileId, caller: CallerDep, resources: ResourcesDep) -> R
     response_class=Response,
     responses={200: {"content": {"image/*": {}}}, 307: {"description": "where the bytes are"}, **problems(404)},
 )
-async def content(request: Request, file_id: FileId, caller: CallerDep, resources: ResourcesDep) -> Response:
+async def content(request: Request, caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> Response:
     row = await run_sync(resources.database.file, file_id, caller.tenant)
     return await run_sync(serve, resources, row.key, row.media_type, row.sha256, request.headers)
 

@@ -48,6 +48,7 @@ async def _job_id(job_id: Annotated[str, Path(json_schema_extra={"format": "uuid
 
 
 JobId = Annotated[UUID, Depends(_job_id)]
+"""Comes after the caller in every signature, so that strangers are not told what an id looks like."""
 IdempotencyKey = Annotated[
     str | None,
     Header(description="any text of your own: the same key and body again is the same job, for a day"),
@@ -176,8 +177,8 @@ async def list_jobs(
 @router.get("/{job_id}", response_model=Job, summary="Show a job", responses=problems(401, 404))
 async def show(
     request: Request,
-    job_id: JobId,
     caller: CallerDep,
+    job_id: JobId,
     resources: ResourcesDep,
     base_url: BaseUrlDep,
     prefer: Prefer = None,
@@ -192,7 +193,7 @@ async def show(
 
 
 @router.post("/{job_id}/cancel", response_model=Job, summary="Cancel a job", responses=problems(401, 404, 409))
-async def cancel(job_id: JobId, caller: CallerDep, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
+async def cancel(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
     """A queued job is over at once; a running one as soon as its worker notices, mostly at the next step."""
 
     def request_cancel() -> Job:
@@ -207,7 +208,7 @@ async def cancel(job_id: JobId, caller: CallerDep, resources: ResourcesDep, base
 @router.post(
     "/{job_id}/retry", status_code=202, response_model=Job, summary="Retry a job", responses=problems(404, 409)
 )
-async def retry(job_id: JobId, caller: CallerDep, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
+async def retry(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
     """Queue a job that ended without a result once more, with fresh attempts and a fresh deadline."""
 
     def queue_again() -> Job:
@@ -224,7 +225,7 @@ async def retry(job_id: JobId, caller: CallerDep, resources: ResourcesDep, base_
     summary="Watch a job",
     responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **problems(401, 404)},
 )
-async def watch(job_id: JobId, caller: CallerDep, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
+async def watch(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
     """Server-sent events: `state` with the whole job, first as it is and then whenever its state changes, and
     `progress` with `{"step", "steps"}` while it runs. The stream ends after the state in which the job is over."""
     await run_sync(resources.database.job, job_id, caller.tenant)  # a 404 is only possible before the stream
@@ -243,7 +244,7 @@ async def watch(job_id: JobId, caller: CallerDep, resources: ResourcesDep, base_
         **problems(401, 404, 409),
     },
 )
-async def image(request: Request, job_id: JobId, caller: CallerDep, resources: ResourcesDep) -> Response:
+async def image(request: Request, caller: CallerDep, job_id: JobId, resources: ResourcesDep) -> Response:
     def fetch() -> Response:
         job = resources.database.job(job_id, caller.tenant)
         if job.kind is not Kind.GENERATE:

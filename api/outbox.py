@@ -7,6 +7,8 @@ first, the housekeeper notices by itself, a little later.
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
@@ -34,12 +36,14 @@ class _Message:
 
 
 class Outbox:
-    """Thread-safe; `close` sends what is left."""
+    """Thread-safe."""
 
     def __init__(self, database: Database, queue: JobQueue):
         self._database = database
         self._queue = queue
         self._recorder = Recorder()
+        self._deadline = math.inf
+        self._away = False
         self._messages: Queue[_Message | None] = Queue(_MOST)
         self._thread = Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
@@ -57,9 +61,11 @@ class Outbox:
         else:
             self._put(_Message(cancel=job_id))
 
-    def close(self, timeout: float = 10.0) -> None:
+    def close(self, patience: float = 3.0) -> None:
+        """Send what is left; what does not get away within `patience` seconds, the housekeeper publishes."""
+        self._deadline = time.monotonic() + patience
         self._messages.put(None)
-        self._thread.join(timeout)
+        self._thread.join()
 
     def _put(self, message: _Message) -> bool:
         try:
@@ -91,10 +97,18 @@ class Outbox:
 
     def _send(self, messages: Sequence[_Message]) -> None:
         dispatches = [dispatch for message in messages for dispatch in message.dispatches]
+        if time.monotonic() > self._deadline:
+            self._leave_to_housekeeper(dispatches)
+            return
         try:
+            if self._away:
+                # Celery tries for seconds to connect to a Redis that is gone; this says so at once.
+                self._queue.check()
             if dispatches:
                 self._queue.publish(dispatches)
+            self._away = False
         except QueueUnavailable as error:
+            self._away = True
             log.warning("%d jobs are left to the housekeeper: %s", len(dispatches), error)
             self._leave_to_housekeeper(dispatches)
             return
@@ -108,6 +122,8 @@ class Outbox:
             log.warning("a cancel waits for the worker's next heartbeat: %s", error)
 
     def _leave_to_housekeeper(self, dispatches: Sequence[Dispatch]) -> None:
+        if not dispatches:
+            return
         try:
             self._database.dispatch_now([dispatch.id for dispatch in dispatches])
         except DatabaseUnavailable as error:

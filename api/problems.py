@@ -70,8 +70,8 @@ def respond(
         "code": code,
         "errors": [error.model_dump() for error in errors],
     }
-    # ASCII, so that a lone surrogate quoted from the request stays an escape instead of breaking the encoder.
-    body = json.dumps(problem, ensure_ascii=True).encode("ascii")
+    # A lone surrogate quoted from the request becomes a question mark: strict parsers refuse even an escaped one.
+    body = json.dumps(problem, ensure_ascii=False).encode("utf-8", "replace")
     return Response(body, status, {"Cache-Control": "no-store", **(headers or {})}, MEDIA_TYPE)
 
 

@@ -22,23 +22,16 @@ def client(settings: Settings) -> Iterator[Client]:
         yield client
 
 
-@pytest.fixture
-def worker(settings: Settings) -> Iterator[FakeWorker]:
-    worker = FakeWorker(settings)
-    yield worker
-    worker.close()
-
-
-def test_a_job_from_submission_to_its_image(client: Client, worker: FakeWorker) -> None:
+def test_a_job_from_submission_to_its_image(client: Client, hand: FakeWorker) -> None:
     job = client.generate("一只黑色的猫\u2028在草地上跳跃", seed=7)
     assert job.status is Status.QUEUED
     seen = client.iter_events(job.id)
     assert next(seen) == job
-    worker.claim(job.id)
+    hand.claim(job.id)
     assert next(seen).status is Status.RUNNING
-    worker.tell(job.id, 1, 2)
+    hand.tell(job.id, 1, 2)
     assert next(seen).progress == Progress(step=1, steps=2)
-    worker.succeed(job.id, png())
+    hand.succeed(job.id, png())
     (*_, last) = seen
     assert last.status is Status.SUCCEEDED
     assert last == client.get(job.id) == client.wait(job.id)
@@ -61,12 +54,12 @@ def test_the_list_follows_its_cursors(client: Client) -> None:
     assert client.list(status=Status.RUNNING) == client.list(kind=Kind.MATCH) == []
 
 
-def test_waiting_ends_when_the_job_does(client: Client, worker: FakeWorker) -> None:
+def test_waiting_ends_when_the_job_does(client: Client, hand: FakeWorker) -> None:
     job = client.generate("a cat")
     with pytest.raises(TimeoutError):
         client.wait(job.id, timeout=0.2)
-    worker.claim(job.id)
-    failing = threading.Timer(0.3, worker.fail, [job.id])
+    hand.claim(job.id)
+    failing = threading.Timer(0.3, hand.fail, [job.id])
     failing.start()
     over = client.wait(job.id)
     failing.join()

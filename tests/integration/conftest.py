@@ -1,0 +1,26 @@
+"""A real API on a real port, and a worker that does one thing at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from shared.settings import Settings
+from tests.integration.api_server import FakeWorker, serving
+
+
+@pytest.fixture
+def api(settings: Settings) -> Iterator[httpx.Client]:
+    """An HTTP client of an open API."""
+    with serving(settings) as url, httpx.Client(base_url=url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def hand(settings: Settings) -> Iterator[FakeWorker]:
+    """The worker's side of jobs, told step by step."""
+    worker = FakeWorker(settings)
+    yield worker
+    worker.close()

@@ -75,7 +75,7 @@ def celery_app(settings: Settings) -> Celery:
 
     The reasons for the settings that differ from Celery's defaults stand beside them.
     """
-    app = Celery("tuwen", broker=settings.redis_url, set_as_current=False)
+    app = Celery("tuwen", broker=settings.redis_url, events="shared.dispatcher:Events", set_as_current=False)
     app.conf.update(
         # Nothing from the wire is unpickled; results live in PostgreSQL.
         task_serializer="json",

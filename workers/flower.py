@@ -12,6 +12,7 @@ from typing import Any
 from flower.app import Flower
 from flower.urls import settings as tornado_settings
 from flower.views.monitor import Metrics
+from kombu.utils.url import maybe_sanitize_url
 from tornado.options import options
 from tornado.web import OutputTransform
 
@@ -24,7 +25,7 @@ from workers.missed_events import MissedEvents
 log = logging.getLogger(__name__)
 
 MOST_TASKS = 20_000
-"""Tasks kept in memory, about 3 kB each; the oldest go first."""
+"""Tasks kept in memory, about 6 kB each; the oldest go first."""
 
 
 def run_flower(settings: Settings) -> int:
@@ -39,7 +40,10 @@ def run_flower(settings: Settings) -> int:
     database = Database(settings, pool_size=1)
     flower = Flower(capp=celery_app(settings), options=options, **tornado_settings, transforms=[_SameOriginOnly])
     flower.add_handlers(r".*", [(r"/metrics", _PrivateMetrics)])
-    missed = MissedEvents(flower, database)
+    # Else it takes them from the connection, where it does not recognise our transport as Redis.
+    flower.broker_uri_with_password = settings.redis_url
+    flower.broker_uri = maybe_sanitize_url(settings.redis_url)
+    missed = MissedEvents(flower, database, settings.housekeeping_interval)
     _listen(flower, settings)
     log.info("Flower listens on %s port %d", settings.flower_host, settings.flower_port)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -68,10 +72,10 @@ def _set_options(settings: Settings) -> None:
     if not options.basic_auth:
         # Only read from the environment; without it Flower's API wants a password even on loopback.
         os.environ["FLOWER_UNAUTHENTICATED_API"] = "true"
-    # What it has seen outlives it.
+    # What it has seen outlives it; saving holds it up for up to a second, so seldom.
     options.persistent = True
     options.db = str(_state_file(settings))
-    options.state_save_interval = 60_000
+    options.state_save_interval = 300_000
     # A line a request is noise; refusals and errors are not.
     logging.getLogger("tornado.access").setLevel(logging.WARNING)
 

@@ -138,7 +138,9 @@ def define(app: Celery, housekeeper: Housekeeper, interval: float) -> None:
     }
     for name, (do, _) in every.items():
         # An outage is no failure of the task: the next round comes anyway.
-        app.task(_outages_logged(do), name=name, ignore_result=True)
+        # Flower shows jobs; the rounds of housekeeping would crowd them out of it.
+        app.task(_outages_logged(do), name=name, ignore_result=True, send_events=False)
+    app.conf.task_send_sent_event = False
     app.conf.beat_schedule = {
         name: {
             "task": name,

@@ -23,7 +23,6 @@ from shared.queue import task_name
 
 log = logging.getLogger(__name__)
 
-INTERVAL = 10.0
 NEWEST = 1000
 """Youngest jobs looked for in Flower each time; what was missed must be among them."""
 
@@ -39,10 +38,10 @@ _EVENTS = {
 class MissedEvents:
     """Compares Flower's tasks with the jobs in PostgreSQL every few seconds, on Flower's own event loop."""
 
-    def __init__(self, flower: Flower, database: Database):
+    def __init__(self, flower: Flower, database: Database, interval: float):
         self._flower = flower
         self._database = database
-        self._timer = PeriodicCallback(self.tell, INTERVAL * 1000)
+        self._timer = PeriodicCallback(self.tell, interval * 1000)
 
     def start(self) -> None:
         self._flower.io_loop.add_callback(self.tell)
@@ -78,7 +77,7 @@ class MissedEvents:
 
     def _tell_of(self, row: Any) -> None:
         id = str(row.id)
-        if id not in self._tasks:
+        if id not in self._tasks or self._tasks[id].name is None:
             self._event("sent", id, row.created_at, "postgresql", name=task_name(Kind(row.kind)), args=repr((id,)))
         task = self._tasks[id]
         status = Status(row.status)

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from workers.scenes.grammar import Split
-from workers.training import describer, matcher, recognizer
+from workers.training import describer, generator, matcher, recognizer
 from workers.training.checkpoint import save_weights
 from workers.training.data import Pictures, pictures
 from workers.training.loop import Outcome, Recipe
@@ -49,6 +49,9 @@ MODELS = {
     ),
     "matcher": Trainable(
         matcher.MatcherRecipe, matcher.make_matcher, matcher.train_matcher, matcher.report, matcher.calibrate
+    ),
+    "generator": Trainable(
+        generator.GeneratorRecipe, generator.make_generator, generator.train_generator, generator.report
     ),
 }
 
@@ -84,12 +87,16 @@ def make_recipe(options: argparse.Namespace) -> Recipe:
     return recipe
 
 
+def as_stored(tensor: Tensor) -> Tensor:
+    return tensor.half().float() if tensor.is_floating_point() else tensor
+
+
 def finish(options: argparse.Namespace, recipe: Recipe, draw: Callable[[Split, int], Pictures]) -> None:
     """Judge the kept weights as they are stored, in half precision, and write them and their figures."""
     kind = MODELS[options.model]
     model = kind.make(recipe)
     source = options.out / "weights.safetensors"
-    model.load_state_dict({name: tensor.half().float() for name, tensor in load_file(source).items()})
+    model.load_state_dict({name: as_stored(tensor) for name, tensor in load_file(source).items()})
     model.to(options.device).eval()
     kind.calibrate(model, draw("validation", options.judged))
     splits: dict[Split, Pictures] = {"seen": draw("seen", options.judged), "unseen": draw("unseen", options.judged)}

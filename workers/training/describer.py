@@ -56,12 +56,14 @@ def batches(data: Pictures, recipe: DescriberRecipe, device: torch.device | str)
         scenes, pixels = draw_batch(data, recipe.batch, rng)
         strange = outliers(recipe.outliers, rng, pixels)
         images = disturb(to_tensor(np.concatenate([pixels, strange]), device), rng)
-        rows = []
-        for scene in scenes:
-            for language in LANGUAGES:
-                style = STYLES[int(rng.integers(len(STYLES)))]
-                # One wording for each meaning: the confidence of a token then speaks of the picture, not of synonyms.
-                rows.append([vocab.begin(language, style), *vocab.encode(caption(scene.canonical(), language, style))])
+        # One style a batch: its captions are about equally long, so little is spent on padding. One wording for each
+        # meaning: the confidence of a token then speaks of the picture, not of synonyms.
+        style = STYLES[step % len(STYLES)]
+        rows = [
+            [vocab.begin(language, style), *vocab.encode(caption(scene.canonical(), language, style))]
+            for scene in scenes
+            for language in LANGUAGES
+        ]
         ids = np.full((len(rows), max(map(len, rows))), PAD, dtype=np.int64)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = row

@@ -7,6 +7,8 @@ published twice it drops as well (issue 6487). Both are mended in later releases
 
 from __future__ import annotations
 
+from typing import Any
+
 from celery.app import events as app_events
 from celery.events import dispatcher
 

@@ -62,7 +62,8 @@ class Heartbeat:
     def close(self) -> None:
         self._closing.set()
         self._wake.set()
-        self._threads[0].join(timeout=5)
+        if self._threads[0].is_alive():  # never started when the models did not load
+            self._threads[0].join(timeout=5)
 
     @contextmanager
     def holding(self, claim: Claim) -> Iterator[Lease]:

@@ -75,6 +75,10 @@ class Process:
         self._process.kill()
         self._process.wait()
 
+    def wait(self, timeout: float = 60.0) -> int:
+        """Its exit status."""
+        return self._process.wait(timeout)
+
     def terminate(self, timeout: float = 30.0) -> int:
         """SIGTERM; returns the exit status."""
         self._process.terminate()

@@ -34,7 +34,7 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
 
     Raises:
         EngineStartFailed: a model cannot be loaded or fails on its example.
-        DatabaseUnavailable: PostgreSQL cannot be reached.
+        DatabaseUnavailable, StorageUnavailable: they cannot be reached.
         ConfigurationError: the object storage cannot be used.
     """
     hostname = f"{name or settings.device.replace(':', '-')}@{platform.node()}"
@@ -50,6 +50,7 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
     app = celery_app(settings)
     tasks.define(app, runner)
     try:
+        runner.check()
         batcher.start()
         models = {
             kind: {"model": settings.model_for(kind), "revision": engine.revisions[kind]} for kind in settings.kinds

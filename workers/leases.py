@@ -62,8 +62,9 @@ class Heartbeat:
     def close(self) -> None:
         self._closing.set()
         self._wake.set()
-        if self._threads[0].is_alive():  # never started when the models did not load
-            self._threads[0].join(timeout=5)
+        for thread in self._threads:
+            if thread.is_alive():  # never started, where the worker did not come up
+                thread.join(timeout=5)
 
     @contextmanager
     def holding(self, claim: Claim) -> Iterator[Lease]:

@@ -79,6 +79,15 @@ class Runner:
         self._settle = Grouped(self._settle_all)
         self._stopping = threading.Event()
 
+    def check(self) -> None:
+        """Whether jobs could run here at all, asked before minutes go into loading models.
+
+        Raises:
+            DatabaseUnavailable, StorageUnavailable: they could not.
+        """
+        self._database.check()
+        self._store.check()
+
     def start(self, device: str, models: Mapping[Kind, Mapping[str, str]]) -> None:
         """The worker is warm: take part."""
         self._database.register(self._worker, device, models)

@@ -192,6 +192,15 @@ class JobQueue:
             self.redis.set(GENERATION_KEY, str(uuid4()), nx=True)
             return f"{self.redis.get(GENERATION_KEY)!s}@{self.redis.info('server')['run_id']}"
 
+    def sign_housekeeper(self, host: str, lifetime: float) -> None:
+        """The housekeeper on `host` works; believed for `lifetime` seconds."""
+        with _translated():
+            self.redis.set(f"tuwen:housekeeper:{host}", "works", px=int(lifetime * 1000))
+
+    def housekeeper_seen(self, host: str) -> bool:
+        with _translated():
+            return bool(self.redis.exists(f"tuwen:housekeeper:{host}"))
+
     def check(self) -> None:
         """Readiness: Redis answers."""
         with _translated():

@@ -1,0 +1,22 @@
+"""Bring the database that TUWEN_DATABASE_URL names to this version of the code: `python -m shared.migrations`."""
+
+from __future__ import annotations
+
+import sys
+
+from shared.errors import TuwenError
+from shared.migrations import migrate
+from shared.settings import settings
+
+
+def main() -> int:
+    try:
+        migrate(settings().database_url)
+    except TuwenError as error:
+        print(f"{error.code}: {error}", file=sys.stderr)  # noqa: T201 (a command's own words)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Whether this host's worker or housekeeper does its work: `python -m workers.health worker|housekeeper`.
+
+For health checks of containers. That a process runs says nothing, and one that is stuck may still answer Celery's
+ping; so this looks for the traces that work leaves: the worker's heartbeats, and the housekeeper's rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+
+from shared.database import Database
+from shared.errors import TuwenError
+from shared.queue import JobQueue
+from shared.settings import Settings
+
+
+def worker_works(settings: Settings) -> bool:
+    """A worker of this host is warm and was heard of within the lease."""
+    database = Database(settings, pool_size=1)
+    try:
+        return any(row.name.endswith(f"@{platform.node()}") for row in database.workers())
+    finally:
+        database.close()
+
+
+def housekeeper_works(settings: Settings) -> bool:
+    """A housekeeper of this host took its last turn not long ago."""
+    queue = JobQueue(settings)
+    try:
+        return queue.housekeeper_seen(platform.node())
+    finally:
+        queue.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m workers.health", description=__doc__)
+    parser.add_argument("role", choices=("worker", "housekeeper"))
+    role = parser.parse_args().role
+    try:
+        works = {"worker": worker_works, "housekeeper": housekeeper_works}[role](Settings())
+    except TuwenError as error:
+        print(f"{error.code}: {error}", file=sys.stderr)  # noqa: T201 (a command's own words)
+        return 1
+    return 0 if works else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

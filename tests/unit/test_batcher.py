@@ -558,6 +558,26 @@ def test_slow_listeners_skip_steps_and_broken_ones_fail_alone(desk: Callable[...
     assert d.finish(*futures) == ["slow", "ConnectionError", "c"]
 
 
+def test_a_step_is_told_once_however_often_the_thread_looks(desk: Callable[..., Desk]) -> None:
+    d = desk()
+    heard: list[int] = []
+    looks = 0
+
+    def look() -> bool:
+        nonlocal looks
+        looks += 1
+        return False
+
+    future = d.ask("a", on_progress=lambda step, steps: heard.append(step), cancelled=look)
+    d.step()
+    d.engine.on_progress(1, 2)
+    until(lambda: heard == [1])
+    seen = looks
+    until(lambda: looks >= seen + 3)
+    assert heard == [1]
+    assert d.finish(future) == ["a"]
+
+
 def test_stop_lets_the_running_batch_finish_and_releases_the_rest(desk: Callable[..., Desk]) -> None:
     d = desk()
     futures = [d.ask("a"), d.ask("b", 2, priority=9)]

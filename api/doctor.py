@@ -80,7 +80,12 @@ def _guarded(subject: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Fi
 def _packages() -> Iterator[Finding]:
     """Installed versions against what this version of Tuwen declares; the extras count where any of them is there."""
     wrong, fine = [], 0
-    for line in metadata.requires("tuwen") or []:
+    try:
+        required = metadata.requires("tuwen") or []
+    except metadata.PackageNotFoundError:
+        yield Finding("packages", "this is a folder of sources, not an installation", "pip install -e .")
+        return
+    for line in required:
         requirement = Requirement(line)
         optional = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
         try:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -51,7 +52,6 @@ class Event:
     process: str
     what: Literal["starting", "ready", "died", "stopping"]
     detail: str = ""
-    log: Path | None = None
 
 
 Tell = Callable[[Event], None]
@@ -212,13 +212,13 @@ class System:
         ours = [member.process for member in self._members if isinstance(member.process, Service)]
         try:
             for service in ours:
-                self._tell(Event(service.name, "stopping"))
+                self._say(Event(service.name, "stopping"))
                 service.request_stop()
             for service in ours:
                 service.stop(grace)
             for server in (self._postgres, self._valkey):
                 if server.running:
-                    self._tell(Event(server.name, "stopping"))
+                    self._say(Event(server.name, "stopping"))
                 server.stop()
         except KeyboardInterrupt:
             for service in ours:
@@ -252,7 +252,7 @@ class System:
             )
 
     def _start(self, process: Supervised) -> None:
-        self._tell(Event(process.name, "starting"))
+        self._say(Event(process.name, "starting"))
         self._members.append(_Member(process, announced=False))
         process.start()
 
@@ -318,23 +318,30 @@ class System:
             elif now - member.started > STEADY:
                 member.deaths = 0
         elif member.restart_at is None:
-            delay = min(LONGEST_BACKOFF, 2.0**member.deaths)
-            member.deaths += 1
-            member.restart_at = now + delay
-            detail = f"{_obituary(member.process)}\nstarting it again in {delay:.0f} s"
-            self._tell(Event(member.process.name, "died", detail, member.process.log))
+            self._plan_restart(member, _obituary(member.process))
         elif now >= member.restart_at:
             member.restart_at, member.started, member.announced = None, now, False
-            self._tell(Event(member.process.name, "starting"))
+            self._say(Event(member.process.name, "starting"))
             try:
                 member.process.start()
             except ConfigurationError as error:
-                self._tell(Event(member.process.name, "died", str(error), member.process.log))
+                self._plan_restart(member, str(error))
+
+    def _plan_restart(self, member: _Member, reason: str) -> None:
+        delay = min(LONGEST_BACKOFF, 2.0**member.deaths)
+        member.deaths += 1
+        member.restart_at = time.monotonic() + delay
+        self._say(Event(member.process.name, "died", f"{reason}\nstarting it again in {delay:.0f} s"))
+
+    def _say(self, event: Event) -> None:
+        # The terminal may be gone, which is a reason to stop, but none to stop halfway.
+        with suppress(OSError):
+            self._tell(event)
 
     def _announce_if_ready(self, member: _Member) -> None:
         if member.process.ready():
             member.announced = True
-            self._tell(Event(member.process.name, "ready", self._describe(member.process)))
+            self._say(Event(member.process.name, "ready", self._describe(member.process)))
 
     def _describe(self, process: Supervised) -> str:
         match process.name:

@@ -42,6 +42,8 @@ def up(
     ports: dict[str, Any] = {"port": port, "flower_port": flower_port}
     given = {name: number for name, number in ports.items() if number is not None}
     settings = Settings(data_dir=data or place(context).data, **given)
+    for name in {"database_url", "redis_url"} & settings.model_fields_set:
+        err.print(f"[yellow]note:[/] TUWEN_{name.upper()} is set, but `tuwen up` brings servers of its own")
     stop_on_signals()
     with terminal.FamilyView() as view:
         system = System(

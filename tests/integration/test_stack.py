@@ -157,7 +157,7 @@ def test_a_second_one_on_the_same_folder_is_refused(up: Up) -> None:
     command = [sys.executable, "-m", "api.cli", "up", "--data", str(up.data)]
     second = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert second.returncode == 1
-    assert f"Tuwen already runs on {up.data} at {up.addresses['url']} (process {up.process.pid})" in second.stderr
+    assert f"Tuwen already runs on {up.data} at {up.addresses.url} (process {up.process.pid})" in second.stderr
     assert "Traceback" not in second.stderr
     _work(up)
 

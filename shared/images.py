@@ -117,8 +117,14 @@ def decode(data: bytes, settings: Settings) -> Image.Image:
 
 
 def pixels(data: bytes, settings: Settings) -> Pixels:
-    """`decode`, as an array."""
-    return np.asarray(decode(data, settings))
+    """`decode`, as an array of its own, its longer side at most `settings.model_image_side`.
+
+    No model looks at more, and a photograph of 50 megapixels would go to the engine as 150 MB.
+    """
+    image = decode(data, settings)
+    side = settings.model_image_side
+    image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return np.array(image)
 
 
 def encode_png(pixels: Pixels) -> bytes:

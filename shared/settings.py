@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     max_image_bytes: int = 20 * 2**20
     max_image_pixels: int = 50_000_000
     max_image_frames: int = 100
+    model_image_side: int = Field(1024, description="larger images are reduced to this before a model sees them")
     fetch_timeout: float = Field(20.0, description="total time for one image URL, redirects included")
     fetch_allow_networks: tuple[str, ...] = Field(
         (), description="CIDRs that image URLs and webhooks may reach although not public"

@@ -418,3 +418,15 @@ _SPECIMENS = _specimens()
 @given(_damaged())
 def test_damaged_files(data: bytes) -> None:
     _is_decoded_or_rejected(data)
+
+
+def test_models_see_large_images_reduced() -> None:
+    settings = Settings(model_image_side=100)
+    wide = BytesIO()
+    Image.new("RGB", (400, 200), "red").save(wide, "PNG")
+    seen = pixels(wide.getvalue(), settings)
+    assert seen.shape == (50, 100, 3)
+    assert (seen == (255, 0, 0)).all()
+    small = BytesIO()
+    Image.new("RGB", (40, 20), "red").save(small, "PNG")
+    assert pixels(small.getvalue(), settings).shape == (20, 40, 3)

@@ -23,7 +23,7 @@ from api.servers import embedded_servers
 from shared.database import Database
 from shared.errors import ConfigurationError, NotFound, TuwenError
 from shared.migrations import is_current
-from shared.queue import connect
+from shared.queue import JobQueue, connect
 from shared.settings import Settings
 from shared.storage import ObjectStore
 
@@ -64,7 +64,7 @@ def examine(settings: Settings, url: str, *, embedded: bool) -> Iterator[Finding
         )
         yield Finding("system", "not running", f"start it with: tuwen up (clients look for it at {url})", serious=False)
         return
-    for look in (_redis, _postgres, _storage, _workers):
+    for look in (_redis, _postgres, _storage, _workers, _housekeeper):
         yield from _guarded(look.__name__.strip("_"), partial(look, settings))
     yield from _api(url)
 
@@ -207,6 +207,16 @@ def _workers(settings: Settings) -> Iterator[Finding]:
     yield Finding(
         "workers", names, f"nobody does {', '.join(missing)}: start a worker (tuwen worker)" if missing else ""
     )
+
+
+def _housekeeper(settings: Settings) -> Iterator[Finding]:
+    queue = JobQueue(settings)
+    try:
+        hosts = queue.housekeepers()
+    finally:
+        queue.close()
+    advice = "" if hosts else "what is lost stays lost: start one (tuwen housekeeper)"
+    yield Finding("housekeeper", f"works on {', '.join(hosts)}" if hosts else "none works", advice)
 
 
 def _api(url: str) -> Iterator[Finding]:

@@ -65,15 +65,13 @@ def spawn(
         )
 
 
-def stop(process: subprocess.Popen[bytes], sign: signal.Signals, grace: float) -> None:
-    """Ask with `sign`, wait `grace` seconds, then kill."""
-    if process.poll() is None:
-        process.send_signal(sign)
-        try:
-            process.wait(grace)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    process.wait()
+def await_end(process: subprocess.Popen[bytes], grace: float) -> None:
+    """Wait `grace` seconds for a process that was asked to end, then kill it."""
+    try:
+        process.wait(grace)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def rotate(log: Path, limit: int = LOG_LIMIT) -> None:

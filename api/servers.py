@@ -24,7 +24,7 @@ import psycopg
 import redis
 from psycopg import sql
 
-from api.processes import Lock, choose_port, last_lines, spawn, stop
+from api.processes import Lock, await_end, choose_port, last_lines, spawn
 from shared.errors import ConfigurationError
 
 READY_TIMEOUT = 60.0
@@ -71,7 +71,8 @@ class Server(ABC):
 
     def stop(self, grace: float = 20.0) -> None:
         if self._process:
-            stop(self._process, self.stop_signal, grace)
+            self._process.send_signal(self.stop_signal)
+            await_end(self._process, grace)
             self._process = None
 
     def kill(self) -> None:

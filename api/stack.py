@@ -30,7 +30,7 @@ from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
 from api.addresses import Addresses, as_environment
-from api.processes import Lock, choose_port, last_lines, rotate, spawn, stop
+from api.processes import Lock, await_end, choose_port, last_lines, rotate, spawn
 from api.servers import Postgres, Valkey
 from shared.database import Database
 from shared.errors import ConfigurationError, Unavailable
@@ -124,9 +124,10 @@ class Service:
         if self._process:
             self._process.terminate()
 
-    def stop(self, grace: float = 10.0) -> None:
+    def await_stop(self, grace: float) -> None:
+        """Wait `grace` seconds for the end that was requested, then kill."""
         if self._process:
-            stop(self._process, signal.SIGTERM, grace)
+            await_end(self._process, grace)
             self._process = None
 
 
@@ -215,14 +216,14 @@ class System:
                 self._say(Event(service.name, "stopping"))
                 service.request_stop()
             for service in ours:
-                service.stop(grace)
+                service.await_stop(grace)
             for server in (self._postgres, self._valkey):
                 if server.running:
                     self._say(Event(server.name, "stopping"))
                 server.stop()
         except KeyboardInterrupt:
             for service in ours:
-                service.stop(grace=0)
+                service.await_stop(grace=0)
             # The servers stop at once and cleanly when asked, and only they could lose something.
             for server in (self._postgres, self._valkey):
                 server.stop()

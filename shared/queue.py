@@ -201,6 +201,12 @@ class JobQueue:
         with _translated():
             return bool(self.redis.exists(f"tuwen:housekeeper:{host}"))
 
+    def housekeepers(self) -> list[str]:
+        """Hosts on which a housekeeper works."""
+        prefix = "tuwen:housekeeper:"
+        with _translated():
+            return sorted(str(key).removeprefix(prefix) for key in self.redis.scan_iter(f"{prefix}*"))
+
     def check(self) -> None:
         """Readiness: Redis answers."""
         with _translated():

@@ -105,8 +105,7 @@ async def submit_job(
     body = await request.body()
 
     def accept() -> Job:
-        accepted = submit(resources, caller, [parse(JobRequest, body)], idempotency_key)
-        return resources.database.job(accepted.ids[0], caller.tenant)
+        return submit(resources, caller, [parse(JobRequest, body)], idempotency_key)[0]
 
     job = await run_sync(accept, limiter=resources.heavy if len(body) > _HEAVY else None)
     wait = _wait(prefer, resources)
@@ -141,8 +140,7 @@ async def submit_batch(
         if len(jobs) > resources.settings.max_jobs_per_request:
             most = resources.settings.max_jobs_per_request
             raise InvalidRequest(f"At most {most} jobs fit in one request.", field="jobs")
-        accepted = submit(resources, caller, jobs, idempotency_key, in_batch=True)
-        return resources.database.jobs_by_id(accepted.ids, caller.tenant)
+        return submit(resources, caller, jobs, idempotency_key, in_batch=True)
 
     jobs = await run_sync(accept, limiter=resources.heavy if len(body) > _HEAVY else None)
     return Response(

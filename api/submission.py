@@ -11,10 +11,9 @@ from hashlib import sha256
 from api.auth import Caller
 from api.files import keep
 from api.resources import Resources
-from shared.database import Submission
 from shared.errors import ImageCorrupt, ImageTooLarge, InvalidRequest, NotFound, UnknownModel
 from shared.fetch import vet_url
-from shared.jobs import GenerateInput, ImageSource, JobRequest
+from shared.jobs import GenerateInput, ImageSource, Job, JobRequest
 from shared.settings import Settings
 
 _LONGEST_KEY = 255
@@ -27,8 +26,8 @@ def submit(
     idempotency_key: str | None,
     *,
     in_batch: bool = False,
-) -> Submission:
-    """Check `requests`, make them jobs, all or none, and have them published.
+) -> list[Job]:
+    """Check `requests`, make them jobs, all or none, and have them published. With a known key: the jobs it made.
 
     Raises:
         InvalidRequest: or a kind of it, naming the field.
@@ -51,7 +50,9 @@ def submit(
     )
     if submission.dispatches:
         resources.outbox.publish(submission.dispatches)
-    return submission
+    if submission.replayed:
+        return resources.database.jobs_by_id(submission.ids, caller.tenant)
+    return submission.jobs
 
 
 def _body_hash(requests: Sequence[JobRequest]) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
@@ -111,6 +112,8 @@ class Submission:
     replayed: bool
     dispatches: list[Dispatch] = field(default_factory=list)
     """What is left to publish, now that it is committed."""
+    jobs: list[Job] = field(default_factory=list)
+    """As they are in the database, unless replayed: then they are further on, and have to be looked up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +189,19 @@ def _ending(statement: str) -> str:
 
 # One statement for any number of jobs.
 _SUBMIT = text("""
-    INSERT INTO jobs (id, kind, model, priority, request, max_attempts, webhook, tenant, dispatch_due_at, deadline_at)
-    SELECT new.id, kind, model, priority, request, max_attempts, webhook, :tenant,
-        now() + :redispatch_after * interval '1 second', now() + deadline * interval '1 second'
-    FROM unnest(
-        CAST(:ids AS uuid[]), CAST(:kinds AS text[]), CAST(:models AS text[]), CAST(:priorities AS int[]),
-        CAST(:inputs AS jsonb[]), CAST(:max_attempts AS int[]), CAST(:webhooks AS text[]), CAST(:deadlines AS float8[])
-    ) AS new (id, kind, model, priority, request, max_attempts, webhook, deadline)
+    WITH accepted AS (
+        INSERT INTO jobs (
+            id, kind, model, priority, request, max_attempts, webhook, tenant, dispatch_due_at, deadline_at
+        )
+        SELECT new.id, kind, model, priority, request, max_attempts, webhook, :tenant,
+            now() + :redispatch_after * interval '1 second', now() + deadline * interval '1 second'
+        FROM unnest(
+            CAST(:ids AS uuid[]), CAST(:kinds AS text[]), CAST(:models AS text[]), CAST(:priorities AS int[]),
+            CAST(:inputs AS jsonb[]), CAST(:max_attempts AS int[]), CAST(:webhooks AS text[]),
+            CAST(:deadlines AS float8[])
+        ) AS new (id, kind, model, priority, request, max_attempts, webhook, deadline)
+        RETURNING created_at
+    ) SELECT min(created_at) FROM accepted
 """)
 
 _CLAIM = text("""
@@ -435,11 +444,12 @@ class Database:
                     return Submission(before, replayed=True)
             if quota is not None:
                 self._check_quota(connection, tenant, quota, len(ids))
-            connection.execute(_SUBMIT, {"ids": ids, "tenant": tenant, **self._submitted_columns(requests)})
+            columns = self._submitted_columns(requests)
+            accepted_at = connection.execute(_SUBMIT, {"ids": ids, "tenant": tenant, **columns}).scalar_one()
         dispatches = [
             Dispatch(id, request.input.kind, request.priority) for id, request in zip(ids, requests, strict=True)
         ]
-        return Submission(ids, replayed=False, dispatches=dispatches)
+        return Submission(ids, False, dispatches, _accepted_jobs(ids, requests, columns, accepted_at))
 
     def _submitted_columns(self, requests: Sequence[JobRequest]) -> dict[str, Any]:
         kinds = [request.input.kind for request in requests]
@@ -805,6 +815,30 @@ def _error_columns(errors: Sequence[JobError | None]) -> dict[str, list[Any]]:
 
 
 _JOBS: Select[Any] = select(JobRow.__table__)
+
+
+def _accepted_jobs(
+    ids: Sequence[UUID], requests: Sequence[JobRequest], columns: Mapping[str, Any], accepted_at: datetime
+) -> list[Job]:
+    """What a look at the rows just inserted would find, without looking."""
+    return [
+        Job(
+            id=id,
+            kind=request.input.kind,
+            model=model,
+            status=Status.QUEUED,
+            priority=request.priority,
+            input=request.input.model_dump(mode="json", exclude_none=True),
+            attempts=0,
+            max_attempts=max_attempts,
+            created_at=accepted_at,
+            available_at=accepted_at,
+            deadline_at=accepted_at + timedelta(seconds=deadline),
+        )
+        for id, request, model, max_attempts, deadline in zip(
+            ids, requests, columns["models"], columns["max_attempts"], columns["deadlines"], strict=True
+        )
+    ]
 
 
 def _job(row: Any) -> Job:

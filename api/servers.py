@@ -265,7 +265,7 @@ class Postgres(Server):
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
         if os.geteuid() == 0:
-            os.chown(unfinished, *_nobody())
+            _give_to_nobody(unfinished)
         initdb = spawn(
             [
                 self._binary("initdb"),
@@ -343,8 +343,8 @@ def _packaged(package: str, pattern: str) -> Path:
         for path in Path(root).glob(pattern):
             return path
     raise ConfigurationError(
-        f"{package} has no {pattern} for this machine; reinstall tuwen[embedded], "
-        "or set TUWEN_DATABASE_URL and TUWEN_REDIS_URL to servers of your own"
+        f"{package} has no {pattern} for this machine: pip install 'tuwen[embedded]', "
+        "or run the single processes on servers of your own (TUWEN_DATABASE_URL, TUWEN_REDIS_URL)"
     )
 
 
@@ -353,9 +353,14 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
 
 
-def _nobody() -> tuple[int, int]:
-    entry = pwd.getpwnam("nobody")
-    return entry.pw_uid, entry.pw_gid
+def _give_to_nobody(folder: Path) -> None:
+    try:
+        shutil.chown(folder, "nobody", pwd.getpwnam("nobody").pw_gid)
+    except (PermissionError, LookupError) as error:
+        raise ConfigurationError(
+            f"PostgreSQL does not run as root, and this root cannot run it as nobody ({error}); "
+            "start Tuwen as another user"
+        ) from error
 
 
 def _privileges(cluster: Path) -> Sequence[str]:

@@ -33,7 +33,7 @@ from shared.jobs import (
 
 app = typer.Typer()
 PANEL = "Jobs"
-STANDARD = Path("-")
+STANDARD_OUTPUT = "-"
 
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, URLs, or - for standard input.")]
 Model = Annotated[str | None, typer.Option(help="Model; by default the installation's own.")]
@@ -47,7 +47,7 @@ def generate(
     context: typer.Context,
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw, in Chinese or English.")],
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option("-o", "--output", help="File, folder/, or - for standard output; by default named by the prompt."),
     ] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, max=1000, help="Images of each prompt.")] = 1,
@@ -82,7 +82,7 @@ def generate(
         def show(index: int, job: Job) -> None:
             # Fetched also for --json: a result is asked for with -o or expected in the folder.
             data = client.result_bytes(job)
-            if output == STANDARD:
+            if output == STANDARD_OUTPUT:
                 sys.stdout.buffer.write(data)
                 return
             files[index].parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def generate(
                 out.print(escape(terminal.brief(files[index])))
                 err.print(f"  [dim]{escape(terminal.outcome(job))}[/]")
 
-        run(client, inputs, show, _Manner(model, priority, no_wait, as_json and output != STANDARD))
+        run(client, inputs, show, _Manner(model, priority, no_wait, as_json and output != STANDARD_OUTPUT))
 
 
 @app.command(rich_help_panel=PANEL)
@@ -221,14 +221,15 @@ def _source(client: Client, image: str | bytes) -> ImageSource:
     return ImageSource(file_id=client.upload(image).id)
 
 
-def image_files(prompts: Sequence[str], output: Path | None) -> list[Path]:
-    """A file for each prompt. Only a file that `output` names by itself is ever overwritten."""
-    in_folder = output is None or output.is_dir() or str(output).endswith("/")
+def image_files(prompts: Sequence[str], output: str | None) -> list[Path]:
+    """A file for each prompt. Only the file that `output` names itself is ever overwritten."""
+    # As text, because a Path forgets the slash that tells a new folder from a file.
+    in_folder = output is None or output.endswith("/") or Path(output).is_dir()
     files: list[Path] = []
     for prompt in prompts:
-        first = (output or Path()) / f"{_file_name(prompt)}.png" if in_folder or output is None else output
+        first = Path(output or "", f"{_file_name(prompt)}.png") if in_folder else Path(output or "")
         path, number = first, 2
-        while path in files or (path.exists() and path != output):
+        while path in files or (path.exists() and (in_folder or path != first)):
             path, number = first.with_stem(f"{first.stem}-{number}"), number + 1
         files.append(path)
     return files

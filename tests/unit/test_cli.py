@@ -87,11 +87,14 @@ def test_equal_prompts_and_old_files_get_numbers(folder: Path) -> None:
 def test_a_named_file_is_overwritten_but_its_siblings_are_not(folder: Path) -> None:
     (folder / "out.png").touch()
     (folder / "out-2.png").touch()
-    assert image_files(["cat", "dog"], Path("out.png")) == [Path("out.png"), Path("out-3.png")]
+    assert image_files(["cat", "dog"], "out.png") == [Path("out.png"), Path("out-3.png")]
 
 
 def test_a_folder_holds_what_is_named_by_the_prompt(folder: Path) -> None:
-    assert image_files(["cat"], folder) == [folder / "cat.png"]
+    assert image_files(["cat"], str(folder)) == [folder / "cat.png"]
+    assert image_files(["cat"], "not yet there/") == [Path("not yet there/cat.png")]
+    (folder / "cat.png").touch()
+    assert image_files(["cat"], str(folder)) == [folder / "cat-2.png"]
 
 
 # ── wording ───────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,60 @@
+# syntax=docker/dockerfile:1
+
+# Two images: `app` (API, housekeeper, Flower, migrations) without torch, and `worker` with it.
+#
+#   docker build --target app --tag tuwen .
+#   docker build --target worker --tag tuwen-worker:cuda .
+#   docker build --target worker --tag tuwen-worker:cpu --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .
+#
+# Their health checks stand in docker-compose.yml, since each process has its own.
+
+ARG PYTHON=3.13
+
+FROM python:${PYTHON}-slim AS dependencies
+ENV PIP_CONSTRAINT=/src/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/venv/bin:$PATH
+RUN python -m venv /venv
+WORKDIR /src
+COPY pyproject.toml constraints.txt ./
+# The project's dependencies without the project, so that they are not installed anew when only code has changed.
+RUN <<END python
+import pathlib, tomllib
+project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
+for name, wanted in {"base": project["dependencies"], **project["optional-dependencies"]}.items():
+    pathlib.Path(f"{name}.txt").write_text("\n".join(wanted))
+END
+
+FROM dependencies AS app-build
+RUN --mount=type=cache,target=/root/.cache/pip pip install -r base.txt -r flower.txt
+COPY README.md ./
+COPY shared shared
+COPY api api
+COPY workers workers
+RUN pip install --no-deps .
+
+FROM dependencies AS worker-build
+# PyPI's torch for x86-64 brings CUDA along; another index has it for the CPU alone, which is some 3 GB smaller.
+ARG TORCH_INDEX
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r base.txt -r worker.txt
+COPY README.md ./
+COPY shared shared
+COPY api api
+COPY workers workers
+RUN pip install --no-deps .
+
+FROM python:${PYTHON}-slim AS runtime
+RUN useradd --system --uid 10001 --no-create-home --home-dir /tmp tuwen \
+    && install --directory --owner tuwen --mode 700 /var/lib/tuwen
+# Bytecode cannot be written into a read-only image; pip has compiled what it installed.
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+WORKDIR /var/lib/tuwen
+USER tuwen
+
+FROM runtime AS app
+COPY --from=app-build /venv /venv
+EXPOSE 8000 5555
+CMD ["python", "-m", "api"]
+
+FROM runtime AS worker
+COPY --from=worker-build /venv /venv
+CMD ["python", "-m", "workers", "worker"]

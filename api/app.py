@@ -44,6 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     reference.install(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(problems.LastResort)
     if settings.auth == "open":
         app.add_middleware(LocalOnly, settings=settings)
     app.add_middleware(Hardening)

@@ -197,13 +197,18 @@ class RequestMetrics:
 
         async def timing(message: Message) -> None:
             if message["type"] == "http.response.start":
-                route = scope.get("route")
-                path = route.path if isinstance(route, APIRoute) else "none"
-                method = scope["method"] if path != "none" else "any"
-                self._seconds.labels(method, path, message["status"]).observe(time.perf_counter() - started)
+                self._observe(scope, message["status"], time.perf_counter() - started)
             await send(message)
 
         await self._app(scope, receive, timing)
+
+    def _observe(self, scope: Scope, status: int, seconds: float) -> None:
+        route = scope.get("route")
+        if isinstance(route, APIRoute):
+            method, path = scope["method"], route.path
+        else:
+            method, path = "any", "none"
+        self._seconds.labels(method, path, status).observe(seconds)
 
 
 # ── for people ────────────────────────────────────────────────────────────────────────────────────────
@@ -217,7 +222,8 @@ async def front_page(request: Request, resources: ResourcesDep) -> HTMLResponse:
         for path, operations in request.app.openapi()["paths"].items()
         for method, operation in ((method.upper(), operation) for method, operation in operations.items())
     )
-    flower = f"http://{request.url.hostname}:{resources.settings.flower_port}/"
+    host = (request.headers.get("host") or "127.0.0.1").removesuffix(f":{request.url.port}")
+    flower = f"http://{host}:{resources.settings.flower_port}/"
     return HTMLResponse(_FRONT_PAGE.format(version=escape(__version__), flower=escape(flower), rows=rows))
 
 

@@ -12,7 +12,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.messages import FieldError
 from shared.errors import InvalidRequest, TuwenError, Unauthorized
@@ -89,7 +91,7 @@ def respond_to(error: TuwenError) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of `app` a problem."""
+    """Make every error that routes of `app` raise a problem."""
 
     @app.exception_handler(TuwenError)
     async def _tuwen_error(_: Request, error: TuwenError) -> Response:
@@ -107,11 +109,37 @@ def install(app: FastAPI) -> None:
         code = "internal_error" if status >= 500 else status.phrase.lower().replace(" ", "_")
         return respond(status, code, _DETAILS.get(status, str(error.detail)), headers=error.headers)
 
-    @app.exception_handler(Exception)
-    async def _unforeseen(request: Request, error: Exception) -> Response:
-        # Logged here by its route; the server below logs the trace once more with the connection.
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return respond(500, "internal_error", "Something unforeseen went wrong; it has been logged.")
+    @app.exception_handler(ClientDisconnect)
+    async def _client_left(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # for the figures only: nobody is there to read it
+
+
+class LastResort:
+    """ASGI middleware that answers for what nobody foresaw: nothing of it outside, everything in the log.
+
+    A handler for Exception would do, if Starlette did not raise it again for the server, which then logs it once more
+    and drops the connection.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception:
+            if started or scope["type"] != "http":
+                raise
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            problem = respond(500, "internal_error", "Something unforeseen went wrong; it has been logged.")
+            await problem(scope, receive, send)
 
 
 _DETAILS = {

@@ -146,6 +146,8 @@ def test_what_nobody_foresaw_says_nothing_outside_and_all_in_the_log(
     assert answer.headers["content-type"] == PROBLEM
     assert "secret" not in answer.text
     assert "the secret of the house" in caplog.text
+    figures = api.get("/metrics").text
+    assert 'tuwen_http_request_seconds_count{method="GET",route="/v1/jobs",status="500"} 1.0' in figures
 
 
 # ── anything at all ───────────────────────────────────────────────────────────────────────────────────

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import struct
 import zlib
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 from shared.settings import Settings
-from tests.integration.api_server import FakeWorker, png, serving
+from tests.integration.api_server import FakeWorker, eventually, png, serving
 from tests.s3 import serve_s3
 
 
@@ -151,6 +152,18 @@ def test_a_body_that_never_comes(small: httpx.Client, monkeypatch: pytest.Monkey
     with connect(small) as connection:
         connection.sendall(b"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
         assert connection.recv(12) == b"HTTP/1.1 408"
+
+
+def test_who_leaves_in_the_middle_of_a_body_is_no_accident(
+    small: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in ("/v1/jobs", "/v1/files"):
+        with connect(small) as connection:
+            head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{{"
+            connection.sendall(head.encode())
+        left = f'tuwen_http_request_seconds_count{{method="POST",route="{path}",status="400"}} 1.0'
+        eventually(lambda left=left: left in small.get("/metrics").text)  # type: ignore[misc]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_an_image_over_its_own_limit(small: httpx.Client) -> None:

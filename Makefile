@@ -1,7 +1,7 @@
 # Every target first brings .venv up to date with pyproject.toml and constraints.txt.
 # Where pip would choose a torch for CUDA although there is no GPU (it is some 3 GB):
 #   make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-.PHONY: demo up doctor test lint format clean
+.PHONY: demo up doctor test lint bench format clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -25,6 +25,9 @@ lint: $(DEVELOPMENT)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(DEVELOPMENT)
+	$(BIN)/python -m tests.bench
 
 format: $(DEVELOPMENT)
 	$(BIN)/ruff check --fix

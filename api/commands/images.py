@@ -16,7 +16,7 @@ from api import terminal
 from api.client import Client
 from api.commands.place import place
 from api.terminal import err, out
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, PayloadTooLarge
 from shared.jobs import (
     DescribeInput,
     GenerateInput,
@@ -33,7 +33,8 @@ from shared.jobs import (
 
 app = typer.Typer()
 PANEL = "Jobs"
-STANDARD_OUTPUT = "-"
+STANDARD_INPUT = STANDARD_OUTPUT = "-"
+UPLOADS = 100
 
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, URLs, or - for standard input.")]
 Model = Annotated[str | None, typer.Option(help="Model; by default the installation's own.")]
@@ -77,10 +78,10 @@ def generate(
         for number in range(count)
     ]
     files = image_files([each.prompt for each in inputs], output)
+    manner = _Manner(model, priority, no_wait, as_json and output != STANDARD_OUTPUT)
     with place(context).client() as client:
 
-        def show(index: int, job: Job) -> None:
-            # Fetched also for --json: a result is asked for with -o or expected in the folder.
+        def keep(index: int, job: Job) -> None:
             data = client.result_bytes(job)
             if output == STANDARD_OUTPUT:
                 sys.stdout.buffer.write(data)
@@ -91,7 +92,8 @@ def generate(
                 out.print(escape(terminal.brief(files[index])))
                 err.print(f"  [dim]{escape(terminal.outcome(job))}[/]")
 
-        run(client, inputs, show, _Manner(model, priority, no_wait, as_json and output != STANDARD_OUTPUT))
+        jobs = client.submit_many(manner.requests(inputs))
+        _exit(_follow(client, jobs, [{"file": str(file)} for file in files], keep, manner))
 
 
 @app.command(rich_help_panel=PANEL)
@@ -155,6 +157,9 @@ class _Manner:
     no_wait: bool
     as_json: bool
 
+    def requests(self, inputs: Iterable[JobInput]) -> list[JobRequest]:
+        return [JobRequest(input=each, model=self.model, priority=self.priority) for each in inputs]
+
 
 def _ask(
     context: typer.Context,
@@ -162,35 +167,55 @@ def _ask(
     questions: Callable[[ImageSource], Sequence[JobInput]],
     manner: _Manner,
 ) -> None:
-    data = [_read(image) for image in images]
+    """Ask `questions` of each image; one that is refused does not keep the others from being asked."""
+    _require_readable(images)
+    jobs: list[Job] = []
+    asked: list[str] = []
+    refused = False
     with place(context).client() as client:
-        asked = [
-            (name, question)
-            for name, image in zip(images, data, strict=True)
-            for question in questions(_source(client, image))
-        ]
+        # In groups, so that the first are worked on while the others are still being uploaded.
+        for start in range(0, len(images), UPLOADS):
+            inputs: list[JobInput] = []
+            for image in images[start : start + UPLOADS]:
+                try:
+                    found = questions(_source(client, image))
+                except (InvalidRequest, PayloadTooLarge) as error:
+                    err.print(f"[red]refused[/] {escape(image)}: {escape(str(error))}")
+                    refused = True
+                    continue
+                inputs += found
+                asked += [image] * len(found)
+            jobs += client.submit_many(manner.requests(inputs)) if inputs else []
 
         def show(index: int, job: Job) -> None:
-            label = f"[dim]{escape(asked[index][0])}:[/] " if len(images) > 1 else ""
+            label = f"[dim]{escape(asked[index])}:[/] " if len(images) > 1 else ""
             for line in () if manner.as_json else terminal.outcome(job).splitlines():
                 out.print(label + escape(line))
 
-        run(client, [question for _, question in asked], show, manner)
+        failed = _follow(client, jobs, [{"image": image} for image in asked], show, manner)
+    _exit(failed or refused)
 
 
-def run(client: Client, inputs: Iterable[JobInput], show: Callable[[int, Job], None], manner: _Manner) -> None:
-    """Submit, wait with progress bars, and show each success; exit code 1 when one did not succeed."""
-    requests = [JobRequest(input=each, model=manner.model, priority=manner.priority) for each in inputs]
-    jobs = client.submit_many(requests)
+def _follow(
+    client: Client,
+    jobs: Sequence[Job],
+    labels: Sequence[dict[str, str]],
+    show: Callable[[int, Job], None],
+    manner: _Manner,
+) -> bool:
+    """Wait with a progress bar and show each success; whether one did not succeed.
+
+    In JSON each job is completed by its label.
+    """
     if manner.no_wait:
-        for job in jobs:
-            terminal.print_json(job) if manner.as_json else out.print(str(job.id))
-        return
+        for label, job in zip(labels, jobs, strict=True):
+            terminal.print_json(label | job.model_dump(mode="json")) if manner.as_json else out.print(str(job.id))
+        return False
     failed = False
     try:
         for index, job in enumerate(terminal.wait_for(client, jobs)):
             if manner.as_json:
-                terminal.print_json(job)
+                terminal.print_json(labels[index] | job.model_dump(mode="json"))
             if job.status is Status.SUCCEEDED:
                 show(index, job)
             else:
@@ -199,26 +224,32 @@ def run(client: Client, inputs: Iterable[JobInput], show: Callable[[int, Job], N
     except KeyboardInterrupt:
         err.print(f"\nno longer waiting, but the jobs go on; see: tuwen jobs watch {jobs[-1].id}")
         raise typer.Exit(130) from None
+    return failed
+
+
+def _exit(failed: bool) -> None:
     if failed:
         raise typer.Exit(1)
 
 
-def _read(image: str) -> str | bytes:
-    """The bytes of a file or of standard input; a URL stays one."""
-    if image.startswith(("http://", "https://")):
-        return image
-    if image == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return Path(image).read_bytes()
-    except OSError as error:
-        raise InvalidRequest(f"cannot read {image}: {error.strerror}") from error
+def _require_readable(images: Iterable[str]) -> None:
+    """Before anything is submitted: what cannot be read is most likely a typing error."""
+    for image in images:
+        if not _is_url(image) and image != STANDARD_INPUT:
+            try:
+                Path(image).open("rb").close()
+            except OSError as error:
+                raise InvalidRequest(f"cannot read {image}: {error.strerror}") from error
 
 
-def _source(client: Client, image: str | bytes) -> ImageSource:
-    if isinstance(image, str):
+def _source(client: Client, image: str) -> ImageSource:
+    if _is_url(image):
         return ImageSource(url=image)
-    return ImageSource(file_id=client.upload(image).id)
+    return client.source(sys.stdin.buffer.read() if image == STANDARD_INPUT else Path(image))
+
+
+def _is_url(image: str) -> bool:
+    return image.startswith(("http://", "https://"))
 
 
 def image_files(prompts: Sequence[str], output: str | None) -> list[Path]:

@@ -20,6 +20,7 @@ import pytest
 
 from api.addresses import Addresses
 from api.client import Client
+from api.demo import SAMPLE
 from shared.jobs import GenerateInput, JobRequest, Status
 
 FAKES = {
@@ -29,6 +30,7 @@ FAKES = {
     "TUWEN_MATCH": "import:tests.fakes:NullMatcher",
 }
 PATIENCE = 120.0
+PNG = b"\x89PNG"
 
 
 @dataclass
@@ -162,14 +164,72 @@ def test_a_second_one_on_the_same_folder_is_refused(up: Up) -> None:
     _work(up)
 
 
-def test_other_commands_find_it(up: Up) -> None:
-    command = [sys.executable, "-m", "api.cli", "--data", str(up.data)]
-    doctor = subprocess.run([*command, "doctor"], capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert doctor.returncode == 0, doctor.stdout + doctor.stderr
-    made = subprocess.run([*command, "keys", "create", "me"], capture_output=True, text=True, timeout=60, check=True)
-    assert made.stdout.startswith("tw_")
-    keys = subprocess.run([*command, "keys", "ls", "--json"], capture_output=True, text=True, timeout=60, check=True)
-    assert [key["name"] for key in map(json.loads, keys.stdout.splitlines())] == ["me"]
+def tuwen(up: Up, *arguments: str, cwd: Path | None = None, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Another terminal on the same machine."""
+    command = [sys.executable, "-m", "api.cli", "--data", str(up.data), *arguments]
+    return subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False, cwd=cwd, input=stdin)
+
+
+def test_doctor_finds_it_well(up: Up) -> None:
+    doctor = tuwen(up, "doctor", "--json")
+    findings = {finding["subject"]: finding for finding in map(json.loads, doctor.stdout.splitlines())}
+    assert doctor.returncode == 0, findings
+    assert {"redis", "postgres", "schema", "storage", "workers", "housekeeper", "api"} <= set(findings)
+
+
+def test_keys_are_made_listed_and_revoked(up: Up) -> None:
+    made = tuwen(up, "keys", "create", "me", "--quota", "7")
+    assert made.stdout.startswith(b"tw_")
+    (key,) = (json.loads(line) for line in tuwen(up, "keys", "ls", "--json").stdout.splitlines())
+    assert (key["name"], key["quota"], key["revoked_at"]) == ("me", 7, None)
+    assert "sha256" not in key
+    assert tuwen(up, "keys", "revoke", key["id"]).returncode == 0
+    assert b"There is no active key" in tuwen(up, "keys", "revoke", key["id"]).stderr
+
+
+def test_images_are_generated_into_a_folder(up: Up, tmp_path: Path) -> None:
+    made = tuwen(up, "generate", "一只猫", "a dog", "-o", "new folder/", "-n", "2", cwd=tmp_path)
+    names = ["一只猫.png", "一只猫-2.png", "a-dog.png", "a-dog-2.png"]
+    assert made.stdout.decode().splitlines() == [f"new folder/{name}" for name in names]
+    assert all((tmp_path / "new folder" / name).read_bytes().startswith(PNG) for name in names)
+
+
+def test_an_image_goes_through_pipes(up: Up) -> None:
+    image = tuwen(up, "generate", "a cat", "--seed", "1", "-o", "-").stdout
+    assert image.startswith(PNG)
+    described = tuwen(up, "describe", "-", "--json", stdin=image)
+    job = json.loads(described.stdout)
+    assert (job["image"], job["kind"], job["status"]) == ("-", "describe", "succeeded")
+    assert float(tuwen(up, "match", "a cat", "-", stdin=image).stdout) >= 0
+
+
+def test_a_refused_image_does_not_keep_the_others_from_being_described(up: Up, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("no image")
+    (tmp_path / "good.png").write_bytes(SAMPLE.read_bytes())
+    described = tuwen(up, "describe", "bad.png", "good.png", "-l", "both", cwd=tmp_path)
+    assert described.returncode == 1
+    assert described.stderr.startswith(b"refused bad.png: ")
+    assert [line.split(b": ")[0] for line in described.stdout.splitlines()] == [b"good.png", b"good.png"]
+
+
+def test_failed_job_is_told_and_can_be_retried(up: Up, tmp_path: Path) -> None:
+    failed = tuwen(up, "generate", "fail", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(b"failed ")
+    id = failed.stderr.split()[1].decode()
+    assert tuwen(up, "jobs", "retry", id).stdout.decode() == f"{id} queued\n"
+    watched = tuwen(up, "jobs", "watch", id)
+    assert watched.returncode == 1
+    assert b"engine_error" in watched.stdout
+
+
+def test_jobs_are_listed_and_cancelled(up: Up) -> None:
+    id = tuwen(up, "generate", "sleep 600", "--no-wait").stdout.decode().strip()
+    listed = [json.loads(line) for line in tuwen(up, "jobs", "ls", "-n", "1", "--json").stdout.splitlines()]
+    assert [job["id"] for job in listed] == [id]
+    assert tuwen(up, "jobs", "cancel", id).returncode == 0
+    assert tuwen(up, "jobs", "watch", id).returncode == 1
+    assert b"cancelled" in tuwen(up, "jobs", "show", id).stdout
 
 
 def test_interrupt_stops_all_of_it(up: Up) -> None:
@@ -193,7 +253,7 @@ def test_nothing_is_left_when_it_is_killed_and_the_data_are_kept(tmp_path: Path)
     assert _all_end(family)
     with tuwen_up(data, "--no-flower") as up, Client(up.addresses.url) as client:
         assert client.get(job.id).status is Status.SUCCEEDED
-        assert client.result_bytes(job).startswith(b"\x89PNG")
+        assert client.result_bytes(job).startswith(PNG)
 
 
 @pytest.mark.parametrize("option", ["--port", "--flower-port", "--redis-port", "--postgres-port"])

@@ -36,7 +36,7 @@ PANEL = "Jobs"
 STANDARD_INPUT = STANDARD_OUTPUT = "-"
 UPLOADS = 100
 
-Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, URLs, or - for standard input.")]
+Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, URLs, or - for standard input.")]
 Model = Annotated[str | None, typer.Option(help="Model; by default the installation's own.")]
 Priority = Annotated[int, typer.Option(min=0, max=9, help="9 is most urgent, 0 is bulk work.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job ids and return at once.")]
@@ -46,7 +46,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print jobs as JSON, one a 
 @app.command(rich_help_panel=PANEL)
 def generate(
     context: typer.Context,
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw, in Chinese or English.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="What to draw, in Chinese or English.")],
     output: Annotated[
         str | None,
         typer.Option("-o", "--output", help="File, folder/, or - for standard output; by default named by the prompt."),

@@ -15,7 +15,7 @@ from shared.jobs import Kind, Status
 
 app = typer.Typer(help="Look at jobs, cancel them, run them again.", no_args_is_help=True)
 
-Ids = Annotated[list[UUID], typer.Argument(metavar="ID...")]
+Ids = Annotated[list[UUID], typer.Argument(metavar="ID")]
 
 
 @app.command("ls")

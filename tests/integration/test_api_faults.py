@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 
 import httpx
@@ -18,7 +17,7 @@ from tests.integration.api_server import eventually, png, serving
 
 GENERATE = {"input": {"kind": "generate", "prompt": "一只黑色的猫在草地上跳跃"}}
 FROZEN = 5.0
-"""Seconds a frozen Redis holds up whoever talks to it (shared.queue); nobody who submits may be that one."""
+"""Seconds a frozen Redis holds up whoever publishes to it (shared.queue): no request may be that one."""
 
 
 @pytest.fixture
@@ -63,7 +62,7 @@ def test_nobody_waits_for_a_frozen_redis(api: httpx.Client, valkey: Valkey, data
     eventually(lambda: due(database) == 0)
     os.kill(valkey.pid, signal.SIGSTOP)
     try:
-        started = time.monotonic()
+        api.timeout = httpx.Timeout(FROZEN)
         for _ in range(10):
             assert api.post("/v1/jobs", json=GENERATE).status_code == 202
         assert database.claim([running], "cpu@test")
@@ -71,8 +70,6 @@ def test_nobody_waits_for_a_frozen_redis(api: httpx.Client, valkey: Valkey, data
             assert api.get(f"/v1/jobs/{running}").json()["status"] == "running"
         assert api.get("/readyz").json()["status"] == "degraded"
         assert api.post(f"/v1/jobs/{running}/cancel").json()["cancel_requested"]
-        # Twenty-two requests took less than what the first alone would have cost.
-        assert time.monotonic() - started < FROZEN
         taken = 0
 
         def all_due() -> bool:

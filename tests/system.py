@@ -98,16 +98,16 @@ class System:
     def worker(self, name: str = "w") -> Process:
         """Start a worker and wait until it is warm."""
         known = {row.name for row in self.database.workers()}
-        process = self._start("worker", "--name", name)
+        process = self.start("worker", "--name", name)
         self.until(lambda: {row.name for row in self.database.workers()} - known or not process.alive, "a warm worker")
         if not process.alive:
             raise AssertionError(process.log.read_text())
         return process
 
     def housekeeper(self) -> Process:
-        return self._start("housekeeper")
+        return self.start("housekeeper")
 
-    def _start(self, *arguments: str) -> Process:
+    def start(self, *arguments: str) -> Process:
         log = self.folder / f"{'-'.join(arguments)}-{len(self._processes)}.log"
         process = Process(self.settings, log, *arguments)
         self._processes.append(process)

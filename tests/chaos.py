@@ -1,0 +1,151 @@
+"""`make chaos`: kill something at random every few seconds while jobs run, then count.
+
+Ends with status 1 when a job was lost, done twice in effect, or failed for another reason than a poison's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID
+
+import psutil
+from rich.console import Console
+
+from api.servers import Postgres, Valkey
+from shared.errors import DatabaseUnavailable
+from shared.jobs import GenerateResult, Status
+from shared.migrations import migrate
+from shared.settings import Settings
+from tests.system import Process, System, running_system
+
+console = Console()
+
+
+class Chaos:
+    """Two workers, two housekeepers, one Valkey, one PostgreSQL, and somebody who hates them."""
+
+    def __init__(self, system: System, valkey: Valkey, postgres: Postgres, dice: random.Random):
+        self.system = system
+        self.valkey = valkey
+        self.postgres = postgres
+        self.dice = dice
+        self.workers = [system.worker(f"w{n}") for n in range(2)]
+        self.housekeepers = [system.housekeeper() for _ in range(2)]
+        self.frozen: list[Process] = []
+        self.deeds: Counter[str] = Counter()
+
+    def misdeed(self) -> None:
+        deeds: dict[str, Callable[[], None]] = {
+            "killed a worker": self._kill_worker,
+            "killed an engine": self._kill_engine,
+            "froze a worker past its lease": self._freeze,
+            "killed a housekeeper": self._kill_housekeeper,
+            "killed Valkey": self._restart_valkey,
+            "killed PostgreSQL": self._restart_postgres,
+        }
+        name = self.dice.choice(list(deeds))
+        deeds[name]()
+        self.deeds[name] += 1
+        console.print(f"{time.strftime('%H:%M:%S')} {name}")
+
+    def repair(self) -> None:
+        """What a supervisor would do: start again what is dead, let the frozen go on."""
+        for process in self.frozen:
+            process.signal(signal.SIGCONT)
+        self.frozen.clear()
+        self.workers = [
+            w if w.alive else self.system.start("worker", "--name", f"w{n}") for n, w in enumerate(self.workers)
+        ]
+        self.housekeepers = [keeper if keeper.alive else self.system.housekeeper() for keeper in self.housekeepers]
+
+    def _kill_worker(self) -> None:
+        self.dice.choice(self.workers).kill()
+
+    def _kill_engine(self) -> None:
+        try:
+            self.dice.choice(self.workers).engine.kill()
+        except (StopIteration, psutil.Error):  # it is only just starting
+            self.deeds["found no engine to kill"] += 1
+
+    def _freeze(self) -> None:
+        worker = self.dice.choice(self.workers)
+        worker.signal(signal.SIGSTOP)
+        self.frozen.append(worker)
+        time.sleep(self.system.settings.lease * 1.5)
+
+    def _kill_housekeeper(self) -> None:
+        self.dice.choice(self.housekeepers).kill()
+
+    def _restart_valkey(self) -> None:
+        self.valkey.kill()
+        time.sleep(self.dice.uniform(0, 3))
+        self.valkey.start()
+
+    def _restart_postgres(self) -> None:
+        self.postgres.kill()
+        time.sleep(self.dice.uniform(0, 3))
+        self.postgres.start()
+
+
+def submit(system: System, dice: random.Random) -> list[UUID]:
+    prompts = [dice.choice(["cat", "cat", "cat", "sleep 0.5", "sleep 1"]) for _ in range(dice.randrange(1, 40))]
+    try:
+        return system.submit(*prompts, max_attempts=20)
+    except DatabaseUnavailable:  # told so, nothing written
+        return []
+
+
+def verdict(system: System, ids: list[UUID]) -> bool:
+    jobs = [job for start in range(0, len(ids), 500) for job in system.jobs(ids[start : start + 500])]
+    console.print(f"{len(jobs)} jobs: {dict(Counter(job.status.value for job in jobs))}")
+    console.print(f"attempts: {dict(sorted(Counter(job.attempts for job in jobs).items()))}")
+    wrong = [
+        job
+        for job in jobs
+        # Three crashes of its worker quarantine an innocent job too: said, not lost.
+        if job.status not in (Status.SUCCEEDED, Status.QUARANTINED)
+        or (isinstance(job.result, GenerateResult) and job.result.seed != job.id.int % 2**63)
+    ]
+    for job in wrong[:10]:
+        console.print(job)
+    return not wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    dice = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory(prefix="tuwen-chaos-") as name:
+        folder = Path(name)
+        with Valkey(folder / "valkey") as valkey, Postgres(folder / "postgres") as postgres:
+            migrate(postgres.url)
+            settings = Settings(
+                database_url=postgres.url, redis_url=valkey.url, storage_url=f"file://{folder / 'objects'}"
+            )
+            with running_system(settings, folder, max_crashes=10) as system:
+                chaos = Chaos(system, valkey, postgres, dice)
+                ids: list[UUID] = []
+                end = time.monotonic() + arguments.minutes * 60
+                while time.monotonic() < end:
+                    ids += submit(system, dice)
+                    chaos.misdeed()
+                    ids += submit(system, dice)
+                    chaos.repair()
+                    time.sleep(dice.uniform(1, 6))
+                console.print(f"{sum(chaos.deeds.values())} misdeeds: {dict(chaos.deeds)}")
+                system.finished(ids, timeout=300)
+                return 0 if verdict(system, ids) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

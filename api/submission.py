@@ -83,6 +83,8 @@ def _vet_addresses(request: JobRequest, path: str, settings: Settings) -> None:
     if request.webhook is not None:
         with _blaming(f"{path}webhook"):
             vet_url(request.webhook, settings)
+            if settings.webhook_secret is None:
+                raise InvalidRequest("This installation sends no webhooks; its TUWEN_WEBHOOK_SECRET is not set.")
 
 
 def _with_files(

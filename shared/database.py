@@ -11,6 +11,7 @@ All times are PostgreSQL's: the clocks of hosts are never compared.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,12 +39,13 @@ from sqlalchemy import exc as sqlalchemy_errors
 from sqlalchemy.dialects.postgresql import insert as upsert
 from uuid_utils.compat import uuid7
 
-from shared.errors import Conflict, DatabaseUnavailable, IdempotencyMismatch, NotFound, QuotaExceeded
+from shared.errors import Conflict, DatabaseUnavailable, IdempotencyMismatch, InvalidRequest, NotFound, QuotaExceeded
 from shared.jobs import Job, JobError, JobRequest, JobResult, Kind, Status
 from shared.settings import Settings
 from shared.tables import ApiKeyRow, FileRow, IdempotencyRow, JobRow, WebhookRow, WorkerRow
 
 Tenant = str
+_TENANT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
 HOUSEKEEPING_LOCK = 0x7475_7765_6E01
 """Advisory lock of the housekeeper that acts."""
@@ -749,6 +751,11 @@ class Database:
     # ── keys and files ────────────────────────────────────────────────────────────────────────────
 
     def add_api_key(self, *, name: str, tenant: Tenant, sha256: str, quota: int) -> UUID:
+        """Raises InvalidRequest for a tenant that cannot name a folder of the object storage."""
+        if not _TENANT.fullmatch(tenant):
+            raise InvalidRequest(
+                f"A tenant is named by 1 to 64 letters, digits, '_', '-' and '.', not {tenant!r}.", field="tenant"
+            )
         id = uuid7()
         self._run(insert(ApiKeyRow).values(id=id, name=name, tenant=tenant, sha256=sha256, quota=quota))
         return id

@@ -70,6 +70,7 @@ WRONG_JOBS: list[tuple[bytes, str]] = [
     (request(model="a\x00"), "model"),
     (request(status="succeeded"), "status"),
     (request(webhook="ftp://example.com/"), "webhook"),
+    (request(webhook="https://example.com/no-secret-is-set"), "webhook"),
     (request(webhook="http://169.254.169.254/latest/meta-data"), "webhook"),
     (image(), "input.image"),
     (image(url="https://example.com/a.png", file_id="a" * 64), "input.image"),

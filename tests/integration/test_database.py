@@ -13,7 +13,7 @@ from alembic import command
 from sqlalchemy import create_engine, text
 
 from shared.database import Claim, Database, Finish, GiveBack, driver_url
-from shared.errors import Conflict, IdempotencyMismatch, NotFound, QuotaExceeded
+from shared.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound, QuotaExceeded
 from shared.jobs import JobError, JobRequest, Kind, MatchResult, Status
 from shared.migrations import _config, is_current
 from shared.settings import Settings
@@ -415,6 +415,11 @@ class TestKeysFilesWorkers:
         assert database.api_key("f" * 64) is None
         with pytest.raises(NotFound):
             database.revoke_api_key(id)
+
+    @pytest.mark.parametrize("tenant", ["", "..", "a/b", "租户", "a b", ".hidden", "x" * 65])
+    def test_a_tenant_can_name_a_folder(self, database: Database, tenant: str) -> None:
+        with pytest.raises(InvalidRequest):
+            database.add_api_key(name="n", tenant=tenant, sha256="f" * 64, quota=5)
 
     def test_files_belong_to_their_tenant(self, database: Database) -> None:
         file = {"sha256": "0" * 64, "key": "k", "media_type": "image/png", "width": 1, "height": 2, "size": 3}

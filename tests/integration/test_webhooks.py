@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import create_engine, text
@@ -18,6 +19,7 @@ from shared.database import Database, driver_url
 from shared.fetch import Fetcher
 from shared.jobs import JobRequest
 from shared.settings import Settings
+from tests.integration.api_server import serving
 from workers import webhooks
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -136,3 +138,14 @@ def test_nothing_is_sent_unsigned(settings: Settings, receiver: Receiver) -> Non
     sender.cancelled_job(receiver.url)
     assert sender.deliver() == 0
     assert receiver.deliveries == []
+
+
+def test_an_api_with_a_secret_takes_them(settings: Settings) -> None:
+    signing = Settings(**{**settings.model_dump(exclude_unset=True), "webhook_secret": SECRET})
+    body = {"input": {"kind": "generate", "prompt": "猫"}, "webhook": "https://example.com/hook"}
+    with serving(signing) as url:
+        assert httpx.post(f"{url}/v1/jobs", json=body).status_code == 202
+    with serving(settings) as url:
+        refused = httpx.post(f"{url}/v1/jobs", json=body)
+    assert refused.status_code == 422
+    assert "TUWEN_WEBHOOK_SECRET" in refused.text

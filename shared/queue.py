@@ -140,7 +140,7 @@ class JobQueue:
 
         When this raises, some may have been published: a duplicate message is harmless.
         """
-        with _translated(), self._app.producer_pool.acquire(block=True, timeout=5) as producer:
+        with _translated(), self._app.producer_pool.acquire(block=True, timeout=5) as producer, producer.batch():
             for job in sorted(jobs, key=lambda job: -job.priority):
                 self._app.send_task(
                     task_name(job.kind),

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from flower.urls import handlers
-from tornado.web import URLSpec
+from tornado.routing import URLSpec
 
 from api.processes import choose_port
 from api.servers import Valkey
@@ -97,17 +97,17 @@ def answers(flower: Flower) -> bool:
 
 def routes(method: str) -> list[str]:
     """A path for every route of Flower's that takes `method`, with something in place of its variables."""
-    rules = [(rule.regex.pattern, rule.handler_class) if isinstance(rule, URLSpec) else rule[:2] for rule in handlers]
-    # Tornado's own answer to a method that a handler lacks is 405.
+    rules: list[Any] = list(handlers)
+    specs = [rule if isinstance(rule, URLSpec) else URLSpec(*rule[:2]) for rule in rules]
     return [
-        re.sub(r"\(.[+*]\)", "VARIABLE", pattern).rstrip("$?").removesuffix("/") or "/"
-        for pattern, handler in rules
-        if handler.SUPPORTED_METHODS and method in vars_of(handler) and pattern != r".*"
+        re.sub(r"\(.[+*]\)", "VARIABLE", spec.regex.pattern).rstrip("$?").removesuffix("/") or "/"
+        for spec in specs
+        if method in methods_of(spec.handler_class) and spec.regex.pattern != r".*$"
     ]
 
 
-def vars_of(handler: type) -> set[str]:
-    """Names that the handler or a base of its in Flower defines."""
+def methods_of(handler: type) -> set[str]:
+    """Names that the handler or a base of its in Flower defines: Tornado itself refuses every other method."""
     return {name for base in handler.__mro__ if base.__module__.startswith("flower.") for name in vars(base)}
 
 
@@ -178,7 +178,8 @@ def test_it_acts_on_nothing(system: System, tmp_path: Path) -> None:
                 continue
             for argument in (name, str(id), "tuwen.generate"):
                 options = {"workername": name, "queue": "x", "min": 1, "max": 2, "ratelimit": 1, "hard": 1, "soft": 1}
-                for body in ({"data": options}, {"json": {"args": []}}):
+                bodies: list[dict[str, Any]] = [{"data": options}, {"json": {"args": []}}]
+                for body in bodies:
                     refused = flower.post(path.replace("VARIABLE", argument), **body)
                     assert refused.status_code in (403, 404, 405), (path, argument, refused.status_code)
         for path in routes("get"):
@@ -259,8 +260,9 @@ def test_redis_restarts(system: System, valkey: Valkey, tmp_path: Path) -> None:
     system.worker("gpu")
     system.housekeeper()
     with flower_beside(system, tmp_path) as flower:
-        [before, meanwhile] = system.submit("a cat", "sleep 3")
+        [before] = system.submit("a cat")
         flower.shows(before, "SUCCESS")
+        [meanwhile] = system.submit("sleep 5")
         system.running([meanwhile])
         valkey.kill()
         # Its end is said to nobody but PostgreSQL.
@@ -275,8 +277,9 @@ def test_redis_restarts(system: System, valkey: Valkey, tmp_path: Path) -> None:
 def test_flower_restarts(system: System, tmp_path: Path) -> None:
     system.worker("gpu")
     with flower_beside(system, tmp_path) as flower:
-        [before, meanwhile] = system.submit("a cat", "sleep 3")
+        [before] = system.submit("a cat")
         flower.shows(before, "SUCCESS")
+        [meanwhile] = system.submit("sleep 8")
         flower.shows(meanwhile, "STARTED")
         worker = flower.task(before)["worker"]
     [unheard] = system.submit("reject it")

@@ -27,7 +27,7 @@ def services() -> dict[str, Any]:
 
 
 def test_it_is_what_the_specification_says() -> None:
-    check = [SCRIPTS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", FILE]
+    check = [str(SCRIPTS / "check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(FILE)]
     outcome = subprocess.run(check, capture_output=True, text=True, check=False)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 

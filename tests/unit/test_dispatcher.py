@@ -24,7 +24,7 @@ class Producer:
         self.taken += [event["type"] for event in (body if isinstance(body, list) else [body])]
 
 
-def dispatcher(producer: Producer) -> EventDispatcher:
+def dispatcher(producer: Producer) -> Any:
     app = Celery(events=Events)
     sender = app.events.Dispatcher(
         enabled=False, buffer_group=["task"], buffer_while_offline=True, on_send_buffered=lambda: None

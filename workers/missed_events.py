@@ -80,13 +80,17 @@ class MissedEvents:
         if id not in self._tasks or self._tasks[id].name is None:
             self._event("sent", id, row.created_at, "postgresql", name=task_name(Kind(row.kind)), args=repr((id,)))
         task = self._tasks[id]
-        status = Status(row.status)
-        if status is Status.RUNNING and task.state != states.STARTED:
-            self._event("started", id, row.started_at, row.worker)
-        elif status.terminal and task.state not in states.READY_STATES:
+        status, over = Status(row.status), task.state in states.READY_STATES
+        if status.terminal and not over:
             # Not an event of a worker's: PostgreSQL no longer knows whose it was.
             task.event(_EVENTS[status], row.finished_at.timestamp(), fields=_details(row))
             self._state.search_engine.upsert(task)
+        elif not status.terminal and task.state in (states.FAILURE, states.REVOKED):
+            # Its owner had it tried again, which Celery takes for an event that comes late.
+            task.event("retried", row.created_at.timestamp())
+            self._state.search_engine.upsert(task)
+        elif status is Status.RUNNING and not over and task.state != states.STARTED:
+            self._event("started", id, row.started_at, row.worker)
 
     def _event(self, what: str, id: str, when: datetime, hostname: str, **fields: str) -> None:
         """As if it came by Redis, but not as a sign of life from that worker."""

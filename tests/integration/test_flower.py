@@ -134,6 +134,9 @@ def test_jobs_have_their_true_state_run_time_worker_and_error(system: System, tm
         flower.shows(running, "REVOKED")
         flower.shows(waiting, "SUCCESS")
 
+        system.queue.publish([system.database.retry(running, TENANT)])
+        flower.shows(running, "STARTED")
+
         listed = flower.get("/api/tasks", params={"limit": 100}).json()
         assert {str(id) for id in (good, bad, broken, running, waiting)} == set(listed)
         workers = flower.get("/api/workers", params={"refresh": True}).json()

@@ -67,7 +67,7 @@ def _set_options(settings: Settings) -> None:
     options.port = settings.flower_port
     options.max_tasks = MOST_TASKS
     options.purge_offline_workers = 86_400
-    options.tasks_columns = "name,uuid,state,received,started,runtime,worker,exception"
+    options.tasks_columns = "name,uuid,state,received,runtime,worker,exception"
     options.basic_auth = _credentials(settings)
     if not options.basic_auth:
         # Only read from the environment; without it Flower's API wants a password even on loopback.

@@ -44,10 +44,10 @@ def learn(model, loss, batch, steps, rate=3e-3):
 
 
 def test_the_recogniser_learns_a_handful_by_heart(data):
-    recipe = recognizer.RecognizerRecipe(batch=6, outliers=2)
+    recipe = recognizer.RecognizerRecipe(batch=6, outliers=2, recolour=0.0, tilt=0.0)
     model = recognizer.make_recognizer(recipe)
-    images, facts, inside = recognizer.batches(data, recipe, "cpu")(0)
-    learn(model, recognizer.loss, (images, facts, inside), 50)
+    batch = images, facts, inside, *_ = recognizer.batches(data, recipe, "cpu")(0)
+    learn(model, recognizer.loss, batch, 50)
     with torch.no_grad():
         found = interpret(model(images))
     read = np.stack([slots(each.scene) for each in found[:6]])
@@ -69,17 +69,22 @@ def test_the_describer_learns_a_handful_by_heart(data):
     few = Pictures(data.scenes[:6], data.pixels[:6])
     images = to_tensor(few.pixels)
     vocab = vocabulary()
-    rows = [
-        [vocab.begin(language, "short"), *vocab.encode(caption(scene.canonical(), language, "short"))]
-        for scene in few.scenes
-        for language in ("zh", "en")
-    ]
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    for row, values in zip(ids, rows, strict=True):
-        row[: len(values)] = torch.tensor(values)
-    learn(model, describer.loss, (images, ids.view(6, 2, -1)), 60)
+    captions = [(lang, caption(scene.canonical(), lang, "short")) for scene in few.scenes for lang in ("zh", "en")]
+    told = describer.padded([[vocab.begin(lang, "short"), *vocab.encode(text)[:-1]] for lang, text in captions])
+    right = describer.padded([vocab.encode(text) for _, text in captions])
+    learn(model, describer.loss, (images, told.view(6, 2, -1), right.view(6, 2, -1)), 60)
     assert describer.caption_figures(model, few)["zh_f1"] > 0.8
     assert describer.caption_figures(model, few, beams=1)["en_f1"] > 0.8
+
+
+def test_misremembered_captions_have_as_many_tokens(data):
+    rng = np.random.default_rng(0)
+    for scene in data.scenes:
+        wrong = describer.misremembered(scene, rng)
+        for language in ("zh", "en"):
+            for style in ("short", "detailed", "tags"):
+                lengths = {len(vocabulary().encode(caption(s.canonical(), language, style))) for s in (scene, wrong)}
+                assert len(lengths) == 1
 
 
 def test_writing_stops_when_told_and_reports_each_tokens_confidence():

@@ -137,12 +137,16 @@ def interpret(reading: Reading) -> list[Recognized]:
     return found
 
 
-def recognition_loss(reading: Reading, slots: Tensor, inside: Tensor) -> dict[str, Tensor]:
+def recognition_loss(
+    reading: Reading, slots: Tensor, inside: Tensor, coloured: Tensor, upright: Tensor
+) -> dict[str, Tensor]:
     """Cross entropies by head.
 
     Args:
         slots: what the pictures show, int64 (B, 12), see `workers.scenes.grammar.slots`; ignored where not `inside`.
         inside: whether a picture is of the drawn world, bool (B,).
+        coloured: whether its colours are the true ones, bool (B,); others are not asked for.
+        upright: whether it is neither turned nor stretched, bool (B,); pose, size and relation are else not asked for.
     """
     cross_entropy = nn.functional.cross_entropy
     domain = nn.functional.binary_cross_entropy_with_logits(reading.domain.float(), inside.float())
@@ -154,13 +158,20 @@ def recognition_loss(reading: Reading, slots: Tensor, inside: Tensor) -> dict[st
         "place": cross_entropy(reading.place.float()[rows], slots[:, 10] - 1),
         "domain": domain,
     }
-    two = slots[:, 5] > 0
+    two, straight = slots[:, 5] > 0, upright[rows]
     picture = torch.cat([rows, rows[two]])
     thing = torch.cat([slots[:, 0:5], slots[two, 5:10]])
     object_ = thing[:, 0] - 1
     targets = {"colour": thing[:, 1] - 1, "action": thing[:, 2], "size": thing[:, 3] - 1, "count": thing[:, 4] - 1}
+    targets["colour"] = targets["colour"].where(coloured[picture], -1)
+    for role in ("action", "size"):
+        targets[role] = targets[role].where(upright[picture], -1)
     for role, target in targets.items():
-        losses[role] = cross_entropy(getattr(reading, role).float()[picture, object_], target)
+        # The sum over at least one, because a batch may ask for no colour at all.
+        logits = getattr(reading, role).float()[picture, object_]
+        total = cross_entropy(logits, target, ignore_index=-1, reduction="sum")
+        losses[role] = total / (target >= 0).sum().clamp(min=1)
+    two = two & straight
     if two.any():
         a, b = slots[two, 0] - 1, slots[two, 5] - 1
         pair = a * (2 * N_OBJECTS - a - 1) // 2 + (b - a - 1)

@@ -9,6 +9,8 @@ import argparse
 import json
 import logging
 import os
+import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,8 @@ from workers.training.loop import Outcome, Recipe
 log = logging.getLogger("workers.training")
 
 SHIPPED = Path(__file__).parent.parent / "weights"
+RENDERED = 2000
+"""Pictures that are rendered of each split but the training one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--trunk", default="", help="recogniser's weights whose encoder describer and matcher take over"
     )
+    parser.add_argument("--start", default="", help="recogniser's weights to start from")
+    parser.add_argument("--rate", type=float, help="peak learning rate")
     parser.add_argument("--pictures", type=int, default=20_000, help="training pictures to render")
     parser.add_argument("--checked", type=int, default=500, help="pictures of each validation")
     parser.add_argument("--judged", type=int, default=2000, help="pictures of each split in the final figures")
@@ -81,8 +87,9 @@ def arguments() -> argparse.Namespace:
 def make_recipe(options: argparse.Namespace) -> Recipe:
     kind = MODELS[options.model].recipe
     given = {name: getattr(options, name) for name in ("steps", "batch") if getattr(options, name) is not None}
-    if options.trunk:
-        given["trunk"] = options.trunk
+    if options.rate is not None:
+        given["learning_rate"] = options.rate
+    given |= {name: getattr(options, name) for name in ("trunk", "start") if getattr(options, name)}
     recipe: Recipe = kind(seed=options.seed, **given)
     return recipe
 
@@ -101,6 +108,7 @@ def finish(options: argparse.Namespace, recipe: Recipe, draw: Callable[[Split, i
     kind.calibrate(model, draw("validation", options.judged))
     splits: dict[Split, Pictures] = {"seen": draw("seen", options.judged), "unseen": draw("unseen", options.judged)}
     facts = json.loads(source.with_suffix(".json").read_text())
+    facts["command"] = shlex.join(["python", "-m", "workers.training", *sys.argv[1:]])
     facts |= {"data_seed": options.data_seed, "pictures": options.pictures, "judged": options.judged}
     facts["metrics"] |= kind.report(model, splits)
     target = SHIPPED / f"{options.model}.safetensors" if options.ship else options.out / "shipped.safetensors"
@@ -114,13 +122,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
 
     def draw(split: Split, count: int) -> Pictures:
-        return pictures(
-            split, count, seed=options.data_seed, cache=options.cache, processes=max(1, (os.cpu_count() or 1) - 1)
-        )
+        # Judging on fewer takes the first of these, so that they need not be rendered again.
+        rendered = count if split == "train" else max(count, RENDERED)
+        processes = max(1, (os.cpu_count() or 1) - 1)
+        data = pictures(split, rendered, seed=options.data_seed, cache=options.cache, processes=processes)
+        return Pictures(data.scenes[:count], data.pixels[:count])
 
     recipe = make_recipe(options)
-    checked = draw("validation", options.judged)
-    checked = Pictures(checked.scenes[: options.checked], checked.pixels[: options.checked])
+    checked = draw("validation", options.checked)
     outcome = MODELS[options.model].train(
         draw("train", options.pictures), checked, options.out, recipe, minutes=options.minutes, device=options.device
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from shared.jobs import Language, Style
 from workers.models.describer import Describer, write
 from workers.models.text import END, PAD, vocabulary
-from workers.scenes.grammar import Split, caption
+from workers.scenes.grammar import Scene, Split, caption, pick
+from workers.scenes.lexicon import KEYS
 from workers.scenes.parsing import graph, parse
 from workers.training.data import Pictures, disturb, draw_batch, to_tensor
-from workers.training.frozen import adopt_trunk, encode
+from workers.training.frozen import adopt_trunk, encode, start_from
 from workers.training.loop import Outcome, Recipe, Validation, train
 from workers.training.measures import auroc
 from workers.training.outliers import FAMILIES, HELD_OUT, outliers
@@ -25,27 +26,57 @@ from workers.training.outliers import FAMILIES, HELD_OUT, outliers
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 STYLES: tuple[Style, ...] = get_args(Style)
 
-Batch = tuple[Tensor, Tensor]
-"""Pictures (B + outliers, 3, 64, 64), and captions with their begin tokens, (B, languages, length)."""
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Pictures (B + outliers, 3, 64, 64); what the describer is told to have written before each token, and the token that
+should come next, both (B, languages, length)."""
 
 
 @dataclass(frozen=True, slots=True)
 class DescriberRecipe(Recipe):
     steps: int = 4000
     learning_rate: float = 3e-3
+    log_every: int = 25
+    validate_every: int = 250
+    checkpoint_every: int = 100
     batch: int = 48
     outliers: int = 6
+    misremember: float = 0.3
+    """Share of the captions that are continued from wrong words; see `misremembered`."""
     trunk: str = ""
     """Weights of the recogniser whose encoder is taken over."""
+    start: str = ""
+    """Weights to start from, instead of from chance."""
     freeze_trunk: bool = True
 
 
 def make_describer(recipe: DescriberRecipe) -> Describer:
     torch.manual_seed(recipe.seed)
     model = Describer()
+    if recipe.start:
+        start_from(model, Path(recipe.start))
     if recipe.trunk:
         adopt_trunk(model.trunk, Path(recipe.trunk), freeze=recipe.freeze_trunk)
     return model
+
+
+def misremembered(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with other colours and actions: its plain captions are as long, word for word, as the true ones.
+
+    A describer that is told to have written them still has to name what it sees. Otherwise it learns from its own
+    words that what follows "green" is never a cat, because no training caption says so.
+    """
+    things = tuple(
+        replace(t, colour=pick(rng, KEYS["colour"]), action=pick(rng, KEYS["action"]) if t.action else None)
+        for t in scene.things
+    )
+    return replace(scene, things=things)
+
+
+def padded(rows: list[list[int]]) -> Tensor:
+    ids = torch.full((len(rows), max(map(len, rows))), PAD)
+    for row, values in zip(ids, rows, strict=True):
+        row[: len(values)] = torch.tensor(values)
+    return ids
 
 
 def batches(data: Pictures, recipe: DescriberRecipe, device: torch.device | str) -> Callable[[int], Batch]:
@@ -59,15 +90,15 @@ def batches(data: Pictures, recipe: DescriberRecipe, device: torch.device | str)
         # One style a batch: its captions are about equally long, so little is spent on padding. One wording for each
         # meaning: the confidence of a token then speaks of the picture, not of synonyms.
         style = STYLES[step % len(STYLES)]
-        rows = [
-            [vocab.begin(language, style), *vocab.encode(caption(scene.canonical(), language, style))]
-            for scene in scenes
-            for language in LANGUAGES
-        ]
-        ids = np.full((len(rows), max(map(len, rows))), PAD, dtype=np.int64)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = row
-        return images, torch.from_numpy(ids).view(len(scenes), len(LANGUAGES), -1).to(device)
+        told, right = [], []
+        for scene in scenes:
+            wrong = misremembered(scene, rng) if rng.random() < recipe.misremember else scene
+            for language in LANGUAGES:
+                begin = vocab.begin(language, style)
+                told.append([begin, *vocab.encode(caption(wrong.canonical(), language, style))[:-1]])
+                right.append(vocab.encode(caption(scene.canonical(), language, style)))
+        shape = (len(scenes), len(LANGUAGES), -1)
+        return images, padded(told).view(shape).to(device), padded(right).view(shape).to(device)
 
     return batch
 
@@ -75,13 +106,12 @@ def batches(data: Pictures, recipe: DescriberRecipe, device: torch.device | str)
 def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
     if not isinstance(model, Describer):
         raise TypeError("the describer's loss is for describers")
-    images, ids = batch
-    inside = len(ids)
+    images, told, right = batch
+    inside = len(told)
     sight, domain = model.regard(encode(model.trunk, images))
-    row = torch.arange(inside, device=images.device).repeat_interleave(ids.shape[1])
-    flat = ids.flatten(0, 1)
-    logits, _ = model(sight.rows(row), flat[:, :-1])
-    words = nn.functional.cross_entropy(logits.float().flatten(0, 1), flat[:, 1:].flatten(), ignore_index=PAD)
+    row = torch.arange(inside, device=images.device).repeat_interleave(told.shape[1])
+    logits, _ = model(sight.rows(row), told.flatten(0, 1))
+    words = nn.functional.cross_entropy(logits.float().flatten(0, 1), right.flatten(), ignore_index=PAD)
     known = (torch.arange(len(images), device=images.device) < inside).float()
     strange = nn.functional.binary_cross_entropy_with_logits(domain.float(), known)
     return words + 0.5 * strange, {"words": words.detach(), "domain": strange.detach()}

@@ -1,4 +1,4 @@
-"""The encoder that describer and matcher take over from the trained recogniser."""
+"""Training that starts from earlier weights; the encoder that describer and matcher take over from the recogniser."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from workers.models.trunk import Trunk
 
@@ -17,6 +17,11 @@ def adopt_trunk(trunk: Trunk, recognizer: Path, *, freeze: bool) -> None:
     weights = {k.removeprefix(prefix): v.float() for k, v in load_file(recognizer).items() if k.startswith(prefix)}
     trunk.load_state_dict(weights)
     trunk.requires_grad_(not freeze)
+
+
+def start_from(model: nn.Module, weights: Path) -> None:
+    """Load all of a model's stored weights, to train it further."""
+    model.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
 
 
 def encode(trunk: Trunk, images: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from workers.scenes.grammar import Scene, Split, caption, edit, pick
 from workers.scenes.parsing import graph, parse
 from workers.training.data import Pictures, disturb, draw_batch, to_tensor
 from workers.training.describer import LANGUAGES, STYLES
-from workers.training.frozen import adopt_trunk, encode
+from workers.training.frozen import adopt_trunk, encode, start_from
 from workers.training.loop import Outcome, Recipe, Validation, train
 from workers.training.measures import auroc, calibration_error
 
@@ -33,17 +33,24 @@ texts are true of which pictures (B, 2B)."""
 class MatcherRecipe(Recipe):
     steps: int = 4000
     learning_rate: float = 2e-3
+    log_every: int = 25
+    validate_every: int = 250
+    checkpoint_every: int = 100
     batch: int = 40
     omit: float = 0.15
     """Probability that a caption leaves a statement out, as people do."""
     trunk: str = ""
     """Weights of the recogniser whose encoder is taken over."""
+    start: str = ""
+    """Weights to start from, instead of from chance."""
     freeze_trunk: bool = True
 
 
 def make_matcher(recipe: MatcherRecipe) -> Matcher:
     torch.manual_seed(recipe.seed)
     model = Matcher()
+    if recipe.start:
+        start_from(model, Path(recipe.start))
     if recipe.trunk:
         adopt_trunk(model.trunk, Path(recipe.trunk), freeze=recipe.freeze_trunk)
     return model

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from workers.models.recognizer import Reading, Recognizer, interpret, recognition_loss
 from workers.scenes.grammar import Split, slots
-from workers.training.data import Pictures, disturb, draw_batch, to_tensor
+from workers.training.data import Pictures, disturb, draw_batch, recolour, tilt, to_tensor
+from workers.training.frozen import start_from
 from workers.training.loop import Outcome, Recipe, Validation, train
 from workers.training.measures import auroc
 from workers.training.outliers import FAMILIES, HELD_OUT, outliers
 
-Batch = tuple[Tensor, Tensor, Tensor]
-"""Pictures (B, 3, 64, 64), slots (B, 12), whether each is of the drawn world (B,)."""
+Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Pictures (B, 3, 64, 64), slots (B, 12), whether each is of the drawn world, has its true colours, is upright (B,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +27,26 @@ class RecognizerRecipe(Recipe):
     steps: int = 5000
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
+    log_every: int = 25
+    validate_every: int = 250
+    checkpoint_every: int = 250
     batch: int = 56
     outliers: int = 8
     """Pictures from outside the drawn world in each batch, besides the others."""
+    recolour: float = 0.5
+    """Share of the pictures whose hues are turned; their colours are then not asked for."""
+    tilt: float = 0.35
+    """Share of the pictures that are turned and stretched; pose, size and relation are then not asked for."""
+    start: str = ""
+    """Weights to start from, instead of from chance."""
 
 
 def make_recognizer(recipe: RecognizerRecipe) -> Recognizer:
     torch.manual_seed(recipe.seed)
-    return Recognizer()
+    model = Recognizer()
+    if recipe.start:
+        start_from(model, Path(recipe.start))
+    return model
 
 
 def batches(data: Pictures, recipe: RecognizerRecipe, device: torch.device | str) -> Callable[[int], Batch]:
@@ -41,17 +54,19 @@ def batches(data: Pictures, recipe: RecognizerRecipe, device: torch.device | str
         rng = np.random.default_rng([recipe.seed, step])
         scenes, pixels = draw_batch(data, recipe.batch, rng)
         strange = outliers(recipe.outliers, rng, pixels)
-        images = disturb(to_tensor(np.concatenate([pixels, strange]), device), rng)
+        images, coloured = recolour(to_tensor(np.concatenate([pixels, strange]), device), recipe.recolour, rng)
+        images, upright = tilt(images, recipe.tilt, rng)
+        images = disturb(images, rng)
         facts = np.stack([*map(slots, scenes), *[np.zeros(12, np.int64)] * recipe.outliers])
         inside = torch.arange(len(images), device=device) < recipe.batch
-        return images, torch.from_numpy(facts).to(device), inside
+        return images, torch.from_numpy(facts).to(device), inside, coloured, upright
 
     return batch
 
 
 def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
-    images, facts, inside = batch
-    parts = recognition_loss(model(images), facts, inside)
+    images, facts, inside, coloured, upright = batch
+    parts = recognition_loss(model(images), facts, inside, coloured, upright)
     return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
 
 

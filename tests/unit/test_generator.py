@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workers.models.discriminator import Discriminator
 from workers.models.generator import CELLS, THINGS, Generator, Painter, Planner, Shape, onto_canvas, things
-from workers.models.text import LENGTH, vocabulary
+from workers.models.text import vocabulary
 from workers.scenes.grammar import SLOT_SIZES, Scene, Thing, slots
 from workers.scenes.latents import BACKGROUND_SIZE, INSTANCE_SIZE, LATENT_SIZE
 from workers.training.checkpoint import save_weights
@@ -28,7 +28,7 @@ from workers.training.generator import (
     train_generator,
 )
 
-SHAPE = Shape(len(vocabulary()), tuple(SLOT_SIZES), BACKGROUND_SIZE, INSTANCE_SIZE, max_tokens=LENGTH)
+SHAPE = Shape(len(vocabulary()), tuple(SLOT_SIZES), BACKGROUND_SIZE, INSTANCE_SIZE)
 TEXTS = ("一只黑色的猫在草地上跳跃", "a black cat jumping on the grass", "three red cars on the snow", "")
 
 

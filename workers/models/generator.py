@@ -1,7 +1,7 @@
 """The generator: text → plan → picture, both steps trained networks.
 
-1. `Planner`, a transformer, reads the text and writes the *plan*: what is where doing what, as integers. What the
-   text leaves open is drawn by lot from the distribution that the network learnt.
+1. `Planner`, a recurrent network with attention, reads the text and writes the *plan*: what is where doing what, as
+   integers. What the text leaves open is drawn by lot from the distribution that the network learnt.
 2. `Painter`, the generator of a conditional GAN, turns plan and noise into pixels: convolutions decode every thing in
    its own frame, with its transparency, and the background; a spatial transformer (Jaderberg et al., 2015) places the
    things over it.
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -47,7 +47,6 @@ class Shape:
     thing_noise: int
     """Numbers that vary each thing: x, y, size, then the side it looks to (by its sign), then its looks."""
     text_width: int = 96
-    max_tokens: int = 64
 
     @property
     def noise(self) -> int:
@@ -56,50 +55,74 @@ class Shape:
 
 
 class Planner(nn.Module):
-    """Text to plan, one column after another, so that open columns agree with each other."""
+    """Text to plan, one column after another, so that columns that the text leaves open agree with each other.
 
-    def __init__(self, shape: Shape):
+    Each column looks for its word in the text. Where to look is decided in context (which colour belongs to which
+    animal), but what is read there is the word alone: so a colour is read the same on things it was never seen on.
+    What the text does not say is looked up in a null word, whose meaning depends on the columns before.
+    """
+
+    def __init__(self, shape: Shape, heads: int = 4):
         super().__init__()
         width = shape.text_width
-        options: dict[str, Any] = {"dropout": 0.0, "batch_first": True, "norm_first": True, "activation": "gelu"}
+        self.heads = heads
         self.words = nn.Embedding(shape.vocabulary, width, padding_idx=0)
-        self.word_places = nn.Parameter(torch.randn(shape.max_tokens, width) * 0.3)
-        self.reader = nn.TransformerEncoder(
-            nn.TransformerEncoderLayer(width, 4, 3 * width, **options), 2, enable_nested_tensor=False
-        )
+        self.reader = nn.GRU(width, width, batch_first=True, bidirectional=True)
+        self.key = nn.Linear(2 * width, width)
+        self.meaning, self.meaning_in_context = nn.Linear(width, width), nn.Linear(2 * width, width)
+        self.columns = nn.Parameter(torch.randn(len(shape.plan), width))
         self.values = nn.ModuleList(nn.Embedding(size, width) for size in shape.plan)
-        self.column_places = nn.Parameter(torch.randn(len(shape.plan), width) * 0.3)
-        self.writer = nn.TransformerDecoder(nn.TransformerDecoderLayer(width, 4, 3 * width, **options), 1)
-        self.norm = nn.LayerNorm(width)
-        self.heads = nn.ModuleList(nn.Linear(width, size) for size in shape.plan)
-        for table in (self.words, *self.values):
-            nn.init.normal_(table.weight, std=0.3)
-        with torch.no_grad():
-            self.words.weight[0].zero_()
+        self.query = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.null_key = nn.Parameter(torch.zeros(width))
+        self.null = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.ends = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, size)) for size in shape.plan)
 
-    def read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L), 0 is padding → their meaning in context (B, L, width) and where padding is (B, L)."""
-        padding = tokens == 0
-        padding = padding & ~padding.all(1, keepdim=True)  # an empty text is all padding: attention needs something
-        words = self.words(tokens) + self.word_places[: tokens.shape[1]]
-        return self.reader(words, src_key_padding_mask=padding), padding
+    def read(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens (B, L), 0 is padding → keys, words, words in context (B, L, width) each; what is padding (B, L)."""
+        words = self.words(tokens)
+        lengths = (tokens > 0).sum(1).clamp_min(1).cpu()
+        packed = nn.utils.rnn.pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
+        context, _ = nn.utils.rnn.pad_packed_sequence(
+            self.reader(packed)[0], batch_first=True, total_length=tokens.shape[1]
+        )
+        return self.key(context), self.meaning(words), self.meaning_in_context(context), tokens == 0
 
     def forward(self, tokens: Tensor, plan: Tensor) -> list[Tensor]:
         """Logits (B, size) of each column, given the true columns before it."""
-        text, padding = self.read(tokens)
-        return [head(h) for head, h in zip(self.heads, self._write(text, padding, plan).unbind(1), strict=True)]
-
-    def _write(self, text: Tensor, padding: Tensor, columns: Tensor) -> Tensor:
-        known = [table(columns[:, i]) for i, table in enumerate(self.values[: columns.shape[1]])]
-        before = torch.stack([torch.zeros_like(text[:, 0]), *known], 1)[:, : len(self.heads)]
+        text = self.read(tokens)
+        known = torch.stack([table(plan[:, i]) for i, table in enumerate(self.values)], 1)
         if self.training:
-            # Columns are now and then forgotten, so that none trusts another ("no cat was ever green") over the text.
-            before = before * (torch.rand_like(before[:, :, :1]) < 0.6)
-        before = before + self.column_places[: before.shape[1]]
-        causal = nn.Transformer.generate_square_subsequent_mask(before.shape[1], device=text.device)
-        written = self.writer(before, text, tgt_mask=causal, memory_key_padding_mask=padding, tgt_is_causal=True)
-        columns_read: Tensor = self.norm(written)
-        return columns_read
+            # Columns but the objects are now and then forgotten, so that none trusts another over the text.
+            forgotten = torch.rand_like(known[:, :, :1]) < 0.3
+            forgotten[:, [0, 5]] = False
+            known = known * ~forgotten
+        found = self._find(slice(None), known.cumsum(1) - known, *text)
+        return [end(found[:, column]) for column, end in enumerate(self.ends)]
+
+    def _find(
+        self, which: slice, before: Tensor, keys: Tensor, words: Tensor, context: Tensor, padding: Tensor
+    ) -> Tensor:
+        """What columns find (B, C, width), from the sum of what is known before each of them (B, C, width)."""
+        state = self.columns[which] + before
+        query = self._split(self.query(state)) / (state.shape[-1] / self.heads) ** 0.5
+        seen = (query @ self._split(keys).mT).masked_fill(padding[:, None, None], -torch.inf)
+        unsaid = query @ self.null_key.view(self.heads, -1, 1)
+        share = torch.cat([unsaid, seen], 3).softmax(3)
+        null = share[..., :1] * self._split(self.null(state))
+        found = null + share[..., 1:] @ self._split(words)
+        # A relation is no word's own meaning: "left of" depends on what stands before and after it.
+        related = null + share[..., 1:] @ self._split(context)
+        relation = torch.arange(len(self.ends), device=keys.device)[which] == RELATION
+        both: Tensor = torch.where(relation[:, None], related, found)
+        return both.transpose(1, 2).flatten(2)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, L, width) → (B, heads, L, width / heads)."""
+        return x.view(len(x), x.shape[1], self.heads, -1).transpose(1, 2)
 
     @torch.no_grad()
     def sample(self, tokens: Tensor, lots: Tensor, threshold: float = 0.1) -> Tensor:
@@ -107,15 +130,18 @@ class Planner(nn.Module):
 
         Values less likely than `threshold` of the likeliest are never drawn: what the text says is certain.
         """
-        text, padding = self.read(tokens)
-        plan = tokens.new_zeros((len(tokens), 0))
-        for column, head in enumerate(self.heads):
-            chances = head(self._write(text, padding, plan)[:, -1]).float().softmax(-1)
+        text = self.read(tokens)
+        plan: list[Tensor] = []
+        before = torch.zeros_like(text[0][:, :1])
+        for column, (table, end) in enumerate(zip(self.values, self.ends, strict=True)):
+            found = self._find(slice(column, column + 1), before, *text)
+            chances = end(found[:, 0]).float().softmax(-1)
             chances = torch.where(chances < threshold * chances.amax(-1, keepdim=True), 0, chances)
             reached = chances.cumsum(-1) / chances.sum(-1, keepdim=True)
-            value = (reached <= lots[:, column : column + 1]).sum(-1, keepdim=True)
-            plan = torch.cat([plan, value.clamp_max(chances.shape[-1] - 1)], 1)
-        return plan
+            value = (reached <= lots[:, column : column + 1]).sum(-1).clamp_max(chances.shape[-1] - 1)
+            before = before + table(value)[:, None]
+            plan.append(value)
+        return torch.stack(plan, 1)
 
 
 class Painter(nn.Module):

@@ -23,8 +23,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.problems import respond_to
-from shared.database import Database, Tenant
+from shared.database import Database
 from shared.errors import ConfigurationError, Forbidden, Unauthorized
+from shared.jobs import Tenant
 from shared.settings import Settings
 
 OPEN_TENANT = "local"
@@ -73,7 +74,7 @@ class Keyring:
             Unauthorized: it is malformed, unknown or revoked; which of them is not said.
         """
         digest = key_hash(key)
-        row = self._database.api_key(digest) if _KEY.fullmatch(key) else None
+        row = self._database.keys.find(digest) if _KEY.fullmatch(key) else None
         if row is None or not hmac.compare_digest(row.sha256, digest):
             raise Unauthorized("This API key is not valid.")
         caller = Caller(row.tenant, row.quota)

@@ -198,7 +198,7 @@ def _storage(settings: Settings) -> Iterator[Finding]:
 def _workers(settings: Settings) -> Iterator[Finding]:
     database = Database(settings, pool_size=1)
     try:
-        workers = database.workers()
+        workers = database.workers.alive()
     finally:
         database.close()
     served = {kind for worker in workers for kind in worker.models}

@@ -84,7 +84,7 @@ async def upload(request: Request, caller: CallerDep, resources: ResourcesDep) -
 
 @router.get("/{file_id}", response_model=File, summary="Show a file", responses=problems(404))
 async def show(caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> Response:
-    row = await run_sync(resources.database.file, file_id, caller.tenant)
+    row = await run_sync(resources.database.files.get, file_id, caller.tenant)
     file = File(id=row.sha256, media_type=row.media_type, width=row.width, height=row.height, size=row.size)
     return Response(file.model_dump_json(), media_type="application/json")
 
@@ -96,7 +96,7 @@ async def show(caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> R
     responses={200: {"content": {"image/*": {}}}, 307: {"description": "where the bytes are"}, **problems(404)},
 )
 async def content(request: Request, caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> Response:
-    row = await run_sync(resources.database.file, file_id, caller.tenant)
+    row = await run_sync(resources.database.files.get, file_id, caller.tenant)
     return await run_sync(serve, resources, row.key, row.media_type, row.sha256, request.headers)
 
 
@@ -113,7 +113,7 @@ def keep(resources: Resources, caller: Caller, data: bytes) -> File:
     # The object first: a row must never name an object that is not there.
     resources.store.put_once(key, data, image.media_type)
     file = File(id=digest, media_type=image.media_type, width=image.width, height=image.height, size=len(data))
-    resources.database.add_file(
+    resources.database.files.add(
         tenant=caller.tenant,
         sha256=digest,
         key=key,

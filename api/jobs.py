@@ -22,9 +22,8 @@ from api.messages import Accepted, Batch, JobPage
 from api.reference import json_body, problems
 from api.resources import BaseUrlDep, Resources, ResourcesDep
 from api.submission import submit
-from shared.database import Tenant
 from shared.errors import Conflict, DatabaseUnavailable, InvalidRequest, NotFound
-from shared.jobs import GenerateResult, Job, JobRequest, Kind, Progress, Status
+from shared.jobs import GenerateResult, Job, JobRequest, Kind, Progress, Status, Tenant
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 

@@ -85,7 +85,7 @@ async def _state(check: Awaitable[None]) -> State:
 @router.get("/v1/models", response_model=Models, summary="List the models", responses=problems(401))
 async def models(_: CallerDep, resources: ResourcesDep) -> Models:
     """The model that serves each kind here, and which workers hold it."""
-    workers = await run_sync(resources.database.workers)
+    workers = await run_sync(resources.database.workers.alive)
     return Models(models=[_model_state(kind, resources.settings.model_for(kind), workers) for kind in Kind])
 
 
@@ -127,7 +127,7 @@ async def _gather(resources: Resources) -> list[Metric]:
     try:
         families += _queue_families(await run_sync(resources.database.queues))
         workers = GaugeMetricFamily("tuwen_workers", "Workers heard of within a lease", labels=["device"])
-        for device, count in _by_device(await run_sync(resources.database.workers)).items():
+        for device, count in _by_device(await run_sync(resources.database.workers.alive)).items():
             workers.add_metric([device], count)
         families.append(workers)
         up.add_metric(["postgresql"], 1)

@@ -366,7 +366,7 @@ class System:
 
     def _worker_ready(self, name: str, since: datetime) -> bool:
         try:
-            workers = self._database.workers()
+            workers = self._database.workers.alive()
         except Unavailable:
             return False
         return any(worker.name == _celery_name(name) and worker.started_at >= since for worker in workers)

@@ -93,7 +93,7 @@ def _with_files(
     """Every file named is known to be the caller's, and every image in a request becomes a file."""
     images = [_image(request) for request in requests]
     named = {image.file_id for image in images if image and image.file_id}
-    known = resources.database.known_files(sorted(named), caller.tenant) if named else set()
+    known = resources.database.files.known(sorted(named), caller.tenant) if named else set()
     for path, image in zip(paths, images, strict=True):
         if image and image.file_id and image.file_id not in known:
             raise NotFound("There is no such file; upload it with POST /v1/files.", field=f"{path}input.image.file_id")

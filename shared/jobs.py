@@ -52,6 +52,7 @@ def _finite(value: float) -> float:
 Text = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_storable)]
 Label = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
 Seconds = Annotated[float, AfterValidator(_finite)]
+Tenant = str
 Language = Literal["zh", "en"]
 Style = Literal["short", "detailed", "tags"]
 Score = Annotated[float, Field(ge=0, le=1)]

@@ -97,12 +97,15 @@ class System:
 
     def worker(self, name: str = "w") -> Process:
         """Start a worker and wait until it is warm."""
-        known = {row.name for row in self.database.workers()}
+        known = self.worker_names()
         process = self.start("worker", "--name", name)
-        self.until(lambda: {row.name for row in self.database.workers()} - known or not process.alive, "a warm worker")
+        self.until(lambda: self.worker_names() - known or not process.alive, "a warm worker")
         if not process.alive:
             raise AssertionError(process.log.read_text())
         return process
+
+    def worker_names(self) -> set[str]:
+        return {row.name for row in self.database.workers.alive()}
 
     def housekeeper(self) -> Process:
         return self.start("housekeeper")

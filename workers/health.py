@@ -20,7 +20,7 @@ def worker_works(settings: Settings) -> bool:
     """A worker of this host is warm and was heard of within the lease."""
     database = Database(settings, pool_size=1)
     try:
-        return any(row.name.endswith(f"@{platform.node()}") for row in database.workers())
+        return any(row.name.endswith(f"@{platform.node()}") for row in database.workers.alive())
     finally:
         database.close()
 

@@ -71,7 +71,7 @@ class Housekeeper:
         """Remove what nobody can ask for any more: orphaned objects, dead workers, old idempotency keys."""
         with self._database.leading() as leads:
             if leads:
-                self._database.forget_workers()
+                self._database.workers.forget()
                 self._database.forget_idempotency_keys()
         self._collect_orphans()
 

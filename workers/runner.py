@@ -90,7 +90,7 @@ class Runner:
 
     def start(self, device: str, models: Mapping[Kind, Mapping[str, str]]) -> None:
         """The worker is warm: take part."""
-        self._database.register(self._worker, device, models)
+        self._database.workers.register(self._worker, device, models)
         self._heartbeat.start()
 
     def stop(self, grace: float) -> None:
@@ -104,7 +104,7 @@ class Runner:
         self._announcer.close()
         try:
             self._recorder.flush(self._queue.redis)
-            self._database.unregister(self._worker)
+            self._database.workers.unregister(self._worker)
         except TuwenError as error:
             log.warning("not signed off: %s", error)
         self._queue.close()

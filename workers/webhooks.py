@@ -31,7 +31,7 @@ def deliver(settings: Settings, database: Database, fetcher: Fetcher) -> int:
     if settings.webhook_secret is None:
         return 0
     signer = Webhook(settings.webhook_secret.get_secret_value())
-    due = database.take_webhooks(most=100)
+    due = database.webhooks.take(most=100)
     with ThreadPoolExecutor(AT_ONCE, "webhooks") as pool:
         for owed in due:
             pool.submit(_deliver_one, signer, database, fetcher, owed)
@@ -63,8 +63,8 @@ def _deliver_one(signer: Webhook, database: Database, fetcher: Fetcher, owed: An
         problem = "internal error"
     try:
         if problem is None:
-            database.webhook_delivered(owed.id)
+            database.webhooks.delivered(owed.id)
         else:
-            database.webhook_failed(owed.id, problem, give_up=owed.attempts >= MAX_ATTEMPTS)
+            database.webhooks.failed(owed.id, problem, give_up=owed.attempts >= MAX_ATTEMPTS)
     except TuwenError as error:
         log.warning("webhook %s: %s; it will be delivered again", owed.id, error)

@@ -32,7 +32,7 @@ def create(
     settings = place(context).settings()
     key, digest = new_key()
     with _database(context) as database:
-        database.add_api_key(name=name, tenant=tenant or name, sha256=digest, quota=quota or settings.default_quota)
+        database.keys.add(name=name, tenant=tenant or name, sha256=digest, quota=quota or settings.default_quota)
     out.print(key)
     err.print("[dim]Only its hash is kept, so it cannot be shown again. Clients send it as TUWEN_API_KEY.[/]")
 
@@ -41,7 +41,7 @@ def create(
 def list_keys(context: typer.Context, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """List keys, revoked ones too."""
     with _database(context) as database:
-        keys = database.api_keys()
+        keys = database.keys.all()
     if as_json:
         for key in keys:
             terminal.print_json({name: value for name, value in key._asdict().items() if name != "sha256"})
@@ -54,7 +54,7 @@ def revoke(context: typer.Context, ids: Ids) -> None:
     """Make keys useless from now on; their jobs stay."""
     with _database(context) as database:
         for id in ids:
-            database.revoke_api_key(id)
+            database.keys.revoke(id)
             out.print(f"{id} revoked")
 
 

@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import create_engine, func, select
 
-from shared.database import driver_url
+from shared.connections import driver_url
 from shared.tables import Base
 
 MIGRATION_LOCK = 0x7475_7765_6E02

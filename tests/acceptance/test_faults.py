@@ -18,7 +18,7 @@ import redis
 from sqlalchemy import create_engine, text
 
 from api.servers import Postgres, Valkey
-from shared.database import driver_url
+from shared.connections import driver_url
 from shared.jobs import GenerateResult, Job, Kind, Status
 from shared.queue import queue_name
 from shared.settings import Settings
@@ -137,7 +137,7 @@ def test_worker_is_asked_to_stop_in_a_batch(system: System) -> None:
     assert Status.SUCCEEDED in statuses, "the running batch was finished"
     assert Status.QUEUED in statuses, "what waited went back"
     assert Status.RUNNING not in statuses, "nothing is left to its lease"
-    assert system.database.workers() == []
+    assert system.database.workers.alive() == []
     system.worker("second")
     jobs = system.finished(ids)
     assert_all_succeeded(system, jobs)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import create_engine, text
 
-from shared.database import driver_url
+from shared.connections import driver_url
 from shared.jobs import JobRequest, Kind
 from shared.settings import Settings
 from shared.storage import ObjectStore, file_key

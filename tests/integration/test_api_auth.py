@@ -62,12 +62,12 @@ def test_what_is_no_key(locked: httpx.Client, subtests: pytest.Subtests) -> None
 
 def test_a_key_works_until_it_is_revoked(locked: httpx.Client, database: Database) -> None:
     key, digest = new_key()
-    id = database.add_api_key(name="a", tenant="a", sha256=digest, quota=5)
+    id = database.keys.add(name="a", tenant="a", sha256=digest, quota=5)
     headers = {"Authorization": f"Bearer {key}"}
     assert locked.post("/v1/jobs", json=GENERATE, headers=headers).status_code == 202
     for path in ("/v1/models", "/metrics", "/v1/jobs"):
         assert locked.get(path, headers=headers).status_code == 200
-    database.revoke_api_key(id)
+    database.keys.revoke(id)
     eventually(lambda: locked.get("/v1/jobs", headers=headers).status_code == 401)
 
 

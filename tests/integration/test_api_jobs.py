@@ -43,7 +43,7 @@ def keyed(settings: Settings, database: Database) -> Iterator[Callable[..., http
 
         def make(tenant: str, quota: int = 100) -> httpx.Client:
             key, digest = new_key()
-            database.add_api_key(name=tenant, tenant=tenant, sha256=digest, quota=quota)
+            database.keys.add(name=tenant, tenant=tenant, sha256=digest, quota=quota)
             client = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
             clients.append(client)
             return client

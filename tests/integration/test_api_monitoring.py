@@ -44,7 +44,7 @@ def test_health_and_readiness(api: httpx.Client) -> None:
 def test_a_model_is_ready_while_a_worker_holds_it(api: httpx.Client, settings: Settings) -> None:
     database = Database(settings)
     held = {Kind.GENERATE: {"model": "builtin", "revision": "r1"}, Kind.MATCH: {"model": "another", "revision": "r2"}}
-    database.register("gpu0@host", "cuda:0", held)
+    database.workers.register("gpu0@host", "cuda:0", held)
     models = {model["kind"]: model for model in api.get("/v1/models").json()["models"]}
     assert list(models) == [kind.value for kind in Kind]
     assert models["generate"] == {
@@ -55,7 +55,7 @@ def test_a_model_is_ready_while_a_worker_holds_it(api: httpx.Client, settings: S
     }
     assert not any(models[kind]["ready"] for kind in ("describe", "recognize", "match"))
     assert figures(api)["tuwen_workers", "cuda:0"] == 1
-    database.unregister("gpu0@host")
+    database.workers.unregister("gpu0@host")
     assert not api.get("/v1/models").json()["models"][0]["ready"]
     database.close()
 

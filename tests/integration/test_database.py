@@ -12,7 +12,8 @@ import pytest
 from alembic import command
 from sqlalchemy import create_engine, text
 
-from shared.database import Claim, Database, Finish, GiveBack, driver_url
+from shared.connections import driver_url
+from shared.database import Claim, Database, Finish, GiveBack
 from shared.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound, QuotaExceeded
 from shared.jobs import JobError, JobRequest, Kind, MatchResult, Status
 from shared.migrations import _config, is_current
@@ -362,7 +363,7 @@ class TestHousekeeping:
     def test_unreferenced_objects(self, database: Database) -> None:
         [id] = submit(database)
         database.finish([Finish(id, claim(database, id).epoch, RESULT, "results/kept")])
-        database.add_file(
+        database.files.add(
             tenant="t", sha256="0" * 64, key="files/kept", media_type="image/png", width=1, height=1, size=1
         )
         assert database.unreferenced(["results/kept", "files/kept", "results/orphan"]) == ["results/orphan"]
@@ -373,11 +374,11 @@ class TestWebhooks:
         [id] = submit(database, webhook="https://example.com/hook")
         submit(database)
         held = claim(database, id)
-        assert database.take_webhooks(10) == []
+        assert database.webhooks.take(10) == []
         database.finish([Finish(id, held.epoch, RESULT)])
-        [owed] = database.take_webhooks(10)
+        [owed] = database.webhooks.take(10)
         assert (owed.job_id, owed.status, owed.attempts, owed.url) == (id, "succeeded", 1, "https://example.com/hook")
-        assert database.take_webhooks(10) == [], "taking one puts it off"
+        assert database.webhooks.take(10) == [], "taking one puts it off"
 
     def test_every_way_to_end_owes_one(self, database: Database, sql: Sql) -> None:
         hook = {"webhook": "https://example.com/hook"}
@@ -388,59 +389,59 @@ class TestWebhooks:
         claim(database, lost)
         rewind(sql, lost, "deadline_at", 2 * 86_400)
         database.rescue()
-        assert {owed.job_id for owed in database.take_webhooks(10)} == {cancelled, expired, lost}
+        assert {owed.job_id for owed in database.webhooks.take(10)} == {cancelled, expired, lost}
 
     def test_until_delivered_or_given_up(self, database: Database, sql: Sql) -> None:
         ids = submit(database, 2, webhook="https://example.com/hook")
         for id in ids:
             database.cancel(id, "t")
-        delivered, failed = database.take_webhooks(10)
-        database.webhook_delivered(delivered.id)
-        database.webhook_failed(failed.id, "answered 500", give_up=False)
+        delivered, failed = database.webhooks.take(10)
+        database.webhooks.delivered(delivered.id)
+        database.webhooks.failed(failed.id, "answered 500", give_up=False)
         sql("UPDATE webhooks SET due_at = due_at - interval '1 hour'")
-        [again] = database.take_webhooks(10)
+        [again] = database.webhooks.take(10)
         assert (again.id, again.attempts) == (failed.id, 2)
-        database.webhook_failed(failed.id, "answered 500", give_up=True)
+        database.webhooks.failed(failed.id, "answered 500", give_up=True)
         sql("UPDATE webhooks SET due_at = due_at - interval '9 hours'")
-        assert database.take_webhooks(10) == []
+        assert database.webhooks.take(10) == []
 
 
 class TestKeysFilesWorkers:
     def test_keys(self, database: Database) -> None:
-        id = database.add_api_key(name="n", tenant="t", sha256="f" * 64, quota=5)
-        key = database.api_key("f" * 64)
+        id = database.keys.add(name="n", tenant="t", sha256="f" * 64, quota=5)
+        key = database.keys.find("f" * 64)
         assert key is not None
         assert (key.id, key.tenant, key.quota) == (id, "t", 5)
-        database.revoke_api_key(id)
-        assert database.api_key("f" * 64) is None
+        database.keys.revoke(id)
+        assert database.keys.find("f" * 64) is None
         with pytest.raises(NotFound):
-            database.revoke_api_key(id)
+            database.keys.revoke(id)
 
     @pytest.mark.parametrize("tenant", ["", "..", "a/b", "租户", "a b", ".hidden", "x" * 65])
     def test_a_tenant_can_name_a_folder(self, database: Database, tenant: str) -> None:
         with pytest.raises(InvalidRequest):
-            database.add_api_key(name="n", tenant=tenant, sha256="f" * 64, quota=5)
+            database.keys.add(name="n", tenant=tenant, sha256="f" * 64, quota=5)
 
     def test_files_belong_to_their_tenant(self, database: Database) -> None:
         file = {"sha256": "0" * 64, "key": "k", "media_type": "image/png", "width": 1, "height": 2, "size": 3}
-        database.add_file(tenant="t", **file)
-        database.add_file(tenant="t", **file)
-        assert database.file("0" * 64, "t").height == 2
+        database.files.add(tenant="t", **file)
+        database.files.add(tenant="t", **file)
+        assert database.files.get("0" * 64, "t").height == 2
         with pytest.raises(NotFound):
-            database.file("0" * 64, "other")
+            database.files.get("0" * 64, "other")
 
     def test_workers_come_and_go(self, database: Database, sql: Sql) -> None:
         models = {Kind.MATCH: {"model": "builtin", "revision": "r"}}
-        database.register("w1", "cpu", models)
-        database.register("w1", "cpu", models)
-        database.register("w2", "cuda:0", models)
-        assert [row.name for row in database.workers()] == ["w1", "w2"]
+        database.workers.register("w1", "cpu", models)
+        database.workers.register("w1", "cpu", models)
+        database.workers.register("w2", "cuda:0", models)
+        assert [row.name for row in database.workers.alive()] == ["w1", "w2"]
         sql("UPDATE workers SET seen_at = seen_at - interval '5 minutes' WHERE name = 'w2'")
-        assert [row.name for row in database.workers()] == ["w1"]
+        assert [row.name for row in database.workers.alive()] == ["w1"]
         database.renew({}, "w2")
-        assert [row.name for row in database.workers()] == ["w1", "w2"]
-        database.unregister("w1")
-        assert [row.name for row in database.workers()] == ["w2"]
+        assert [row.name for row in database.workers.alive()] == ["w1", "w2"]
+        database.workers.unregister("w1")
+        assert [row.name for row in database.workers.alive()] == ["w2"]
 
 
 def test_pages(database: Database) -> None:

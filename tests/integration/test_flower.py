@@ -77,7 +77,7 @@ def flower_beside(system: System, folder: Path, **changed: Any) -> Iterator[Flow
     try:
         eventually(lambda: answers(flower) or not process.alive, "Flower to answer")
         assert process.alive, process.log.read_text()
-        if system.database.workers():
+        if system.database.workers.alive():
             # It answers a little before it listens to events; workers send one every two seconds.
             eventually(lambda: flower.get("/workers", params={"json": 1}).json()["data"], "a heartbeat")
         yield flower
@@ -170,7 +170,7 @@ def test_housekeeping_does_not_crowd_jobs_out(system: System, tmp_path: Path) ->
 
 def test_it_acts_on_nothing(system: System, tmp_path: Path) -> None:
     worker = system.worker("gpu")
-    [name] = [row.name for row in system.database.workers()]
+    [name] = [row.name for row in system.database.workers.alive()]
     [id] = system.submit("a cat")
     with flower_beside(system, tmp_path) as flower:
         eventually(lambda: name in flower.get("/api/workers", params={"refresh": True}).json(), "the worker")
@@ -246,7 +246,7 @@ def test_other_web_sites_may_not_read_it(system: System, tmp_path: Path) -> None
 def test_no_page_shows_the_password_of_redis(system: System, valkey: Valkey, tmp_path: Path) -> None:
     assert valkey.password in system.settings.redis_url
     system.worker("gpu")
-    [name] = [row.name for row in system.database.workers()]
+    [name] = [row.name for row in system.database.workers.alive()]
     [id] = system.submit("a cat")
     system.finished([id])
     with flower_beside(system, tmp_path) as flower:

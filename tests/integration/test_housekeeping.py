@@ -20,7 +20,8 @@ from redis.exceptions import RedisError
 from sqlalchemy import create_engine, text
 
 from api.servers import Valkey
-from shared.database import Database, Finish, driver_url
+from shared.connections import driver_url
+from shared.database import Database, Finish
 from shared.jobs import JobRequest, Kind, MatchResult, Status
 from shared.queue import JobQueue, celery_app, event_channel
 from shared.settings import Settings
@@ -187,7 +188,7 @@ def test_orphaned_objects_are_collected_and_nothing_else(house: House, settings:
     [id] = house.submit()
     claim = house.database.claim([id], "w")[id]
     house.database.finish([Finish(id, claim.epoch, MatchResult(score=0.5), "results/aa/kept.png")])
-    house.database.add_file(
+    house.database.files.add(
         tenant=TENANT, sha256="0" * 64, key="files/t/00/kept", media_type="image/png", width=1, height=1, size=1
     )
     keys = [

@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from sqlalchemy import create_engine, text
 from standardwebhooks.webhooks import Webhook
 
-from shared.database import Database, driver_url
+from shared.connections import driver_url
+from shared.database import Database
 from shared.fetch import Fetcher
 from shared.jobs import JobRequest
 from shared.settings import Settings

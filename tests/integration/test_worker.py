@@ -217,7 +217,7 @@ def test_a_worker_that_cannot_be_warm_does_not_start(
         last_line = worker.log.read_text().strip().splitlines()[-1]
         assert last_line.startswith("engine_start_failed:")
         assert said in last_line
-        assert system.database.workers() == []
+        assert system.database.workers.alive() == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The built-in engines with the shipped weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from workers.scenes.parsing import parse
 from workers.scenes.render import render
 
 BLACK_CAT = Scene((Thing("cat", "black", "jumping"),), "grass", seed=4)
-PAIR = Scene((Thing("dog", "white", "sitting"), Thing("car", "red")), "snow", "left", 8)
+PAIR = Scene((Thing("dog", "white", "sitting"), Thing("car", "red")), "snow", "left")
 
 
 class Unhurried:
@@ -71,9 +73,12 @@ def test_the_black_cat_is_recognised(engines):
 
 
 def test_two_things_are_recognised_with_their_relation(engines):
-    (result,) = engines[Kind.RECOGNIZE].run([RecognizeItem(render(PAIR, 64))], Unhurried())
-    assert [(o.name, o.attributes["colour"]) for o in result.objects] == [("dog", "white"), ("car", "red")]
-    assert result.relation == "left"
+    items = [RecognizeItem(render(replace(PAIR, seed=seed), 64)) for seed in range(10)]
+    results = engines[Kind.RECOGNIZE].run(items, Unhurried())
+    expected = [("dog", "white"), ("car", "red")]
+    hits = [[(o.name, o.attributes["colour"]) for o in result.objects] == expected for result in results]
+    assert sum(hits) >= 7
+    assert all(result.relation == "left" for result, hit in zip(results, hits, strict=True) if hit)
 
 
 @pytest.mark.parametrize("language", ["zh", "en"])

@@ -1,0 +1,197 @@
+"""The state machine in SQL: one statement a transition, each with its guard.
+
+    queued ──claim──▶ running ──finish──▶ succeeded | failed
+      ▲                  │
+      └─────settle───────┴──▶ failed | cancelled | expired | quarantined
+
+`shared.database` gives them their values and says what each is for.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+# What becomes of a running job that was not done, `v.reason` saying why. Crash backoff doubles with
+# each crash, retry backoff with each attempt; both end at five minutes.
+_SETTLE = """
+    UPDATE jobs SET
+        status = v.next,
+        attempts = jobs.attempts - (v.reason = 'released')::int,
+        crashes = jobs.crashes + (v.reason = 'crash')::int,
+        available_at = CASE WHEN v.next = 'queued' THEN now() + v.backoff ELSE jobs.available_at END,
+        dispatch_due_at = CASE WHEN v.next = 'queued' THEN now() + v.backoff END,
+        finished_at = CASE WHEN v.next <> 'queued' THEN now() END,
+        worker = NULL,
+        lease_until = NULL,
+        error_code = COALESCE(v.error_code, jobs.error_code),
+        error_detail = COALESCE(v.error_detail, jobs.error_detail),
+        error_retryable = COALESCE(v.error_retryable, jobs.error_retryable)
+    FROM (
+        SELECT given.*,
+            CASE
+                WHEN given.reason = 'cancelled' OR j.cancel_requested_at IS NOT NULL THEN 'cancelled'
+                WHEN j.deadline_at <= now() THEN 'expired'
+                WHEN given.reason = 'crash' AND j.crashes + 1 >= :max_crashes THEN 'quarantined'
+                WHEN given.reason <> 'released' AND j.attempts >= j.max_attempts THEN 'failed'
+                ELSE 'queued'
+            END AS next,
+            CASE given.reason
+                WHEN 'released' THEN interval '0'
+                WHEN 'crash' THEN LEAST(300, :backoff * 2 ^ j.crashes) * interval '1 second'
+                ELSE LEAST(300, :backoff * 2 ^ (j.attempts - 1)) * interval '1 second'
+            END AS backoff
+        FROM ({given}) AS given JOIN jobs AS j USING (id)
+    ) AS v
+    WHERE jobs.id = v.id AND jobs.epoch = v.epoch AND jobs.status = 'running'
+    RETURNING jobs.id, jobs.status, jobs.webhook
+"""
+
+# The webhook owed is written by the statement that ends the job: neither without the other.
+_OWE_WEBHOOKS = """
+    owed AS (
+        INSERT INTO webhooks (id, job_id, url)
+        SELECT uuidv7(), id, webhook FROM done WHERE webhook IS NOT NULL AND status NOT IN ('queued', 'running')
+        ON CONFLICT (job_id) DO UPDATE SET due_at = now(), attempts = 0, delivered_at = NULL, error = NULL
+    )
+"""
+
+
+def _ending(statement: str) -> str:
+    """`statement` (returning id, status, webhook) together with the webhooks that it makes due."""
+    return f"WITH done AS ({statement}), {_OWE_WEBHOOKS} SELECT id, status FROM done"  # noqa: S608 (constants)
+
+
+# One statement for any number of jobs.
+SUBMIT = text("""
+    WITH accepted AS (
+        INSERT INTO jobs (
+            id, kind, model, priority, request, max_attempts, webhook, tenant, dispatch_due_at, deadline_at
+        )
+        SELECT new.id, kind, model, priority, request, max_attempts, webhook, :tenant,
+            now() + :redispatch_after * interval '1 second', now() + deadline * interval '1 second'
+        FROM unnest(
+            CAST(:ids AS uuid[]), CAST(:kinds AS text[]), CAST(:models AS text[]), CAST(:priorities AS int[]),
+            CAST(:inputs AS jsonb[]), CAST(:max_attempts AS int[]), CAST(:webhooks AS text[]),
+            CAST(:deadlines AS float8[])
+        ) AS new (id, kind, model, priority, request, max_attempts, webhook, deadline)
+        RETURNING created_at
+    ) SELECT min(created_at) FROM accepted
+""")
+
+CLAIM = text("""
+    WITH wanted AS (
+        SELECT id FROM jobs
+        WHERE id = ANY(:ids) AND status = 'queued' AND available_at <= now() AND deadline_at > now()
+        FOR UPDATE SKIP LOCKED
+    )
+    UPDATE jobs SET
+        status = 'running', epoch = epoch + 1, attempts = attempts + 1, worker = :worker,
+        lease_until = now() + :lease * interval '1 second', started_at = now(), dispatch_due_at = NULL
+    FROM wanted WHERE jobs.id = wanted.id
+    RETURNING jobs.id, epoch, tenant, kind, model, priority, request, attempts, crashes,
+        EXTRACT(EPOCH FROM now() - available_at)::float8 AS waited
+""")
+
+RENEW = text("""
+    UPDATE jobs SET lease_until = now() + :lease * interval '1 second'
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:epochs AS int[])) AS held (id, epoch)
+    WHERE jobs.id = held.id AND jobs.epoch = held.epoch AND status = 'running'
+    RETURNING jobs.id, cancel_requested_at IS NOT NULL AS cancelled
+""")
+
+FINISH = text(
+    _ending("""
+    UPDATE jobs SET
+        status = f.status, result = f.result, result_key = f.result_key, finished_at = now(), worker = NULL,
+        lease_until = NULL, error_code = f.error_code, error_detail = f.error_detail, error_retryable = f.retryable
+    FROM unnest(
+        CAST(:ids AS uuid[]), CAST(:epochs AS int[]), CAST(:statuses AS text[]), CAST(:results AS jsonb[]),
+        CAST(:result_keys AS text[]), CAST(:codes AS text[]), CAST(:details AS text[]), CAST(:retryables AS bool[])
+    ) AS f (id, epoch, status, result, result_key, error_code, error_detail, retryable)
+    WHERE jobs.id = f.id AND jobs.epoch = f.epoch AND jobs.status = 'running'
+    RETURNING jobs.id, jobs.status, jobs.webhook
+""")
+)
+
+GIVE_BACK = text(
+    _ending(
+        _SETTLE.format(
+            given="""
+    SELECT * FROM unnest(
+        CAST(:ids AS uuid[]), CAST(:epochs AS int[]), CAST(:reasons AS text[]),
+        CAST(:codes AS text[]), CAST(:details AS text[]), CAST(:retryables AS bool[])
+    ) AS g (id, epoch, reason, error_code, error_detail, error_retryable)
+"""
+        )
+    )
+)
+
+# Repeats the guard: between the scan and the update the job may have been finished by its worker.
+RESCUE = text(
+    _ending(
+        _SETTLE.format(
+            given="""
+    SELECT id, epoch, 'crash' AS reason, 'worker_lost' AS error_code,
+        'The worker ' || worker || ' stopped answering while it ran this job.' AS error_detail, true AS error_retryable
+    FROM jobs WHERE status = 'running' AND (lease_until < now() OR deadline_at <= now())
+    LIMIT 1000
+"""
+        )
+    )
+)
+
+EXPIRE_QUEUED = text(
+    _ending("""
+    UPDATE jobs SET status = 'expired', finished_at = now(), dispatch_due_at = NULL
+    WHERE status = 'queued' AND deadline_at <= now()
+    RETURNING id, status, webhook
+""")
+)
+
+CANCEL = text(
+    _ending("""
+    UPDATE jobs SET
+        cancel_requested_at = COALESCE(cancel_requested_at, now()),
+        status = CASE status WHEN 'queued' THEN 'cancelled' ELSE status END,
+        finished_at = CASE status WHEN 'queued' THEN now() END,
+        dispatch_due_at = NULL
+    WHERE id = :id AND tenant = :tenant AND status IN ('queued', 'running')
+    RETURNING id, status, webhook
+""")
+)
+
+# The oldest first: with a queue that is served in order, a row that is due while younger ones already
+# run is the one whose message was lost. In a CTE, because PostgreSQL may run a subselect in a WHERE more
+# than once, and with SKIP LOCKED each time it would lock other rows.
+TAKE_DUE = text("""
+    WITH due AS MATERIALIZED (
+        SELECT id FROM jobs
+        WHERE status = 'queued' AND dispatch_due_at <= now() AND kind = :kind
+        ORDER BY priority DESC, dispatch_due_at LIMIT :most
+        FOR UPDATE SKIP LOCKED
+    )
+    UPDATE jobs SET dispatch_due_at = now() + :again * interval '1 second'
+    FROM due WHERE jobs.id = due.id AND status = 'queued'
+    RETURNING jobs.id, kind, priority
+""")
+
+QUEUES = text("""
+    SELECT kind,
+        count(*) FILTER (WHERE status = 'queued') AS queued,
+        count(*) FILTER (WHERE status = 'queued' AND available_at <= now()) AS ready,
+        count(*) FILTER (WHERE status = 'running') AS running,
+        GREATEST(0, COALESCE(EXTRACT(EPOCH FROM now() - min(available_at) FILTER (
+            WHERE status = 'queued' AND available_at <= now())), 0))::float8 AS oldest_age
+    FROM jobs WHERE status IN ('queued', 'running') GROUP BY kind
+""")
+
+# For monitoring, which hears of most changes by itself: what is younger may still be on its way there.
+OUTLINES = text("""
+    WITH wanted AS (
+        SELECT unnest(CAST(:ids AS uuid[])) AS id
+        UNION (SELECT id FROM jobs ORDER BY id DESC LIMIT :newest)
+    )
+    SELECT id, kind, status, worker, created_at, started_at, finished_at, error_code, error_detail
+    FROM jobs JOIN wanted USING (id)
+    WHERE GREATEST(created_at, started_at, finished_at) < now() - interval '5 seconds'
+""")

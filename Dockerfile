@@ -16,7 +16,7 @@ RUN python -m venv /venv
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
 # The project's dependencies without the project, so that they are not installed anew when only code has changed.
-RUN <<END python
+RUN python <<END
 import pathlib, tomllib
 project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
 for name, wanted in {"base": project["dependencies"], **project["optional-dependencies"]}.items():

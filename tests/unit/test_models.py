@@ -10,7 +10,7 @@ from workers.models.recognizer import PAIRS, Recognizer, interpret
 from workers.models.text import END, vocabulary
 from workers.scenes.grammar import OPPOSITE, caption, edit, slots
 from workers.training import describer, matcher, recognizer
-from workers.training.data import Pictures, disturb, draw_batch, pictures, to_tensor
+from workers.training.data import Pictures, disturb, draw_batch, pictures, recolour, tilt, to_tensor
 from workers.training.measures import auroc, calibration_error
 from workers.training.outliers import FAMILIES, HELD_OUT, outliers
 
@@ -165,6 +165,25 @@ def test_disturbing_changes_pixels_but_little(data):
     assert disturbed.shape == images.shape
     assert disturbed.abs().max() <= 1
     assert 0.01 < (disturbed - images).abs().mean() < 0.3
+
+
+def test_recolouring_keeps_greys_and_marks_what_it_changed(data):
+    images = to_tensor(data.pixels)
+    turned, coloured = recolour(images, 0.5, np.random.default_rng(0))
+    same = (turned == images).flatten(1).all(1)
+    assert same[coloured].all()
+    assert not same[~coloured].all()
+    # Greys lie on the axis of the rotation.
+    grey = torch.zeros(4, 3, 8, 8)
+    assert torch.allclose(recolour(grey + 0.3, 1.0, np.random.default_rng(1))[0], grey + 0.3, atol=1e-5)
+
+
+def test_tilting_leaves_upright_pictures_alone(data):
+    images = to_tensor(data.pixels)
+    tilted, upright = tilt(images, 0.5, np.random.default_rng(0))
+    assert 0 < upright.sum() < len(images)
+    assert torch.allclose(tilted[upright], images[upright], atol=1e-4)
+    assert ((tilted - images).abs().flatten(1).mean(1)[~upright] > 0.02).all()
 
 
 def test_outliers_come_from_every_family(data):

@@ -112,27 +112,24 @@ def recolour(images: Tensor, share: float, rng: np.random.Generator) -> tuple[Te
     What things are then has to be learnt from their forms: without it a model concludes from a colour that it never
     met on an object that this cannot be the object. Returns the pictures and which still show their true colours.
     """
-    count, _, height, width = images.shape
+    count = len(images)
     chosen = torch.from_numpy(rng.random(count) < share)
     angle = torch.from_numpy(rng.uniform(0.15, 1.85, count).astype(np.float32)) * torch.pi
     # A rotation around the axis of greys (Rodrigues' formula).
     cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / 3**0.5
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
     turn = cos * torch.eye(3) + sin * cross + (1 - cos) * torch.full((3, 3), 1 / 3)
-    x0, y0, x1, y1 = torch.from_numpy(rng.uniform(-0.4, 1.4, (4, count, 1, 1)).astype(np.float32))
-    x, y = torch.linspace(0, 1, width), torch.linspace(0, 1, height)[:, None]
-    inside = (x > torch.minimum(x0, x1)) & (x < torch.maximum(x0, x1))
-    inside = inside & (y > torch.minimum(y0, y1)) & (y < torch.maximum(y0, y1))
-    inside = (inside | torch.from_numpy(rng.random((count, 1, 1)) < 0.3)) & chosen[:, None, None]
+    whole = torch.from_numpy(rng.random((count, 1, 1)) < 0.3)
+    inside = (_rectangles(count, images.shape[-1], 0.3, 1.0, rng) | whole) & chosen[:, None, None]
     turned = torch.einsum("bij,bjhw->bihw", turn.to(images.device), images).clamp(-1, 1)
     return torch.where(inside[:, None].to(images.device), turned, images), ~chosen.to(images.device)
 
 
 def tilt(images: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Turns, shears and stretches a `share` of the pictures.
+    """Turns, shears and stretches a `share` of the pictures and hides a part of each of these.
 
     Pose and size are then not what they were, but what things are, their colours, number and place still hold: forms
-    are learnt apart from poses. Returns the pictures and which are still upright.
+    are learnt apart from poses, from any part that shows. Returns the pictures and which are still upright.
     """
     count = len(images)
     upright = torch.from_numpy(rng.random(count) >= share)
@@ -144,7 +141,19 @@ def tilt(images: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor
     change = torch.cat([turn @ stretch, lots[4:].T[:, :, None] * 0.1], 2)
     change[upright] = torch.eye(2, 3)
     grid = affine_grid(change.to(images.device), list(images.shape), align_corners=False)
-    return grid_sample(images, grid, padding_mode="border", align_corners=False), upright.to(images.device)
+    turned = grid_sample(images, grid, padding_mode="border", align_corners=False)
+    hidden = _rectangles(count, images.shape[-1], 0.15, 0.4, rng) & ~upright[:, None, None]
+    patch = torch.from_numpy(rng.uniform(-1, 1, (count, 3, 1, 1)).astype(np.float32))
+    return torch.where(hidden[:, None].to(images.device), patch.to(images.device), turned), upright.to(images.device)
+
+
+def _rectangles(count: int, side: int, least: float, most: float, rng: np.random.Generator) -> Tensor:
+    """A rectangle in each of `count` squares, its sides between two shares of theirs; bool (count, side, side)."""
+    size = torch.from_numpy(rng.uniform(least, most, (2, count, 1)).astype(np.float32))
+    start = torch.from_numpy(rng.uniform(0, 1, (2, count, 1)).astype(np.float32)) * (1 - size)
+    cells = torch.linspace(0, 1, side)
+    within = (cells >= start) & (cells <= start + size)
+    return within[0][:, :, None] & within[1][:, None, :]
 
 
 def disturb(images: Tensor, rng: np.random.Generator) -> Tensor:

@@ -17,7 +17,7 @@ from workers.scenes.parsing import parse
 from workers.scenes.render import render
 
 BLACK_CAT = Scene((Thing("cat", "black", "jumping"),), "grass", seed=4)
-PAIR = Scene((Thing("dog", "white", "sitting"), Thing("car", "red")), "snow", "left")
+PAIR = Scene((Thing("dog", "white", "sitting"), Thing("car", "red")), "grass", "left")
 
 
 class Unhurried:

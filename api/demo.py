@@ -108,7 +108,7 @@ def _ask(client: Client, pictures: Sequence[Picture]) -> None:
     for number, picture in enumerate(pictures):
         chinese, english, recognized, *matches = answers[number * each : (number + 1) * each]
         out.print(f"\n[bold]{escape(picture.title)}[/]  [dim]{escape(terminal.brief(picture.path))}[/]")
-        if out.is_terminal:
+        if out.color_system in ("256", "truecolor"):
             out.print(thumbnail(picture.path.read_bytes()))
         _print_lines("zh", terminal.outcome(chinese))
         _print_lines("en", terminal.outcome(english))
@@ -153,14 +153,14 @@ def thumbnail(data: bytes, width: int = 36) -> Text:
     image = Image.open(io.BytesIO(data)).convert("RGB")
     height = round(width * image.height / image.width) // 2 * 2
     pixels = np.asarray(image.resize((width, height)))
-    text = Text()
+    lines = []
     for y in range(0, height, 2):
-        text.append("  ")
+        line = Text("  ")
         for x in range(width):
             upper, lower = (bytes(pixels[row, x]).hex() for row in (y, y + 1))
-            text.append("▀", style=f"#{upper} on #{lower}")
-        text.append("\n")
-    return text
+            line.append("▀", style=f"#{upper} on #{lower}")
+        lines.append(line)
+    return Text("\n").join(lines)
 
 
 def _check_gone(family: Iterable[psutil.Process]) -> None:

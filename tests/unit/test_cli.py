@@ -136,7 +136,7 @@ def test_thumbnail_has_the_colours_of_the_image() -> None:
     image = io.BytesIO()
     Image.new("RGB", (8, 8), (255, 0, 128)).save(image, "PNG")
     text = thumbnail(image.getvalue(), width=4)
-    assert text.plain == "  ▀▀▀▀\n  ▀▀▀▀\n"
+    assert text.plain == "  ▀▀▀▀\n  ▀▀▀▀"
     assert {str(span.style) for span in text.spans} == {"#ff0080 on #ff0080"}
 
 

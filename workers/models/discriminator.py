@@ -17,7 +17,7 @@ class Discriminator(nn.Module):
     (R3GAN: Huang et al., 2024, arXiv 2501.05441).
     """
 
-    def __init__(self, plan_sizes: Sequence[int], channels: Sequence[int] = (32, 64, 96, 128), width: int = 128):
+    def __init__(self, plan_sizes: Sequence[int], channels: Sequence[int] = (16, 32, 64, 96), width: int = 128):
         super().__init__()
         self.stem = nn.Conv2d(3, channels[0], 3, stride=2, padding=1)
         self.stages = nn.ModuleList(_Down(*pair) for pair in pairwise(channels))

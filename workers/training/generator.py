@@ -28,7 +28,8 @@ from workers.models.discriminator import Discriminator
 from workers.models.generator import Generator, Painter, Planner, Shape
 from workers.models.recognizer import Recognizer
 from workers.models.text import vocabulary
-from workers.scenes.grammar import SLOT_SIZES, Scene, Split, caption, pick, sample_scene, slots
+from workers.scenes.grammar import ANIMALS, SLOT_SIZES, Scene, Split, caption, pick, sample_scene, slots
+from workers.scenes.lexicon import KEYS
 from workers.scenes.latents import BACKGROUND_SIZE, INSTANCE_SIZE, latents
 from workers.training.checkpoint import save_weights
 from workers.training.data import Pictures, to_tensor
@@ -77,13 +78,20 @@ def planning(planner: nn.Module, batch: Texts) -> tuple[Tensor, Mapping[str, Ten
 
 
 def plan_accuracy(planner: Planner, split: Split, count: int, seed: int, device: torch.device | str = "cpu") -> float:
-    """Share of captions that say everything whose sampled plan is right in every column."""
+    """Share of captions that leave nothing out whose sampled plan is right in every column.
+
+    Only standing still is never said: of an animal whose caption names no action any action is right.
+    """
     rng = np.random.default_rng(seed)
     scenes = [sample_scene(rng, split) for _ in range(count)]
     captions = [caption(scene, pick(rng, LANGUAGES), pick(rng, STYLES[1:]), rng) for scene in scenes]
     tokens, plans = _to_tensors(captions, scenes, device)
     lots = torch.from_numpy(rng.random(plans.shape, dtype=np.float32)).to(device)
-    return (planner.sample(tokens, lots) == plans).all(1).float().mean().item()
+    right = planner.sample(tokens, lots) == plans
+    animals = torch.tensor([KEYS["object"].index(animal) + 1 for animal in ANIMALS], device=plans.device)
+    for thing in (0, 5):
+        right[:, thing + 2] |= (plans[:, thing + 2] == 0) & torch.isin(plans[:, thing], animals)
+    return right.all(1).float().mean().item()
 
 
 # ── painter ───────────────────────────────────────────────────────────────────────────────────────
@@ -142,13 +150,13 @@ class Rivals(nn.Module):
     ) -> dict[str, Tensor]:
         """Relativistic losses with zero-centred gradient penalties on both sides (R3GAN: arXiv 2501.05441)."""
         painted = self.painter(plan, noise)
-        real, fake = pictures.detach().requires_grad_(), painted.detach().requires_grad_()
-        # Gradients of gradients need full precision.
-        with torch.autocast(pictures.device.type, enabled=False):
-            real_logits, fake_logits = self.discriminator(real, plan), self.discriminator(fake, plan)
-            slope = _slope(real_logits, real) + _slope(fake_logits, fake)
+        fake = painted.detach()
+        real_logits, fake_logits = self.discriminator(pictures, plan), self.discriminator(fake, plan)
         frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         fooled = functional_call(self.discriminator, frozen, (painted, plan)) - real_logits.detach()
+        # Gradients of gradients are dear: the penalty is measured on a quarter of each batch.
+        some = slice(-(-len(plan) // 4))
+        slope = self._slope(pictures[some], plan[some]) + self._slope(fake[some], plan[some])
         return {
             "pixels": reconstruction(painted, pictures),
             "painter": weight * softplus(-fooled).mean(),
@@ -156,11 +164,14 @@ class Rivals(nn.Module):
             "slope": penalty / 2 * slope,
         }
 
-
-def _slope(logits: Tensor, images: Tensor) -> Tensor:
-    """Mean squared norm of the gradient of `logits` with respect to `images`."""
-    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient.square().sum((1, 2, 3)).mean()
+    def _slope(self, images: Tensor, plan: Tensor) -> Tensor:
+        """Mean squared norm of the gradient of the discriminator's logits with respect to `images`."""
+        images = images.detach().requires_grad_()
+        # Gradients of gradients also need full precision.
+        with torch.autocast(images.device.type, enabled=False):
+            logits = self.discriminator(images, plan)
+            (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+        return gradient.square().sum((1, 2, 3)).mean()
 
 
 def rivalry(penalty: float, weight: float) -> Loss[Paintings]:
@@ -186,7 +197,7 @@ class GeneratorRecipe(Recipe):
     planner_judged: int = 300
     """Captions of each split in each validation of the planner."""
     rival_steps: int = 900
-    rival_learning_rate: float = 5e-4
+    rival_learning_rate: float = 3e-4
     rival_weight: float = 0.05
     """Of the discriminator's opinion beside the reconstruction."""
     penalty: float = 1.0

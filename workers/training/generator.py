@@ -29,8 +29,8 @@ from workers.models.generator import Generator, Painter, Planner, Shape
 from workers.models.recognizer import Recognizer
 from workers.models.text import vocabulary
 from workers.scenes.grammar import ANIMALS, SLOT_SIZES, Scene, Split, caption, pick, sample_scene, slots
-from workers.scenes.lexicon import KEYS
 from workers.scenes.latents import BACKGROUND_SIZE, INSTANCE_SIZE, latents
+from workers.scenes.lexicon import KEYS
 from workers.training.checkpoint import save_weights
 from workers.training.data import Pictures, to_tensor
 from workers.training.loop import Loss, Outcome, Recipe, Validation, train

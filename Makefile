@@ -1,7 +1,7 @@
 # Every target first brings .venv up to date with pyproject.toml and constraints.txt.
 # Where pip would choose a torch for CUDA although there is no GPU (it is some 3 GB):
 #   make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-.PHONY: demo up doctor test lint bench format clean
+.PHONY: demo up doctor test lint bench chaos format clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -28,6 +28,9 @@ lint: $(DEVELOPMENT)
 
 bench: $(DEVELOPMENT)
 	$(BIN)/python -m tests.bench
+
+chaos: $(DEVELOPMENT)
+	$(BIN)/python -m tests.chaos
 
 format: $(DEVELOPMENT)
 	$(BIN)/ruff check --fix

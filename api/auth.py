@@ -26,7 +26,7 @@ from api.problems import respond_to
 from shared.database import Database
 from shared.errors import ConfigurationError, Forbidden, Unauthorized
 from shared.jobs import Tenant
-from shared.settings import Settings
+from shared.settings import Settings, is_loopback
 
 OPEN_TENANT = "local"
 _KEY = re.compile(r"tw_[A-Za-z0-9_-]{43}", re.ASCII)
@@ -84,7 +84,7 @@ class Keyring:
         return caller
 
 
-_bearer = HTTPBearer(auto_error=False, description="API key, `tw_…`; made with `tuwen keys add`")
+_bearer = HTTPBearer(auto_error=False, description="API key, `tw_…`; made with `tuwen keys create`")
 
 
 async def _caller(
@@ -109,7 +109,7 @@ def require_loopback(settings: Settings) -> None:
     Raises:
         ConfigurationError: it would be.
     """
-    if settings.auth == "open" and not _is_loopback(settings.host):
+    if settings.auth == "open" and not is_loopback(settings.host):
         raise ConfigurationError(
             f"TUWEN_AUTH=open gives anybody who reaches {settings.host} the run of the house; "
             "listen on 127.0.0.1, or use TUWEN_AUTH=keys"
@@ -140,7 +140,7 @@ class LocalOnly:
     def _objection(self, scope: Scope) -> Forbidden | None:
         headers = Headers(scope=scope)
         server = scope.get("server")
-        if server and _is_address(server[0]) and not _is_loopback(server[0]):
+        if server and _is_address(server[0]) and not is_loopback(server[0]):
             return Forbidden("Without API keys only this machine is served.")
         host = headers.get("host", "")
         if _host_name(host) not in self._names:
@@ -170,7 +170,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_loopback(host: str) -> bool:
-    return ipaddress.ip_address(host).is_loopback if _is_address(host) else host == "localhost"

@@ -370,6 +370,7 @@ class Database:
                 available_at=func.now(),
                 dispatch_due_at=func.now() + seconds(self._settings.redispatch_after),
                 deadline_at=func.now() + seconds(self._settings.job_deadline),
+                worker=None,
                 started_at=None,
                 finished_at=None,
                 cancel_requested_at=None,

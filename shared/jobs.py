@@ -216,7 +216,7 @@ class Job(_Strict):
     input: dict[str, Any]
     attempts: int
     max_attempts: int
-    worker: str | None = None
+    worker: str | None = Field(None, description="who runs it, or ran it last")
     progress: Progress | None = None
     result: JobResult | None = None
     result_url: str | None = Field(None, description="where the generated image can be fetched, for a while")

@@ -60,7 +60,7 @@ class JobRow(Base):
     dispatch_due_at: Mapped[datetime | None]
     deadline_at: Mapped[datetime]
 
-    # lease
+    # lease; `worker` stays when the job is over, to tell who did it
     worker: Mapped[str | None]
     lease_until: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]

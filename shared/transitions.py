@@ -21,7 +21,7 @@ _SETTLE = """
         available_at = CASE WHEN v.next = 'queued' THEN now() + v.backoff ELSE jobs.available_at END,
         dispatch_due_at = CASE WHEN v.next = 'queued' THEN now() + v.backoff END,
         finished_at = CASE WHEN v.next <> 'queued' THEN now() END,
-        worker = NULL,
+        worker = CASE WHEN v.next <> 'queued' THEN jobs.worker END,
         lease_until = NULL,
         error_code = COALESCE(v.error_code, jobs.error_code),
         error_detail = COALESCE(v.error_detail, jobs.error_detail),
@@ -102,7 +102,7 @@ RENEW = text("""
 FINISH = text(
     _ending("""
     UPDATE jobs SET
-        status = f.status, result = f.result, result_key = f.result_key, finished_at = now(), worker = NULL,
+        status = f.status, result = f.result, result_key = f.result_key, finished_at = now(),
         lease_until = NULL, error_code = f.error_code, error_detail = f.error_detail, error_retryable = f.retryable
     FROM unnest(
         CAST(:ids AS uuid[]), CAST(:epochs AS int[]), CAST(:statuses AS text[]), CAST(:results AS jsonb[]),

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import psutil
 
-from api.stack import as_environment
+from api.addresses import as_environment
 from shared.database import Database
 from shared.errors import QueueUnavailable
 from shared.jobs import Job, JobRequest, Status

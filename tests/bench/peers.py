@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any
 from uuid import uuid4
 
-from api.stack import as_environment
+from api.addresses import as_environment
 from shared.database import Database
 from shared.jobs import JobRequest, Kind
 from shared.queue import JobQueue, celery_app, queue_name, task_name

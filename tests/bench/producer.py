@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import psutil
 
-from api.stack import as_environment
+from api.addresses import as_environment
 from shared.jobs import Kind
 from shared.settings import Settings
 from tests.bench.figures import Figure, percentile

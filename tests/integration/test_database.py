@@ -187,7 +187,7 @@ class TestEnding:
         held = claim(database, id)
         assert database.finish([Finish(id, held.epoch, RESULT, "results/x")]) == {id: Status.SUCCEEDED}
         job = database.job(id, "t")
-        assert (job.status, job.result, job.worker) == (Status.SUCCEEDED, RESULT, None)
+        assert (job.status, job.result, job.worker) == (Status.SUCCEEDED, RESULT, "w")
         assert job.finished_at is not None
 
     def test_failure(self, database: Database) -> None:

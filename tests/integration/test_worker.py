@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import redis
 
-from api.stack import as_environment
+from api.addresses import as_environment
 from shared.images import encode_png, pixels
 from shared.jobs import (
     DescribeResult,

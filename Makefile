@@ -17,8 +17,9 @@ up: $(RUNTIME)
 doctor: $(RUNTIME)
 	@$(BIN)/tuwen doctor
 
+# Most tests wait for real processes, so one more of pytest's than there are cores; each starts servers of its own.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 3 --dist loadfile
 
 lint: $(DEVELOPMENT)
 	$(BIN)/ruff check

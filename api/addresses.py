@@ -51,5 +51,5 @@ def _as_text(value: Any) -> str:
     if hasattr(value, "get_secret_value"):
         return str(value.get_secret_value())
     if isinstance(value, tuple):
-        return json.dumps(value, ensure_ascii=False)
+        return ",".join(value)
     return str(value)

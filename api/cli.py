@@ -58,8 +58,7 @@ def main() -> None:
     except ValidationError as error:
         for wrong in error.errors():
             field = ".".join(str(part) for part in wrong["loc"])
-            name = f"TUWEN_{field.upper()}" if error.title == "Settings" else field
-            _complain(f"{name}: {wrong['msg']}")
+            _complain(f"{field}: {wrong['msg']}")
         sys.exit(2)
     except TuwenError as error:
         _complain(str(error))

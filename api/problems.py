@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 MOST_ERRORS = 20
 _LONGEST_FIELD = 200
+_ENUM_MEMBER = re.compile(r"<\w+\.\w+: ('\w+')>")
 _KINDS = frozenset(kind.value for kind in Kind)
 
 
@@ -40,11 +42,13 @@ class InvalidFields(InvalidRequest):
 
 def invalid_fields(errors: Iterable[Mapping[str, Any]]) -> InvalidFields:
     """pydantic's errors, in the caller's words: no echo of the input, which may be huge or secret."""
-    named = [
-        FieldError(field=field_path(error["loc"]), detail=str(error["msg"]).removeprefix("Value error, "))
-        for error in errors
-    ]
+    named = [FieldError(field=field_path(error["loc"]), detail=_worded(str(error["msg"]))) for error in errors]
     return InvalidFields(named[:MOST_ERRORS])
+
+
+def _worded(message: str) -> str:
+    """Without what only Python programmers know: `Value error, …` and `<Kind.MATCH: 'match'>`."""
+    return _ENUM_MEMBER.sub(r"\1", message.removeprefix("Value error, "))
 
 
 def field_path(location: Sequence[str | int]) -> str:

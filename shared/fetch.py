@@ -23,7 +23,7 @@ import httpcore
 import httpx
 
 from shared import __version__
-from shared.errors import ConfigurationError, FetchFailed, FetchRefused, PayloadTooLarge, UrlForbidden
+from shared.errors import FetchFailed, FetchRefused, PayloadTooLarge, UrlForbidden
 from shared.settings import Settings
 
 Address = IPv4Address | IPv6Address
@@ -321,10 +321,7 @@ def _is_public(address: Address) -> bool:
 
 @cache
 def _networks(texts: tuple[str, ...]) -> Networks:
-    try:
-        return tuple(ip_network(text) for text in texts)
-    except ValueError as error:
-        raise ConfigurationError(f"TUWEN_FETCH_ALLOW_NETWORKS: {error}") from error
+    return tuple(ip_network(text) for text in texts)
 
 
 def _require_success(answer: httpcore.Response) -> None:

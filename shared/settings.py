@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+import binascii
 import ipaddress
+from base64 import b64decode
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shared.errors import ConfigurationError
 from shared.jobs import Kind
 
 
-class Settings(BaseSettings):
-    """Each field is the environment variable `TUWEN_<FIELD>`; times are seconds, sizes bytes."""
+def _listed(value: Any) -> Any:
+    """In the environment lists are written `a,b`."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
-    model_config = SettingsConfigDict(env_prefix="TUWEN_", extra="ignore")
+
+def _network(text: str) -> str:
+    ipaddress.ip_network(text)
+    return text
+
+
+def _signing(secret: SecretStr) -> SecretStr:
+    try:
+        key = b64decode(secret.get_secret_value().removeprefix("whsec_"), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) < 24:  # the least that Standard Webhooks allows
+        raise ValueError("must be whsec_ and the base64 of 24 bytes or more, as `openssl rand -base64 32` makes")
+    return secret
+
+
+MOST_QUOTA = 2**31 - 1
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Settings(BaseSettings):
+    """Each field is the environment variable `TUWEN_<FIELD>`; times are seconds, sizes bytes, lists `a,b`."""
+
+    model_config = SettingsConfigDict(env_prefix="TUWEN_", env_ignore_empty=True, extra="ignore")
 
     # Where things are
-    database_url: str = "postgresql://tuwen@127.0.0.1:5432/tuwen"
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    database_url: str = Field("postgresql://tuwen@127.0.0.1:5432/tuwen", pattern=r"^postgresql(\+psycopg)?://")
+    redis_url: str = Field("redis://127.0.0.1:6379/0", pattern="^rediss?://")
     storage_url: str = Field("file://.tuwen/objects", description="file://FOLDER or s3://BUCKET/PREFIX")
     s3_endpoint: str | None = Field(None, description="URL of an S3-compatible service; none means AWS")
     s3_public_endpoint: str | None = Field(None, description="the same service as clients reach it, for presigned URLs")
@@ -31,14 +58,14 @@ class Settings(BaseSettings):
 
     # API
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Port = 8000
     public_url: str | None = Field(None, description="base URL in links; none means the request's own")
     auth: Literal["keys", "open"] = Field("keys", description="open: no key needed; only allowed on loopback")
     max_body_bytes: int = 32 * 2**20
     max_jobs_per_request: int = 1000
     max_wait: float = Field(60.0, description="upper bound of Prefer: wait=N")
     result_url_ttl: float = Field(3600.0, description="lifetime of a presigned result URL")
-    default_quota: int = Field(10_000, description="unfinished jobs a key may have at once")
+    default_quota: int = Field(10_000, ge=1, le=MOST_QUOTA, description="unfinished jobs a key may have at once")
 
     # Images that come in
     max_image_bytes: int = 20 * 2**20
@@ -46,9 +73,9 @@ class Settings(BaseSettings):
     max_image_frames: int = 100
     model_image_side: int = Field(1024, description="larger images are reduced to this before a model sees them")
     fetch_timeout: float = Field(20.0, description="total time for one image URL, redirects included")
-    fetch_allow_networks: tuple[str, ...] = Field(
-        (), description="CIDRs that image URLs and webhooks may reach although not public"
-    )
+    fetch_allow_networks: Annotated[
+        tuple[Annotated[str, AfterValidator(_network)], ...], NoDecode, BeforeValidator(_listed)
+    ] = Field((), description="CIDRs that image URLs and webhooks may reach although not public")
 
     # Models: `builtin`, or `import:module:Class` for an engine of your own
     generate: str = "builtin"
@@ -58,7 +85,7 @@ class Settings(BaseSettings):
 
     # Worker
     device: str = "cpu"
-    kinds: tuple[Kind, ...] = tuple(Kind)
+    kinds: Annotated[tuple[Kind, ...], NoDecode, BeforeValidator(_listed)] = Field(tuple(Kind), min_length=1)
     worker_threads: int = Field(64, description="jobs in flight in one worker")
     engine_start_timeout: float = 600.0
     batch_timeout: float = Field(300.0, description="an engine that is silent this long is killed")
@@ -73,18 +100,36 @@ class Settings(BaseSettings):
     retry_backoff: float = Field(5.0, description="first wait before another attempt; doubles, up to 300")
     max_crashes: int = 3
     job_deadline: float = Field(86_400.0, description="from submission; later the job expires")
-    webhook_secret: SecretStr | None = Field(None, description="Standard Webhooks secret, whsec_…")
+    webhook_secret: Annotated[SecretStr, AfterValidator(_signing)] | None = Field(
+        None, description="Standard Webhooks secret, whsec_…; none means no webhooks"
+    )
     orphan_age: float = Field(86_400.0, description="stored objects that no row names are collected after this")
 
     # Flower
     flower_host: str = Field("127.0.0.1", description="beyond loopback, `flower_password` must be set")
-    flower_port: int = 5555
+    flower_port: Port = 5555
     flower_user: str = "tuwen"
     flower_password: SecretStr | None = None
+
+    def __init__(self, **given: Any):
+        """Fields that are not given are read from the environment.
+
+        Raises:
+            ConfigurationError: what is given, or found there, cannot be; names every variable to blame.
+        """
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise ConfigurationError("; ".join(_blamed(wrong) for wrong in error.errors())) from error
 
     def model_for(self, kind: Kind) -> str:
         """Name of the model that serves `kind` in this installation."""
         return str(getattr(self, kind.value))
+
+
+def _blamed(wrong: Any) -> str:
+    field, *_ = wrong["loc"]
+    return f"TUWEN_{str(field).upper()}: {wrong['msg'].removeprefix('Value error, ')}"
 
 
 def is_loopback(host: str) -> bool:

@@ -6,8 +6,6 @@ import argparse
 import logging
 import sys
 
-from pydantic import ValidationError
-
 from shared.errors import TuwenError
 from shared.jobs import Kind
 from shared.settings import Settings
@@ -30,8 +28,6 @@ def main() -> int:
     given = {name: value for name in ("device", "kinds") if (value := getattr(arguments, name, None))}
     try:
         return _run(arguments, Settings(**given))
-    except ValidationError as error:
-        print(f"configuration: {error}", file=sys.stderr)
     except TuwenError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
     return 1

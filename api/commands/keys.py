@@ -12,6 +12,7 @@ from api import terminal
 from api.commands.jobs import Ids
 from api.commands.place import place
 from api.terminal import err, out
+from shared.settings import MOST_QUOTA
 
 if TYPE_CHECKING:
     from shared.database import Database
@@ -24,7 +25,9 @@ def create(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Who or what will use it.")],
     tenant: Annotated[str | None, typer.Option(help="Whose jobs and files it sees; by default its own.")] = None,
-    quota: Annotated[int | None, typer.Option(min=1, help="Unfinished jobs it may have at once.")] = None,
+    quota: Annotated[
+        int | None, typer.Option(min=1, max=MOST_QUOTA, help="Unfinished jobs it may have at once.")
+    ] = None,
 ) -> None:
     """Make a key and print it, this once."""
     from api.auth import new_key

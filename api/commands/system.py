@@ -29,10 +29,14 @@ PROCESSES = "Single processes, for a deployment of your own"
 def up(
     context: typer.Context,
     data: Annotated[Path | None, typer.Option(help="Folder for everything it keeps; by default .tuwen.")] = None,
-    port: Annotated[int | None, typer.Option(help="Of the API, by default 8000; 0 picks a free one.")] = None,
-    flower_port: Annotated[int | None, typer.Option(help="By default 5555; 0 picks a free one.")] = None,
-    redis_port: Annotated[int, typer.Option(help="0 picks a free one.")] = 0,
-    postgres_port: Annotated[int, typer.Option(help="0 picks a free one.")] = 0,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Of the API, by default 8000; 0 picks a free one.")
+    ] = None,
+    flower_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="By default 5555; 0 picks a free one.")
+    ] = None,
+    redis_port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 0,
+    postgres_port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 0,
     device: Annotated[list[str] | None, typer.Option(help="cpu, cuda:0, …; a worker for each; by default cpu.")] = None,
     flower: Annotated[bool, typer.Option(help="Whether to start Flower.")] = True,
 ) -> None:

@@ -163,7 +163,7 @@ def test_missing_image_is_named() -> None:
 
 def test_wrong_setting_is_named() -> None:
     refused = tuwen("doctor", TUWEN_PORT="many")
-    assert refused.returncode == 2
+    assert refused.returncode == 1
     assert refused.stderr.startswith("error: TUWEN_PORT: ")
     assert "Traceback" not in refused.stderr
 

@@ -116,6 +116,11 @@ def test_every_setting_that_is_given_exists(services: dict[str, Any]) -> None:
         assert services[name]["environment"].keys() <= known, name
 
 
+def test_webhooks_are_accepted_where_they_are_signed(services: dict[str, Any]) -> None:
+    informed = {name for name in OURS if "TUWEN_WEBHOOK_SECRET" in services[name]["environment"]}
+    assert informed == {"api", "housekeeper"}
+
+
 def test_volumes_and_networks_are_declared(services: dict[str, Any]) -> None:
     document = compose()
     for name, service in services.items():

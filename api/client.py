@@ -186,6 +186,7 @@ class Client:
 
         Raises:
             Conflict: it succeeded, or is not over.
+            QuotaExceeded
         """
         return Job.model_validate_json(self._send("POST", f"/v1/jobs/{id}/retry", repeatable=False).content)
 

@@ -44,7 +44,7 @@ FileId = Annotated[str, Depends(_file_id)]
     status_code=201,
     response_model=File,
     summary="Upload an image",
-    responses=problems(413, 422),
+    responses=problems(401, 413, 422),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -82,7 +82,7 @@ async def upload(request: Request, caller: CallerDep, resources: ResourcesDep) -
     return Response(file.model_dump_json(), 201, {"Location": f"/v1/files/{file.id}"}, "application/json")
 
 
-@router.get("/{file_id}", response_model=File, summary="Show a file", responses=problems(404))
+@router.get("/{file_id}", response_model=File, summary="Show a file", responses=problems(401, 404))
 async def show(caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> Response:
     row = await run_sync(resources.database.files.get, file_id, caller.tenant)
     file = File(id=row.sha256, media_type=row.media_type, width=row.width, height=row.height, size=row.size)
@@ -93,7 +93,7 @@ async def show(caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> R
     "/{file_id}/content",
     summary="Download a file",
     response_class=Response,
-    responses={200: {"content": {"image/*": {}}}, 307: {"description": "where the bytes are"}, **problems(404)},
+    responses={200: {"content": {"image/*": {}}}, 307: {"description": "where the bytes are"}, **problems(401, 404)},
 )
 async def content(request: Request, caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> Response:
     row = await run_sync(resources.database.files.get, file_id, caller.tenant)

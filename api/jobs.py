@@ -203,13 +203,17 @@ async def cancel(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base
 
 
 @router.post(
-    "/{job_id}/retry", status_code=202, response_model=Job, summary="Retry a job", responses=problems(404, 409)
+    "/{job_id}/retry",
+    status_code=202,
+    response_model=Job,
+    summary="Retry a job",
+    responses=problems(401, 404, 409, 429),
 )
 async def retry(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
     """Queue a job that ended without a result once more, with fresh attempts and a fresh deadline."""
 
     def queue_again() -> Job:
-        dispatch = resources.database.retry(job_id, caller.tenant)
+        dispatch = resources.database.retry(job_id, caller.tenant, quota=caller.quota)
         resources.outbox.publish([dispatch])
         return resources.database.job(job_id, caller.tenant)
 

@@ -349,14 +349,15 @@ class Database:
             raise Conflict(f"Job {id} is already {job.status}; only a queued or running job can be cancelled.")
         return Status(rows[0].status)
 
-    def retry(self, id: UUID, tenant: Tenant) -> Dispatch:
+    def retry(self, id: UUID, tenant: Tenant, *, quota: int | None = None) -> Dispatch:
         """Queue a job that ended without a result once more, with fresh attempts and deadline.
 
         Raises:
             NotFound: no such job of this tenant.
             Conflict: it has succeeded, or is not over yet.
+            QuotaExceeded: the tenant would have more than `quota` unfinished jobs.
         """
-        rows = self._run(
+        again = (
             update(JobRow)
             .where(
                 JobRow.id == id,
@@ -380,10 +381,14 @@ class Database:
             )
             .returning(JobRow.id, JobRow.kind, JobRow.priority)
         )
-        if not rows:
+        with self._connections.transaction() as connection:
+            if quota is not None:
+                self._check_quota(connection, tenant, quota, 1)
+            row = connection.execute(again).first()
+        if row is None:
             job = self.job(id, tenant)
             raise Conflict(f"Job {id} is {job.status}; only a job that ended without a result can be retried.")
-        return Dispatch(rows[0].id, Kind(rows[0].kind), rows[0].priority)
+        return Dispatch(row.id, Kind(row.kind), row.priority)
 
     # ── housekeeping ──────────────────────────────────────────────────────────────────────────────
 

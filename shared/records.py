@@ -22,13 +22,16 @@ _TENANT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 # The wait before attempt n + 1 is 5·4ⁿ seconds, at most an hour.
 _TAKE_WEBHOOKS = text("""
     WITH due AS MATERIALIZED (
-        SELECT id FROM webhooks WHERE due_at <= now() ORDER BY due_at LIMIT :most FOR UPDATE SKIP LOCKED
+        SELECT webhooks.id FROM webhooks JOIN jobs ON jobs.id = webhooks.job_id
+        -- What is tried again has nothing to tell until it ends again.
+        WHERE due_at <= now() AND jobs.finished_at IS NOT NULL
+        ORDER BY due_at LIMIT :most FOR UPDATE OF webhooks SKIP LOCKED
     )
     UPDATE webhooks SET
         attempts = webhooks.attempts + 1,
         due_at = now() + LEAST(3600, 5 * 4 ^ webhooks.attempts) * interval '1 second'
     FROM due, jobs
-    WHERE webhooks.id = due.id AND jobs.id = webhooks.job_id AND jobs.finished_at IS NOT NULL
+    WHERE webhooks.id = due.id AND jobs.id = webhooks.job_id
     RETURNING webhooks.id, webhooks.url, webhooks.attempts, webhooks.job_id, jobs.tenant, jobs.status,
         jobs.finished_at
 """)

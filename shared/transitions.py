@@ -46,12 +46,14 @@ _SETTLE = """
     RETURNING jobs.id, jobs.status, jobs.webhook
 """
 
-# The webhook owed is written by the statement that ends the job: neither without the other.
+# The webhook owed is written by the statement that ends the job: neither without the other. A job that ends once
+# more, after a retry, owes another delivery: receivers take a known id for a repetition.
 _OWE_WEBHOOKS = """
     owed AS (
         INSERT INTO webhooks (id, job_id, url)
         SELECT uuidv7(), id, webhook FROM done WHERE webhook IS NOT NULL AND status NOT IN ('queued', 'running')
-        ON CONFLICT (job_id) DO UPDATE SET due_at = now(), attempts = 0, delivered_at = NULL, error = NULL
+        ON CONFLICT (job_id)
+        DO UPDATE SET id = EXCLUDED.id, due_at = now(), attempts = 0, delivered_at = NULL, error = NULL
     )
 """
 
@@ -126,15 +128,21 @@ GIVE_BACK = text(
     )
 )
 
-# Repeats the guard: between the scan and the update the job may have been finished by its worker.
+# Locked while they are looked for, so that each is judged as it is now: its worker may just be renewing the lease, or
+# finishing, and is then left alone.
 RESCUE = text(
     _ending(
         _SETTLE.format(
             given="""
-    SELECT id, epoch, 'crash' AS reason, 'worker_lost' AS error_code,
-        'The worker ' || worker || ' stopped answering while it ran this job.' AS error_detail, true AS error_retryable
-    FROM jobs WHERE status = 'running' AND (lease_until < now() OR deadline_at <= now())
-    LIMIT 1000
+    SELECT id, epoch, CASE WHEN lost THEN 'crash' ELSE 'late' END AS reason,
+        CASE WHEN lost THEN 'worker_lost' END AS error_code,
+        CASE WHEN lost THEN 'The worker ' || worker || ' stopped answering while it ran this job.' END AS error_detail,
+        CASE WHEN lost THEN true END AS error_retryable
+    FROM (
+        SELECT id, epoch, worker, lease_until < now() AS lost
+        FROM jobs WHERE status = 'running' AND (lease_until < now() OR deadline_at <= now())
+        LIMIT 1000 FOR UPDATE SKIP LOCKED
+    ) AS overdue
 """
         )
     )

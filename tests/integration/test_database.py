@@ -23,6 +23,7 @@ Sql = Callable[..., list[Any]]
 
 BOOM = JobError(code="boom", detail="It broke.", retryable=True)
 RESULT = MatchResult(score=0.5)
+HOOK = "https://example.com/hook"
 
 
 @pytest.fixture
@@ -281,6 +282,14 @@ class TestCancelAndRetry:
         with pytest.raises(Conflict, match="is succeeded"):
             database.retry(id, "t")
 
+    def test_retry_keeps_the_quota(self, database: Database) -> None:
+        first, _ = submit(database, 2)
+        database.cancel(first, "t")
+        with pytest.raises(QuotaExceeded):
+            database.retry(first, "t", quota=1)
+        assert database.job(first, "t").status is Status.CANCELLED
+        database.retry(first, "t", quota=2)
+
     def test_an_old_epoch_stays_stale_after_a_retry(self, database: Database) -> None:
         [id] = submit(database)
         stale = claim(database, id)
@@ -308,6 +317,20 @@ class TestHousekeeping:
         rewind(sql, cancelled, "lease_until")
         rewind(sql, late, "deadline_at", 2 * 86_400)
         assert database.rescue() == {cancelled: Status.CANCELLED, late: Status.EXPIRED}
+        assert database.job(late, "t").error is None, "its worker was there all the time"
+
+    def test_rescue_leaves_alone_what_its_worker_is_just_changing(
+        self, database: Database, sql: Sql, settings: Settings
+    ) -> None:
+        [id] = submit(database)
+        claim(database, id)
+        rewind(sql, id, "lease_until")
+        engine = create_engine(driver_url(settings.database_url))
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE jobs SET lease_until = now() + interval '1 minute'"))
+            assert database.rescue() == {}
+        engine.dispose()
+        assert database.rescue() == {}
 
     def test_three_lost_workers_quarantine(self, database: Database, sql: Sql) -> None:
         [id] = submit(database)
@@ -371,18 +394,17 @@ class TestHousekeeping:
 
 class TestWebhooks:
     def test_owed_when_the_job_ends_and_not_before(self, database: Database) -> None:
-        [id] = submit(database, webhook="https://example.com/hook")
+        [id] = submit(database, webhook=HOOK)
         submit(database)
         held = claim(database, id)
         assert database.webhooks.take(10) == []
         database.finish([Finish(id, held.epoch, RESULT)])
         [owed] = database.webhooks.take(10)
-        assert (owed.job_id, owed.status, owed.attempts, owed.url) == (id, "succeeded", 1, "https://example.com/hook")
+        assert (owed.job_id, owed.status, owed.attempts, owed.url) == (id, "succeeded", 1, HOOK)
         assert database.webhooks.take(10) == [], "taking one puts it off"
 
     def test_every_way_to_end_owes_one(self, database: Database, sql: Sql) -> None:
-        hook = {"webhook": "https://example.com/hook"}
-        cancelled, expired, lost = submit(database, 3, **hook)
+        cancelled, expired, lost = submit(database, 3, webhook=HOOK)
         database.cancel(cancelled, "t")
         rewind(sql, expired, "deadline_at", 2 * 86_400)
         database.expire_queued()
@@ -390,6 +412,24 @@ class TestWebhooks:
         rewind(sql, lost, "deadline_at", 2 * 86_400)
         database.rescue()
         assert {owed.job_id for owed in database.webhooks.take(10)} == {cancelled, expired, lost}
+
+    def test_a_retried_job_owes_another_one_when_it_ends_again(self, database: Database) -> None:
+        [id] = submit(database, webhook=HOOK)
+        database.cancel(id, "t")
+        database.retry(id, "t")
+        assert database.webhooks.take(1) == [], "nothing to tell yet"
+        [other] = submit(database, webhook=HOOK)
+        database.cancel(other, "t")
+        [owed] = database.webhooks.take(1)
+        assert owed.job_id == other, "not held up by it"
+        database.cancel(id, "t")
+        [first] = database.webhooks.take(1)
+        database.webhooks.delivered(first.id)
+        database.retry(id, "t")
+        database.cancel(id, "t")
+        [second] = database.webhooks.take(1)
+        assert second.job_id == first.job_id == id
+        assert second.id != first.id
 
     def test_until_delivered_or_given_up(self, database: Database, sql: Sql) -> None:
         ids = submit(database, 2, webhook="https://example.com/hook")

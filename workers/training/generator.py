@@ -33,7 +33,7 @@ from workers.scenes.latents import BACKGROUND_SIZE, INSTANCE_SIZE, latents
 from workers.scenes.lexicon import KEYS
 from workers.training.checkpoint import save_weights
 from workers.training.data import Pictures, to_tensor
-from workers.training.loop import Loss, Outcome, Recipe, Validation, train
+from workers.training.loop import Loss, Outcome, Recipe, Validation, command, train
 from workers.training.recognizer import figures as recognized
 
 LANGUAGES: tuple[Language, ...] = ("zh", "en")
@@ -302,6 +302,7 @@ def assemble(run: Path, recipe: GeneratorRecipe) -> None:
     generator.load_state_dict(weights)
     facts = {
         **told["painter"],
+        "command": command(),
         "config": asdict(recipe),
         "metrics": {f"{name}/{key}": value for name, facts in told.items() for key, value in facts["metrics"].items()},
         "parameters": sum(parameter.numel() for parameter in generator.parameters()),

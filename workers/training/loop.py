@@ -179,11 +179,16 @@ def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
+def command() -> str:
+    """The command that this process runs, as it is given again."""
+    return shlex.join(["python", "-m", "workers.training", *sys.argv[1:]])
+
+
 def facts(model: nn.Module, recipe: Any, outcome: Outcome, device: torch.device) -> dict[str, Any]:
     """What is written beside weights: enough to know where they come from and to make them again."""
     return {
         "config": asdict(recipe),
-        "command": shlex.join(["python", "-m", "workers.training", *sys.argv[1:]]),
+        "command": command(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "metrics": outcome.metrics,

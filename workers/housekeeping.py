@@ -1,13 +1,15 @@
 """The housekeeper: every few seconds it mends what died, was lost, or is owed.
 
 Any number of housekeepers may run. Each round takes a lock in PostgreSQL, so one of them acts; and each
-thing it does is a guarded statement, so a round that is cut off or done twice does no harm.
+thing it does is a guarded statement, so a round that is cut off or done twice does no harm. Webhooks and
+collecting need no lock: who delivers takes the deliveries, and what is gone can be removed again.
 """
 
 from __future__ import annotations
 
 import logging
 import platform
+import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -69,10 +71,8 @@ class Housekeeper:
 
     def collect(self) -> None:
         """Remove what nobody can ask for any more: orphaned objects, dead workers, old idempotency keys."""
-        with self._database.leading() as leads:
-            if leads:
-                self._database.workers.forget()
-                self._database.forget_idempotency_keys()
+        self._database.workers.forget()
+        self._database.forget_idempotency_keys()
         self._collect_orphans()
 
     def _dispatch(self) -> None:
@@ -149,7 +149,7 @@ def define(app: Celery, housekeeper: Housekeeper, interval: float) -> None:
     for name, (do, _) in every.items():
         # An outage is no failure of the task: the next round comes anyway.
         # Flower shows jobs; the rounds of housekeeping would crowd them out of it.
-        app.task(_outages_logged(do), name=name, ignore_result=True, send_events=False)
+        app.task(_one_at_a_time(_outages_logged(do)), name=name, ignore_result=True, send_events=False)
     app.conf.task_send_sent_event = False
     app.conf.beat_schedule = {
         name: {
@@ -168,5 +168,19 @@ def _outages_logged(do: Callable[[], None]) -> Callable[[], None]:
             do()
         except Unavailable as error:
             log.warning("%s put off: %s", do.__name__, error)
+
+    return run
+
+
+def _one_at_a_time(do: Callable[[], None]) -> Callable[[], None]:
+    """With a thread for each task, none waits for another: slow receivers of webhooks must not hold up the rescue."""
+    at_work = threading.Lock()
+
+    def run() -> None:
+        if at_work.acquire(blocking=False):
+            try:
+                do()
+            finally:
+                at_work.release()
 
     return run

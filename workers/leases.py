@@ -70,6 +70,9 @@ class Heartbeat:
     def holding(self, claim: Claim) -> Iterator[Lease]:
         lease = Lease(claim)
         with self._guard:
+            # Lost and claimed again by this very worker: the earlier run is for nothing.
+            if claim.id in self._leases:
+                self._leases[claim.id].stop()
             self._leases[claim.id] = lease
         try:
             yield lease

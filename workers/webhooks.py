@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,22 +21,26 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 8
 """With the backoff of `Database.take_webhooks`, the last attempt comes about four hours after the first."""
 
-AT_ONCE = 8
+AT_ONCE = 32
+"""Most of them wait for receivers, and a receiver may take `fetch_timeout` seconds."""
 
 
 def deliver(settings: Settings, database: Database, fetcher: Fetcher) -> int:
-    """Deliver what is due; returns how many were tried.
+    """Deliver what is due, for about `fetch_timeout` seconds if there is so much; returns how many were tried.
 
     At least once, so a receiver goes by `webhook-id`. Any number of processes may deliver at a time.
     """
     if settings.webhook_secret is None:
         return 0
     signer = Webhook(settings.webhook_secret.get_secret_value())
-    due = database.webhooks.take(most=100)
+    tried = 0
+    until = time.monotonic() + settings.fetch_timeout
     with ThreadPoolExecutor(AT_ONCE, "webhooks") as pool:
-        for owed in due:
-            pool.submit(_deliver_one, signer, database, fetcher, owed)
-    return len(due)
+        # No more are taken than can be tried at once: taking one starts the clock of its next attempt.
+        while time.monotonic() < until and (due := database.webhooks.take(most=AT_ONCE)):
+            wait([pool.submit(_deliver_one, signer, database, fetcher, owed) for owed in due])
+            tried += len(due)
+    return tried
 
 
 def _deliver_one(signer: Webhook, database: Database, fetcher: Fetcher, owed: Any) -> None:

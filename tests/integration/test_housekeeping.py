@@ -23,10 +23,10 @@ from api.servers import Valkey
 from shared.connections import driver_url
 from shared.database import Database, Finish
 from shared.jobs import JobRequest, Kind, MatchResult, Status
-from shared.queue import JobQueue, celery_app, event_channel
+from shared.queue import WEBHOOKS_TASK, JobQueue, celery_app, event_channel
 from shared.settings import Settings
 from shared.storage import ObjectStore
-from workers.housekeeping import Housekeeper
+from workers.housekeeping import Housekeeper, define
 
 TENANT = "t"
 
@@ -204,3 +204,26 @@ def test_orphaned_objects_are_collected_and_nothing_else(house: House, settings:
             os.utime(tmp_path / "objects" / key, (0, 0))
     house.keeper.collect()
     assert sorted(stored.key for stored in house.store.list()) == sorted(key for key in keys if "orphan" not in key)
+
+
+def test_a_task_that_is_still_at_it_is_not_started_again(house: House) -> None:
+    """Or receivers of webhooks that answer late would take every thread, and none were left for lost jobs."""
+    entered, release = threading.Event(), threading.Event()
+    calls = []
+
+    def deliver_slowly() -> None:
+        calls.append(1)
+        entered.set()
+        release.wait(20)
+
+    house.keeper.deliver_webhooks = deliver_slowly  # type: ignore[method-assign]
+    define(house.app, house.keeper, interval=5)
+    deliver = house.app.tasks[WEBHOOKS_TASK]
+    first = threading.Thread(target=deliver)
+    first.start()
+    assert entered.wait(20)
+    deliver()
+    release.set()
+    first.join(20)
+    deliver()
+    assert len(calls) == 2

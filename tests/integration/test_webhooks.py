@@ -99,6 +99,15 @@ def test_signed_and_delivered_once(settings: Settings, receiver: Receiver) -> No
     assert (row.delivered_at is not None, row.due_at, headers["webhook-id"]) == (True, None, str(row.id))
 
 
+def test_many_in_one_round(settings: Settings, receiver: Receiver) -> None:
+    sender = Sender(settings)
+    count = webhooks.AT_ONCE + 1
+    for _ in range(count):
+        sender.cancelled_job(receiver.url)
+    assert sender.deliver() == count
+    assert len({headers["webhook-id"] for headers, _ in receiver.deliveries}) == count
+
+
 def test_a_receiver_in_trouble_is_tried_again_under_the_same_id(settings: Settings, receiver: Receiver) -> None:
     sender = Sender(settings)
     sender.cancelled_job(receiver.url)

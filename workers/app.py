@@ -6,10 +6,12 @@ import logging
 import platform
 import threading
 import time
+import warnings
 from typing import Any
 
 from celery import Celery, beat, signals
 from celery.apps.worker import Worker
+from celery.exceptions import SecurityWarning
 from celery.worker import state
 
 from shared.metrics import Recorder
@@ -98,8 +100,11 @@ def _beat(app: Celery) -> None:
 
 def _consumer(app: Celery, hostname: str, *, queues: list[str], threads: int) -> Worker:
     signals.setup_logging.connect(_keep_our_logging)
+    # Celery warns root of pickles from the wire, and we accept none.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     worker: Worker = app.Worker(
         hostname=hostname,
+        quiet=True,
         pool="threads",
         concurrency=threads,
         queues=queues,

@@ -206,3 +206,15 @@ def test_a_generator_is_trained_in_slices_and_put_together(tmp_path: Path) -> No
     assert facts["step"].keys() == {"planner", "painter", "rivals"}
     assert facts["config"]["rival_weight"] == recipe.rival_weight
     assert Generator.load(tmp_path / "weights.safetensors").sample(tokens(TEXTS[0]), [1]).shape == (1, 64, 64, 3)
+
+
+def test_losses_are_finite_in_mixed_precision() -> None:
+    """As they are computed on processors with native bfloat16, and on GPUs."""
+    torch.manual_seed(0)
+    planner, rivals = Planner(SHAPE), Rivals(Painter(SHAPE), Discriminator(SHAPE.plan))
+    batch = paintings(pictures("train", 4, seed=1), 4, seed=1)(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = [planning(planner, texts(2, seed=1)(0))[0], *rivals(*batch, 1.0, 1.0).values()]
+    torch.stack(losses).sum().backward()
+    assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses)
+    assert all(weight.grad is None or weight.grad.isfinite().all() for weight in rivals.parameters())

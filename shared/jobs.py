@@ -51,6 +51,7 @@ def _finite(value: float) -> float:
 
 Text = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_storable)]
 Label = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
+Word = Annotated[str, AfterValidator(_storable)]
 Seconds = Annotated[float, AfterValidator(_finite)]
 Tenant = str
 Language = Literal["zh", "en"]
@@ -147,12 +148,12 @@ class GenerateResult(_Strict):
     kind: Literal[Kind.GENERATE] = Kind.GENERATE
     image: StoredImage
     seed: int
-    unknown_words: tuple[str, ...] = Field((), description="words of the prompt that the model does not know")
+    unknown_words: tuple[Word, ...] = Field((), description="words of the prompt that the model does not know")
 
 
 class DescribeResult(_Strict):
     kind: Literal[Kind.DESCRIBE] = Kind.DESCRIBE
-    text: str
+    text: Word
     language: Language
     confidence: Score = Field(description="geometric mean of the token probabilities")
     out_of_domain: bool = False
@@ -161,22 +162,22 @@ class DescribeResult(_Strict):
 class RecognizedObject(_Strict):
     """One object with the attributes and the action bound to it; names are English, `*_zh` Chinese."""
 
-    name: str
-    name_zh: str
+    name: Word
+    name_zh: Word
     confidence: Score
-    attributes: dict[str, str] = Field(default_factory=dict, description="for example colour, size")
-    attributes_zh: dict[str, str] = Field(default_factory=dict)
-    action: str | None = None
-    action_zh: str | None = None
+    attributes: dict[Word, Word] = Field(default_factory=dict, description="for example colour, size")
+    attributes_zh: dict[Word, Word] = Field(default_factory=dict)
+    action: Word | None = None
+    action_zh: Word | None = None
     count: int = 1
 
 
 class RecognizeResult(_Strict):
     kind: Literal[Kind.RECOGNIZE] = Kind.RECOGNIZE
     objects: tuple[RecognizedObject, ...]
-    scene: str | None = None
-    scene_zh: str | None = None
-    relation: str | None = Field(None, description="of the first object to the second: left, right, above, below")
+    scene: Word | None = None
+    scene_zh: Word | None = None
+    relation: Word | None = Field(None, description="of the first object to the second: left, right, above, below")
     confidence: Score
     out_of_domain: bool = False
 
@@ -192,9 +193,14 @@ JobResult = Annotated[
 ]
 
 
+def _made_storable(text: str) -> str:
+    """What somebody's engine says of its failure must not be what cannot be written down."""
+    return text.encode(errors="replace").decode().replace("\x00", "\N{REPLACEMENT CHARACTER}")
+
+
 class JobError(_Strict):
     code: str
-    detail: str
+    detail: Annotated[str, AfterValidator(_made_storable)]
     retryable: bool = False
 
 

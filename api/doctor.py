@@ -112,9 +112,13 @@ print(json.dumps({"version": torch.__version__, "gpus": gpus, "cores": torch.get
 
 def _torch(settings: Settings) -> Iterator[Finding]:
     """Asked in a process of its own, because importing torch takes seconds and 200 MB, and may even crash."""
-    answer = subprocess.run(
-        [sys.executable, "-P", "-c", _ASK_TORCH], capture_output=True, text=True, timeout=120, check=False
-    )
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-P", "-c", _ASK_TORCH], capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        yield Finding("torch", "did not load in two minutes", "see whether its device's driver is stuck (nvidia-smi)")
+        return
     if answer.returncode:
         last = (answer.stderr.strip().splitlines() or ["it died"])[-1]
         missing = "No module named 'torch'" in last

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
+_TABLE_WIDTH = 120
+"""Columns of a list of jobs or keys. A narrower terminal breaks its lines, but cuts nothing: ids are to be copied."""
+
 _COLOURS = {
     Status.QUEUED: "yellow",
     Status.RUNNING: "cyan",
@@ -148,7 +151,7 @@ def print_jobs(jobs: Iterable[Job]) -> None:
         status = f"[{_COLOURS[job.status]}]{job.status}[/]"
         created = job.created_at.astimezone().strftime("%m-%d %H:%M:%S")
         table.add_row(str(job.id), job.kind, status, created, took(job), escape(_about(job)))
-    Console(highlight=False).print(table)
+    _wide().print(table)
 
 
 def print_job(job: Job) -> None:
@@ -191,7 +194,11 @@ def print_keys(keys: Iterable[Any]) -> None:
     for key in keys:
         moments = (_moment(key.created_at), _moment(key.revoked_at))
         table.add_row(str(key.id), escape(key.name), escape(key.tenant), str(key.quota), *moments)
-    Console(highlight=False).print(table)
+    _wide().print(table)
+
+
+def _wide() -> Console:
+    return Console(highlight=False, width=max(out.width, _TABLE_WIDTH))
 
 
 def print_addresses(system: System) -> None:

@@ -16,7 +16,7 @@ from shared.settings import Settings
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Foreign errors become ours here and nowhere else; a broken statement stays a bug."""
+    """Foreign errors become ours here and nowhere else; a broken statement stays a bug, if the schema is ours."""
     try:
         yield
     except (sqlalchemy_errors.OperationalError, sqlalchemy_errors.InterfaceError) as error:
@@ -27,6 +27,8 @@ def translated() -> Iterator[None]:
         # A server that is going down answers with SQLSTATE class 57P, which psycopg files elsewhere.
         if error.connection_invalidated or isinstance(error.orig, psycopg.OperationalError):
             raise DatabaseUnavailable("PostgreSQL is restarting; try again.", retry_after=2) from error
+        if isinstance(error.orig, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
+            raise DatabaseUnavailable("The database has not the schema of this version; run: tuwen migrate") from error
         raise
 
 

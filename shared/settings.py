@@ -8,6 +8,7 @@ from base64 import b64decode
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -19,6 +20,17 @@ from shared.jobs import Kind
 def _listed(value: Any) -> Any:
     """In the environment lists are written `a,b`."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _addressed(*schemes: str) -> AfterValidator:
+    def check(url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in schemes:
+            raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        _ = parts.port  # raises ValueError where it is no number
+        return url
+
+    return AfterValidator(check)
 
 
 def _network(text: str) -> str:
@@ -46,8 +58,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TUWEN_", env_ignore_empty=True, extra="ignore")
 
     # Where things are
-    database_url: str = Field("postgresql://tuwen@127.0.0.1:5432/tuwen", pattern=r"^postgresql(\+psycopg)?://")
-    redis_url: str = Field("redis://127.0.0.1:6379/0", pattern="^rediss?://")
+    database_url: Annotated[str, _addressed("postgresql", "postgres")] = "postgresql://tuwen@127.0.0.1:5432/tuwen"
+    redis_url: Annotated[str, _addressed("redis", "rediss")] = "redis://127.0.0.1:6379/0"
     storage_url: str = Field("file://.tuwen/objects", description="file://FOLDER or s3://BUCKET/PREFIX")
     s3_endpoint: str | None = Field(None, description="URL of an S3-compatible service; none means AWS")
     s3_public_endpoint: str | None = Field(None, description="the same service as clients reach it, for presigned URLs")

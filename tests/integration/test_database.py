@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, text
 
 from shared.connections import driver_url
 from shared.database import Claim, Database, Finish, GiveBack
-from shared.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound, QuotaExceeded
+from shared.errors import Conflict, DatabaseUnavailable, IdempotencyMismatch, InvalidRequest, NotFound, QuotaExceeded
 from shared.jobs import JobError, JobRequest, Kind, MatchResult, Status
 from shared.migrations import _config, is_current
 from shared.settings import Settings
@@ -68,9 +68,11 @@ class TestSchema:
         assert is_current(settings.database_url)
         command.check(_config(settings.database_url))
 
-    def test_downgrade_and_upgrade_again(self, settings: Settings) -> None:
+    def test_downgrade_and_upgrade_again(self, database: Database, settings: Settings) -> None:
         command.downgrade(_config(settings.database_url), "base")
         assert not is_current(settings.database_url)
+        with pytest.raises(DatabaseUnavailable, match="tuwen migrate"):
+            database.check()
         command.upgrade(_config(settings.database_url), "head")
         assert is_current(settings.database_url)
 

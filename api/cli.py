@@ -19,7 +19,7 @@ from api.commands import images, jobs, keys, system
 from api.commands.place import Place
 from api.terminal import err, out
 from shared import __version__
-from shared.errors import TuwenError, Unavailable
+from shared.errors import TuwenError, Unauthorized, Unavailable
 
 app = typer.Typer(
     help="Turn text into images and images into text, and measure how well they correspond.",
@@ -60,8 +60,12 @@ def main() -> None:
             field = ".".join(str(part) for part in wrong["loc"])
             _complain(f"{field}: {wrong['msg']}")
         sys.exit(2)
+    except Unauthorized as error:
+        _complain(f"{error} Give a key with --api-key or TUWEN_API_KEY; `tuwen keys create NAME` makes one.")
+        sys.exit(1)
     except TuwenError as error:
-        _complain(str(error))
+        # The field says which of many jobs was refused.
+        _complain(f"{error.field}: {error}" if error.field and error.field not in str(error) else str(error))
         sys.exit(3 if isinstance(error, Unavailable) else 1)
     except BrokenPipeError:
         # The reader of our output, such as `head`, has had enough.

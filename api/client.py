@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from api.messages import Accepted, Batch, File, JobPage, Models, ModelState, Problem
 from shared import __version__
-from shared.errors import TuwenError, Unavailable
+from shared.errors import TuwenError, Unauthorized, Unavailable
 from shared.jobs import (
     DescribeInput,
     GenerateInput,
@@ -52,6 +52,8 @@ _LONGEST_PAUSE = 10.0
 _LONG_POLL = 25.0
 _STREAM_SILENCE = 60.0
 """Seconds without even a comment after which an event stream is taken for dead; the API sends one every 15."""
+_STREAM_PATIENCE = 60.0
+"""Seconds for which a lost stream is looked for: the job goes on meanwhile, and an API that restarts comes back."""
 
 Image = bytes | Path | ImageSource | str
 """An image file's bytes, its path, or, as a string, its URL."""
@@ -61,9 +63,15 @@ class Client:
     """Thread-safe. Usable in a `with` block, which closes its connections."""
 
     def __init__(self, base_url: str, api_key: str | None = None, timeout: float = 30.0):
-        """`timeout` bounds, in seconds, how long a server may be silent."""
+        """`timeout` bounds, in seconds, how long a server may be silent.
+
+        Raises:
+            Unauthorized: no API key looks like this one.
+        """
         headers = {"User-Agent": f"tuwen/{__version__}"}
         if api_key is not None:
+            if not (api_key.isascii() and api_key.isprintable()):
+                raise Unauthorized("This API key is not valid.")
             headers["Authorization"] = f"Bearer {api_key}"
         # A proxy from the environment is no way to one's own machine.
         local = urlsplit(base_url).hostname in ("localhost", "127.0.0.1", "::1")
@@ -211,20 +219,20 @@ class Client:
     def iter_events(self, id: UUID) -> Iterator[Job]:
         """The job as it is, then again with each change of state or progress, until it is over.
 
-        A stream that breaks is taken up again.
+        A stream that breaks is taken up again; raises Unavailable when that does not succeed within a minute.
         """
         job: Job | None = None
-        attempt = 0
+        attempt, give_up = 0, time.monotonic() + _STREAM_PATIENCE
         while job is None or not job.status.terminal:
             try:
                 for name, data in self._events(id):
-                    attempt = 0
+                    attempt, give_up = 0, time.monotonic() + _STREAM_PATIENCE
                     following = _next_job(job, name, data)
                     if following is not None and following != job:
                         job = following
                         yield job
             except Unavailable:
-                if attempt >= len(_PAUSES):
+                if time.monotonic() > give_up:
                     raise
             if job is None or not job.status.terminal:
                 time.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])

@@ -16,7 +16,7 @@ from api import terminal
 from api.client import Client
 from api.commands.place import place
 from api.terminal import err, out
-from shared.errors import InvalidRequest, PayloadTooLarge
+from shared.errors import InvalidRequest, PayloadTooLarge, Unavailable
 from shared.jobs import (
     DescribeInput,
     GenerateInput,
@@ -222,9 +222,17 @@ def _follow(
                 failed = True
                 err.print(f"[red]{job.status}[/] {job.id}  {escape(terminal.outcome(job))}")
     except KeyboardInterrupt:
-        err.print(f"\nno longer waiting, but the jobs go on; see: tuwen jobs watch {jobs[-1].id}")
+        err.print()
+        _say_they_go_on(jobs)
         raise typer.Exit(130) from None
+    except Unavailable:
+        _say_they_go_on(jobs)
+        raise
     return failed
+
+
+def _say_they_go_on(jobs: Sequence[Job]) -> None:
+    err.print(f"no longer waiting, but the jobs go on; see: tuwen jobs watch {jobs[-1].id}")
 
 
 def _exit(failed: bool) -> None:

@@ -104,6 +104,7 @@ def test_a_server_that_is_away_for_a_moment_is_waited_for(settings: Settings) ->
 
 def test_a_server_that_stays_away_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.client._PAUSES", (0.01,))
+    monkeypatch.setattr("api.client._STREAM_PATIENCE", 0.0)
     with Client("http://127.0.0.1:9") as client:
         with pytest.raises(Unavailable):
             client.get(UUID(int=1))

@@ -33,6 +33,16 @@ def figures(api: httpx.Client) -> dict[tuple[str, ...], float]:
     }
 
 
+@pytest.mark.parametrize("page", ["/", "/docs", "/redoc"])
+def test_pages_take_nothing_from_elsewhere(api: httpx.Client, page: str) -> None:
+    html = api.get(page).raise_for_status().text
+    loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="([^"]+)"', html)
+    assert page == "/" or loaded
+    for address in loaded:
+        assert not address.startswith(("http:", "https:", "//"))
+        assert api.get(address).is_success
+
+
 def test_health_and_readiness(api: httpx.Client) -> None:
     assert api.get("/healthz").json()["status"] == "ok"
     assert api.get("/readyz").json() == {

@@ -175,6 +175,13 @@ def test_unreachable_database_is_one_line() -> None:
     assert "Traceback" not in refused.stderr
 
 
+def test_a_key_that_is_none_is_refused_in_one_line() -> None:
+    refused = tuwen("--url", "http://127.0.0.1:9", "jobs", "ls", TUWEN_API_KEY="tw_é")
+    assert refused.returncode == 1
+    assert "TUWEN_API_KEY" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_no_command_loads_torch() -> None:
     script = "import sys, api.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

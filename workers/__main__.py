@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from shared.errors import TuwenError
+from shared.errors import ConfigurationError, TuwenError
 from shared.jobs import Kind
 from shared.settings import Settings
 
@@ -43,8 +43,12 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
         from workers.app import run_housekeeper
 
         return run_housekeeper(settings)
-    from workers.flower import run_flower
-
+    try:
+        from workers.flower import run_flower
+    except ModuleNotFoundError as error:
+        if error.name != "flower":
+            raise
+        raise ConfigurationError("Flower is not installed here: pip install 'tuwen[flower]'") from error
     return run_flower(settings)
 
 

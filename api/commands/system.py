@@ -69,6 +69,9 @@ def up(
 @app.command(rich_help_panel=INSTALLATION)
 def demo(context: typer.Context) -> None:
     """Start a system of its own, let it draw, describe, recognise and match, and stop it again."""
+    from api.servers import embedded_servers
+
+    embedded_servers()  # what the demonstration is made with comes in the same extra
     from api import demo as demonstration
 
     stop_on_signals()

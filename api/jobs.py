@@ -316,21 +316,22 @@ async def _over(resources: Resources, job_id: UUID, tenant: Tenant, timeout: flo
     deadline = time.monotonic() + timeout
     async with resources.events.watch(job_id) as changes:
         while True:
+            time_is_up = time.monotonic() >= deadline
             job = await run_sync(resources.database.job, job_id, tenant)
             changes.saw(job.status)
-            if job.status.terminal or not await _said_to_be_over(changes, deadline):
+            if job.status.terminal or time_is_up:
                 return job
+            await _until_said_to_be_over(changes, deadline)
 
 
-async def _said_to_be_over(changes: Watch, deadline: float) -> bool:
-    """Wait for news that the job is over: False when time is up."""
+async def _until_said_to_be_over(changes: Watch, deadline: float) -> None:
+    """Wait for news that the job is over, or until time is up."""
     while (left := deadline - time.monotonic()) > 0:
         change = await changes.next(left)
         if isinstance(change, Status):
             changes.saw(change)
             if change.terminal:
-                return True
-    return False
+                return
 
 
 async def _stream(resources: Resources, job_id: UUID, tenant: Tenant, base_url: str) -> AsyncIterator[bytes]:

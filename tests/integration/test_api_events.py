@@ -174,6 +174,22 @@ def test_a_wait_ends_when_its_time_is_up(api: httpx.Client, hand: FakeWorker) ->
     assert (answer.status_code, answer.json()["status"]) == (200, "running")
 
 
+def test_when_its_time_is_up_a_wait_answers_with_the_job_as_it_is_then(
+    api: httpx.Client, hand: FakeWorker, settings: Settings
+) -> None:
+    id = submit(api)
+
+    def claim() -> None:
+        eventually(lambda: subscribers(settings, id) == 1)
+        hand.claim(id)
+
+    working = threading.Thread(target=claim)
+    working.start()
+    answer = api.get(f"/v1/jobs/{id}", headers={"Prefer": "wait=3"})
+    working.join()
+    assert answer.json()["status"] == "running"
+
+
 @pytest.mark.parametrize(
     "prefer", ["wait=-1", "wait=forever", "wait", "wait=٣", "return=minimal", "wait=0", "=,=;", "wait=nan"]
 )

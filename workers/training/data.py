@@ -172,7 +172,8 @@ def disturb(images: Tensor, rng: np.random.Generator) -> Tensor:
     images = torch.stack([p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, shifts, strict=True)])
     blurred = avg_pool2d(pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     images = torch.lerp(images, blurred, lot(-1.0, 0.8, 1, 1, 1).clamp(min=0))
-    images = images * lot(0.85, 1.15, 1, 1, 1) + lot(-0.1, 0.1, 3, 1, 1)
+    # Rather darker than brighter: what is drawn in white must not be washed out.
+    images = (images - 1) * lot(0.7, 1.1, 1, 1, 1) + 1 - lot(-0.05, 0.2, 3, 1, 1)
     noise = torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32)).to(images.device)
     images = images + noise * lot(-0.08, 0.08, 1, 1, 1).clamp(min=0)
     return images.clamp(-1, 1).contiguous(memory_format=torch.channels_last)

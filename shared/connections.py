@@ -51,8 +51,9 @@ class Connections:
 
     def __init__(self, settings: Settings, *, pool_size: int = 8):
         self._engine = _engine(settings, pool_size)
-        # Losing a claim or a heartbeat only repeats work, so they need not wait for the disk.
-        self._relaxed = _engine(settings, pool_size=2)
+        # Losing a claim or a heartbeat only repeats work, so they need not wait for the disk; and both are tried
+        # again when PostgreSQL has restarted, so they need not ask first whether the connection still stands.
+        self._relaxed = _engine(settings, pool_size=2, ask_first=False)
 
         @event.listens_for(self._relaxed, "connect")
         def _do_not_wait_for_the_disk(connection: psycopg.Connection[Any], _record: object) -> None:
@@ -82,7 +83,7 @@ class Connections:
             return list(result.all()) if result.returns_rows else []
 
 
-def _engine(settings: Settings, pool_size: int) -> Engine:
+def _engine(settings: Settings, pool_size: int, *, ask_first: bool = True) -> Engine:
     return create_engine(
         driver_url(settings.database_url),
         # A transition is one statement, so BEGIN and COMMIT would be two idle round trips.
@@ -90,6 +91,6 @@ def _engine(settings: Settings, pool_size: int) -> Engine:
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=10,
-        pool_pre_ping=True,
+        pool_pre_ping=ask_first,
         connect_args={"connect_timeout": 3, "application_name": "tuwen", "tcp_user_timeout": 10_000},
     )

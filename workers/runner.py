@@ -205,7 +205,7 @@ class Runner:
             return Finish(claim.id, claim.epoch, result=cast("JobResult", output))
         data = encode_png(output.pixels)
         key = content_key("results", data, ".png")
-        self._store.put_once(key, data, "image/png")
+        self._store.put(key, data, "image/png")
         height, width, _ = output.pixels.shape
         stored = StoredImage(key=key, sha256=key.rpartition("/")[2].removesuffix(".png"), width=width, height=height)
         result: JobResult = GenerateResult(image=stored, seed=item.seed, unknown_words=output.unknown_words)

@@ -225,7 +225,7 @@ def test_a_worker_that_cannot_be_warm_does_not_start(
     [
         ("TUWEN_DATABASE_URL", "postgresql://tuwen@127.0.0.1:1/tuwen", "database_unavailable"),
         ("TUWEN_STORAGE_URL", "ftp://somewhere", "TUWEN_STORAGE_URL"),
-        ("TUWEN_LEASE", "soon", "lease"),
+        ("TUWEN_LEASE", "soon", "TUWEN_LEASE"),
         ("TUWEN_DEVICE", "tpu", "tpu"),
     ],
 )

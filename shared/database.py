@@ -1,11 +1,12 @@
 """Every state transition of a job, each one guarded statement.
 
-    queued ──claim──▶ running ──finish──▶ succeeded | failed | cancelled
+    queued ──claim──▶ running ──finish──▶ succeeded | failed
       ▲                  │
       └───give back──────┴──▶ failed | cancelled | expired | quarantined
 
 A guard names the status, and for a running job the epoch that its claim was given. So a worker that
 was taken for dead changes nothing when it wakes up, and a message delivered twice runs once.
+Statements for many jobs name them in the order of their ids, so that no two wait for each other's rows.
 All times are PostgreSQL's: the clocks of hosts are never compared.
 """
 
@@ -253,9 +254,10 @@ class Database:
 
     def renew(self, held: Mapping[UUID, int], worker: str) -> Renewal:
         """One heartbeat: renew the leases of `held` (id → epoch), and say that the worker lives."""
+        ids = sorted(held)
         rows = self._run(
             transitions.RENEW,
-            {"ids": list(held), "epochs": list(held.values()), "lease": self._settings.lease},
+            {"ids": ids, "epochs": [held[id] for id in ids], "lease": self._settings.lease},
             relaxed=True,
         )
         self.workers.seen(worker)
@@ -266,6 +268,7 @@ class Database:
 
     def finish(self, jobs: Sequence[Finish]) -> dict[UUID, Status]:
         """End these jobs. An id that is missing from the answer was no longer this worker's."""
+        jobs = sorted(jobs, key=lambda job: job.id)
         rows = self._run(
             transitions.FINISH,
             {
@@ -281,6 +284,7 @@ class Database:
 
     def give_back(self, jobs: Sequence[GiveBack]) -> dict[UUID, Status]:
         """Settle jobs that were not done. An id missing from the answer was no longer this worker's."""
+        jobs = sorted(jobs, key=lambda job: job.id)
         rows = self._run(
             transitions.GIVE_BACK,
             {

@@ -214,8 +214,9 @@ async def retry(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_
 
     def queue_again() -> Job:
         dispatch = resources.database.retry(job_id, caller.tenant, quota=caller.quota)
-        resources.outbox.publish([dispatch])
-        return resources.database.job(job_id, caller.tenant)
+        job = resources.database.job(job_id, caller.tenant)
+        resources.outbox.publish([dispatch])  # after the look, which would else find it anywhere
+        return job
 
     return _answer(await run_sync(queue_again), base_url, 202)
 

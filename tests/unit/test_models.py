@@ -8,6 +8,7 @@ from workers.models.describer import Describer, write
 from workers.models.matcher import Matcher, log_odds
 from workers.models.recognizer import PAIRS, Recognizer, interpret
 from workers.models.text import END, vocabulary
+from workers.models.trunk import DomainHead
 from workers.scenes.grammar import OPPOSITE, caption, edit, slots
 from workers.training import describer, matcher, recognizer
 from workers.training.data import Pictures, disturb, draw_batch, pictures, recolour, tilt, to_tensor
@@ -203,6 +204,16 @@ def test_cached_pictures_are_the_rendered_ones(data, tmp_path):
     before = file.stat().st_mtime_ns
     assert np.array_equal(pictures("train", 12, cache=tmp_path).pixels, data.pixels)
     assert file.stat().st_mtime_ns == before
+
+
+def test_the_domains_threshold_admits_the_asked_share():
+    torch.manual_seed(0)
+    head = DomainHead(16).eval()
+    tokens = torch.randn(500, 4, 16)
+    with torch.no_grad():
+        head.admit(head(tokens), share=0.9)
+        head.admit(head(tokens), share=0.9)
+        assert (head(tokens) >= 0).float().mean() == pytest.approx(0.9, abs=0.01)
 
 
 def test_measures():

@@ -46,10 +46,18 @@ class Trainable:
 
 MODELS = {
     "recognizer": Trainable(
-        recognizer.RecognizerRecipe, recognizer.make_recognizer, recognizer.train_recognizer, recognizer.report
+        recognizer.RecognizerRecipe,
+        recognizer.make_recognizer,
+        recognizer.train_recognizer,
+        recognizer.report,
+        recognizer.calibrate,
     ),
     "describer": Trainable(
-        describer.DescriberRecipe, describer.make_describer, describer.train_describer, describer.report
+        describer.DescriberRecipe,
+        describer.make_describer,
+        describer.train_describer,
+        describer.report,
+        describer.calibrate,
     ),
     "matcher": Trainable(
         matcher.MatcherRecipe, matcher.make_matcher, matcher.train_matcher, matcher.report, matcher.calibrate

@@ -44,8 +44,8 @@ def clouds(rng: np.random.Generator, side: int, _: Pixels) -> Pixels:
     frequency[0, 0] = 1.0
     spectrum = np.fft.fft2(rng.standard_normal((3, side, side)), axes=(1, 2)) / frequency ** rng.uniform(0.8, 1.8)
     field = np.fft.ifft2(spectrum, axes=(1, 2)).real.transpose(1, 2, 0)
-    field = field / field.std() @ rng.uniform(-0.3, 1.0, (3, 3))
-    return (rng.uniform(60, 200, 3) + rng.uniform(20, 60) * field).clip(0, 255).astype(np.uint8)
+    mixed: NDArray[np.float64] = field / field.std() @ rng.uniform(-0.3, 1.0, (3, 3))
+    return (rng.uniform(60, 200, 3) + rng.uniform(20, 60) * mixed).clip(0, 255).astype(np.uint8)
 
 
 def shapes(rng: np.random.Generator, side: int, _: Pixels) -> Pixels:

@@ -1,7 +1,7 @@
 # Every target first brings .venv up to date with pyproject.toml and constraints.txt.
 # Where pip would choose a torch for CUDA although there is no GPU (it is some 3 GB):
 #   make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-.PHONY: demo up doctor test lint bench chaos format clean
+.PHONY: demo up doctor test lint bench chaos train format clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -32,6 +32,13 @@ bench: $(DEVELOPMENT)
 
 chaos: $(DEVELOPMENT)
 	$(BIN)/python -m tests.chaos
+
+# All built-in models from scratch, hours on a CPU; a run that was cut off goes on where it was.
+train: $(DEVELOPMENT)
+	$(BIN)/python -m workers.training recognizer --steps 12000 --pictures 200000 --out runs/recognizer --ship
+	$(BIN)/python -m workers.training describer --steps 6000 --pictures 200000 --trunk workers/weights/recognizer.safetensors --out runs/describer --ship
+	$(BIN)/python -m workers.training matcher --steps 12000 --pictures 200000 --trunk workers/weights/recognizer.safetensors --out runs/matcher --ship
+	$(BIN)/python -m workers.training generator --out runs/generator --ship
 
 format: $(DEVELOPMENT)
 	$(BIN)/ruff check --fix

@@ -11,6 +11,7 @@ import logging
 import platform
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
@@ -21,7 +22,7 @@ from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
 from shared.database import Database
-from shared.errors import QueueUnavailable, Unavailable
+from shared.errors import NotFound, QueueUnavailable, Unavailable
 from shared.fetch import Fetcher
 from shared.jobs import Kind, Status
 from shared.queue import COLLECTION_TASK, HOUSEKEEPING_QUEUE, HOUSEKEEPING_TASK, WEBHOOKS_TASK, JobQueue
@@ -135,8 +136,11 @@ class Housekeeper:
             old = (stored.key for stored in self._store.list(prefix) if stored.last_modified < before)
             while keys := list(islice(old, 1000)):
                 for key in self._database.unreferenced(keys):
-                    log.info("collecting %s", key)
-                    self._store.delete(key)
+                    # Looked at once more: the same picture may have been stored again since it was listed.
+                    with suppress(NotFound):
+                        if self._store.head(key).last_modified < before:
+                            log.info("collecting %s", key)
+                            self._store.delete(key)
 
 
 def define(app: Celery, housekeeper: Housekeeper, interval: float) -> None:

@@ -38,7 +38,7 @@ train: $(DEVELOPMENT)
 	$(BIN)/python -m workers.training recognizer --steps 12000 --pictures 200000 --out runs/recognizer --ship
 	$(BIN)/python -m workers.training describer --steps 6000 --pictures 200000 --trunk workers/weights/recognizer.safetensors --out runs/describer --ship
 	$(BIN)/python -m workers.training matcher --steps 12000 --pictures 200000 --trunk workers/weights/recognizer.safetensors --out runs/matcher --ship
-	$(BIN)/python -m workers.training generator --out runs/generator --ship
+	$(BIN)/python -m workers.training generator --pictures 200000 --out runs/generator --ship
 
 format: $(DEVELOPMENT)
 	$(BIN)/ruff check --fix

@@ -50,8 +50,10 @@ def installation() -> Iterator[tuple[Settings, Path]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("names", nargs="*", default=[], choices=list(BENCHMARKS), metavar="NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME")
     names = parser.parse_args().names or list(BENCHMARKS)
+    if unknown := set(names) - set(BENCHMARKS):
+        parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     table = Table("figure", "measured", "against", "ratio", "goal", title=f"{os.cpu_count()} cores")
     for name in names:
         with installation() as (settings, folder):

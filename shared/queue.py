@@ -81,6 +81,8 @@ def celery_app(settings: Settings) -> Celery:
         event_serializer="json",
         result_backend=None,
         task_ignore_result=True,
+        # There is none, but else each thread would look through all installed packages for it at its first task.
+        result_backend_thread_safe=True,
         # A crash is seen by the lease, in seconds.
         task_acks_late=False,
         worker_prefetch_multiplier=1,

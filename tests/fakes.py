@@ -131,7 +131,7 @@ class SlowGenerator(NullGenerator):
     """Takes 0.2 s a batch of at most 16, as a GPU might: waiting, not computing."""
 
     def run(self, items: Sequence[Item], run: Run) -> list[Output | TuwenError]:
-        if _doze(0.2, len(items), run):
+        if _doze(0.2, len(items), run, steps=2):  # shorter sleeps take much longer than they say
             return [EngineError("cancelled") for _ in items]
         return super().run(items, run)
 
@@ -239,11 +239,11 @@ def _seconds(item: Any) -> float:
     return float(words[1]) if len(words) > 1 else 0.5
 
 
-def _doze(seconds: float, count: int, run: Run) -> bool:
-    """Sleep in ten steps, each told; True as soon as every item is cancelled."""
-    for step in range(1, 11):
+def _doze(seconds: float, count: int, run: Run, steps: int = 10) -> bool:
+    """Sleep in some steps, each told; True as soon as every item is cancelled."""
+    for step in range(1, steps + 1):
         if all(run.cancelled(index) for index in range(count)):
             return True
-        time.sleep(seconds / 10)
-        run.progress(step, 10)
+        time.sleep(seconds / steps)
+        run.progress(step, steps)
     return False

@@ -51,8 +51,8 @@ class Connections:
 
     def __init__(self, settings: Settings, *, pool_size: int = 8):
         self._engine = _engine(settings, pool_size)
-        # Losing a claim or a heartbeat only repeats work, so they need not wait for the disk; and both are tried
-        # again when PostgreSQL has restarted, so they need not ask first whether the connection still stands.
+        # Losing a heartbeat only shortens a lease, so it need not wait for the disk; and another one follows, so it
+        # need not ask first whether the connection still stands.
         self._relaxed = _engine(settings, pool_size=2, ask_first=False)
 
         @event.listens_for(self._relaxed, "connect")

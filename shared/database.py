@@ -246,10 +246,12 @@ class Database:
     # ── the worker's side ─────────────────────────────────────────────────────────────────────────
 
     def claim(self, ids: Sequence[UUID], worker: str) -> dict[UUID, Claim]:
-        """Make these jobs this worker's. An id that is missing from the answer is not to be run."""
-        rows = self._run(
-            transitions.CLAIM, {"ids": list(ids), "worker": worker, "lease": self._settings.lease}, relaxed=True
-        )
+        """Make these jobs this worker's. An id that is missing from the answer is not to be run.
+
+        Waits for the disk: a claim that PostgreSQL forgot would be followed by another with the same epoch, and
+        the fence would let both in.
+        """
+        rows = self._run(transitions.CLAIM, {"ids": list(ids), "worker": worker, "lease": self._settings.lease})
         return {row.id: Claim(**{**row._mapping, "kind": Kind(row.kind)}) for row in rows}
 
     def renew(self, held: Mapping[UUID, int], worker: str) -> Renewal:

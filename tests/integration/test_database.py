@@ -12,6 +12,7 @@ import pytest
 from alembic import command
 from sqlalchemy import create_engine, text
 
+from api.servers import Postgres
 from shared.connections import driver_url
 from shared.database import Claim, Database, Finish, GiveBack
 from shared.errors import Conflict, DatabaseUnavailable, IdempotencyMismatch, InvalidRequest, NotFound, QuotaExceeded
@@ -175,6 +176,16 @@ class TestClaim:
         database.cancel(cancelled, "t")
         rewind(sql, late, "deadline_at", 2 * 86_400)
         assert database.claim([cancelled, late, uuid4()], "w") == {}
+
+    def test_an_epoch_is_never_given_twice(self, database: Database, postgres: Postgres) -> None:
+        """Not even when PostgreSQL is killed right after a claim, and its worker does not know."""
+        [id] = submit(database)
+        held = claim(database, id)
+        postgres.kill()
+        postgres.start()
+        database.check()
+        assert database.job(id, "t").status is Status.RUNNING
+        assert database.renew({id: held.epoch}, "w").lost == frozenset()
 
     def test_what_the_worker_is_told(self, database: Database) -> None:
         [id] = submit(database)

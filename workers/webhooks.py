@@ -19,7 +19,7 @@ from shared.settings import Settings
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 8
-"""With the backoff of `Database.take_webhooks`, the last attempt comes about four hours after the first."""
+"""With the backoff of `Webhooks.take`, the last attempt comes about four hours after the first."""
 
 AT_ONCE = 32
 """Most of them wait for receivers, and a receiver may take `fetch_timeout` seconds."""

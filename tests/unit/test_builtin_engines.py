@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from shared.errors import EngineStartFailed, InvalidRequest
 from shared.jobs import Kind
@@ -15,6 +14,8 @@ from workers.engines.framing import fit
 from workers.scenes.grammar import Scene, Thing
 from workers.scenes.parsing import parse
 from workers.scenes.render import render
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 BLACK_CAT = Scene((Thing("cat", "black", "jumping"),), "grass", seed=4)
 PAIR = Scene((Thing("dog", "black", "sitting"), Thing("car", "red")), "grass", "left")
@@ -32,14 +33,6 @@ class Unhurried:
 
     def cancelled(self, index):
         return index in self.gone
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,7 @@ from workers.training.data import Pictures, disturb, draw_batch, pictures, recol
 from workers.training.measures import auroc, calibration_error
 from workers.training.outliers import FAMILIES, HELD_OUT, outliers
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """On a busy machine a second thread makes such small models slower, not faster."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")

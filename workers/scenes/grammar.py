@@ -235,7 +235,19 @@ def caption(
         Mention(t.object, t.count, said(t.colour), None if style == "short" else said(t.size), said(t.action))
         for t in scene.things
     ]
-    place, relation = said(scene.place), said(scene.relation)
+    return say(mentions, said(scene.place), said(scene.relation), language, style, rng)
+
+
+def say(
+    mentions: Sequence[Mention],
+    place: str | None,
+    relation: str | None,
+    language: Language,
+    style: Style,
+    rng: np.random.Generator | None = None,
+) -> str:
+    """Put one or two mentions into words, with a place and the relation of the first to the second, where given."""
+    rng = rng if rng is not None else _FIRST
     write = _ZH if language == "zh" else _EN
     if style == "tags":
         return write.tags(mentions, place, relation, rng)

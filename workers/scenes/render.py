@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -58,20 +59,46 @@ def render(scene: Scene, size: int) -> NDArray[np.uint8]:
     return paint(scene, latents(scene), size)
 
 
+class Placed(NamedTuple):
+    """One object in its place, in shares of the picture: x and y of its own origin, between its feet; its height."""
+
+    thing: Thing
+    instance: Instance
+    x: float
+    y: float
+    height: float
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of what is drawn of it, in shares of the picture."""
+        left, right, top = _extent(self.thing.object, self.thing.action)
+        if self.instance.flip < 0:
+            left, right = -right, -left
+        return self.x + left * self.height, self.y - top * self.height, self.x + right * self.height, self.y
+
+
 def paint(scene: Scene, vector: NDArray[np.float32], size: int) -> NDArray[np.uint8]:
     """What the scene says in words, with the layout and looks of `vector` (see `latents`) instead of its own."""
-    canvas_size = max(CANVAS, 2 * size)
-    background, instances = split_latents(vector)
-    canvas = PLACES[scene.place](canvas_size, background)
-    # What stands further back is drawn first.
-    for thing, spot, instance in sorted(
-        _layout(scene, instances), key=lambda cell: cell[1].y + cell[1].play_y * cell[2].y
-    ):
-        _draw(canvas, thing, spot, instance, scene.place)
+    background, _ = split_latents(vector)
+    return draw(scene.place, background, layout(scene, vector), size)
+
+
+def draw(place: str, background: list[float], placed: Sequence[Placed], size: int) -> NDArray[np.uint8]:
+    """Objects at a place, each over those before it; uint8 RGB of shape (size, size, 3)."""
+    canvas = PLACES[place](max(CANVAS, 2 * size), background)
+    for each in placed:
+        _draw(canvas, each, place)
     return np.asarray(canvas.resize((size, size), Image.Resampling.BOX, reducing_gap=None))
 
 
-def _layout(scene: Scene, instances: list[Instance]) -> list[tuple[Thing, Spot, Instance]]:
+def layout(scene: Scene, vector: NDArray[np.float32]) -> list[Placed]:
+    """Where the scene's objects are; what stands further back comes first."""
+    _, instances = split_latents(vector)
+    cells = sorted(_cells(scene, instances), key=lambda cell: cell[1].y + cell[1].play_y * cell[2].y)
+    return [_place(*cell) for cell in cells]
+
+
+def _cells(scene: Scene, instances: list[Instance]) -> list[tuple[Thing, Spot, Instance]]:
     scene = scene.canonical()
     if len(scene.things) == 1:
         thing = scene.things[0]
@@ -80,6 +107,20 @@ def _layout(scene: Scene, instances: list[Instance]) -> list[tuple[Thing, Spot, 
     if scene.relation in ("right", "below"):
         first, second = second, first
     return [(scene.things[0], first, instances[0]), (scene.things[1], second, instances[1])]
+
+
+def _place(thing: Thing, spot: Spot, self_: Instance) -> Placed:
+    left, right, top = _extent(thing.object, thing.action)
+    height = (spot.large if thing.size == "large" else spot.small) * (1 + 0.08 * self_.scale)
+    room = 2 * min(spot.x, 1 - spot.x) - 2 * _MARGIN
+    height *= min(1.0, min(_WIDEST, room / spot.large) / (right - left), _HIGHEST / top)
+    # A small object has more room to move in its cell; none leaves the picture.
+    x = spot.x + spot.play_x * self_.x * (1.0 if thing.size == "large" else 1.5)
+    reach = (right - left) / 2 * height + _MARGIN
+    x = min(max(x, reach), 1 - reach)
+    x -= (left + right) / 2 * height * (-1 if self_.flip < 0 else 1)
+    y = max(spot.y + spot.play_y * self_.y, top * height + _MARGIN)
+    return Placed(thing, self_, x, y, height)
 
 
 @cache
@@ -93,18 +134,9 @@ def _extent(object_: str, action: str | None) -> tuple[float, float, float]:
     return float(points[:, 0].min()), float(points[:, 0].max()), float(-points[:, 1].min())
 
 
-def _draw(canvas: Image.Image, thing: Thing, spot: Spot, self_: Instance, place: str) -> None:
+def _draw(canvas: Image.Image, placed: Placed, place: str) -> None:
     size = canvas.width
-    left, right, top = _extent(thing.object, thing.action)
-    height = (spot.large if thing.size == "large" else spot.small) * (1 + 0.08 * self_.scale)
-    room = 2 * min(spot.x, 1 - spot.x) - 2 * _MARGIN
-    height *= min(1.0, min(_WIDEST, room / spot.large) / (right - left), _HIGHEST / top)
-    # A small object has more room to move in its cell; none leaves the picture.
-    x = spot.x + spot.play_x * self_.x * (1.0 if thing.size == "large" else 1.5)
-    reach = (right - left) / 2 * height + _MARGIN
-    x = min(max(x, reach), 1 - reach)
-    x -= (left + right) / 2 * height * (-1 if self_.flip < 0 else 1)
-    y = max(spot.y + spot.play_y * self_.y, top * height + _MARGIN)
+    thing, self_, x, y, height = placed
     paint_ = Paint.of(thing.colour, self_.shade, night=place == "night street")
     pen = Pen(canvas, x * size, y * size, height * size, flip=self_.flip < 0, outline=paint_.outline)
     pen.edge *= size / CANVAS

@@ -91,6 +91,12 @@ class GenerateInput(_Strict):
     steps: int | None = Field(None, ge=1, le=500, description="sampling steps, for models that take steps")
     guidance: Annotated[float, Field(ge=0, le=100), AfterValidator(_finite)] | None = None
     seed: int | None = Field(None, ge=0, lt=2**63, description="none means one is drawn and reported")
+    candidates: int = Field(
+        1, ge=1, le=16, description="images drawn, of seed, seed + 1 and so on, and scored against the prompt"
+    )
+    keep: Literal["best", "all"] = Field("best", description="which of the candidates are stored")
+    min_score: Score | None = Field(None, description="further rounds are drawn until a candidate scores this much")
+    rounds: int = Field(3, ge=1, le=8, description="with min_score: the most rounds of candidates that are drawn")
 
 
 class DescribeInput(_Strict):
@@ -99,6 +105,9 @@ class DescribeInput(_Strict):
     language: Language = "en"
     style: Style = "short"
     max_tokens: int = Field(64, ge=1, le=2048)
+    rerank: int = Field(
+        1, ge=1, le=16, description="captions written and scored against the image; the one that fits best is the text"
+    )
 
 
 class RecognizeInput(_Strict):
@@ -110,6 +119,7 @@ class MatchInput(_Strict):
     kind: Literal[Kind.MATCH] = Kind.MATCH
     image: ImageSource
     text: Text
+    report: bool = Field(False, description="also say which single statements of the text the image shows")
 
 
 JobInput = Annotated[
@@ -144,11 +154,30 @@ class StoredImage(_Strict):
     height: int
 
 
+class Candidate(_Strict):
+    """One of the images drawn for a prompt."""
+
+    seed: int
+    score: Score
+    image: StoredImage | None = Field(None, description="none where it was not kept")
+
+
 class GenerateResult(_Strict):
     kind: Literal[Kind.GENERATE] = Kind.GENERATE
     image: StoredImage
     seed: int
+    score: Score | None = Field(None, description="of the image with the prompt, where candidates or min_score asked")
+    candidates: tuple[Candidate, ...] = Field((), description="all that were drawn and scored, the best first")
+    fell_short: bool = Field(False, description="no candidate reached min_score; the image is the best there was")
     unknown_words: tuple[Word, ...] = Field((), description="words of the prompt that the model does not know")
+
+
+class Caption(_Strict):
+    """One of several captions of an image."""
+
+    text: Word
+    confidence: Score
+    score: Score
 
 
 class DescribeResult(_Strict):
@@ -157,6 +186,8 @@ class DescribeResult(_Strict):
     language: Language
     confidence: Score = Field(description="geometric mean of the token probabilities")
     out_of_domain: bool = False
+    score: Score | None = Field(None, description="of the text with the image, where rerank asked")
+    captions: tuple[Caption, ...] = Field((), description="the different ones that rerank compared, the best first")
 
 
 class RecognizedObject(_Strict):
@@ -182,9 +213,39 @@ class RecognizeResult(_Strict):
     out_of_domain: bool = False
 
 
+class Claim(_Strict):
+    """A single statement of a text, and what two models that know nothing of each other see of it in the image."""
+
+    role: Literal["object", "count", "attribute", "action", "scene", "relation"]
+    value: Word = Field(description="`cat`, `2`, `black`, `jumping`, `grass`, `left`; English, whatever the text is in")
+    of: Word | None = Field(None, description="the object that it is said of")
+    text: Word = Field(description="the statement in words, as the match model was asked about it")
+    found: bool = Field(description="whether the recognize model sees it, bound to the right object")
+    confidence: Score = Field(description="of the recognize model in the object or scene where it was found, else 0")
+    score: Score = Field(description="of this statement alone with the image, by the match model")
+
+
+class PairReport(_Strict):
+    """Which statements of a text an image shows."""
+
+    claims: tuple[Claim, ...]
+    unknown_words: tuple[Word, ...] = Field((), description="of the text; nothing is said about them")
+    out_of_domain: bool = Field(False, description="the image is none that the recognize model knows about")
+
+
 class MatchResult(_Strict):
+    """How well a text fits an image.
+
+    The score is a probability, 0 to 1, that of the built-in model calibrated on captions of which half are true and
+    half wrong in one word: at 0.8, four of five such texts are true. It is one number for the whole text, so one wrong
+    word among many may cost little; a `report` judges statement by statement. Scores of different models, or of a
+    model outside the domain that it was calibrated on, are not comparable: choose a `min_score` from examples of your
+    own. And what was selected by this score must not be judged by it: the best of N scores better than it is.
+    """
+
     kind: Literal[Kind.MATCH] = Kind.MATCH
     score: Score = Field(description="calibrated probability that the text fits the image")
+    report: PairReport | None = Field(None, description="where the input asked for it")
 
 
 JobResult = Annotated[

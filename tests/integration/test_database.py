@@ -191,7 +191,7 @@ class TestClaim:
         [id] = submit(database)
         held = claim(database, id)
         assert (held.epoch, held.attempts, held.crashes, held.tenant) == (1, 1, 0, "t")
-        assert held.request == {"kind": "generate", "prompt": "一只黑色的猫", "negative_prompt": ""}
+        assert held.request.items() >= {"kind": "generate", "prompt": "一只黑色的猫"}.items()
         assert held.waited >= 0
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import builtins
 import time
 from collections.abc import Iterator, Sequence
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +26,7 @@ from pydantic import ValidationError
 
 from api.messages import Accepted, Batch, File, JobPage, Models, ModelState, Problem
 from shared import __version__
-from shared.errors import TuwenError, Unauthorized, Unavailable
+from shared.errors import TuwenError, Unauthorized, Unavailable, by_code
 from shared.jobs import (
     DescribeInput,
     GenerateInput,
@@ -328,19 +327,5 @@ def _error(response: httpx.Response) -> TuwenError:
         kind = Unavailable if response.status_code in (502, 503, 504) else TuwenError
         return kind(f"{response.url} answers {response.status_code} {response.reason_phrase}", retry_after=seconds)
     field = problem.errors[0].field if problem.errors else None
-    kind = _kinds().get(problem.code, TuwenError)
+    kind = by_code().get(problem.code, TuwenError)
     return kind(problem.detail, field=field, retry_after=seconds)
-
-
-@cache
-def _kinds() -> dict[str, type[TuwenError]]:
-    """Code → the class that carries it."""
-    found: dict[str, type[TuwenError]] = {}
-    waiting: list[type[TuwenError]] = [TuwenError]
-    while waiting:
-        kind = waiting.pop()
-        # A class without a code of its own is a detail of whoever raises it.
-        if "code" in vars(kind):
-            found[kind.code] = kind
-        waiting += kind.__subclasses__()
-    return found

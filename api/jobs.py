@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 from uuid import UUID
@@ -22,8 +21,9 @@ from api.messages import Accepted, Batch, JobPage
 from api.reference import json_body, problems
 from api.resources import BaseUrlDep, Resources, ResourcesDep
 from api.submission import submit
+from api.waiting import until_over
 from shared.errors import Conflict, DatabaseUnavailable, InvalidRequest, NotFound
-from shared.jobs import GenerateResult, Job, JobRequest, Kind, Progress, Status, Tenant
+from shared.jobs import GenerateResult, Job, JobRequest, Kind, Progress, Status, StoredImage, Tenant
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -109,7 +109,7 @@ async def submit_job(
     job = await run_sync(accept, limiter=resources.heavy if len(body) > _HEAVY else None)
     wait = _wait(prefer, resources)
     if wait and not job.status.terminal:
-        job = await _until_over(request, resources, job.id, caller.tenant, wait)
+        job = await until_over(request, resources, job.id, caller.tenant, wait)
     headers = {"Location": f"/v1/jobs/{job.id}"}
     return _answer(job, base_url, 200 if job.status.terminal else 202, wait, headers)
 
@@ -182,7 +182,7 @@ async def show(
 ) -> Response:
     wait = _wait(prefer, resources)
     if wait:
-        job = await _until_over(request, resources, job_id, caller.tenant, wait)
+        job = await until_over(request, resources, job_id, caller.tenant, wait)
     else:
         job = await run_sync(resources.database.job, job_id, caller.tenant)
     progress = await resources.events.progress([job.id]) if job.status is Status.RUNNING else {}
@@ -246,17 +246,34 @@ async def watch(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_
         **problems(401, 404, 409),
     },
 )
-async def image(request: Request, caller: CallerDep, job_id: JobId, resources: ResourcesDep) -> Response:
+async def image(
+    request: Request,
+    caller: CallerDep,
+    job_id: JobId,
+    resources: ResourcesDep,
+    candidate: Annotated[
+        int | None, Query(ge=0, description="which of the result's `candidates`, from 0; none means the image itself")
+    ] = None,
+) -> Response:
     def fetch() -> Response:
-        job = resources.database.job(job_id, caller.tenant)
-        if job.kind is not Kind.GENERATE:
-            raise NotFound(f"Job {job_id} makes no image.")
-        if not isinstance(job.result, GenerateResult):
-            raise Conflict(f"Job {job_id} is {job.status} and has no image.")
-        stored = job.result.image
+        stored = _stored_image(resources.database.job(job_id, caller.tenant), candidate)
         return serve(resources, stored.key, stored.media_type, stored.sha256, request.headers)
 
     return await run_sync(fetch)
+
+
+def _stored_image(job: Job, candidate: int | None) -> StoredImage:
+    if job.kind is not Kind.GENERATE:
+        raise NotFound(f"Job {job.id} makes no image.")
+    if not isinstance(job.result, GenerateResult):
+        raise Conflict(f"Job {job.id} is {job.status} and has no image.")
+    if candidate is None:
+        return job.result.image
+    candidates = job.result.candidates
+    image = candidates[candidate].image if candidate < len(candidates) else None
+    if image is None:
+        raise NotFound(f"Job {job.id} keeps no candidate {candidate}; `keep`: `all` in its input would have.")
+    return image
 
 
 # ── how a job is shown ────────────────────────────────────────────────────────────────────────────────
@@ -293,46 +310,6 @@ def _wait(prefer: str | None, resources: Resources) -> float:
         if name.strip().lower() == "wait" and _SECONDS.fullmatch(seconds):
             return min(float(seconds), resources.settings.max_wait)
     return 0.0
-
-
-async def _until_over(request: Request, resources: Resources, job_id: UUID, tenant: Tenant, timeout: float) -> Job:
-    """The job when it is over, or as it is when time is up or the client has gone."""
-    over = asyncio.create_task(_over(resources, job_id, tenant, timeout))
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({over, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return await over if over.done() else await run_sync(resources.database.job, job_id, tenant)
-    finally:
-        for task in (over, gone):
-            task.cancel()
-        await asyncio.gather(over, gone, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _over(resources: Resources, job_id: UUID, tenant: Tenant, timeout: float) -> Job:
-    deadline = time.monotonic() + timeout
-    async with resources.events.watch(job_id) as changes:
-        while True:
-            time_is_up = time.monotonic() >= deadline
-            job = await run_sync(resources.database.job, job_id, tenant)
-            changes.saw(job.status)
-            if job.status.terminal or time_is_up:
-                return job
-            await _until_said_to_be_over(changes, deadline)
-
-
-async def _until_said_to_be_over(changes: Watch, deadline: float) -> None:
-    """Wait for news that the job is over, or until time is up."""
-    while (left := deadline - time.monotonic()) > 0:
-        change = await changes.next(left)
-        if isinstance(change, Status):
-            changes.saw(change)
-            if change.terminal:
-                return
 
 
 async def _stream(resources: Resources, job_id: UUID, tenant: Tenant, base_url: str) -> AsyncIterator[bytes]:

@@ -6,6 +6,8 @@ TuwenError
 │   ├── IdempotencyMismatch        422  idempotency_mismatch
 │   ├── UrlForbidden               422  url_forbidden
 │   ├── FetchRefused               422  fetch_refused
+│   ├── SourceUnusable             422  source_unusable
+│   ├── DestinationUnusable        422  destination_unusable
 │   └── ImageRejected              422  image_rejected
 │       ├── ImageCorrupt           422  image_corrupt
 │       ├── ImageTooLarge          422  image_too_large
@@ -36,6 +38,7 @@ what nobody foresaw is reported outside as `internal_error` and logged in full.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import ClassVar
 
 
@@ -81,6 +84,14 @@ class UrlForbidden(InvalidRequest):
 
 class FetchRefused(InvalidRequest):
     code = "fetch_refused"
+
+
+class SourceUnusable(InvalidRequest):
+    code = "source_unusable"
+
+
+class DestinationUnusable(InvalidRequest):
+    code = "destination_unusable"
 
 
 class ImageRejected(InvalidRequest):
@@ -169,3 +180,17 @@ class OutOfMemory(EngineError):
 
 class ConfigurationError(TuwenError):
     code = "configuration_error"
+
+
+@cache
+def by_code() -> dict[str, type[TuwenError]]:
+    """Code → the class that carries it, to raise again what was written down or came over the wire."""
+    found: dict[str, type[TuwenError]] = {}
+    waiting: list[type[TuwenError]] = [TuwenError]
+    while waiting:
+        kind = waiting.pop()
+        # A class without a code of its own is a detail of whoever raises it.
+        if "code" in vars(kind):
+            found[kind.code] = kind
+        waiting += kind.__subclasses__()
+    return found

@@ -98,8 +98,8 @@ class ObjectStore:
             raise ConfigurationError("TUWEN_STORAGE_URL must be file://FOLDER or s3://BUCKET/PREFIX")
         if scheme == "file":
             return cls(_open_folder(place), None, fresh)
-        backend = _open_bucket(place, settings, settings.s3_endpoint)
-        signer = _open_bucket(place, settings, settings.s3_public_endpoint or settings.s3_endpoint)
+        backend = open_bucket(place, settings, settings.s3_endpoint)
+        signer = open_bucket(place, settings, settings.s3_public_endpoint or settings.s3_endpoint)
         return cls(backend, signer, fresh)
 
     def put(self, key: str, data: bytes, media_type: str) -> None:
@@ -222,7 +222,8 @@ def _open_folder(place: str) -> LocalStore:
         raise ConfigurationError(f"the storage folder {place!r} cannot be used: {error}") from error
 
 
-def _open_bucket(place: str, settings: Settings, endpoint: str | None) -> S3Store:
+def open_bucket(place: str, settings: Settings, endpoint: str | None) -> S3Store:
+    """The bucket and prefix `BUCKET/PREFIX`, with the settings' credentials; raises `ConfigurationError`."""
     bucket, _, prefix = place.partition("/")
     # Path style, because a service under an address or a plain host name knows no bucket subdomains.
     config: S3Config = {"region": settings.s3_region, "virtual_hosted_style_request": False}

@@ -18,13 +18,10 @@ from workers.training.checkpoint import PART_BYTES, load_checkpoint, save_checkp
 from workers.training.loop import (
     Average,
     Outcome,
-    Recipe,
     Validation,
-    learning_rate,
-    make_optimiser,
-    parameter_groups,
     train,
 )
+from workers.training.recipe import Recipe
 
 RECIPE = Recipe(steps=24, learning_rate=1e-2, warmup=4, log_every=4, validate_every=8, checkpoint_every=5, ema=0.9)
 
@@ -160,30 +157,6 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
     train(make_model(), squares, batch, RECIPE, tmp_path)
     with pytest.raises(ConfigurationError, match="another recipe"):
         train(make_model(), squares, batch, replace(RECIPE, seed=1), tmp_path)
-
-
-def test_the_learning_rate_rises_then_falls_along_a_cosine() -> None:
-    recipe = Recipe(steps=110, learning_rate=2.0, warmup=10, floor=0.1)
-    rates = [learning_rate(step, recipe) for step in range(111)]
-    assert rates[0] == pytest.approx(0.2)
-    assert rates[9] == rates[10] == 2.0
-    assert rates[60] == pytest.approx(2.0 * (0.1 + 0.9 / 2))
-    assert rates[110] == pytest.approx(0.2)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-
-
-def test_norms_biases_and_embeddings_are_not_decayed() -> None:
-    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4))
-    decayed, free = parameter_groups(model, 0.1)
-    assert [id(parameter) for parameter in decayed["params"]] == [id(model[1].weight)]
-    assert len(free["params"]) == 4
-    assert free["weight_decay"] == 0
-
-
-def test_a_frozen_part_is_left_out() -> None:
-    model = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2))
-    optimised = [id(weight) for group in make_optimiser(model, RECIPE).param_groups for weight in group["params"]]
-    assert set(optimised) == {id(weight) for weight in model[1].parameters()}
 
 
 def test_the_average_follows_the_weights() -> None:

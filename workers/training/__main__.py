@@ -24,7 +24,8 @@ from workers.scenes.grammar import Split
 from workers.training import describer, generator, matcher, recognizer
 from workers.training.checkpoint import save_weights
 from workers.training.data import Pictures, pictures
-from workers.training.loop import Outcome, Recipe
+from workers.training.loop import Outcome
+from workers.training.recipe import Recipe
 
 log = logging.getLogger("workers.training")
 

@@ -2,8 +2,9 @@
 
 A run lives in a folder and can be cut anywhere: killed, or ended by its time budget, the next call with the
 same arguments goes on from the last checkpoint and reaches the same weights as a run that was never cut.
-That holds because the batch of a step is a function of the step's number alone, and everything else that
-changes (weights, average, optimiser, random state) is in the checkpoint.
+That holds because batches and random numbers of a step are functions of its number alone, and everything else
+that changes (weights, average, optimiser) is in the checkpoint. Bit for bit on a processor; on a GPU as far as its
+kernels repeat themselves.
 
     outcome = train(model, loss, batches, Recipe(steps=20_000), run=Path("runs/recogniser"), minutes=8)
 """
@@ -11,58 +12,33 @@ changes (weights, average, optimiser, random state) is in the checkpoint.
 from __future__ import annotations
 
 import copy
-import json
 import logging
-import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from shared.errors import ConfigurationError
-from workers.training.checkpoint import load_checkpoint, save_checkpoint, save_weights, write_atomically
+from workers.training import distributed
+from workers.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from workers.training.loading import load
+from workers.training.progress import Progress
+from workers.training.recipe import Recipe, learning_rate, make_optimiser, set_dropout, set_learning_rate
 
 log = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
 Loss: TypeAlias = Callable[[nn.Module, Batch], tuple[Tensor, Mapping[str, Tensor]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What decides the result of a run, besides its model and its data. Written beside the weights."""
-
-    steps: int
-    learning_rate: float = 1e-3
-    """Peak of the schedule."""
-    warmup: int = 200
-    """Steps of linear rise before the cosine."""
-    floor: float = 0.01
-    """Last learning rate as a share of the peak."""
-    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
-    momentum: float = 0.9
-    """First beta of Adam and AdamW, momentum of SGD."""
-    second_momentum: float = 0.99
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    """Largest norm of the whole gradient."""
-    ema: float = 0.999
-    """Decay per step of the averaged weights, which are the ones validated and shipped."""
-    bf16: bool = True
-    """Mixed precision where the device is fast at it; see `autocast`."""
-    seed: int = 0
-    log_every: int = 50
-    validate_every: int = 500
-    checkpoint_every: int = 500
-    patience: int | None = None
-    """Stop after this many validations in a row without a better one; None never stops early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,58 +103,6 @@ class Average:
         self.updates = state["updates"]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay on matrices and kernels; none on biases, norms and embeddings, where it only pulls towards zero."""
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
-            (decayed if matrix else free).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-
-
-def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    groups = parameter_groups(model, recipe.weight_decay)
-    betas = (recipe.momentum, recipe.second_momentum)
-    match recipe.optimiser:
-        case "adamw":
-            return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, fused=True)
-        case "adam":
-            return torch.optim.Adam(groups, lr=recipe.learning_rate, betas=betas, fused=True)
-        case "sgd":
-            return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=True)
-
-
-def learning_rate(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine down to `floor` at the last step."""
-    if step < recipe.warmup:
-        return recipe.learning_rate * (step + 1) / recipe.warmup
-    progress = min(1.0, (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup))
-    share = recipe.floor + (1 - recipe.floor) * (1 + math.cos(math.pi * progress)) / 2
-    return recipe.learning_rate * share
-
-
-def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """What dropout draws from next."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-
-
 def command() -> str:
     """The command that this process runs, as it is given again."""
     return shlex.join(["python", "-m", "workers.training", *sys.argv[1:]])
@@ -193,6 +117,7 @@ def facts(model: nn.Module, recipe: Any, outcome: Outcome, device: torch.device)
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "metrics": outcome.metrics,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "processes": distributed.size(),
         "seconds": round(outcome.seconds, 1),
         "seed": recipe.seed,
         "step": outcome.kept_step,
@@ -215,75 +140,159 @@ def train(
     """Trains `model` in place, going on from the checkpoint in `run` where there is one.
 
     Leaves in `run`: `weights.safetensors` and `weights.json` (the averaged weights: the best ones by
-    `validation`, or else the last ones), `progress.jsonl` (a line per log and validation) and a checkpoint.
-    The caller seeds torch before constructing the model; the loop seeds what training itself draws.
+    `validation`, or else the last ones), `progress.jsonl` (a line per log and validation), `curves.png` and a
+    checkpoint. The caller seeds torch before constructing the model; the loop seeds what training itself draws.
 
     Args:
         loss: of (model, batch): a scalar to minimise, and figures to log. Runs under bf16 autocast.
-        batches: the batch of a step, on `device`, made from nothing but the step's number (0, 1, …).
-            Under data parallelism each rank makes its own share of the step's batch.
+        batches: the batch with a number (0, 1, …), made from nothing but that, on the processor. Step s takes the
+            numbers from s · recipe.parts; where there are several processes, each makes its own share of them.
         minutes: stop after this time and keep a checkpoint; None runs to the end.
 
     Raises:
         ConfigurationError: the loss is not finite, or the checkpoint is of another recipe.
     """
-    training = _Training(model, recipe, run, torch.device(device))
+    training = _Training(model, loss, recipe, run, torch.device(device))
     outcome = training.outcome
     start, earlier = clock(), outcome.seconds
     spent = False
-    while not (outcome.finished or spent):
-        figures = training.step(loss, batches(outcome.step))
-        elapsed = clock() - start
-        outcome.seconds = earlier + elapsed
-        spent = minutes is not None and elapsed >= minutes * 60
-        last = outcome.step == recipe.steps
-        if last or outcome.step % recipe.log_every == 0:
-            training.log({name: figure.item() for name, figure in figures.items()})
-        if last or outcome.step % recipe.validate_every == 0:
-            training.validate(validation)
-            outcome.finished = last or (recipe.patience is not None and outcome.waited >= recipe.patience)
-        if spent or outcome.finished or outcome.step % recipe.checkpoint_every == 0:
-            training.checkpoint()
+    with training.progress, closing(load(batches, training.numbers(), training.device)) as feed:
+        while not (outcome.finished or spent):
+            figures = training.step(feed)
+            elapsed = clock() - start
+            outcome.seconds = earlier + elapsed
+            spent = minutes is not None and distributed.agreed(elapsed >= minutes * 60)
+            last = outcome.step == recipe.steps
+            if last or outcome.step % recipe.log_every == 0:
+                training.log(_means([part for parts in distributed.gathered(_numbers(figures)) for part in parts]))
+            if last or outcome.step % recipe.validate_every == 0:
+                training.validate(validation)
+                outcome.finished = last or (recipe.patience is not None and outcome.waited >= recipe.patience)
+            if spent or outcome.finished or outcome.step % recipe.checkpoint_every == 0:
+                training.checkpoint()
+    # What the first process wrote may be read by all as soon as this returns.
+    distributed.wait()
     return outcome
 
 
-class _Training:
+def _numbers(figures: Sequence[Mapping[str, Tensor]]) -> list[dict[str, float]]:
+    return [{name: figure.item() for name, figure in part.items()} for part in figures]
+
+
+def _means(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each figure over those parts of a step that have it: some depend on what a batch happens to hold."""
+    names = dict.fromkeys(name for part in figures for name in part)
+    return {name: float(np.mean([part[name] for part in figures if name in part])) for name in names}
+
+
+class _Objective(nn.Module, Generic[Batch]):
+    """The loss as a module, to be run in parallel as a whole: losses call more of a model than its `forward`."""
+
+    def __init__(self, model: nn.Module, loss: Loss[Batch]):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        return self.loss(self.model, batch)
+
+
+class _Statistics:
+    """The buffers that a step's parts change, such as those of batch norm: each part starts from the same ones, and
+    the step leaves their mean, so that it does not matter which process ran which part."""
+
+    def __init__(self, model: nn.Module, parts: int):
+        self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()] if parts > 1 else []
+        self.before = [buffer.clone() for buffer in self.buffers]
+        self.after: list[list[Tensor]] = []
+
+    def collect(self) -> None:
+        self.after.append([buffer.clone() for buffer in self.buffers])
+        self._set(self.before)
+
+    def merge(self) -> None:
+        self._set([torch.stack(list(values)).mean(0) for values in zip(*self.after, strict=True)])
+        distributed.average(self.buffers)
+
+    def _set(self, values: Sequence[Tensor]) -> None:
+        for buffer, value in zip(self.buffers, values, strict=True):
+            buffer.copy_(value)
+
+
+class _Training(Generic[Batch]):
     """Everything of a run that changes from step to step."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, run: Path, device: torch.device):
+    def __init__(self, model: nn.Module, loss: Loss[Batch], recipe: Recipe, run: Path, device: torch.device):
+        if recipe.parts % distributed.size():
+            raise ConfigurationError(
+                f"{recipe.parts} parts of a step cannot be shared by {distributed.size()} processes: "
+                f"give --parts {distributed.size()}, or a multiple of it.",
+                field="parts",
+            )
         self.model, self.recipe, self.run, self.device = model.to(device).train(), recipe, run, device
+        if device.type == "cuda":
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if recipe.dropout is not None:
+            set_dropout(model, recipe.dropout)
         self.average = Average(model, recipe.ema)
         self.optimiser = make_optimiser(model, recipe)
         self.outcome = Outcome()
-        torch.manual_seed(recipe.seed)
         if (state := load_checkpoint(run, device)) is not None:
             self._restore(state)
-        self.progress = Progress(run, self.outcome.step)
+        distributed.wait()
+        self.objective = distributed.parallel(_Objective(model, loss), device)
+        self.parts = range(distributed.rank(), recipe.parts, distributed.size())
+        self.progress = Progress(run, self.outcome.step, recipe.steps, run.name)
 
-    def step(self, loss: Loss[Batch], batch: Batch) -> dict[str, Tensor]:
+    def numbers(self) -> Iterator[int]:
+        """Of the batches that this process takes, from the present step on."""
+        for step in range(self.outcome.step, self.recipe.steps):
+            yield from (step * self.recipe.parts + part for part in self.parts)
+
+    def step(self, feed: Iterator[Batch]) -> list[dict[str, Tensor]]:
+        """One step of the optimiser; the figures of each of its parts that this process ran."""
         set_learning_rate(self.optimiser, learning_rate(self.outcome.step, self.recipe))
-        with autocast(self.device, self.recipe.bf16):
-            value, figures = loss(self.model, batch)
         self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(value)
+        statistics = _Statistics(self.model, self.recipe.parts)
+        found = []
+        for part in self.parts:
+            self._seed(part)
+            with self._exchange(part):
+                with autocast(self.device, self.recipe.bf16):
+                    value, figures = self.objective(next(feed))
+                torch.autograd.backward(value / len(self.parts))
+            statistics.collect()
+            found.append({"loss": value.detach(), **figures})
+        statistics.merge()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         if not torch.isfinite(norm):
             raise ConfigurationError(f"Training diverged at step {self.outcome.step}: try a lower learning rate.")
         self.optimiser.step()
         self.average.update(self.model)
         self.outcome.step += 1
-        return {"loss": value, **figures}
+        self.progress.advance(self.outcome.step)
+        return found
+
+    def _seed(self, part: int) -> None:
+        """What dropout draws depends on seed, step and part alone, so a run that goes on needs to know no more."""
+        sequence = np.random.SeedSequence([self.recipe.seed, self.outcome.step, part])
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
+
+    def _exchange(self, part: int) -> AbstractContextManager[None]:
+        """Gradients are exchanged once a step, with the last part."""
+        if isinstance(self.objective, DistributedDataParallel) and part != self.parts[-1]:
+            exchange: AbstractContextManager[None] = self.objective.no_sync()
+            return exchange
+        return nullcontext()
 
     def log(self, figures: Mapping[str, float]) -> None:
         self.progress.write(self.outcome.step, figures, self.outcome.seconds)
 
-    @torch.no_grad()
     def validate(self, validation: Validation | None) -> None:
         """Keeps the averaged weights when they are the best so far, or when nothing can tell."""
         if validation is None:
             return self._keep({})
-        with autocast(self.device, self.recipe.bf16):
-            figures = dict(validation.figures(self.average.model))
+        # The others wait here for the first one.
+        figures = distributed.agreed(self._judge(validation) if distributed.first() else {})
         self.log(figures)
         self.outcome.waited += 1
         if validation.better(figures[validation.metric], self.outcome.best):
@@ -291,23 +300,29 @@ class _Training:
             self._keep(figures)
         return None
 
+    @torch.no_grad()
+    def _judge(self, validation: Validation) -> dict[str, float]:
+        with autocast(self.device, self.recipe.bf16):
+            return dict(validation.figures(self.average.model))
+
     def _keep(self, figures: Mapping[str, float]) -> None:
         self.outcome.metrics, self.outcome.kept_step = dict(figures), self.outcome.step
-        about = facts(self.model, self.recipe, self.outcome, self.device)
-        save_weights(self.run / "weights.safetensors", self.average.model.state_dict(), about)
+        if distributed.first():
+            about = facts(self.model, self.recipe, self.outcome, self.device)
+            save_weights(self.run / "weights.safetensors", self.average.model.state_dict(), about)
 
     def checkpoint(self) -> None:
-        state = {name: part.state_dict() for name, part in self._parts().items()}
-        state |= {"recipe": asdict(self.recipe), "outcome": asdict(self.outcome)}
-        save_checkpoint(self.run, self.outcome.step, state | {"random": random_state(self.device)})
+        if distributed.first():
+            state = {name: part.state_dict() for name, part in self._parts().items()}
+            state |= {"recipe": asdict(self.recipe), "outcome": asdict(self.outcome)}
+            save_checkpoint(self.run, self.outcome.step, state)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        if state["recipe"] != asdict(self.recipe):
+        if not self.recipe.equals(state["recipe"]):
             raise ConfigurationError(f"{self.run} holds a run of another recipe: delete it or choose another folder.")
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.outcome = Outcome(**state["outcome"])
-        restore_random_state(state["random"], self.device)
         log.info("going on from step %d of %d", self.outcome.step, self.recipe.steps)
 
     def _parts(self) -> dict[str, Any]:
@@ -318,20 +333,3 @@ def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
     """Mixed precision in bfloat16, unless the processor would only emulate it (then it is several times slower)."""
     native = device.type != "cpu" or any(torch.cpu.get_capabilities().get(unit) for unit in ("amx_bf16", "avx512_bf16"))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted and bool(native))
-
-
-class Progress:
-    """Figures of a run over time: a log line for people, and `progress.jsonl` for curves."""
-
-    def __init__(self, run: Path, step: int):
-        """Drops what a killed process wrote after the checkpoint at `step`: it will be written again."""
-        self.path = run / "progress.jsonl"
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode())
-
-    def write(self, step: int, figures: Mapping[str, float], seconds: float) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "seconds": round(seconds, 1), **figures}) + "\n")
-        shown = "  ".join(f"{name} {figure:.4g}" for name, figure in figures.items())
-        log.info("step %d  %.0f s  %s", step, seconds, shown)

@@ -19,9 +19,10 @@ from workers.scenes.lexicon import KEYS
 from workers.scenes.parsing import graph, parse
 from workers.training.data import Pictures, disturb, draw_batch, to_tensor
 from workers.training.frozen import adopt_trunk, encode, start_from
-from workers.training.loop import Outcome, Recipe, Validation, train
+from workers.training.loop import Outcome, Validation, train
 from workers.training.measures import auroc
 from workers.training.outliers import FAMILIES, HELD_OUT, outliers
+from workers.training.recipe import Recipe
 
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 STYLES: tuple[Style, ...] = get_args(Style)
@@ -79,7 +80,7 @@ def padded(rows: list[list[int]]) -> Tensor:
     return ids
 
 
-def batches(data: Pictures, recipe: DescriberRecipe, device: torch.device | str) -> Callable[[int], Batch]:
+def batches(data: Pictures, recipe: DescriberRecipe, device: torch.device | str = "cpu") -> Callable[[int], Batch]:
     vocab = vocabulary()
 
     def batch(step: int) -> Batch:
@@ -198,9 +199,7 @@ def train_describer(
 
     model = make_describer(recipe)
     judge = Validation(figures, "f1")
-    return train(
-        model, loss, batches(data, recipe, device), recipe, run, validation=judge, minutes=minutes, device=device
-    )
+    return train(model, loss, batches(data, recipe), recipe, run, validation=judge, minutes=minutes, device=device)
 
 
 def report(model: Describer, splits: Mapping[Split, Pictures]) -> dict[str, float]:

@@ -33,7 +33,8 @@ from workers.scenes.latents import BACKGROUND_SIZE, INSTANCE_SIZE, latents
 from workers.scenes.lexicon import KEYS
 from workers.training.checkpoint import save_weights
 from workers.training.data import Pictures, to_tensor
-from workers.training.loop import Loss, Outcome, Recipe, Validation, command, train
+from workers.training.loop import Loss, Outcome, Validation, command, train
+from workers.training.recipe import Recipe
 from workers.training.recognizer import figures as recognized
 
 LANGUAGES: tuple[Language, ...] = ("zh", "en")
@@ -222,7 +223,7 @@ def train_planner(run: Path, recipe: GeneratorRecipe, minutes: float | None = No
         return {split: plan_accuracy(planner, split, recipe.planner_judged, seed=1, device=device) for split in splits}
 
     phase = recipe.phase(recipe.planner_steps, recipe.learning_rate)
-    batches = texts(recipe.planner_batch, recipe.seed, device)
+    batches = texts(recipe.planner_batch, recipe.seed)
     planner = make_generator(recipe).planner
     judge = Validation(figures, "validation")
     return train(planner, planning, batches, phase, run, validation=judge, minutes=minutes, device=device)
@@ -239,7 +240,7 @@ def train_painter(
     """By reconstruction, in the folder `run`."""
     judge = Validation(lambda painter: {"pixels": pixel_error(painter, validation)}, "pixels", higher=False)
     phase = recipe.phase(recipe.steps, recipe.learning_rate)
-    batches = paintings(data, recipe.batch, recipe.seed, device)
+    batches = paintings(data, recipe.batch, recipe.seed)
     painter = make_generator(recipe).painter
     return train(painter, painting, batches, phase, run, validation=judge, minutes=minutes, device=device)
 
@@ -252,7 +253,7 @@ def train_rivals(
     generator.painter.load_state_dict(load_file(start))
     rivals = Rivals(generator.painter, Discriminator(generator.shape.plan))
     # Another seed than the painter's first phase: other batches.
-    batches = paintings(data, recipe.batch, recipe.seed + 1, device)
+    batches = paintings(data, recipe.batch, recipe.seed + 1)
     phase = recipe.phase(recipe.rival_steps, recipe.rival_learning_rate)
     loss = rivalry(recipe.penalty, recipe.rival_weight)
     return train(rivals, loss, batches, phase, run, minutes=minutes, device=device)

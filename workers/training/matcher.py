@@ -18,8 +18,9 @@ from workers.scenes.parsing import graph, parse
 from workers.training.data import Pictures, disturb, draw_batch, to_tensor
 from workers.training.describer import LANGUAGES, STYLES
 from workers.training.frozen import adopt_trunk, encode, start_from
-from workers.training.loop import Outcome, Recipe, Validation, train
+from workers.training.loop import Outcome, Validation, train
 from workers.training.measures import auroc, calibration_error
+from workers.training.recipe import Recipe
 
 CONTRAST = 0.3
 """Weight of the contrastive loss beside the binary one."""
@@ -68,7 +69,7 @@ def truth(scenes: Sequence[Scene], texts: Sequence[str]) -> np.ndarray:
     return np.array([[claim <= fact for claim in claims] for fact in facts])
 
 
-def batches(data: Pictures, recipe: MatcherRecipe, device: torch.device | str) -> Callable[[int], Batch]:
+def batches(data: Pictures, recipe: MatcherRecipe, device: torch.device | str = "cpu") -> Callable[[int], Batch]:
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([recipe.seed, step])
         scenes, pixels = draw_batch(data, recipe.batch, rng)
@@ -210,9 +211,7 @@ def train_matcher(
 ) -> Outcome:
     model = make_matcher(recipe)
     judge = Validation(lambda model: figures(model, validation, "validation"), "auc_edited")
-    return train(
-        model, loss, batches(data, recipe, device), recipe, run, validation=judge, minutes=minutes, device=device
-    )
+    return train(model, loss, batches(data, recipe), recipe, run, validation=judge, minutes=minutes, device=device)
 
 
 def report(model: Matcher, splits: Mapping[Split, Pictures]) -> dict[str, float]:

@@ -14,9 +14,10 @@ from workers.models.recognizer import Reading, Recognizer, interpret, recognitio
 from workers.scenes.grammar import Split, slots
 from workers.training.data import Pictures, disturb, draw_batch, recolour, tilt, to_tensor
 from workers.training.frozen import start_from
-from workers.training.loop import Outcome, Recipe, Validation, train
+from workers.training.loop import Outcome, Validation, train
 from workers.training.measures import auroc
 from workers.training.outliers import FAMILIES, HELD_OUT, outliers
+from workers.training.recipe import Recipe
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """Pictures (B, 3, 64, 64), slots (B, 12), whether each is of the drawn world, has its true colours, is upright (B,)."""
@@ -49,7 +50,7 @@ def make_recognizer(recipe: RecognizerRecipe) -> Recognizer:
     return model
 
 
-def batches(data: Pictures, recipe: RecognizerRecipe, device: torch.device | str) -> Callable[[int], Batch]:
+def batches(data: Pictures, recipe: RecognizerRecipe, device: torch.device | str = "cpu") -> Callable[[int], Batch]:
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([recipe.seed, step])
         scenes, pixels = draw_batch(data, recipe.batch, rng)
@@ -132,9 +133,7 @@ def train_recognizer(
     recipe = recipe or RecognizerRecipe()
     judge = Validation(lambda model: figures(model, validation), "scene")
     model = make_recognizer(recipe)
-    return train(
-        model, loss, batches(data, recipe, device), recipe, run, validation=judge, minutes=minutes, device=device
-    )
+    return train(model, loss, batches(data, recipe), recipe, run, validation=judge, minutes=minutes, device=device)
 
 
 def report(model: Recognizer, splits: Mapping[Split, Pictures]) -> dict[str, float]:

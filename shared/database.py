@@ -25,6 +25,7 @@ from uuid_utils.compat import uuid7
 
 from shared import transitions
 from shared.connections import Connections, seconds
+from shared.dataset_records import Datasets, Shards
 from shared.errors import Conflict, IdempotencyMismatch, NotFound, QuotaExceeded
 from shared.jobs import Job, JobError, JobRequest, JobResult, Kind, Status, Tenant
 from shared.records import Files, Keys, Webhooks, Workers
@@ -138,6 +139,8 @@ class Database:
         self.files = Files(self._connections)
         self.workers = Workers(self._connections, settings)
         self.webhooks = Webhooks(self._connections)
+        self.datasets = Datasets(self._connections, settings)
+        self.shards = Shards(self._connections, settings)
 
     def close(self) -> None:
         self._connections.close()

@@ -1,7 +1,8 @@
-"""Bulk annotation of data sets: requests, states, shards, and the record of one image. Pure types, no I/O.
+"""Bulk annotation of data sets: requests and states. Pure types, no I/O.
 
 A *dataset* here is one run: a source, what to say about each of its images, and a destination. It is planned into
-*shards* of some hundred images; a shard is one row and one message. What is known of an image is one `Annotation`.
+*shards* of some hundred images; a shard is one row and one message. What is known of an image is one
+`shared.annotations.Annotation`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from shared.jobs import JobError, Kind, Label, Language, RecognizeResult, Score, Style, Text, Word
+from shared.annotations import Annotation, Review
+from shared.jobs import JobError, Kind, Label, Language, Score, Style, Text, Word
 
 
 class DatasetStatus(StrEnum):
@@ -113,82 +115,6 @@ class DatasetRequest(_Strict):
         return self.model_dump(mode="json", include={"tasks", "languages", "styles", "max_tokens", "candidates"})
 
 
-# ── what is known of an image ─────────────────────────────────────────────────────────────────────
-
-
-class Provenance(_Strict):
-    """Where words or figures come from."""
-
-    model: str
-    revision: str = Field(description="of the weights")
-    parameters: dict[str, Any] = Field(default_factory=dict, description="style, language, tokens, candidate")
-    software: str = Field(description="version of this program")
-    worker: str
-    at: datetime
-
-
-class Edit(_Strict):
-    """What a person said of a caption. It never replaces the model's words, it stands beside them."""
-
-    text: Text | None = Field(None, description="better words; none leaves the model's")
-    verdict: Literal["accept", "reject"] | None = None
-    author: Label
-    at: datetime
-
-
-class Caption(_Strict):
-    text: str
-    language: Language
-    style: Style
-    confidence: Score
-    out_of_domain: bool = False
-    tokens: int | None = None
-    score: Score | None = Field(None, description="how well it fits, by `match`")
-    provenance: Provenance
-    scored_by: Provenance | None = None
-    edit: Edit | None = None
-
-    @property
-    def words(self) -> str:
-        """A person's, where there are any, else the model's."""
-        return self.edit.text if self.edit and self.edit.text else self.text
-
-
-class Recognition(_Strict):
-    result: RecognizeResult
-    provenance: Provenance
-
-
-class ImageRef(_Strict):
-    """Which image of the source."""
-
-    name: str = Field(description="its own within the source: a path, a `custom_id`, a tar's key")
-    location: str = Field(description="path or URL that it was read from")
-    caption: str | None = Field(None, description="the caption that the source has of it")
-
-
-class Annotation(_Strict):
-    """One image of a data set: a result, or an error, or dropped, each with its reason."""
-
-    number: int = Field(ge=0, description="place in the data set, from 0, without gaps")
-    image: ImageRef
-    sha256: str | None = None
-    size: int | None = Field(None, description="bytes")
-    width: int | None = Field(None, description="pixels")
-    height: int | None = Field(None, description="pixels")
-    captions: tuple[Caption, ...] = Field((), description="the best of each language and style")
-    others: tuple[Caption, ...] = Field((), description="candidates that were not the best")
-    recognition: Recognition | None = None
-    source_score: Score | None = Field(None, description="how well the source's own caption fits, by `match`")
-    dropped: str | None = Field(None, description="why a filter keeps it out of the export")
-    error: JobError | None = None
-    attempts: int = 1
-
-    @property
-    def ok(self) -> bool:
-        return self.error is None and self.dropped is None
-
-
 # ── what the API shows ────────────────────────────────────────────────────────────────────────────
 
 
@@ -227,3 +153,31 @@ class Dataset(_Strict):
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
+
+
+class Item(_Strict):
+    """One image of a data set as the API shows it."""
+
+    number: int = Field(description="place in the data set, from 0, without gaps; names the image in addresses")
+    annotation: Annotation
+    reviews: tuple[Review, ...] = Field((), description="all that people said of it, the newest first")
+
+
+class ItemPage(_Strict):
+    items: tuple[Item, ...]
+    next: str | None = Field(description="cursor of the next page; none when this is the last")
+
+
+class ReviewRequest(_Strict):
+    """What a person says of an image: it stands beside the model's words and never replaces them."""
+
+    author: Label
+    verdict: Literal["accepted", "rejected"] | None = None
+    text: Text | None = None
+    language: Language | None = Field(None, description="of the text")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.verdict is None and self.text is None:
+            raise ValueError("give a verdict, a text, or both")
+        return self

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, DateTime, ForeignKey, Index, MetaData, UniqueConstraint, func, text
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Index, MetaData, UniqueConstraint, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from shared.datasets import DatasetStatus, ShardStatus
 from shared.jobs import Kind, Status
 
 
-def _one_of(column: str, values: type[Kind] | type[Status]) -> str:
+def _one_of(column: str, values: type[StrEnum]) -> str:
     return f"{column} IN ({', '.join(repr(value.value) for value in values)})"
 
 
 UNFINISHED = "status IN ('queued', 'running')"
+MOVING = "status IN ('planning', 'running', 'exporting')"
 
 
 class Base(DeclarativeBase):
@@ -166,3 +169,111 @@ class WorkerRow(Base):
     state: Mapped[str]
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class DatasetRow(Base):
+    """One run of bulk annotation. While it is planned or exported, some housekeeper holds a lease on it."""
+
+    __tablename__ = "datasets"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    request: Mapped[dict[str, Any]]
+    destination: Mapped[str]
+    kinds: Mapped[str]
+    """Models that its shards need, joined by `+`."""
+    priority: Mapped[int]
+
+    status: Mapped[str] = mapped_column(server_default=DatasetStatus.PLANNING.value)
+    paused_at: Mapped[datetime | None]
+    epoch: Mapped[int] = mapped_column(server_default="0")
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    available_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    worker: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+
+    error_code: Mapped[str | None]
+    error_detail: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    planned_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint(_one_of("status", DatasetStatus), "status"),
+        CheckConstraint("priority BETWEEN 0 AND 9", "priority"),
+        CheckConstraint("(lease_until IS NULL) = (worker IS NULL)", "lease_has_worker"),
+        CheckConstraint("lease_until IS NULL OR status IN ('planning', 'exporting')", "leased_for_a_reason"),
+        CheckConstraint(f"({MOVING}) = (finished_at IS NULL)", "terminal_is_finished"),
+        CheckConstraint("status <> 'failed' OR error_code IS NOT NULL", "failed_has_error"),
+        # Two runs into one destination would overwrite each other.
+        Index("uq_datasets_destination", "destination", unique=True, postgresql_where=text(MOVING)),
+        Index("ix_datasets_listing", "tenant", "id"),
+    )
+
+
+class ShardRow(Base):
+    """Some hundred images of a data set. What to do is the object `plan_key`, what was done `results_key`."""
+
+    __tablename__ = "shards"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    dataset_id: Mapped[UUID] = mapped_column(ForeignKey("datasets.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    images: Mapped[int]
+    plan_key: Mapped[str]
+    results_key: Mapped[str | None]
+
+    status: Mapped[str] = mapped_column(server_default=ShardStatus.QUEUED.value)
+    epoch: Mapped[int] = mapped_column(server_default="0")
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    crashes: Mapped[int] = mapped_column(server_default="0")
+    available_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    dispatch_due_at: Mapped[datetime | None]
+    worker: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+
+    # progress, as of the last heartbeat; `kept` of these images are an earlier attempt's
+    done: Mapped[int] = mapped_column(server_default="0")
+    failed: Mapped[int] = mapped_column(server_default="0")
+    kept: Mapped[int] = mapped_column(server_default="0")
+    tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
+
+    error_code: Mapped[str | None]
+    error_detail: Mapped[str | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint(_one_of("status", ShardStatus), "status"),
+        CheckConstraint("(status = 'running') = (lease_until IS NOT NULL AND worker IS NOT NULL)", "running_has_lease"),
+        CheckConstraint(f"({UNFINISHED}) = (finished_at IS NULL)", "terminal_is_finished"),
+        CheckConstraint("status <> 'done' OR results_key IS NOT NULL", "done_has_results"),
+        CheckConstraint("status <> 'failed' OR error_code IS NOT NULL", "failed_has_error"),
+        UniqueConstraint("dataset_id", "number"),
+        Index("ix_shards_queued", "dataset_id", "dispatch_due_at", postgresql_where=text("status = 'queued'")),
+        Index("ix_shards_running", "worker", postgresql_where=text("status = 'running'")),
+        {"postgresql_with": {"fillfactor": "80"}},
+    )
+
+
+class ReviewRow(Base):
+    """What a person said of one image of a data set; the newest counts, the older ones stay."""
+
+    __tablename__ = "reviews"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    dataset_id: Mapped[UUID] = mapped_column(ForeignKey("datasets.id", ondelete="CASCADE"))
+    image: Mapped[int] = mapped_column(BigInteger)
+    """Its place in the data set."""
+    verdict: Mapped[str | None]
+    text: Mapped[str | None]
+    language: Mapped[str | None]
+    author: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        CheckConstraint("verdict IN ('accepted', 'rejected')", "verdict"),
+        CheckConstraint("text IS NOT NULL OR verdict IS NOT NULL", "says_something"),
+        Index("ix_reviews_image", "dataset_id", "image"),
+    )

@@ -1,0 +1,463 @@
+"""Every state transition of a data set and of its shards, each one guarded statement.
+
+The rules are those of jobs (`shared.database`): a guard names the status and, for what somebody works on, the epoch of
+the claim. There is a row for each shard, never for an image; only what a person says of an image is a row of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy import Select, insert, select
+from sqlalchemy.exc import IntegrityError
+from uuid_utils.compat import uuid7
+
+from shared import dataset_transitions as transitions
+from shared.annotations import Review
+from shared.connections import Connections
+from shared.datasets import (
+    Dataset,
+    DatasetProgress,
+    DatasetRequest,
+    DatasetStatus,
+    ExportFormat,
+    ReviewRequest,
+    ShardStatus,
+    WorkerProgress,
+)
+from shared.errors import Conflict, NotFound
+from shared.jobs import JobError, Kind, Tenant
+from shared.settings import Settings
+from shared.tables import DatasetRow, ReviewRow, ShardRow
+
+MAX_ATTEMPTS = 50
+"""Of a shard. Its images have attempts of their own; a shard fails only where nothing of it can be read or stored."""
+
+RATE_WINDOW = 60.0
+"""Seconds over which images per second are told."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDispatch:
+    """What a message needs: which shard, for a worker with which models, how urgent."""
+
+    id: UUID
+    kinds: str
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetClaim:
+    """A data set that this housekeeper plans or exports."""
+
+    id: UUID
+    epoch: int
+    tenant: Tenant
+    request: DatasetRequest
+    status: DatasetStatus
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardClaim:
+    """A shard that this worker runs until it finishes it, gives it back, or loses its lease."""
+
+    id: UUID
+    epoch: int
+    dataset_id: UUID
+    number: int
+    images: int
+    plan_key: str
+    results_key: str | None
+    """What earlier attempts have achieved."""
+    attempts: int
+    crashes: int
+    tenant: Tenant
+    request: DatasetRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Where one shard stands."""
+
+    number: int
+    images: int
+    status: ShardStatus
+    plan_key: str
+    results_key: str | None
+    error: JobError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a shard is, in images."""
+
+    done: int = 0
+    failed: int = 0
+    kept: int = 0
+    """Of those, how many an earlier attempt had done."""
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What a heartbeat learnt: shards to stop, and shards that are no longer this worker's."""
+
+    cancelled: frozenset[UUID]
+    lost: frozenset[UUID]
+
+
+class Datasets:
+    """Data sets as their owners see them, and as the housekeepers work on them."""
+
+    def __init__(self, connections: Connections, settings: Settings):
+        self._run = connections.run
+        self._settings = settings
+
+    # ── the client's side ─────────────────────────────────────────────────────────────────────────
+
+    def submit(self, request: DatasetRequest, tenant: Tenant) -> UUID:
+        """Accept a data set; it is committed when this returns.
+
+        Raises:
+            Conflict: another unfinished data set has this destination.
+        """
+        id = uuid7()
+        new = insert(DatasetRow).values(
+            id=id,
+            tenant=tenant,
+            request=request.model_dump(mode="json"),
+            destination=request.destination,
+            kinds=kinds_name(request.kinds),
+            priority=request.priority,
+        )
+        try:
+            self._run(new)
+        except IntegrityError as error:
+            raise _taken(request.destination) from error
+        return id
+
+    def get(self, id: UUID, tenant: Tenant) -> Dataset:
+        """With its progress. Raises NotFound also for another tenant's data set."""
+        return self._shown(self._row(id, tenant))
+
+    def list(self, tenant: Tenant, *, before: UUID | None = None, limit: int = 50) -> list[Dataset]:
+        """Newest first; `before` is the last id of the page before."""
+        query = _DATASETS.where(DatasetRow.tenant == tenant).order_by(DatasetRow.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(DatasetRow.id < before)
+        return [self._shown(row) for row in self._run(query)]
+
+    def pause(self, id: UUID, tenant: Tenant) -> None:
+        """Nothing of it starts any more, and what runs is given back. Raises NotFound, Conflict."""
+        self._change(id, tenant, transitions.PAUSE, "paused")
+
+    def resume(self, id: UUID, tenant: Tenant) -> None:
+        self._change(id, tenant, transitions.RESUME, "resumed")
+
+    def cancel(self, id: UUID, tenant: Tenant) -> None:
+        """It is over; what is known stays, and can be exported."""
+        self._change(id, tenant, transitions.CANCEL, "cancelled")
+
+    def prioritize(self, id: UUID, tenant: Tenant, priority: int) -> None:
+        self._change(id, tenant, transitions.PRIORITIZE, "given another priority", priority=priority)
+
+    def retry(self, id: UUID, tenant: Tenant) -> DatasetStatus:
+        """Run what failed or was cancelled once more, and only that.
+
+        Raises:
+            NotFound: no such data set of this tenant.
+            Conflict: it is not over, nothing of it failed, or its destination is taken.
+        """
+        try:
+            rows = self._run(transitions.RETRY, {"id": id, "tenant": tenant})
+        except IntegrityError as error:
+            raise _taken(self._row(id, tenant).destination) from error
+        if not rows:
+            status = self._row(id, tenant).status
+            over = DatasetStatus(status).terminal
+            why = "nothing of it failed" if over else f"it is {status}; cancel it first, or wait"
+            raise Conflict(f"Data set {id} cannot be retried: {why}.")
+        return DatasetStatus(rows[0].status)
+
+    def export(
+        self, id: UUID, tenant: Tenant, destination: str, destination_format: ExportFormat, *, overwrite: bool
+    ) -> None:
+        """Write what is known of a data set that is over to a destination, once more or to another one.
+
+        Raises:
+            NotFound, Conflict
+        """
+        changed = {"destination": destination, "destination_format": destination_format, "overwrite": overwrite}
+        values = {"destination": destination, "changed": json.dumps(changed)}
+        try:
+            self._change(id, tenant, transitions.EXPORT, "exported", **values)
+        except IntegrityError as error:
+            raise _taken(destination) from error
+
+    def _change(self, id: UUID, tenant: Tenant, statement: Any, what: str, **values: Any) -> None:
+        if not self._run(statement, {"id": id, "tenant": tenant, **values}):
+            status = self._row(id, tenant).status
+            raise Conflict(f"Data set {id} is {status} and cannot be {what} now.")
+
+    def _row(self, id: UUID, tenant: Tenant) -> Any:
+        rows = self._run(_DATASETS.where(DatasetRow.id == id, DatasetRow.tenant == tenant))
+        if not rows:
+            raise NotFound(f"There is no data set {id}.")
+        return rows[0]
+
+    def _shown(self, row: Any) -> Dataset:
+        error = row.error_code and JobError(code=row.error_code, detail=row.error_detail or "")
+        return Dataset(
+            id=row.id,
+            status=row.status,
+            paused=row.paused_at is not None,
+            priority=row.priority,
+            request=DatasetRequest.model_validate(row.request),
+            progress=self._progress(row),
+            error=error or None,
+            created_at=row.created_at,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
+        )
+
+    def _progress(self, row: Any) -> DatasetProgress:
+        totals = self._run(transitions.TOTALS, {"id": row.id})[0]
+        rates = self._run(transitions.RATES, {"id": row.id, "window": RATE_WINDOW}) if row.finished_at is None else []
+        left = totals.images - totals.done - totals.failed
+        speed = sum(rate.images for rate in rates)
+        return DatasetProgress(
+            images=totals.images,
+            done=totals.done,
+            failed=totals.failed,
+            left=left,
+            shards=totals.shards,
+            shards_left=totals.shards_left,
+            planned=row.planned_at is not None,
+            images_per_second=speed,
+            tokens_per_second=sum(rate.tokens for rate in rates),
+            eta=left / speed if speed > 0 and row.planned_at is not None else None,
+            workers=tuple(
+                WorkerProgress(worker=rate.worker, shards=rate.shards, images_per_second=rate.images)
+                for rate in rates
+                if rate.worker
+            ),
+        )
+
+    # ── what people say of images ─────────────────────────────────────────────────────────────────
+
+    def review(self, id: UUID, image: int, said: ReviewRequest) -> None:
+        """Note what somebody said of an image; the newest counts, the older ones stay."""
+        self._run(insert(ReviewRow).values(id=uuid7(), dataset_id=id, image=image, **said.model_dump()))
+
+    def reviews(self, id: UUID, first: int, count: int) -> dict[int, list[Review]]:
+        """Image → what was said of it, the newest first, of the images from `first` on."""
+        rows = self._run(
+            select(ReviewRow.__table__)
+            .where(ReviewRow.dataset_id == id, ReviewRow.image >= first, ReviewRow.image < first + count)
+            .order_by(ReviewRow.id.desc())
+        )
+        found: dict[int, list[Review]] = {}
+        for row in rows:
+            review = Review(
+                author=row.author,
+                created_at=row.created_at,
+                verdict=row.verdict,
+                text=row.text,
+                language=row.language,
+            )
+            found.setdefault(row.image, []).append(review)
+        return found
+
+    def reviewed(self, id: UUID) -> set[int]:
+        """Images that somebody said something of."""
+        return {row.image for row in self._run(select(ReviewRow.image).where(ReviewRow.dataset_id == id).distinct())}
+
+    # ── the housekeeper's side ────────────────────────────────────────────────────────────────────
+
+    def awaiting(self, most: int) -> list[UUID]:
+        """Data sets to be planned or exported that nobody works on."""
+        return [row.id for row in self._run(transitions.AWAITING, {"most": most})]
+
+    def take(self, id: UUID, worker: str) -> DatasetClaim | None:
+        """Make this data set this housekeeper's to plan or export; None when it is not to be."""
+        rows = self._run(transitions.TAKE, {"id": id, "worker": worker, "lease": self._settings.lease})
+        return next((_dataset_claim(row) for row in rows), None)
+
+    def renew(self, held: Mapping[UUID, tuple[int, Progress]]) -> Renewal:
+        """One heartbeat: `held` is id → epoch; the progress of a data set is that of its shards."""
+        ids = sorted(held)
+        rows = self._run(
+            transitions.RENEW_DATASETS,
+            {"ids": ids, "epochs": [held[id][0] for id in ids], "lease": self._settings.lease},
+            relaxed=True,
+        )
+        return _renewal(held, rows)
+
+    def add_shard(self, claim: DatasetClaim, shard: UUID, number: int, images: int, plan_key: str, due: float) -> bool:
+        """Plan one shard, to be published by the housekeeper in `due` seconds unless it is claimed by then.
+
+        False when the data set is no longer this housekeeper's, or has a shard of this number.
+        """
+        values = {"shard": shard, "number": number, "images": images, "plan_key": plan_key, "due": due}
+        return bool(self._run(transitions.ADD_SHARD, {"id": claim.id, "epoch": claim.epoch, **values}))
+
+    def planned(self, claim: DatasetClaim) -> bool:
+        return bool(self._run(transitions.PLANNED, {"id": claim.id, "epoch": claim.epoch}))
+
+    def end(self, claim: DatasetClaim, error: JobError | None = None) -> bool:
+        """It is over: exported, or failed for a reason that trying again would not mend."""
+        status = DatasetStatus.SUCCEEDED if error is None else DatasetStatus.FAILED
+        values = {"status": status.value, "code": error and error.code, "detail": error and error.detail}
+        return bool(self._run(transitions.END, {"id": claim.id, "epoch": claim.epoch, **values}))
+
+    def put_off(self, claim: DatasetClaim, error: JobError | None = None) -> bool:
+        """It was not done: interrupted, or for a reason that may pass."""
+        values = {"code": error and error.code, "detail": error and error.detail}
+        return bool(
+            self._run(
+                transitions.PUT_OFF,
+                {"id": claim.id, "epoch": claim.epoch, "backoff": self._settings.retry_backoff, **values},
+            )
+        )
+
+    def complete(self, id: UUID | None = None) -> list[UUID]:
+        """Those whose last shard is over, of all or of this one, are to be exported from here on."""
+        return [row.id for row in self._run(transitions.COMPLETE, {"id": id})]
+
+    def earlier(self, claim: DatasetClaim) -> list[UUID]:
+        """Runs of this tenant over the same source before this one, the newest first."""
+        request = DatasetRow.request
+        rows = self._run(
+            select(DatasetRow.id)
+            .where(DatasetRow.tenant == claim.tenant, DatasetRow.id < claim.id)
+            .where(request["source"].astext == claim.request.source)
+            .order_by(DatasetRow.id.desc())
+        )
+        return [row.id for row in rows]
+
+
+class Shards:
+    """Shards as workers run them."""
+
+    def __init__(self, connections: Connections, settings: Settings):
+        self._run = connections.run
+        self._settings = settings
+
+    def all(self, dataset_id: UUID, *, first: int = 0, most: int | None = None) -> list[Shard]:
+        """Those of a data set from number `first` on, in order."""
+        query = select(ShardRow.__table__).where(ShardRow.dataset_id == dataset_id, ShardRow.number >= first)
+        return [_shard(row) for row in self._run(query.order_by(ShardRow.number).limit(most))]
+
+    def claim(self, id: UUID, priority: int, worker: str) -> ShardClaim | None:
+        """Make this shard this worker's; None when it is not to be run, or not at this priority."""
+        values = {"id": id, "priority": priority, "worker": worker, "lease": self._settings.lease}
+        return next((_shard_claim(row) for row in self._run(transitions.CLAIM, values)), None)
+
+    def renew(self, held: Mapping[UUID, tuple[int, Progress]]) -> Renewal:
+        """One heartbeat: renew the leases of `held` (id → epoch, progress) and note how far they are."""
+        ids = sorted(held)
+        progress = [held[id][1] for id in ids]
+        rows = self._run(
+            transitions.RENEW_SHARDS,
+            {
+                "ids": ids,
+                "epochs": [held[id][0] for id in ids],
+                "done": [each.done for each in progress],
+                "failed": [each.failed for each in progress],
+                "kept": [each.kept for each in progress],
+                "tokens": [each.tokens for each in progress],
+                "lease": self._settings.lease,
+            },
+            relaxed=True,
+        )
+        return _renewal(held, rows)
+
+    def checkpoint(self, claim: ShardClaim, results_key: str) -> bool:
+        """What is done so far lies there, for whoever goes on if this worker cannot."""
+        values = {"id": claim.id, "epoch": claim.epoch, "results_key": results_key}
+        return bool(self._run(transitions.CHECKPOINT, values))
+
+    def finish(self, claim: ShardClaim, results_key: str, progress: Progress) -> bool:
+        """All images of it have ended. False when it was no longer this worker's."""
+        values = {
+            "results_key": results_key,
+            "done": progress.done,
+            "failed": progress.failed,
+            "kept": progress.kept,
+            "tokens": progress.tokens,
+        }
+        return bool(self._run(transitions.FINISH, {"id": claim.id, "epoch": claim.epoch, **values}))
+
+    def give_back(
+        self, claim: ShardClaim, reason: Literal["released", "retry"], error: JobError | None = None
+    ) -> ShardStatus | None:
+        """It was not done; what has become of it, None when it was no longer this worker's."""
+        values = {
+            "id": claim.id,
+            "epoch": claim.epoch,
+            "reason": reason,
+            "code": error and error.code,
+            "detail": error and error.detail,
+        }
+        rows = self._run(transitions.GIVE_BACK, {**values, **self._settling})
+        return ShardStatus(rows[0].status) if rows else None
+
+    # ── housekeeping ──────────────────────────────────────────────────────────────────────────────
+
+    def rescue(self) -> dict[UUID, ShardStatus]:
+        """Take back running shards whose lease has passed."""
+        return {row.id: ShardStatus(row.status) for row in self._run(transitions.RESCUE, self._settling)}
+
+    def ready(self) -> dict[str, int]:
+        """Models needed → how many shards may run now."""
+        return {row.kinds: row.ready for row in self._run(transitions.READY)}
+
+    def take_due(self, kinds: str, most: int) -> list[ShardDispatch]:
+        """Up to `most` queued shards whose message is overdue; they count as published from here on."""
+        rows = self._run(transitions.TAKE_DUE, {"kinds": kinds, "most": most, "again": self._settings.redispatch_after})
+        return [ShardDispatch(row.id, row.kinds, row.priority) for row in rows]
+
+    @property
+    def _settling(self) -> dict[str, float]:
+        return {"max_attempts": MAX_ATTEMPTS, "backoff": self._settings.retry_backoff}
+
+
+_DATASETS: Select[Any] = select(DatasetRow.__table__)
+
+
+def kinds_name(kinds: Sequence[Kind]) -> str:
+    """A set of kinds as one word, by which queues are named."""
+    return "+".join(kind.value for kind in kinds)
+
+
+def _taken(destination: str) -> Conflict:
+    return Conflict(
+        f"Another data set is being written to {destination}; wait for it, cancel it, or choose another destination.",
+        field="destination",
+    )
+
+
+def _renewal(held: Mapping[UUID, Any], rows: Sequence[Any]) -> Renewal:
+    return Renewal(
+        cancelled=frozenset(row.id for row in rows if row.cancelled),
+        lost=frozenset(held) - {row.id for row in rows},
+    )
+
+
+def _dataset_claim(row: Any) -> DatasetClaim:
+    request = DatasetRequest.model_validate(row.request)
+    return DatasetClaim(row.id, row.epoch, row.tenant, request, DatasetStatus(row.status), row.attempts)
+
+
+def _shard_claim(row: Any) -> ShardClaim:
+    return ShardClaim(**{**row._mapping, "request": DatasetRequest.model_validate(row.request)})
+
+
+def _shard(row: Any) -> Shard:
+    error = row.error_code and JobError(code=row.error_code, detail=row.error_detail or "", retryable=True)
+    return Shard(row.number, row.images, ShardStatus(row.status), row.plan_key, row.results_key, error or None)

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import combinations
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -20,6 +21,7 @@ from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
 from shared.database import Dispatch
+from shared.dataset_records import ShardDispatch, kinds_name
 from shared.errors import QueueUnavailable
 from shared.jobs import Kind, Progress
 from shared.settings import Settings
@@ -28,6 +30,10 @@ log = logging.getLogger(__name__)
 
 HOUSEKEEPING_QUEUE = "tuwen.housekeeping"
 HOUSEKEEPING_TASK = "tuwen.housekeeping"
+DATASETS_QUEUE = "tuwen.datasets"
+"""Data sets to be planned or exported, for housekeepers."""
+DATASET_TASK = "tuwen.dataset"
+SHARD_TASK = "tuwen.shard"
 WEBHOOKS_TASK = "tuwen.webhooks"
 COLLECTION_TASK = "tuwen.collection"
 GENERATION_KEY = "tuwen:generation"
@@ -42,6 +48,17 @@ def queue_name(kind: Kind) -> str:
 
 def task_name(kind: Kind) -> str:
     return f"tuwen.{kind.value}"
+
+
+def shards_queue(kinds: str) -> str:
+    """Of shards that need these models, named by `shared.dataset_records.kinds_name`."""
+    return f"tuwen.shards.{kinds}"
+
+
+def shard_kinds(held: Iterable[Kind]) -> list[str]:
+    """All sets of models that shards may need, of those a worker holds."""
+    kinds = [kind for kind in Kind if kind in held and kind is not Kind.GENERATE]
+    return [kinds_name(chosen) for size in range(1, len(kinds) + 1) for chosen in combinations(kinds, size)]
 
 
 def event_channel(job_id: UUID | str) -> str:
@@ -103,7 +120,12 @@ def celery_app(settings: Settings) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=False,
         # A misspelt queue fails loudly.
         task_create_missing_queues=False,
-        task_queues=[Queue(queue_name(kind)) for kind in Kind] + [Queue(HOUSEKEEPING_QUEUE)],
+        task_queues=[
+            *(Queue(queue_name(kind)) for kind in Kind),
+            *(Queue(shards_queue(kinds)) for kinds in shard_kinds(Kind)),
+            Queue(DATASETS_QUEUE),
+            Queue(HOUSEKEEPING_QUEUE),
+        ],
         task_default_queue=HOUSEKEEPING_QUEUE,
         # Flower sees each job from the moment it is published.
         task_send_sent_event=True,
@@ -184,6 +206,38 @@ class JobQueue:
         with _translated(), self._app.connection_for_read() as connection:
             channel = connection.default_channel
             return {kind: channel._size(queue_name(kind)) for kind in Kind}
+
+    def publish_shards(self, shards: Iterable[ShardDispatch]) -> None:
+        """Hand shards to the workers that hold the models they need; the task id is the shard's id.
+
+        The message says at which priority it was sent: one that has changed since makes it void.
+        """
+        with _translated(), self._app.producer_pool.acquire(block=True, timeout=5) as producer, producer.batch():
+            for shard in shards:
+                self._app.send_task(
+                    SHARD_TASK,
+                    args=[str(shard.id), shard.priority],
+                    task_id=str(shard.id),
+                    queue=shards_queue(shard.kinds),
+                    priority=9 - shard.priority,
+                    producer=producer,
+                    retry=False,
+                )
+
+    def publish_datasets(self, ids: Iterable[UUID]) -> None:
+        """Have some housekeeper plan or export these data sets."""
+        with _translated(), self._app.producer_pool.acquire(block=True, timeout=5) as producer:
+            for id in ids:
+                # Not under the data set's own id: it comes at least twice, to be planned and to be exported.
+                self._app.send_task(
+                    DATASET_TASK, args=[str(id)], queue=DATASETS_QUEUE, producer=producer, retry=False
+                )
+
+    def shard_depth(self) -> dict[str, int]:
+        """Messages that no worker has taken, by the models that they need."""
+        with _translated(), self._app.connection_for_read() as connection:
+            channel = connection.default_channel
+            return {kinds: channel._size(shards_queue(kinds)) for kinds in shard_kinds(Kind)}
 
     def generation(self) -> str:
         """Names this Redis's data: it changes when Redis restarts and when its data is wiped."""

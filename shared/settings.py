@@ -103,6 +103,13 @@ class Settings(BaseSettings):
     batch_timeout: float = Field(300.0, description="an engine that is silent this long is killed")
     shutdown_grace: float = Field(30.0, description="time the running batch gets at SIGTERM")
 
+    # Data sets
+    dataset_roots: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = Field(
+        (), description="folders and s3:// prefixes that data sets may name; an open installation allows every folder"
+    )
+    shards_at_once: int = Field(2, ge=1, description="shards that one worker runs side by side")
+    decode_threads: int = Field(2, ge=1, description="threads that read and decode the images of shards")
+
     # Delivery
     lease: float = Field(15.0, description="a running job whose worker is silent this long is taken back")
     heartbeat: float = 5.0

@@ -229,9 +229,7 @@ class JobQueue:
         with _translated(), self._app.producer_pool.acquire(block=True, timeout=5) as producer:
             for id in ids:
                 # Not under the data set's own id: it comes at least twice, to be planned and to be exported.
-                self._app.send_task(
-                    DATASET_TASK, args=[str(id)], queue=DATASETS_QUEUE, producer=producer, retry=False
-                )
+                self._app.send_task(DATASET_TASK, args=[str(id)], queue=DATASETS_QUEUE, producer=producer, retry=False)
 
     def shard_depth(self) -> dict[str, int]:
         """Messages that no worker has taken, by the models that they need."""

@@ -1,0 +1,95 @@
+"""How well image and text find each other: R-precision both ways, and the cycle prompt → image → caption."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from shared.jobs import Language
+from workers.engines.builtin import as_images, token_ids
+from workers.evaluation.contestants import Contestants
+from workers.evaluation.description import f1, f1_rows, facts
+from workers.evaluation.intervals import Figure, mean
+from workers.models.matcher import Claims
+from workers.scenes.grammar import Scene, Split, caption, edit, pick
+from workers.scenes.parsing import graph, parse
+from workers.training.data import Pictures
+
+HUNDRED = 100
+EDITS = 9
+
+
+def _says(scene: Scene, language: Language, rng: np.random.Generator) -> str:
+    return caption(scene, language, pick(rng, ("short", "detailed", "tags")), rng)
+
+
+def figures(data: Pictures, split: Split, contestants: Contestants) -> dict[str, Any]:
+    """R-precision of the match engine's evidence, and the cycle, in both languages by turns."""
+    rng = np.random.default_rng(41)
+    languages: list[Language] = [("zh", "en")[i % 2] for i in range(len(data))]  # type: ignore[misc]
+    texts = [_says(scene, language, rng) for scene, language in zip(data.scenes, languages, strict=True)]
+    text, image = r_precision(data, texts, contestants)
+    return {
+        "r_precision_text": asdict(text),
+        "r_precision_image": asdict(image),
+        "one_edit": {k: asdict(v) for k, v in one_edit(data, split, languages, contestants).items()},
+        "cycle_f1": {k: asdict(v) for k, v in cycle(data, languages, contestants).items()},
+    }
+
+
+@torch.no_grad()
+def r_precision(data: Pictures, texts: list[str], contestants: Contestants) -> tuple[Figure, Figure]:
+    """How often the own caption comes first among 100, and the own picture among 100.
+
+    What is true by chance of another picture of the hundred too is no wrong answer and is left out.
+    """
+    model, device = contestants.matcher.model, contestants.matcher.device
+    truth = [graph(scene).facts() for scene in data.scenes]
+    claimed = [parse(text).facts() for text in texts]
+    to_text, to_image = [], []
+    for start in range(0, len(data) - HUNDRED + 1, HUNDRED):
+        part = slice(start, start + HUNDRED)
+        images = model.encode_images(as_images(list(data.pixels[part]), device))
+        claims = model.encode_texts(token_ids(texts[part], device))
+        scores = model.evidence(images, claims, pairwise=False).cpu().numpy()
+        fits = np.array([[claim <= known for claim in claimed[part]] for known in truth[part]])
+        rivals = np.where(fits, -np.inf, scores)
+        own = np.diagonal(scores)
+        to_text += (own > rivals.max(1)).tolist()
+        to_image += (own > rivals.max(0)).tolist()
+    return mean(to_text), mean(to_image)
+
+
+@torch.no_grad()
+def one_edit(data: Pictures, split: Split, languages: list[Language], contestants: Contestants) -> dict[str, Figure]:
+    """The true caption among ones with a single wrong statement: `first` before all nine, `pair` before one; and
+    `image_pair`: with the caption of the edited scene, which of the two pictures scores higher is not asked here."""
+    model, device = contestants.matcher.model, contestants.matcher.device
+    rng = np.random.default_rng(43)
+    first, pair = [], []
+    for i, scene in enumerate(data.scenes):
+        wrong = [_says(edit(scene, rng, split), languages[i], rng) for _ in range(EDITS)]
+        known = graph(scene).facts()
+        wrong = [text for text in wrong if not parse(text).facts() <= known]
+        claims: Claims = model.encode_texts(token_ids([_says(scene, languages[i], rng), *wrong], device))
+        image = model.encode_images(as_images([data.pixels[i]], device))
+        scores = model.evidence(image, claims, pairwise=False)[0].cpu().numpy()
+        first.append(bool((scores[0] > scores[1:]).all()))
+        pair.append(float((scores[0] > scores[1:]).mean()))
+    return {"first_of_ten": mean(first), "before_one": mean(pair)}
+
+
+def cycle(data: Pictures, languages: list[Language], contestants: Contestants) -> dict[str, Figure]:
+    """F1 of the facts of the caption of the image of a prompt, against the prompt's own."""
+    found: dict[str, Figure] = {}
+    for language in ("zh", "en"):
+        scenes = [scene for scene, spoken in zip(data.scenes, languages, strict=True) if spoken == language]
+        texts = [caption(scene, language, "short") for scene in scenes]  # type: ignore[arg-type]
+        pictures = contestants.draw(texts, [100 + i for i in range(len(texts))])
+        answers = contestants.describe(pictures, language)  # type: ignore[arg-type]
+        said = [parse(answer.text).facts() for answer in answers]
+        found[language] = f1(f1_rows([facts(scene, "short") for scene in scenes], said))
+    return found

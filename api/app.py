@@ -15,6 +15,7 @@ from api import files, jobs, monitoring, problems, reference
 from api.auth import LocalOnly, require_loopback
 from api.bodies import BodyLimit
 from api.monitoring import RequestMetrics
+from api.openai import chat, images, models
 from api.resources import opened
 from shared import __version__
 from shared.settings import Settings
@@ -42,6 +43,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(jobs.router)
     app.include_router(files.router)
     app.include_router(monitoring.router)
+    for part in (images, chat, models):
+        app.include_router(part.router)
     problems.install(app)
     reference.install(app)
     # The last one added is the outermost.

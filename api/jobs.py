@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -15,19 +14,17 @@ from starlette.responses import Response, StreamingResponse
 
 from api.auth import CallerDep
 from api.bodies import parse
-from api.events import Watch
 from api.files import serve
 from api.messages import Accepted, Batch, JobPage
 from api.reference import json_body, problems
 from api.resources import BaseUrlDep, Resources, ResourcesDep
 from api.submission import submit
-from api.waiting import until_over
-from shared.errors import Conflict, DatabaseUnavailable, InvalidRequest, NotFound
+from api.waiting import follow, until_over
+from shared.errors import Conflict, InvalidRequest, NotFound
 from shared.jobs import GenerateResult, Job, JobRequest, Kind, Progress, Status, StoredImage, Tenant
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-_KEEP_ALIVE = 15.0
 _HEAVY = 64 * 1024
 """Bodies larger than this hold images, or very many jobs: they take turns."""
 _LARGEST_PAGE = 200
@@ -314,32 +311,15 @@ def _wait(prefer: str | None, resources: Resources) -> float:
 
 async def _stream(resources: Resources, job_id: UUID, tenant: Tenant, base_url: str) -> AsyncIterator[bytes]:
     shown: tuple[Any, ...] | None = None
-    async with resources.events.watch(job_id) as changes:
-        while True:
-            try:
-                job = await run_sync(resources.database.job, job_id, tenant)
-            except DatabaseUnavailable:
-                yield b": PostgreSQL does not answer\n\n"
-                await asyncio.sleep(1)
-                continue
-            changes.saw(job.status)
-            state = (job.status, job.attempts, job.cancel_requested)
+    async for news in follow(resources, job_id, tenant):
+        if isinstance(news, Job):
+            state = (news.status, news.attempts, news.cancel_requested)
             if state != shown:
                 shown = state
-                progress = await resources.events.progress([job_id]) if job.status is Status.RUNNING else {}
-                yield _event("state", _shown(job, base_url, progress.get(job_id)))
-            if job.status.terminal:
-                return
-            async for event in _until_state_changes(changes):
-                yield event
-
-
-async def _until_state_changes(changes: Watch) -> AsyncIterator[bytes]:
-    while True:
-        change = await changes.next(_KEEP_ALIVE)
-        if isinstance(change, Status):
-            return
-        yield _event("progress", change) if change is not None else b": still here\n\n"
+                progress = await resources.events.progress([job_id]) if news.status is Status.RUNNING else {}
+                yield _event("state", _shown(news, base_url, progress.get(job_id)))
+        else:
+            yield _event("progress", news) if news is not None else b": still here\n\n"
 
 
 def _event(name: str, data: BaseModel) -> bytes:

@@ -80,8 +80,22 @@ class ModelState(BaseModel):
     workers: list[ModelWorker]
 
 
+class Model(BaseModel):
+    """A model as clients of OpenAI's API read it; `kinds` says what it does here."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="Unix time since when a worker that lives has served models, 0 while none does")
+    owned_by: str = "tuwen"
+    kinds: list[Kind]
+
+
 class Models(BaseModel):
+    """The models twice: by the kind of job, and under `data` each one once, as OpenAI lists them."""
+
     models: list[ModelState]
+    object: Literal["list"] = "list"
+    data: list[Model]
 
 
 class Health(BaseModel):

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import CallerDep
 from api.messages import Health, Models, ModelState, ModelWorker, Readiness, State
+from api.openai.models import served
 from api.reference import problems
 from api.resources import Resources, ResourcesDep
 from shared import __version__
@@ -84,9 +85,10 @@ async def _state(check: Awaitable[None]) -> State:
 
 @router.get("/v1/models", response_model=Models, summary="List the models", responses=problems(401))
 async def models(_: CallerDep, resources: ResourcesDep) -> Models:
-    """The model that serves each kind here, and which workers hold it."""
+    """The model that serves each kind here, and which workers hold it; under `data` the same as OpenAI lists it."""
     workers = await run_sync(resources.database.workers.alive)
-    return Models(models=[_model_state(kind, resources.settings.model_for(kind), workers) for kind in Kind])
+    states = [_model_state(kind, resources.settings.model_for(kind), workers) for kind in Kind]
+    return Models(models=states, data=served(resources.settings, workers))
 
 
 def _model_state(kind: Kind, model: str, workers: list[Any]) -> ModelState:

@@ -10,20 +10,16 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from api.messages import Batch, Problem
-from shared.jobs import JobRequest
+from api.messages import Problem
 
-_UNSEEN: list[tuple[type[BaseModel], JsonSchemaMode]] = [
-    (JobRequest, "validation"),
-    (Batch, "validation"),
-    (Problem, "serialization"),
-]
-"""Models that no route's signature mentions."""
+_unseen: dict[type[BaseModel], JsonSchemaMode] = {Problem: "serialization"}
+"""Models that no route's signature mentions; `json_body` adds those that routes read themselves."""
 _REF = "#/components/schemas/{model}"
 
 TAGS = [
     {"name": "jobs", "description": "Submit jobs, watch them, fetch their results."},
     {"name": "files", "description": "Upload images that jobs work on."},
+    {"name": "openai", "description": "The same for clients of OpenAI's API; errors have OpenAI's shape here."},
     {"name": "monitoring", "description": "How the installation is doing."},
 ]
 
@@ -50,6 +46,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def json_body(model: type[BaseModel], examples: dict[str, Any]) -> dict[str, Any]:
     """`openapi_extra` of a route that reads its body itself, as `model`."""
+    _unseen[model] = "validation"
     schema = {"$ref": _REF.format(model=model.__name__)}
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "examples": examples}}}
@@ -64,7 +61,7 @@ def install(app: FastAPI) -> None:
             document = get_openapi(
                 title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, tags=TAGS
             )
-            _, named = models_json_schema(_UNSEEN, ref_template=_REF)
+            _, named = models_json_schema([*_unseen.items()], ref_template=_REF)
             document["components"]["schemas"] |= named["$defs"]
             app.openapi_schema = document
         return app.openapi_schema

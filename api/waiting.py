@@ -1,9 +1,10 @@
-"""Requests that wait until a job is over."""
+"""Requests that wait until a job is over, or follow it until then."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from uuid import UUID
 
 from anyio.to_thread import run_sync
@@ -11,7 +12,11 @@ from fastapi import Request
 
 from api.events import Watch
 from api.resources import Resources
-from shared.jobs import Job, Status, Tenant
+from shared.errors import DatabaseUnavailable
+from shared.jobs import Job, Progress, Status, Tenant
+
+QUIET = 15.0
+"""Seconds after which a stream says that it is still there."""
 
 
 async def until_over(request: Request, resources: Resources, job_id: UUID, tenant: Tenant, timeout: float) -> Job:
@@ -53,3 +58,24 @@ async def _until_said_to_be_over(changes: Watch, deadline: float) -> None:
             changes.saw(change)
             if change.terminal:
                 return
+
+
+async def follow(resources: Resources, job_id: UUID, tenant: Tenant) -> AsyncIterator[Job | Progress | None]:
+    """The job as it is and whenever its state may have changed, progress in between, and None when all is quiet.
+
+    Ends with the job that is over.
+    """
+    async with resources.events.watch(job_id) as changes:
+        while True:
+            try:
+                job = await run_sync(resources.database.job, job_id, tenant)
+            except DatabaseUnavailable:
+                yield None
+                await asyncio.sleep(1)
+                continue
+            changes.saw(job.status)
+            yield job
+            if job.status.terminal:
+                return
+            while not isinstance(change := await changes.next(QUIET), Status):
+                yield change

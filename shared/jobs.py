@@ -104,6 +104,9 @@ class DescribeInput(_Strict):
     image: ImageSource
     language: Language = "en"
     style: Style = "short"
+    prompt: Annotated[str, Field(max_length=4000), AfterValidator(_storable)] = Field(
+        "", description="what to say or answer about the image, for models that can be told"
+    )
     max_tokens: int = Field(64, ge=1, le=2048)
     rerank: int = Field(
         1, ge=1, le=16, description="captions written and scored against the image; the one that fits best is the text"
@@ -186,6 +189,8 @@ class DescribeResult(_Strict):
     language: Language
     confidence: Score = Field(description="geometric mean of the token probabilities")
     out_of_domain: bool = False
+    tokens: int | None = Field(None, ge=0, description="written, that of the end not counted; none: not told")
+    prompt_tokens: int | None = Field(None, ge=0, description="read before that, by a model that reads a prompt")
     score: Score | None = Field(None, description="of the text with the image, where rerank asked")
     captions: tuple[Caption, ...] = Field((), description="the different ones that rerank compared, the best first")
 

@@ -24,13 +24,16 @@ class GenerateItem:
     height: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    model: str = ""
+    """Which of the kind's models; none means the first."""
 
     kind = Kind.GENERATE
 
     @property
     def batch_key(self) -> Hashable:
         """What must be equal for two items to share a forward pass."""
-        return (self.width, self.height, self.steps, self.guidance)
+        # With no negative prompt in the batch at all, pipelines condition on zeros and not on an empty text.
+        return (self.model, self.width, self.height, self.steps, self.guidance, bool(self.negative_prompt))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,35 +42,42 @@ class DescribeItem:
     language: Language = "en"
     style: Style = "short"
     max_tokens: int = 64
+    prompt: str = ""
+    """What to say or answer about the image; "" leaves it to `style`. Models that take no prompt ignore it."""
+    seed: int | None = None
+    """Draw the words by lot, always the same for the same seed; none means the most probable text."""
+    model: str = ""
 
     kind = Kind.DESCRIBE
 
     @property
     def batch_key(self) -> Hashable:
-        return (self.max_tokens,)
+        return (self.model, self.max_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class RecognizeItem:
     pixels: Pixels
+    model: str = ""
 
     kind = Kind.RECOGNIZE
 
     @property
     def batch_key(self) -> Hashable:
-        return ()
+        return (self.model,)
 
 
 @dataclass(frozen=True, slots=True)
 class MatchItem:
     pixels: Pixels
     text: str
+    model: str = ""
 
     kind = Kind.MATCH
 
     @property
     def batch_key(self) -> Hashable:
-        return ()
+        return (self.model,)
 
 
 Item = GenerateItem | DescribeItem | RecognizeItem | MatchItem
@@ -79,6 +89,8 @@ class Picture:
 
     pixels: Pixels
     unknown_words: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What of the request was not heeded, the end of a prompt that is too long for instance."""
 
 
 Output = Picture | DescribeResult | RecognizeResult | MatchResult
@@ -119,3 +131,17 @@ class Engine(Protocol):
         Raises:
             OutOfMemory: the batch does not fit; the caller tries smaller ones.
         """
+
+
+@runtime_checkable
+class Heavy(Protocol):
+    """What an engine of a large model has besides: it can be evicted for another, and its batches be measured.
+
+    Constructed as `EngineClass(device=…, checkpoint=…)`.
+    """
+
+    def weights(self) -> int:
+        """Bytes of the weights on the device."""
+
+    def calibrate(self, room: int) -> None:
+        """Find the size of a batch that fits into `room` bytes beside the weights. After the example has run."""

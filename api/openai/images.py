@@ -1,0 +1,172 @@
+"""`POST /v1/images/generations`: an OpenAI request for images becomes one job with as many candidates."""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from api.auth import Caller, CallerDep
+from api.bodies import parse
+from api.openai.errors import OpenAIRoute, UnsupportedParameter, body, of_job
+from api.openai.models import require
+from api.openai.waiting import done, ends, start
+from api.reference import json_body
+from api.resources import BaseUrlDep, Resources, ResourcesDep
+from shared.errors import InvalidRequest
+from shared.jobs import GenerateInput, GenerateResult, Job, JobRequest, Kind, Label, Status, StoredImage, Text, Word
+from shared.settings import Settings
+
+router = APIRouter(prefix="/v1/images", tags=["openai"], route_class=OpenAIRoute)
+
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
+
+
+class ImagesRequest(BaseModel):
+    """OpenAI's parameters, and after them our own, which its clients send as `extra_body`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Text
+    model: Label | None = None
+    n: int | None = Field(None, ge=1, le=10)
+    size: str | None = Field(None, description="`auto`, or WIDTHxHEIGHT in pixels")
+    response_format: Literal["b64_json", "url"] | None = Field(None, description="`b64_json` unless `url` is asked for")
+    output_format: str | None = Field(None, description="`png`")
+    background: str | None = Field(None, description="`auto` or `opaque`")
+    stream: bool | None = None
+    partial_images: int | None = Field(None, ge=0, le=3)
+    quality: str | None = Field(None, description="without effect, as are style, moderation, complexity and the user")
+    style: str | None = None
+    moderation: str | None = None
+    complexity: str | None = None
+    output_compression: int | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    negative_prompt: Annotated[Word, Field(max_length=4000)] | None = None
+    steps: int | None = Field(None, ge=1, le=500)
+    guidance: Annotated[float, Field(allow_inf_nan=False)] | None = Field(None, ge=0, le=100)
+
+    def job(self, settings: Settings, priority: int = 5) -> JobRequest:
+        """Raises InvalidRequest, naming the parameter."""
+        width, height = _size(self.size)
+        if self.output_format not in (None, "png"):
+            raise UnsupportedParameter("Images are made as png.", field="output_format")
+        if self.background not in (None, "auto", "opaque"):
+            raise UnsupportedParameter("Images have no transparent background.", field="background")
+        count = self.n or 1
+        if self.stream and count > 1:
+            raise UnsupportedParameter("One image at a time can be streamed; ask for n=1.", field="n")
+        if self.stream and self.response_format == "url":
+            raise UnsupportedParameter("What is streamed is the image itself.", field="response_format")
+        wanted = GenerateInput(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt or "",
+            width=width,
+            height=height,
+            steps=self.steps,
+            guidance=self.guidance,
+            seed=self.seed,
+            candidates=count,
+            keep="all",
+        )
+        return JobRequest(input=wanted, model=require(settings, Kind.GENERATE, self.model), priority=priority)
+
+
+@router.post(
+    "/generations",
+    summary="Draw images (OpenAI)",
+    openapi_extra=json_body(ImagesRequest, {"cat": {"value": {"prompt": "一只黑色的猫在草地上跳跃", "n": 2}}}),
+)
+async def generate(request: Request, caller: CallerDep, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
+    """With `n`, the images are scored against the prompt and come in the order of their scores."""
+    sent = await request.body()
+    wish = parse(ImagesRequest, sent)
+    job = await start(resources, caller, wish.job(resources.settings), len(sent))
+    if wish.stream:
+        return StreamingResponse(
+            _stream(resources, caller, job), headers={"Cache-Control": "no-store"}, media_type="text/event-stream"
+        )
+    job = await done(request, resources, caller, job)
+    return JSONResponse(await run_sync(answer, resources, base_url, wish.response_format, job))
+
+
+def answer(resources: Resources, base_url: str, response_format: str | None, job: Job) -> dict[str, Any]:
+    """OpenAI's answer of a job that has succeeded. Raises StorageUnavailable."""
+    images = []
+    for index, image in enumerate(kept(job)):
+        if response_format == "url":
+            fetched_here = f"{base_url}/v1/jobs/{job.id}/image" + (f"?candidate={index}" if index else "")
+            url = resources.store.url(image.key, resources.settings.result_url_ttl)
+            images.append({"url": url or fetched_here})
+        else:
+            images.append({"b64_json": _base64(resources, image)})
+    first = kept(job)[0]
+    return {
+        "created": int(job.created_at.timestamp()),
+        "data": images,
+        "size": f"{first.width}x{first.height}",
+        "output_format": "png",
+        "background": "opaque",
+    }
+
+
+def kept(job: Job) -> list[StoredImage]:
+    """The images of a generate job, the best first."""
+    if not isinstance(job.result, GenerateResult):
+        raise of_job(job)
+    return [each.image for each in job.result.candidates if each.image] or [job.result.image]
+
+
+def _base64(resources: Resources, image: StoredImage) -> str:
+    return b64encode(resources.store.get(image.key)).decode()
+
+
+def _size(text: str | None) -> tuple[int | None, int | None]:
+    if text in (None, "auto"):
+        return None, None
+    found = _SIZE.fullmatch(text or "")
+    sides = [int(side) for side in found.groups()] if found else []
+    if not sides or not all(16 <= side <= 4096 for side in sides):
+        raise InvalidRequest("size is auto, or WIDTHxHEIGHT with sides of 16 to 4096 pixels.", field="size")
+    return sides[0], sides[1]
+
+
+async def _stream(resources: Resources, caller: Caller, job: Job) -> AsyncIterator[bytes]:
+    async for ended in ends(resources, caller, job):
+        if ended is None:
+            yield b": still here\n\n"
+        elif ended.status is not Status.SUCCEEDED:
+            yield _event("error", {"type": "error", "error": body(of_job(ended))})
+        else:
+            [image] = kept(ended)
+            described = {
+                "type": "image_generation.completed",
+                "b64_json": await run_sync(_base64, resources, image),
+                "created_at": int(job.created_at.timestamp()),
+                "size": f"{image.width}x{image.height}",
+                "quality": "auto",
+                "background": "opaque",
+                "output_format": "png",
+                # Its type has them, and nothing here counts tokens of pictures.
+                "usage": {
+                    "input_tokens": 0,
+                    "output_tokens": 0,
+                    "total_tokens": 0,
+                    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+                },
+            }
+            yield _event("image_generation.completed", described)
+
+
+def _event(name: str, data: dict[str, Any]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()

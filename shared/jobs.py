@@ -147,6 +147,12 @@ class JobRequest(_Strict):
 # ── results ───────────────────────────────────────────────────────────────────────────────────────
 
 
+Warnings = Annotated[
+    tuple[Word, ...],
+    Field(description="what of the request the model did not heed: the end of a text that is too long, for example"),
+]
+
+
 class StoredImage(_Strict):
     """A generated image as it lies in object storage."""
 
@@ -173,6 +179,7 @@ class GenerateResult(_Strict):
     candidates: tuple[Candidate, ...] = Field((), description="all that were drawn and scored, the best first")
     fell_short: bool = Field(False, description="no candidate reached min_score; the image is the best there was")
     unknown_words: tuple[Word, ...] = Field((), description="words of the prompt that the model does not know")
+    warnings: Warnings = ()
 
 
 class Caption(_Strict):
@@ -193,6 +200,7 @@ class DescribeResult(_Strict):
     prompt_tokens: int | None = Field(None, ge=0, description="read before that, by a model that reads a prompt")
     score: Score | None = Field(None, description="of the text with the image, where rerank asked")
     captions: tuple[Caption, ...] = Field((), description="the different ones that rerank compared, the best first")
+    warnings: Warnings = ()
 
 
 class RecognizedObject(_Strict):
@@ -251,6 +259,7 @@ class MatchResult(_Strict):
     kind: Literal[Kind.MATCH] = Kind.MATCH
     score: Score = Field(description="calibrated probability that the text fits the image")
     report: PairReport | None = Field(None, description="where the input asked for it")
+    warnings: Warnings = ()
 
 
 JobResult = Annotated[

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from typing import Any
@@ -18,6 +18,7 @@ import redis
 from celery import Celery
 from kombu.entity import Queue
 from kombu.exceptions import KombuError
+from kombu.transport.redis import Channel
 from redis.exceptions import RedisError
 
 from shared.database import Dispatch
@@ -135,6 +136,11 @@ def celery_app(settings: Settings) -> Celery:
         enable_utc=True,
     )
     return app
+
+
+def priority_keys(queues: Sequence[str]) -> list[str]:
+    """Redis lists in which kombu keeps the messages of these queues, the most urgent first: for BRPOP."""
+    return [f"{name}{Channel.sep}{step}" if step else name for step in range(10) for name in queues]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from api.auth import Caller, CallerDep
 from api.bodies import parse
-from api.openai.errors import OpenAIRoute, UnsupportedParameter, body, of_job
+from api.openai.errors import RESPONSES, OpenAIRoute, UnsupportedParameter, body, of_job
 from api.openai.models import require
 from api.openai.waiting import done, ends, start
 from api.reference import json_body
@@ -34,7 +34,7 @@ from shared.jobs import (
 )
 from shared.settings import Settings
 
-router = APIRouter(prefix="/v1/chat", tags=["openai"], route_class=OpenAIRoute)
+router = APIRouter(prefix="/v1/chat", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
 
 _DATA_URL = re.compile(r"data:[^,;]*(?:;[^,;]+)*;base64,", re.ASCII)
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")

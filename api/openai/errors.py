@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
@@ -26,6 +27,23 @@ class WrongKind(InvalidRequest):
 
 class UnsupportedParameter(InvalidRequest):
     """A parameter that would change the answer, and that nothing here can follow."""
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str = Field(examples=["invalid_request_error"])
+    param: str | None = Field(examples=["size"])
+    code: str | None = Field(description="stable name of the error, for programs", examples=["invalid_request"])
+
+
+class OpenAIError(BaseModel):
+    """What went wrong, in OpenAI's shape."""
+
+    error: ErrorDetail
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {"default": {"model": OpenAIError, "description": "Error"}}
+"""`responses` of a router of such routes."""
 
 
 class OpenAIRoute(APIRoute):

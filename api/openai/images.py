@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from api.auth import Caller, CallerDep
 from api.bodies import parse
-from api.openai.errors import OpenAIRoute, UnsupportedParameter, body, of_job
+from api.openai.errors import RESPONSES, OpenAIRoute, UnsupportedParameter, body, of_job
 from api.openai.models import require
 from api.openai.waiting import done, ends, start
 from api.reference import json_body
@@ -24,7 +24,7 @@ from shared.errors import InvalidRequest
 from shared.jobs import GenerateInput, GenerateResult, Job, JobRequest, Kind, Label, Status, StoredImage, Text, Word
 from shared.settings import Settings
 
-router = APIRouter(prefix="/v1/images", tags=["openai"], route_class=OpenAIRoute)
+router = APIRouter(prefix="/v1/images", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 

@@ -10,13 +10,13 @@ from fastapi import APIRouter
 
 from api.auth import CallerDep
 from api.messages import Model
-from api.openai.errors import OpenAIRoute, WrongKind
+from api.openai.errors import RESPONSES, OpenAIRoute, WrongKind
 from api.resources import ResourcesDep
 from shared.errors import UnknownModel
 from shared.jobs import Kind
 from shared.settings import Settings
 
-router = APIRouter(prefix="/v1/models", tags=["openai"], route_class=OpenAIRoute)
+router = APIRouter(prefix="/v1/models", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
 
 
 def served(settings: Settings, workers: Sequence[Any]) -> list[Model]:

@@ -29,6 +29,9 @@ from shared.settings import Settings
 
 log = logging.getLogger(__name__)
 
+JobEvent = tuple[UUID, Mapping[str, Any]]
+"""`{"status": …}` or `{"progress": {"step": …, "steps": …}}` of a job."""
+
 HOUSEKEEPING_QUEUE = "tuwen.housekeeping"
 HOUSEKEEPING_TASK = "tuwen.housekeeping"
 DATASETS_QUEUE = "tuwen.datasets"
@@ -180,8 +183,8 @@ class JobQueue:
                     retry=False,
                 )
 
-    def announce(self, events: Iterable[tuple[UUID, Mapping[str, Any]]]) -> None:
-        """Tell whoever watches these jobs: `{"status": …}` or `{"progress": {"step": …, "steps": …}}`.
+    def announce(self, events: Iterable[JobEvent]) -> None:
+        """Tell whoever watches these jobs.
 
         Best effort: watchers also look at PostgreSQL, so an event that is lost is only late.
         """

@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     # Worker
     device: str = "cpu"
     kinds: Annotated[tuple[Kind, ...], NoDecode, BeforeValidator(_listed)] = Field(tuple(Kind), min_length=1)
-    worker_threads: int = Field(64, description="jobs in flight in one worker")
+    concurrency: int = Field(64, ge=1, description="jobs that a worker has in its hands at once")
     engine_start_timeout: float = 600.0
     batch_timeout: float = Field(300.0, description="an engine that is silent this long is killed")
     shutdown_grace: float = Field(30.0, description="time the running batch gets at SIGTERM")

@@ -10,7 +10,7 @@ import time
 import warnings
 from typing import Any
 
-from celery import Celery, beat, signals
+from celery import Celery, beat, bootsteps, signals
 from celery.apps.worker import Worker
 from celery.exceptions import SecurityWarning
 from celery.worker import state
@@ -57,7 +57,8 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
     batcher = Batcher(engine, on_batch=recorder.batch)
     runner = Runner(settings, hostname, batcher, on_broken=_stop_consuming, recorder=recorder)
     app = celery_app(settings)
-    tasks.define(app, runner)
+    tasks.define(app, runner.take)
+    app.steps["worker"].add(_last_jobs(runner, settings.shutdown_grace))
     try:
         runner.check()
         batcher.start()
@@ -67,15 +68,8 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
         runner.start(engine.device_name or settings.device, models)
         # Only now: a message that is prefetched while models load would wait for them although another worker is free.
         consumer = _consumer(
-            app, hostname, queues=[queue_name(kind) for kind in settings.kinds], threads=settings.worker_threads
+            app, hostname, queues=[queue_name(kind) for kind in settings.kinds], threads=settings.concurrency
         )
-
-        def stop(**_: Any) -> None:
-            # Celery waits for the threads that run jobs, and those wait for the batcher. In a thread, because
-            # Celery sends this signal from its handler of SIGTERM.
-            threading.Thread(target=runner.stop, args=(settings.shutdown_grace,), name="shutdown").start()
-
-        signals.worker_shutting_down.connect(stop)
         log.info("worker %s is warm on %s", hostname, engine.device_name)
         consumer.start()
         return consumer.exitcode or 0
@@ -93,6 +87,20 @@ def run_housekeeper(settings: Settings) -> int:
     consumer = _consumer(app, f"housekeeper@{platform.node()}", queues=[HOUSEKEEPING_QUEUE], threads=3)
     consumer.start()
     return consumer.exitcode or 0
+
+
+def _last_jobs(runner: Runner, grace: float) -> type[bootsteps.StartStopStep]:
+    """The step of Celery's shutdown in which jobs end: nothing is received any more, and events can still be sent."""
+
+    class LastJobs(bootsteps.StartStopStep):
+        requires: Any = ("celery.worker.components:Pool",)
+
+        def start(self, worker: Worker) -> None: ...
+
+        def stop(self, worker: Worker) -> None:  # noqa: ARG002 (Celery's signature)
+            runner.stop(grace)
+
+    return LastJobs
 
 
 def _beat(app: Celery) -> None:

@@ -1,6 +1,6 @@
-"""The scheduler in front of the engine: many threads ask for one item each, the engine is given whole batches.
+"""The scheduler in front of the engine: items come one by one from anywhere, the engine is given whole batches.
 
-    answer = batcher.run(item, priority=5)      # from any thread; blocks
+    future = batcher.submit(item, priority=5)      # from any thread, at once
 
 It never waits for a batch to fill. Whenever the engine is free, the most urgent waiting item leads the next batch, and
 items that can share its forward pass ride along, more urgent ones first, up to the engine's limit; while the engine
@@ -15,8 +15,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from copy import copy
 from itertools import chain, count, repeat
+from queue import SimpleQueue
 from typing import Protocol
 
 from shared.errors import EngineCrashed, EngineError, EngineHung, OutOfMemory, TuwenError
@@ -26,9 +29,6 @@ from workers.engines.base import Item, Output
 PATIENCE = 8
 """Batches that an item may be passed over before it leads one, whatever its priority."""
 
-CANCEL_INTERVAL = 0.2
-"""Seconds between two looks of a waiting thread at whether its item was cancelled."""
-
 RESTART_PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before each further attempt to start an engine that would not start; the last one repeats."""
 
@@ -36,10 +36,6 @@ REMEMBERED_LIMITS = 1024
 """Batch keys whose limit is remembered; clients choose sizes and steps, so the keys have no end."""
 
 logger = logging.getLogger(__name__)
-
-
-class Cancelled(Exception):  # not an error: what the caller asked for
-    """The item was cancelled; it was dropped, or its answer will be."""
 
 
 class Released(Exception):  # not an error: nothing is wrong with the job
@@ -68,61 +64,36 @@ class BatchEngine(Protocol):
 
 
 class _Entry:
-    """One item and the thread that waits for it.
+    """One item and the future of its answer.
 
     While it is in `Batcher._waiting`, the batcher's lock guards it; once taken out, whoever took it settles it, once.
     """
 
-    def __init__(
-        self,
-        item: Item,
-        priority: int,
-        alone: bool,
-        on_progress: Callable[[int, int], None] | None,
-        cancelled: Callable[[], bool] | None,
-    ):
+    def __init__(self, item: Item, priority: int, alone: bool, on_progress: Callable[[int, int], None] | None):
         self.item = item
         self.priority = priority
         self.on_progress = on_progress
-        self.cancelled = cancelled
+        self.future: Future[Output] = Future()
         self.limit_key: Hashable = (item.kind, item.batch_key)
         self.batch_key: Hashable = (self.limit_key, id(self)) if alone else self.limit_key
         self.number = 0
         """Grows from entry to entry: the smaller, the older."""
         self.batches_before = 0
         """How many batches there had been when this entry came."""
-        self.news = threading.Event()
-        self.step: tuple[int, int] | None = None
         self.outcome: Output | Exception | None = None
-        self.abandoned = False
-        """Set by the waiting thread when it leaves early; the engine's cancellation flag follows it."""
+        """What the engine's last attempt came to."""
 
     def settle(self, outcome: Output | Exception) -> None:
-        self.outcome = outcome
-        self.news.set()
-
-    def tell(self, step: int, steps: int) -> None:
-        if self.on_progress is not None:
-            self.step = (step, steps)
-            self.news.set()
-
-    def wait(self) -> Output | Exception:
-        """Wait for the outcome, in the thread that has asked."""
-        told = None
-        while True:
-            if self.cancelled is not None and self.cancelled():
-                raise Cancelled
-            self.news.wait(CANCEL_INTERVAL if self.cancelled is not None else None)
-            self.news.clear()  # before looking, so that what comes after the look ends the next wait
-            if self.outcome is not None:
-                return self.outcome
-            if self.on_progress is not None and self.step is not None and self.step != told:
-                told = self.step
-                self.on_progress(*told)
+        """Set the future's answer and run what hangs on it, in this thread."""
+        with suppress(InvalidStateError):  # cancelled meanwhile: nobody wants the answer
+            if isinstance(outcome, Exception):
+                self.future.set_exception(outcome)
+            else:
+                self.future.set_result(outcome)
 
 
 class Batcher:
-    """Puts items from many threads into batches for one engine.
+    """Puts items from anywhere into batches for one engine.
 
     Args:
         engine: driven by one thread of the batcher alone, after `start`.
@@ -144,6 +115,9 @@ class Batcher:
         self._batches = 0
         self._last_turn_of_the_oldest = 0
         self._dispatcher = threading.Thread(target=self._dispatch, name="batcher", daemon=True)
+        # Whoever waits for an answer does something with it at once; the engine has its next batch first.
+        self._answers: SimpleQueue[tuple[_Entry, Output | Exception] | None] = SimpleQueue()
+        self._postman = threading.Thread(target=self._deliver, name="batcher-answers", daemon=True)
         self.reason: str | None = None
         """Why the engine does not run, while it does not."""
 
@@ -155,7 +129,7 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """How many items wait for a batch."""
-        return len(self._waiting)
+        return sum(not entry.future.cancelled() for entry in self._waiting)
 
     def start(self) -> None:
         """Start the engine, wait until it is warm, and let items in.
@@ -164,52 +138,48 @@ class Batcher:
             EngineStartFailed: the engine cannot be had; nothing was started.
         """
         self._engine.start()
+        self._postman.start()
         self._dispatcher.start()
 
-    def run(
+    def submit(
         self,
         item: Item,
         priority: int = 5,
         alone: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> Output:
-        """Have the engine run `item` in some batch; blocks until it is answered.
+    ) -> Future[Output]:
+        """Have the engine run `item` in some batch.
 
         Args:
             priority: higher goes first.
             alone: share the batch with nobody, for an item that is suspected of killing the engine.
-            on_progress: called in this thread with `(step, steps)` of the batch; skips steps when it is slow.
-            cancelled: asked from this thread, a few times a second.
+            on_progress: told `(step, steps)` of the batch, in the batcher's thread: it must not block.
 
-        Raises:
-            Cancelled: `cancelled` said so.
-            Released: the batcher is stopping.
-            EngineCrashed, EngineHung: the engine went down under the item's batch; any item of it may be to blame.
-            OutOfMemory: not even the item alone fits.
-            EngineStartFailed: the engine went down earlier and does not come back; the item is not to blame.
-            TuwenError: what the engine says about this item.
+        Returns:
+            The future of the answer. Until that is there, cancelling it takes the item out, or tells the engine
+            that nobody waits for it any more. It may raise:
+
+            - Released: the batcher is stopping.
+            - EngineCrashed, EngineHung: the engine went down under the item's batch; any item of it may be to blame.
+            - OutOfMemory: not even the item alone fits.
+            - EngineStartFailed: the engine went down earlier and does not come back; the item is not to blame.
+            - TuwenError: what the engine says about this item.
         """
-        entry = _Entry(item, priority, alone, on_progress, cancelled)
+        entry = _Entry(item, priority, alone, on_progress)
         with self._lock:
-            if self._stopping.is_set():
-                raise Released
-            entry.number, entry.batches_before = next(self._numbers), self._batches
-            self._waiting.append(entry)
-            self._arrival.notify()
-        try:
-            outcome = entry.wait()
-        except BaseException:
-            self._abandon(entry)
-            raise
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+            stopping = self._stopping.is_set()
+            if not stopping:
+                entry.number, entry.batches_before = next(self._numbers), self._batches
+                self._waiting.append(entry)
+                self._arrival.notify()
+        if stopping:
+            entry.settle(Released())
+        return entry.future
 
     def stop(self, grace: float) -> None:
         """Release what waits, let the running batch finish within `grace` seconds, then end the engine.
 
-        A batch that does not finish in time is released too. Nothing runs when this returns.
+        A batch that does not finish in time is released too. When this returns, nothing runs and every future is done.
         """
         with self._lock:
             self._stopping.set()
@@ -223,12 +193,13 @@ class Batcher:
         self._out_of_grace = self._dispatcher.is_alive()
         self._engine.stop()  # under the dispatcher's hands, if need be: its batch then ends with EngineCrashed
         self._dispatcher.join()
+        self._answers.put(None)
+        self._postman.join()
 
-    def _abandon(self, entry: _Entry) -> None:
-        entry.abandoned = True
-        with self._lock:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
+    def _deliver(self) -> None:
+        while (answer := self._answers.get()) is not None:
+            entry, outcome = answer
+            entry.settle(outcome)
 
     # ── the dispatcher's thread ───────────────────────────────────────────────────────────────────
 
@@ -243,7 +214,7 @@ class Batcher:
     def _next_leader(self) -> _Entry | None:
         """Wait for work; the entry whose batch is next, left where it is. None when the batcher stops."""
         with self._lock:
-            while not self._waiting:
+            while not self._wanted():
                 if self._stopping.is_set():
                     return None
                 self._arrival.wait()
@@ -253,17 +224,23 @@ class Batcher:
                 return oldest
             return max(self._waiting, key=lambda entry: entry.priority)  # of equals the first, which is the oldest
 
+    def _wanted(self) -> list[_Entry]:
+        """Who still waits, with the lock held."""
+        self._waiting = [entry for entry in self._waiting if not entry.future.cancelled()]
+        return self._waiting
+
     def _gather(self, leader: _Entry) -> list[_Entry]:
         """Take the leader and those that ride along out of the waiting ones."""
         try:
             limit = self._limit(leader)
         except Exception as error:
             logger.exception("the engine did not say how many items a batch may hold")
-            self._abandon(leader)
+            with self._lock:
+                self._waiting = [entry for entry in self._waiting if entry is not leader]
             leader.settle(_told_outside(error))
             return []
         with self._lock:
-            if leader not in self._waiting:  # cancelled or released meanwhile
+            if leader not in self._wanted():  # cancelled or released meanwhile
                 return []
             riders = [entry for entry in self._waiting if entry.batch_key == leader.batch_key and entry is not leader]
             riders.sort(key=lambda entry: -entry.priority)  # stable: the older first
@@ -285,7 +262,7 @@ class Batcher:
         limit_before = self._limits[key]
         groups = [batch]
         while groups:
-            group = [entry for entry in groups.pop() if not entry.abandoned]
+            group = [entry for entry in groups.pop() if not entry.future.cancelled()]
             limit = self._limits[key]
             if not group:
                 continue
@@ -304,7 +281,7 @@ class Batcher:
         failure: Exception
         try:
             for entry, answer in list(zip(group, self._run(group), strict=True)):
-                entry.settle(answer)
+                self._answer(entry, answer)
             return []
         except OutOfMemory as error:
             if len(group) > 1:
@@ -322,17 +299,30 @@ class Batcher:
                 return [[entry] for entry in reversed(group)]
             failure = _told_outside(error)
         for entry in group:
-            entry.settle(copy(failure))  # each thread raises its own: raising writes the traceback
+            self._answer(entry, copy(failure))  # each is raised for itself: raising writes the traceback
         return []
+
+    def _answer(self, entry: _Entry, outcome: Output | Exception) -> None:
+        entry.outcome = outcome
+        self._answers.put((entry, outcome))
 
     def _run(self, group: list[_Entry]) -> list[Output | TuwenError]:
         def tell(step: int, steps: int) -> None:
             for entry in group:
-                entry.tell(step, steps)
+                if entry.on_progress is None or entry.future.cancelled():
+                    continue
+                try:
+                    entry.on_progress(step, steps)
+                except Exception:
+                    logger.exception("a listener to progress failed")  # its own trouble, too
+                    entry.on_progress = None
+
+        def cancelled(index: int) -> bool:
+            return group[index].future.cancelled()
 
         kind = group[0].item.kind
         started = time.perf_counter()
-        answers = self._engine.run(kind, [entry.item for entry in group], tell, lambda index: group[index].abandoned)
+        answers = self._engine.run(kind, [entry.item for entry in group], tell, cancelled)
         seconds = time.perf_counter() - started
         if self._on_batch is None:
             return answers

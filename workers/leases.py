@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
 from uuid import UUID
 
 from redis.exceptions import RedisError
@@ -23,14 +24,25 @@ class Lease:
 
     def __init__(self, claim: Claim):
         self.claim = claim
-        self._stop = threading.Event()
+        self._guard = threading.Lock()
+        self._stopped = False
+        self._work: Future[Any] | None = None
+
+    def watch(self, work: Future[Any]) -> None:
+        """Have `work` cancelled when the lease stops, or now if it has."""
+        with self._guard:
+            self._work = work
+            stopped = self._stopped
+        if stopped:
+            work.cancel()
 
     def stop(self) -> None:
-        self._stop.set()
-
-    def stopped(self) -> bool:
-        """Whether to stop soon: it was cancelled, or another worker may have it by now."""
-        return self._stop.is_set()
+        """The job was cancelled, or another worker may have it by now."""
+        with self._guard:
+            self._stopped = True
+            work = self._work
+        if work is not None:
+            work.cancel()
 
 
 class Heartbeat:
@@ -66,21 +78,22 @@ class Heartbeat:
             if thread.is_alive():  # never started, where the worker did not come up
                 thread.join(timeout=5)
 
-    @contextmanager
-    def holding(self, claim: Claim) -> Iterator[Lease]:
+    def hold(self, claim: Claim) -> Lease:
+        """Renew the claim's lease until it is released."""
         lease = Lease(claim)
         with self._guard:
-            # Lost and claimed again by this very worker: the earlier run is for nothing.
-            if claim.id in self._leases:
-                self._leases[claim.id].stop()
+            earlier = self._leases.get(claim.id)
             self._leases[claim.id] = lease
-        try:
-            yield lease
-        finally:
-            with self._guard:
-                # A job that was lost and claimed again by this very worker is another lease's by now.
-                if self._leases.get(claim.id) is lease:
-                    del self._leases[claim.id]
+        if earlier is not None:
+            # Lost and claimed again by this very worker: the earlier run is for nothing.
+            earlier.stop()
+        return lease
+
+    def release(self, lease: Lease) -> None:
+        with self._guard:
+            # A job that was lost and claimed again by this very worker is another lease's by now.
+            if self._leases.get(lease.claim.id) is lease:
+                del self._leases[lease.claim.id]
 
     def _beat(self) -> None:
         while not self._closing.is_set():

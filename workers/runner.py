@@ -1,4 +1,8 @@
-"""What happens to one job in a worker: claim → prepare → batch → store → settle."""
+"""What happens to jobs in a worker: claim → prepare → batch → store → settle.
+
+No job has a thread of its own. Those that arrive together are claimed with one statement, those that share a batch
+are settled with one, and what waits, for a forward pass or a slow web server, waits as a future or in a pool.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar, cast
 from uuid import UUID
 
@@ -36,14 +43,14 @@ from shared.jobs import (
     StoredImage,
 )
 from shared.metrics import Recorder
-from shared.queue import JobQueue
+from shared.queue import JobEvent, JobQueue
 from shared.settings import Settings
 from shared.storage import ObjectStore, content_key, file_key
-from workers.announcements import Announcer
-from workers.batcher import Batcher, Cancelled, Released
+from workers.batcher import Batcher, Released
 from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Output, Picture, RecognizeItem
 from workers.grouping import Grouped
 from workers.leases import Heartbeat, Lease
+from workers.tasks import Ticket
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +63,22 @@ INTERNAL = JobError(
     code="internal_error", detail="Something unforeseen failed; the worker's log says what.", retryable=True
 )
 
+UNWATCHED_EVENTS = 10_000
+"""Events that wait while Redis is frozen; the oldest are dropped, since watchers look at PostgreSQL as well."""
+
+
+@dataclass(eq=False, slots=True)
+class _Run:
+    """A claimed job on its way through this worker."""
+
+    ticket: Ticket
+    claim: Claim
+    lease: Lease
+    began: float
+
 
 class Runner:
-    """Runs jobs for the threads of one worker; one batcher and one heartbeat serve them all."""
+    """Runs the jobs of one worker; at most `settings.concurrency` are in its hands at once."""
 
     def __init__(
         self, settings: Settings, worker: str, batcher: Batcher, *, on_broken: Callable[[], None], recorder: Recorder
@@ -73,10 +93,13 @@ class Runner:
         self._queue = JobQueue(settings)
         self._store = ObjectStore.open(settings)
         self._fetcher = Fetcher(settings)
-        self._announcer = Announcer(self._queue)
         self._heartbeat = Heartbeat(settings, self._database, worker, on_beat=lambda: recorder.flush(self._queue.redis))
-        self._claim = Grouped(self._claim_all)
-        self._settle = Grouped(self._settle_all)
+        self._announcements = Grouped[JobEvent](self._queue.announce, "announcer", most=UNWATCHED_EVENTS)
+        self._arrivals = Grouped(self._claim_all, "claims")
+        self._endings = Grouped(self._settle_all, "endings")
+        # For what waits or computes outside Python: downloads, decoding, encoding, storing.
+        self._hands = ThreadPoolExecutor(settings.concurrency, "hands")
+        self._places = threading.Semaphore(settings.concurrency)
         self._stopping = threading.Event()
 
     def check(self) -> None:
@@ -93,15 +116,26 @@ class Runner:
         self._database.workers.register(self._worker, device, models)
         self._heartbeat.start()
 
+    def take(self, ticket: Ticket) -> None:
+        """Run the ticket's job, if it may run. Returns at once."""
+        self._arrivals.add(ticket)
+
     def stop(self, grace: float) -> None:
         """Let the running batch finish, for at most `grace` seconds; everything that waits goes back to the queue."""
         self._stopping.set()
         self._batcher.stop(grace)
+        # Every future is done: what is left is to store and to settle, or a download at its worst.
+        deadline = time.monotonic() + self._settings.fetch_timeout + self._settings.lease
+        for _ in range(self._settings.concurrency):
+            self._places.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:
         """After the last job."""
+        self._hands.shutdown(wait=False, cancel_futures=True)
+        self._arrivals.close()
+        self._endings.close()
         self._heartbeat.close()
-        self._announcer.close()
+        self._announcements.close()
         try:
             self._recorder.flush(self._queue.redis)
             self._database.workers.unregister(self._worker)
@@ -110,65 +144,127 @@ class Runner:
         self._queue.close()
         self._database.close()
 
-    def run(self, job_id: UUID) -> tuple[Status | None, JobError | None]:
-        """Run the job if it may run; what became of it, None if it was not this worker's to decide, and why.
+    # ── claiming ──────────────────────────────────────────────────────────────────────────────────
 
-        Raises:
-            DatabaseUnavailable: PostgreSQL was gone for longer than a job's lease; the housekeeper will see to the job.
-        """
-        if self._stopping.is_set():
-            self._database.dispatch_now([job_id])
-            return None, None
-        claim = self._patiently(lambda: self._claim(job_id))
-        if claim is None:
-            return self._not_claimed(job_id), None
-        with self._heartbeat.holding(claim) as lease:
-            started = time.monotonic()
-            ending = self._ending(claim, lease)
-            # Still under its lease: a PostgreSQL that restarts now must not make somebody else do it again.
-            status = self._patiently(lambda: self._settle(ending))
-        if status is not None:
-            self._recorder.finished(claim.kind, status, wait=claim.waited, run=time.monotonic() - started)
-        return status, ending.error
+    def _claim_all(self, tickets: Sequence[Ticket]) -> None:
+        """Start these jobs as places become free; in the thread of the arrivals."""
+        while tickets and (count := self._free_places(len(tickets))):
+            some, tickets = tickets[:count], tickets[count:]
+            try:
+                self._start(some)
+            except Exception:
+                # The housekeeper publishes them again.
+                log.exception("%d jobs could not be claimed", count)
+                for ticket in some:
+                    ticket.dropped(None)
+        if tickets:
+            self._database.dispatch_now([ticket.job_id for ticket in tickets])
 
-    def _not_claimed(self, job_id: UUID) -> Status | None:
-        """A message for a job that may not run: a duplicate, or it ended while it waited."""
-        status = self._database.statuses([job_id]).get(job_id)
-        return status if status in (Status.CANCELLED, Status.EXPIRED) else None
+    def _free_places(self, most: int) -> int:
+        """Wait for one free place; take up to `most` of those there are, none when the worker stops."""
+        while not self._places.acquire(timeout=1.0):
+            if self._stopping.is_set():
+                return 0
+        count = 1
+        while count < most and self._places.acquire(blocking=False):
+            count += 1
+        if not self._stopping.is_set():
+            return count
+        self._places.release(count)
+        return 0
+
+    def _start(self, tickets: Sequence[Ticket]) -> None:
+        """Claim these jobs, and set those going that are this worker's now."""
+        try:
+            claims = self._patiently(lambda: self._database.claim([ticket.job_id for ticket in tickets], self._worker))
+        except Exception:
+            self._places.release(len(tickets))
+            raise
+        refused = []
+        for ticket in tickets:
+            # A doubled message may be in one group with its twin: the claim is for one of the two.
+            if (claim := claims.pop(ticket.job_id, None)) is not None:
+                self._go(ticket, claim)
+            else:
+                refused.append(ticket)
+        if refused:
+            self._places.release(len(refused))
+            self._drop(refused)
+
+    def _go(self, ticket: Ticket, claim: Claim) -> None:
+        ticket.started()
+        self._announcements.add((claim.id, {"status": Status.RUNNING.value}))
+        run = _Run(ticket, claim, self._heartbeat.hold(claim), time.monotonic())
+        if claim.kind is Kind.GENERATE:
+            self._begin(run)
+        else:
+            self._hands.submit(self._begin, run)
+
+    def _drop(self, tickets: Sequence[Ticket]) -> None:
+        """Messages for jobs that may not run: duplicates, or they ended while they waited."""
+        statuses = self._database.statuses([ticket.job_id for ticket in tickets])
+        for ticket in tickets:
+            ticket.dropped(statuses.get(ticket.job_id))
 
     # ── one job ───────────────────────────────────────────────────────────────────────────────────
 
-    def _ending(self, claim: Claim, lease: Lease) -> Ending:
-        """Do the work; every way it can end is a value here."""
+    def _begin(self, run: _Run) -> None:
+        claim = run.claim
         try:
             item = self._prepare(claim)
-            output = self._batcher.run(
+            future = self._batcher.submit(
                 item,
                 priority=claim.priority,
                 # It may be the one that killed a process: let it not take neighbours with it.
                 alone=claim.crashes > 0,
-                on_progress=lambda step, steps: self._announce_progress(claim.id, step, steps),
-                cancelled=lease.stopped,
+                on_progress=partial(self._announce_progress, claim.id),
             )
-            return self._finish(claim, item, output)
-        except Cancelled:
-            return GiveBack(claim.id, claim.epoch, "cancelled")
-        except Released:
-            return GiveBack(claim.id, claim.epoch, "released")
-        except EngineStartFailed as error:
-            # Not this job's fault: another worker, or this one after its restart, can do it.
-            log.critical("the engine does not start any more: %s", error)
-            self._on_broken()
-            return GiveBack(claim.id, claim.epoch, "released")
-        except (EngineCrashed, EngineHung) as error:
-            return GiveBack(claim.id, claim.epoch, "crash", _job_error(error))
-        except TuwenError as error:
-            if error.retryable:
+        except BaseException as error:  # noqa: BLE001 (becomes the job's ending, whatever it is)
+            self._end(run, self._ending_of(claim, error))
+            return
+        run.lease.watch(future)
+        future.add_done_callback(partial(self._answered, run, item))
+
+    def _answered(self, run: _Run, item: Item, future: Future[Output]) -> None:
+        """In the batcher's thread, or whose cancelled the job: what takes time is passed on."""
+        claim = run.claim
+        if future.cancelled():
+            self._end(run, GiveBack(claim.id, claim.epoch, "cancelled"))
+        elif (error := future.exception()) is not None:
+            self._end(run, self._ending_of(claim, error))
+        elif isinstance(output := future.result(), Picture) and isinstance(item, GenerateItem):
+            self._hands.submit(self._keep, run, item, output)
+        else:
+            self._end(run, Finish(claim.id, claim.epoch, result=cast("JobResult", output)))
+
+    def _keep(self, run: _Run, item: GenerateItem, picture: Picture) -> None:
+        try:
+            self._end(run, self._stored(run.claim, item, picture))
+        except BaseException as error:  # noqa: BLE001 (becomes the job's ending, whatever it is)
+            self._end(run, self._ending_of(run.claim, error))
+
+    def _end(self, run: _Run, ending: Ending) -> None:
+        self._endings.add((run, ending))
+
+    def _ending_of(self, claim: Claim, error: BaseException) -> Ending:
+        """What becomes of a job that did not come to a result."""
+        match error:
+            case Released():
+                return GiveBack(claim.id, claim.epoch, "released")
+            case EngineStartFailed():
+                # Not this job's fault: another worker, or this one after its restart, can do it.
+                log.critical("the engine does not start any more: %s", error)
+                self._on_broken()
+                return GiveBack(claim.id, claim.epoch, "released")
+            case EngineCrashed() | EngineHung():
+                return GiveBack(claim.id, claim.epoch, "crash", _job_error(error))
+            case TuwenError(retryable=True):
                 return GiveBack(claim.id, claim.epoch, "retry", _job_error(error))
-            return Finish(claim.id, claim.epoch, error=_job_error(error))
-        except Exception:
-            log.exception("job %s failed in a way nobody foresaw", claim.id)
-            return GiveBack(claim.id, claim.epoch, "retry", INTERNAL)
+            case TuwenError():
+                return Finish(claim.id, claim.epoch, error=_job_error(error))
+            case _:
+                log.error("job %s failed in a way nobody foresaw", claim.id, exc_info=error)
+                return GiveBack(claim.id, claim.epoch, "retry", INTERNAL)
 
     def _prepare(self, claim: Claim) -> Item:
         match _INPUT.validate_python(claim.request):
@@ -200,40 +296,57 @@ class Runner:
             raise ValueError("base64 images are stored as files before the job is written")
         return pixels(data, self._settings)
 
-    def _finish(self, claim: Claim, item: Item, output: Output) -> Finish:
-        if not isinstance(output, Picture) or not isinstance(item, GenerateItem):
-            return Finish(claim.id, claim.epoch, result=cast("JobResult", output))
-        data = encode_png(output.pixels)
+    def _stored(self, claim: Claim, item: GenerateItem, picture: Picture) -> Finish:
+        data = encode_png(picture.pixels)
         key = content_key("results", data, ".png")
         self._store.put(key, data, "image/png")
-        height, width, _ = output.pixels.shape
+        height, width, _ = picture.pixels.shape
         stored = StoredImage(key=key, sha256=key.rpartition("/")[2].removesuffix(".png"), width=width, height=height)
-        result: JobResult = GenerateResult(image=stored, seed=item.seed, unknown_words=output.unknown_words)
+        result: JobResult = GenerateResult(image=stored, seed=item.seed, unknown_words=picture.unknown_words)
         return Finish(claim.id, claim.epoch, result=result, result_key=key)
 
     def _announce_progress(self, job_id: UUID, step: int, steps: int) -> None:
-        self._announcer.announce(job_id, {"progress": {"step": step, "steps": steps}})
+        self._announcements.add((job_id, {"progress": {"step": step, "steps": steps}}))
 
-    # ── many jobs in one statement ────────────────────────────────────────────────────────────────
+    # ── settling ──────────────────────────────────────────────────────────────────────────────────
 
-    def _claim_all(self, ids: Sequence[UUID]) -> list[Claim | None]:
-        claims = self._database.claim(ids, self._worker)
-        for id in claims:
-            self._announcer.announce(id, {"status": Status.RUNNING.value})
-        # A doubled message may be in one group with its twin: the claim is for one of the two.
-        return [claims.pop(id, None) for id in ids]
+    def _settle_all(self, ended: Sequence[tuple[_Run, Ending]]) -> None:
+        """Write how these jobs ended, in the thread of the endings."""
+        try:
+            # Still under their leases: a PostgreSQL that restarts now must not make somebody else do them again.
+            statuses = self._patiently(lambda: self._written([ending for _, ending in ended]))
+        except Exception:
+            if len(ended) == 1:
+                # Its lease runs out, and the housekeeper decides.
+                log.exception("how job %s ended could not be written", ended[0][0].claim.id)
+                statuses = {}
+            else:
+                # One of them may be what PostgreSQL cannot take: that must not cost the others their work.
+                for one in ended:
+                    self._settle_all([one])
+                return
+        for run, ending in ended:
+            self._heartbeat.release(run.lease)
+            self._places.release()
+            self._tell(run, statuses.get(run.claim.id), ending.error)
 
-    def _settle_all(self, endings: Sequence[Ending]) -> list[Status | None]:
-        finished = [ending for ending in endings if isinstance(ending, Finish)]
-        given_back = [ending for ending in endings if isinstance(ending, GiveBack)]
+    def _written(self, endings: Sequence[Ending]) -> dict[UUID, Status]:
+        """Write the endings; the states of those that were still this worker's to end."""
         statuses: dict[UUID, Status] = {}
-        if finished:
+        if finished := [ending for ending in endings if isinstance(ending, Finish)]:
             statuses |= self._database.finish(finished)
-        if given_back:
+        if given_back := [ending for ending in endings if isinstance(ending, GiveBack)]:
             statuses |= self._database.give_back(given_back)
-        for id, status in statuses.items():
-            self._announcer.announce(id, {"status": status.value})
-        return [statuses.get(ending.id) for ending in endings]
+        return statuses
+
+    def _tell(self, run: _Run, status: Status | None, error: JobError | None) -> None:
+        """Those who watch; without a status somebody else has the job by now."""
+        if status is None:
+            run.ticket.dropped(None)
+            return
+        self._announcements.add((run.claim.id, {"status": status.value}))
+        self._recorder.finished(run.claim.kind, status, wait=run.claim.waited, run=time.monotonic() - run.began)
+        run.ticket.ended(status, error)
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
         """A PostgreSQL that restarts is waited for, as long as a lease lasts."""

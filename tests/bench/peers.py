@@ -54,7 +54,7 @@ def noop_tasks(count: int) -> float:
     worker = app.Worker(
         hostname="noop@localhost",
         pool="threads",
-        concurrency=settings.worker_threads,
+        concurrency=settings.concurrency,
         queues=[queue_name(Kind.GENERATE)],
         task_events=True,
         without_gossip=True,

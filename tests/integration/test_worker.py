@@ -246,7 +246,7 @@ def test_messages_hold_the_job_id_alone(system: System) -> None:
         listener.start()
         system.finished(system.submit("秘密 secret prompt"))
         client.publish("done", "finished")
-        listener.join(10)
+        listener.join(60)
     assert any("tuwen.generate" in command for command in seen)
     assert not [command for command in seen if "secret prompt" in command or "秘密" in json.dumps(command)]
 

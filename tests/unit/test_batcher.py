@@ -15,7 +15,7 @@ import pytest
 from shared.errors import EngineCrashed, EngineError, EngineHung, EngineStartFailed, OutOfMemory, TuwenError
 from shared.jobs import Kind, MatchResult
 from workers import batcher as module
-from workers.batcher import PATIENCE, Batcher, Cancelled, Released
+from workers.batcher import PATIENCE, Batcher
 from workers.engines.base import GenerateItem, Item, MatchItem, Picture
 
 PATIENT = 20.0
@@ -115,19 +115,12 @@ class Desk:
         self.engine = engine
         self.batcher = Batcher(engine, **kwargs)
         self.batcher.start()
-        self._threads = ThreadPoolExecutor(128)
-        self.plug = self.start_asking("plug")
+        self.plug = self.ask("plug")
         engine.entered()
-
-    def start_asking(self, prompt: str, steps: int | None = None, **kwargs: Any) -> Future[Any]:
-        return self._threads.submit(self.batcher.run, GenerateItem(prompt, seed=0, steps=steps), **kwargs)
 
     def ask(self, prompt: str, steps: int | None = None, **kwargs: Any) -> Future[Any]:
         """Queue an item behind those already waiting; `steps` is its batch key."""
-        before = self.batcher.waiting
-        future = self.start_asking(prompt, steps, **kwargs)
-        until(lambda: self.batcher.waiting == before + 1)
-        return future
+        return self.batcher.submit(GenerateItem(prompt, seed=0, steps=steps), **kwargs)
 
     def step(self) -> list[str]:
         """Let the running batch finish, wait for the next one to begin, and show it."""
@@ -143,7 +136,6 @@ class Desk:
     def close(self) -> None:
         self.engine.open()
         self.batcher.stop(PATIENT)
-        self._threads.shutdown()
 
 
 def told(future: Future[Any]) -> str:
@@ -192,11 +184,9 @@ def test_kinds_never_share_a_batch(desk: Callable[..., Desk]) -> None:
     item = MatchItem(np.zeros((8, 8, 3), np.uint8), "text")
     assert item.batch_key == ()
     first = d.ask("a")
-    with ThreadPoolExecutor(1) as thread:
-        match = thread.submit(d.batcher.run, item)
-        until(lambda: d.batcher.waiting == 2)
-        assert d.finish(first) == ["a"]
-        assert match.result(PATIENT) == MatchResult(score=1)
+    match = d.batcher.submit(item)
+    assert d.finish(first) == ["a"]
+    assert match.result(PATIENT) == MatchResult(score=1)
     assert d.engine.kinds == [Kind.GENERATE, Kind.GENERATE, Kind.MATCH]
 
 
@@ -261,7 +251,7 @@ def test_remembered_limits_have_an_end(desk: Callable[..., Desk], monkeypatch: p
     d = desk()
     d.engine.open()
     for steps in (1, 2, 1, 3, 1, 2):  # 1 is used all along; 2 is forgotten when 3 comes
-        d.start_asking("a", steps).result(PATIENT)
+        d.ask("a", steps).result(PATIENT)
     assert [item.batch_key[2] for item in d.engine.limits_asked] == [None, 1, 2, 3, 2]  # type: ignore[index]
 
 
@@ -284,7 +274,7 @@ def test_under_load_everybody_gets_their_own_answer() -> None:
         for turn in range(40):
             steps, prompt = rng.randint(1, 4), f"{number}-{turn}"
             item = GenerateItem(f"{steps} {prompt}", seed=0, steps=steps)
-            answer = batcher.run(item, priority=rng.randint(0, 9), alone=rng.random() < 0.1, cancelled=lambda: False)
+            answer = batcher.submit(item, priority=rng.randint(0, 9), alone=rng.random() < 0.1).result(PATIENT)
             assert isinstance(answer, Picture)
             assert answer.unknown_words == (item.prompt,)
             done.append(prompt)
@@ -376,7 +366,7 @@ def test_when_the_engine_goes_down_the_whole_batch_is_told_and_the_rest_runs_on_
     d = desk(limit=3, act=act)
     futures = [d.ask(name) for name in ("a", "killer", "b", "c", "d")]
     assert d.finish(*futures) == [error.__name__] * 3 + ["c", "d"]
-    assert len({id(future.exception()) for future in futures[:3]}) == 3, "threads must not share a traceback"
+    assert len({id(future.exception()) for future in futures[:3]}) == 3, "they must not share a traceback"
     assert d.engine.starts == 2
     assert d.batcher.healthy
 
@@ -399,7 +389,7 @@ def test_an_engine_that_died_idle_is_replaced_before_the_next_batch(desk: Callab
     d.engine.open()
     assert told(d.plug) == "plug"
     d.engine.alive = False
-    assert told(d.start_asking("a")) == "a"
+    assert told(d.ask("a")) == "a"
     assert d.engine.starts == 2
 
 
@@ -429,7 +419,7 @@ def test_a_restart_that_fails_is_told_to_those_who_wait_and_tried_again(
     assert d.finish(*futures) == ["EngineCrashed", "EngineStartFailed", "EngineStartFailed"]
     until(lambda: d.engine.starts == 3)
     until(lambda: d.batcher.healthy)
-    assert told(d.start_asking("c")) == "c"
+    assert told(d.ask("c")) == "c"
 
 
 def test_while_the_engine_cannot_be_had_the_batcher_says_why(
@@ -480,25 +470,29 @@ def test_a_limit_that_cannot_be_told_fails_that_item(
 
 def test_an_item_cancelled_while_it_waits_never_reaches_the_engine(desk: Callable[..., Desk]) -> None:
     d = desk()
-    cancel = threading.Event()
-    futures = [d.ask("a"), d.ask("unwanted", cancelled=cancel.is_set), d.ask("b")]
-    cancel.set()
-    with pytest.raises(Cancelled):
-        futures[1].result(PATIENT)
+    futures = [d.ask("a"), d.ask("unwanted"), d.ask("b")]
+    assert futures[1].cancel()
     assert d.batcher.waiting == 2
     assert d.finish(futures[0], futures[2]) == ["a", "b"]
     assert d.engine.batches == [["plug"], ["a", "b"]]
 
 
-def test_an_item_cancelled_while_it_runs_is_flagged_and_its_thread_freed_at_once(desk: Callable[..., Desk]) -> None:
+def test_when_all_that_wait_are_cancelled_the_engine_has_nothing_to_do(desk: Callable[..., Desk]) -> None:
     d = desk()
-    cancel = threading.Event()
-    futures = [d.ask("a"), d.ask("unwanted", cancelled=cancel.is_set)]
+    assert d.ask("unwanted").cancel()
+    d.finish(d.plug)
+    assert told(d.ask("a")) == "a"
+    assert d.engine.batches == [["plug"], ["a"]]
+
+
+def test_an_item_cancelled_while_it_runs_is_flagged_and_whoever_waits_is_freed_at_once(
+    desk: Callable[..., Desk],
+) -> None:
+    d = desk()
+    futures = [d.ask("a"), d.ask("unwanted")]
     assert d.step() == ["a", "unwanted"]
     assert not d.engine.cancelled(1)
-    cancel.set()
-    with pytest.raises(Cancelled):
-        futures[1].result(PATIENT)  # while the batch still runs
+    assert futures[1].cancel()  # while the batch still runs
     assert d.engine.cancelled(1)
     assert not d.engine.cancelled(0)
     assert d.finish(futures[0]) == ["a"]
@@ -506,76 +500,56 @@ def test_an_item_cancelled_while_it_runs_is_flagged_and_its_thread_freed_at_once
 
 def test_a_cancelled_item_is_not_retried(desk: Callable[..., Desk]) -> None:
     d = desk(limit=2, act=fits(1))
-    cancel = threading.Event()
-    futures = [d.ask("a"), d.ask("unwanted", cancelled=cancel.is_set)]
+    futures = [d.ask("a"), d.ask("unwanted")]
     assert d.step() == ["a", "unwanted"]
-    cancel.set()
-    assert told(futures[1]) == "Cancelled"
+    assert futures[1].cancel()
     d.finish(futures[0])
     assert d.engine.batches == [["plug"], ["a", "unwanted"], ["a"]]
 
 
-def test_progress_is_told_in_the_thread_that_asked(desk: Callable[..., Desk]) -> None:
+def test_progress_is_told_to_every_item_of_the_batch(desk: Callable[..., Desk]) -> None:
     d = desk()
     steps: dict[str, list[Any]] = {"a": [], "b": []}
-    futures = [
-        d.ask(name, on_progress=lambda step, of, name=name: steps[name].append((step, of, threading.get_ident())))
-        for name in steps
-    ]
-    d.step()
-    for step in (1, 2):
-        d.engine.on_progress(step, 2)
-        until(lambda: all(told and told[-1][0] == step for told in steps.values()))  # noqa: B023
-    assert d.finish(*futures) == ["a", "b"]
-    assert [(step, of) for step, of, _ in steps["a"]] == [(1, 2), (2, 2)]
-    threads = {ident for told in steps.values() for _, _, ident in told}
-    assert len(threads) == 2
-    assert not threads & {thread.ident for thread in threading.enumerate() if thread.name == "batcher"}
-
-
-def test_slow_listeners_skip_steps_and_broken_ones_fail_alone(desk: Callable[..., Desk]) -> None:
-    d = desk()
-    listening, hear = threading.Event(), threading.Event()
-    heard = []
-
-    def slow(step: int, steps: int) -> None:
-        heard.append(step)
-        listening.set()
-        assert hear.wait(PATIENT)
-
-    def broken(step: int, steps: int) -> None:
-        raise ConnectionError("nobody there")
-
-    futures = [d.ask("slow", on_progress=slow), d.ask("broken", on_progress=broken), d.ask("c")]
-    d.step()
-    d.engine.on_progress(1, 100)
-    assert listening.wait(PATIENT)
-    for step in range(2, 101):
-        d.engine.on_progress(step, 100)  # would block here if the listener could hold up the engine
-    hear.set()
-    until(lambda: heard[-1] == 100)
-    assert heard == [1, 100]
-    assert d.finish(*futures) == ["slow", "ConnectionError", "c"]
-
-
-def test_a_step_is_told_once_however_often_the_thread_looks(desk: Callable[..., Desk]) -> None:
-    d = desk()
-    heard: list[int] = []
-    looks = 0
-
-    def look() -> bool:
-        nonlocal looks
-        looks += 1
-        return False
-
-    future = d.ask("a", on_progress=lambda step, steps: heard.append(step), cancelled=look)
+    futures = [d.ask(name, on_progress=lambda step, of, name=name: steps[name].append((step, of))) for name in steps]
     d.step()
     d.engine.on_progress(1, 2)
-    until(lambda: heard == [1])
-    seen = looks
-    until(lambda: looks >= seen + 3)
+    assert futures[1].cancel()
+    d.engine.on_progress(2, 2)
+    assert d.finish(futures[0]) == ["a"]
+    assert steps == {"a": [(1, 2), (2, 2)], "b": [(1, 2)]}
+
+
+def test_a_listener_that_fails_hurts_nobody(desk: Callable[..., Desk]) -> None:
+    d = desk()
+    heard = []
+
+    def broken(step: int, steps: int) -> None:
+        heard.append(step)
+        raise ConnectionError("nobody there")
+
+    futures = [d.ask("broken", on_progress=broken), d.ask("b")]
+    d.step()
+    d.engine.on_progress(1, 2)
+    d.engine.on_progress(2, 2)
+    assert d.finish(*futures) == ["broken", "b"]
     assert heard == [1]
-    assert d.finish(future) == ["a"]
+
+
+def test_the_next_batch_does_not_wait_for_what_becomes_of_the_last_one(desk: Callable[..., Desk]) -> None:
+    d = desk(limit=1)
+    futures = [d.ask("a"), d.ask("b")]
+    working, go_on = threading.Event(), threading.Event()
+
+    def work(_: Future[Any]) -> None:
+        working.set()
+        assert go_on.wait(PATIENT)
+
+    futures[0].add_done_callback(work)
+    assert d.step() == ["a"]
+    assert d.step() == ["b"]
+    assert working.wait(PATIENT)
+    go_on.set()
+    assert d.finish(*futures) == ["a", "b"]
 
 
 def test_stop_lets_the_running_batch_finish_and_releases_the_rest(desk: Callable[..., Desk]) -> None:
@@ -584,8 +558,7 @@ def test_stop_lets_the_running_batch_finish_and_releases_the_rest(desk: Callable
     with ThreadPoolExecutor(1) as stopper:
         stopped = stopper.submit(d.batcher.stop, PATIENT)
         assert [told(future) for future in futures] == ["Released", "Released"]
-        with pytest.raises(Released):
-            d.batcher.run(GenerateItem("late", seed=0))
+        assert told(d.ask("late")) == "Released"
         assert not d.plug.done()
         d.engine.let()
         stopped.result(PATIENT)

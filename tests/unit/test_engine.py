@@ -21,7 +21,7 @@ import pytest
 from shared.errors import EngineCrashed, EngineError, EngineHung, EngineStartFailed, OutOfMemory
 from shared.jobs import DescribeResult, Kind, MatchResult, RecognizeResult
 from tests.fakes import painted, seed_colour
-from workers.batcher import Batcher, Cancelled, Released
+from workers.batcher import Batcher
 from workers.engine import EngineProcess
 from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Picture, RecognizeItem
 from workers.engines.host import SLOTS, engine_path, usable_cores, visible_device
@@ -607,14 +607,8 @@ def batcher() -> Iterator[Batcher]:
 def outcomes(batcher: Batcher, *prompts: str, **kwargs: Any) -> list[str]:
     """Have them all run at once; the name of the type of what each gets."""
 
-    def ask(item: GenerateItem) -> str:
-        try:
-            return type(batcher.run(item, **kwargs)).__name__
-        except (EngineError, Cancelled, Released) as error:
-            return type(error).__name__
-
-    with ThreadPoolExecutor(len(prompts)) as threads:
-        return list(threads.map(ask, asked(*prompts)))
+    futures = [batcher.submit(item, **kwargs) for item in asked(*prompts)]
+    return [type(future.exception() or future.result()).__name__ for future in futures]
 
 
 def test_many_threads_share_the_process(batcher: Batcher) -> None:

@@ -1,0 +1,96 @@
+"""Where images come from: one entry after the other, in a stable order, never all in memory.
+
+`open_source` recognises what a path or S3 prefix is; `Source.images` lists it; `Reader` reads single images elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Self
+
+from shared.datasets import SourceFormat
+from shared.errors import ImageCorrupt, PayloadTooLarge, SourceUnusable
+from shared.settings import Settings
+from workers.datasets.sources.columns import clean, plain
+from workers.datasets.sources.images import Entry, Held, Problem, SourceImage, SourceProblem, require_size
+from workers.datasets.sources.reading import Reader
+from workers.datasets.sources.recognition import Recognised, recognise
+from workers.datasets.sources.seen import Seen
+
+__all__ = ["Entry", "Held", "Problem", "Reader", "Source", "SourceImage", "SourceProblem", "open_source"]
+
+
+class Source:
+    """Images from one place. `close` it, or use it in a `with`."""
+
+    def __init__(self, found: Recognised, settings: Settings) -> None:
+        self.format = found.format
+        self._uri = found.uri
+        self._list: Callable[[], Iterator[Entry]] = found.entries
+        self._settings = settings
+        self._reader = found.reader
+
+    def images(self) -> Iterator[Entry]:
+        """All images, and all rows that cannot be one, in the same order at every call on an unchanged source.
+
+        Raises:
+            SourceUnusable: there is nothing in it, or nothing of it can be read.
+            StorageUnavailable: the place does not answer.
+        """
+        entries = 0
+        with Seen() as names:
+            for entry in self._list():
+                entries += 1
+                yield self._vetted(entry, names)
+        if not entries:
+            raise SourceUnusable(f"there is no image in {self._uri}", field="source")
+
+    def read(self, image: SourceImage) -> bytes:
+        """As `Reader.read`, which other processes use."""
+        return self._reader.read(image)
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _vetted(self, entry: Entry, names: Seen) -> Entry:
+        if isinstance(entry, SourceProblem):
+            return SourceProblem(clean(entry.name), entry.code, clean(entry.detail))
+        name = clean(entry.name)
+        if not names.add(name):
+            return SourceProblem(name, Problem.DUPLICATE, "an image of this name came before")
+        if entry.size is not None:
+            try:
+                require_size(entry.size, self._settings)
+            except (ImageCorrupt, PayloadTooLarge) as error:
+                return SourceProblem(name, Problem(error.code), str(error))
+        return replace(entry, name=name, captions=tuple(map(clean, entry.captions)), metadata=plain(entry.metadata))
+
+
+def open_source(
+    uri: str,
+    settings: Settings,
+    *,
+    source_format: SourceFormat = "auto",
+    root: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+) -> Source:
+    """The source that `uri` names: a file or folder of this machine, or `s3://BUCKET/PREFIX`.
+
+    `root` is the folder or `s3://BUCKET/PREFIX` that the paths in a list or COCO file start from and must not leave,
+    by default the file's own folder. The columns are those of a table, where their names leave a doubt.
+
+    Raises:
+        SourceUnusable: there is no such thing, it cannot be read, or it is unclear what it is; `field` is the
+            argument that would make it clear.
+        ConfigurationError: S3 is not configured as it has to be.
+        StorageUnavailable: the place does not answer.
+    """
+    return Source(recognise(uri, settings, source_format, root, image_column, caption_column), settings)

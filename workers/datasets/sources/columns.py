@@ -1,0 +1,232 @@
+"""Which column of a table names the image, and what its value leads to."""
+
+from __future__ import annotations
+
+import math
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from itertools import chain
+from typing import Any
+
+import httpx
+
+from shared.errors import NotFound, SourceUnusable, StorageUnavailable, UrlForbidden
+from shared.fetch import vet_url
+from shared.settings import Settings
+from workers.datasets.sources.images import Entry, Held, Problem, SourceImage, SourceProblem
+from workers.datasets.sources.places import File, Place
+from workers.datasets.sources.rows import Row
+
+IMAGE_COLUMNS = (
+    "file_name", "filename", "image", "image_path", "image_name", "img", "img_path", "path", "filepath", "file",
+    "url", "image_url", "uri",
+)  # fmt: skip
+CAPTION_COLUMNS = ("caption", "captions", "text", "comment", "description", "alt_text", "prompt", "title")
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f<>:\"\\|?*%]")
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    image: str
+    caption: str | None
+
+
+def choose_columns(names: list[str], image: str | None, caption: str | None) -> Columns:
+    """The columns that are asked for, or the ones whose names say what they are.
+
+    Raises:
+        SourceUnusable: there is no such column, or several could be meant.
+    """
+    for asked, option in ((image, "image_column"), (caption, "caption_column")):
+        if asked is not None and asked not in names:
+            raise SourceUnusable(f"there is no column {asked!r} among {_listed(names)}", field=option)
+    if image is None:
+        found = [name for name in names if name.lower() in IMAGE_COLUMNS]
+        if len(found) != 1:
+            reason = f"{_listed(found)} could each name the image" if found else f"none of {_listed(names)} names it"
+            raise SourceUnusable(f"which column is the image? {reason}: set image_column", field="image_column")
+        image = found[0]
+    if caption is None:
+        captions = [name for name in names if name.lower() in CAPTION_COLUMNS]
+        caption = min(captions, key=lambda name: CAPTION_COLUMNS.index(name.lower()), default=None)
+    return Columns(image, caption)
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """How the values of a table become images: `place` is where paths start from, `table` where the rows are."""
+
+    settings: Settings
+    place: Place
+    root: str
+    """URI of the place; absolute paths must lie below."""
+    base: str = ""
+    """Folder of the place that relative paths start from."""
+    table: str = ""
+    image_column: str | None = None
+    caption_column: str | None = None
+
+    def entries(self, rows: Iterator[Row | SourceProblem]) -> Iterator[Entry]:
+        """The images of a table. Rows that follow each other and name one image are one, with several captions.
+
+        Raises:
+            SourceUnusable: no column names the image.
+        """
+        first = next(rows, None)
+        while isinstance(first, SourceProblem):
+            yield first
+            first = next(rows, None)
+        if first is None:
+            return
+        columns = choose_columns(list(first.values), self.image_column, self.caption_column)
+        held: SourceImage | None = None
+        key: Any = None
+        for row in chain((first,), rows):
+            if isinstance(row, SourceProblem):
+                yield row
+                continue
+            value = row.values.get(columns.image)
+            entry = self.entry(value, row, columns)
+            if held is not None and isinstance(entry, SourceImage) and value == key and isinstance(value, str):
+                fresh = tuple(caption for caption in entry.captions if caption not in held.captions)
+                if fresh:
+                    held = replace(held, captions=held.captions + fresh)
+                else:
+                    yield SourceProblem(f"{entry.name} ({row.where})", Problem.DUPLICATE, "the same image again")
+                continue
+            if held is not None:
+                yield held
+            held, key = (entry, value) if isinstance(entry, SourceImage) else (None, None)
+            if isinstance(entry, SourceProblem):
+                yield entry
+        if held is not None:
+            yield held
+
+    def entry(self, value: Any, row: Row, columns: Columns) -> Entry:
+        """What one row says."""
+        found = self.find(value, row, columns.image)
+        if isinstance(found, SourceProblem):
+            return found
+        said = row.values.get(columns.caption) if columns.caption else None
+        custom_id = row.values.get("custom_id")
+        used = {columns.image, columns.caption, "custom_id"}
+        return SourceImage(
+            name=found.name,
+            path=found.path,
+            held=found.held,
+            offset=found.offset,
+            length=found.length,
+            column=found.column,
+            size=found.size,
+            captions=texts(said),
+            custom_id=None if custom_id is None else str(custom_id),
+            metadata={key: value for key, value in row.values.items() if key not in used and value is not None},
+        )
+
+    def find(self, value: Any, row: Row, column: str) -> File | SourceProblem:
+        """Where the image is that a value names: a path, a URL, a data URL, or the bytes themselves."""
+        if isinstance(value, Mapping):
+            name = value.get("path") or value.get("url")
+            if value.get("bytes") is None:
+                return self.find(name, row, column)
+            return File(self._cell_name(row, name), self.table, None, Held.CELL, row.offset, row.length, column)
+        if not isinstance(value, str) or not value.strip():
+            return SourceProblem(row.where, Problem.INVALID, "the row names no image")
+        if value.startswith("data:"):
+            return File(self._cell_name(row, None), self.table, None, Held.CELL, row.offset, row.length, column)
+        if value.startswith(("http://", "https://")):
+            return self._url(value)
+        return self._path(value, row)
+
+    def _url(self, url: str) -> File | SourceProblem:
+        try:
+            parsed = vet_url(url, self.settings)
+        except UrlForbidden as error:
+            return SourceProblem(url, Problem.URL_FORBIDDEN, str(error))
+        return File(url_name(parsed), url, None, Held.URL)
+
+    def _path(self, value: str, row: Row) -> File | SourceProblem:
+        path = inside(value.removeprefix("file://"), self.root, self.base)
+        if path is None:
+            return SourceProblem(f"{value} ({row.where})", Problem.OUTSIDE, f"the path leads out of {self.root}")
+        if not self.place.near:
+            return File(path, path, None)
+        try:
+            return self.place.find(path)
+        except NotFound as error:
+            return SourceProblem(f"{value} ({row.where})", Problem.NOT_FOUND, str(error))
+        except StorageUnavailable as error:
+            return SourceProblem(f"{value} ({row.where})", Problem.UNREADABLE, str(error))
+
+    def _cell_name(self, row: Row, name: Any) -> str:
+        custom_id = row.values.get("custom_id")
+        return safe_name(str(custom_id or name or f"{row.where.rpartition(' ')[2]:0>9}"))
+
+
+def inside(value: str, root: str, base: str = "") -> str | None:
+    """The path below `root` that `value` names, absolute or from the folder `base` of it; None if it leads out."""
+    if value.startswith(("/", "s3://")):
+        below = root.rstrip("/") + "/"
+        if not value.startswith(below):
+            return None
+        base, value = "", value.removeprefix(below)
+    path = posixpath.normpath(posixpath.join(base, value))
+    return None if path in (".", "..") or path.startswith(("../", "/")) else path
+
+
+def safe_name(name: str) -> str:
+    """`name` as a relative path that stays below its folder on every system."""
+    parts = (_UNSAFE.sub("_", part) for part in name.split("/"))
+    return "/".join(part for part in parts if part.strip(". ")) or "image"
+
+
+def url_name(url: httpx.URL) -> str:
+    """host/path of a URL, and a digest of the query where that tells images apart."""
+    name = safe_name(f"{url.host}{url.path}")
+    if not url.query:
+        return name
+    stem, dot, suffix = name.rpartition(".")
+    digest = sha256(url.query).hexdigest()[:12]
+    return f"{stem}-{digest}.{suffix}" if dot and "/" not in suffix else f"{name}-{digest}"
+
+
+def texts(said: Any) -> tuple[str, ...]:
+    """Captions from what a table has in their place: a string or a list of them."""
+    found = said if isinstance(said, list | tuple) else (said,)
+    return tuple(text.strip() for text in found if isinstance(text, str) and text.strip())
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON and PostgreSQL can hold it: no bytes, no NaN, no lone surrogates, no NUL."""
+    match value:
+        case str():
+            return clean(value)
+        case bool() | int() | None:
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {clean(str(key)): plain(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [plain(inner) for inner in value]
+        case bytes():
+            return None
+    return clean(str(value))
+
+
+def clean(text: str) -> str:
+    """`text` with what is no character written out, as `\\xff` is."""
+    if text.isascii():
+        return text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+    try:
+        raw = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a pair, from an escape in JSON, and no byte of a file name
+        raw = text.encode("utf-8", "replace")
+    return raw.decode("utf-8", "backslashreplace").replace("\x00", "\N{REPLACEMENT CHARACTER}")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:20])) or "no column"

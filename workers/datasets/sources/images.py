@@ -1,0 +1,109 @@
+"""One entry of a source: an image and where its bytes lie, or a row that cannot be one and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+from shared.errors import ImageCorrupt, PayloadTooLarge
+from shared.settings import Settings
+
+# Whatever people call an image, the formats that are refused when read among them: a file that is left out silently
+# would be an image lost. What a file really is, its first bytes tell.
+IMAGE_SUFFIXES = frozenset(
+    """.png .apng .jpg .jpeg .jpe .jfif .webp .gif .bmp .dib .tif .tiff .avif
+    .heic .heif .jxl .jp2 .psd .svg .ico .tga .ppm .pgm .exr .dng .cr2 .nef""".split()
+)
+
+
+def is_image_name(name: str) -> bool:
+    dot = name.rfind(".")
+    return dot >= 0 and name[dot:].lower() in IMAGE_SUFFIXES
+
+
+class Held(StrEnum):
+    """How the bytes are kept."""
+
+    FILE = "file"
+    """`path` is a file or an object."""
+    PART = "part"
+    """`length` bytes of `path` from `offset` on, as in a tar."""
+    ZIPPED = "zipped"
+    """The member of the zip `path` whose local header is at `offset`; `length` is its compressed size."""
+    CELL = "cell"
+    """A data URL or bytes in `column` of a row of the table `path`: the line at `offset`, or row number `offset`."""
+    URL = "url"
+    """`path` is an http(s) URL."""
+
+
+class Problem(StrEnum):
+    """Why a row is no image. Where reading fails for the same reason, the code is that error's (shared/errors.py)."""
+
+    NOT_FOUND = "not_found"
+    EMPTY = "image_corrupt"
+    TOO_LARGE = "payload_too_large"
+    OUTSIDE = "path_forbidden"
+    DUPLICATE = "duplicate_row"
+    INVALID = "invalid_row"
+    UNREADABLE = "unreadable"
+    DAMAGED = "archive_damaged"
+    URL_FORBIDDEN = "url_forbidden"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceImage:
+    """Enough to read the image in another process, and all that the source says of it.
+
+    A plan has a line of JSON for each.
+    """
+
+    name: str
+    """Unique in the source: a relative path with / between its parts, fit to name a file in an export."""
+    path: str
+    held: Held = Held.FILE
+    offset: int | None = None
+    length: int | None = None
+    column: str | None = None
+    size: int | None = None
+    """Bytes of the image, where that is known without reading it."""
+    captions: tuple[str, ...] = ()
+    custom_id: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One line. ASCII, because file names need not be UTF-8."""
+        return json.dumps({key: value for key, value in asdict(self).items() if value not in (None, (), {})})
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Self:
+        fields = json.loads(line)
+        fields["held"] = Held(fields["held"])
+        fields["captions"] = tuple(fields.get("captions", ()))
+        return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceProblem:
+    name: str
+    """What the source calls it; neither unique nor fit for a path."""
+    code: Problem
+    detail: str
+
+
+Entry = SourceImage | SourceProblem
+
+
+def require_size(size: int, settings: Settings) -> None:
+    """Refuse by the size alone, before a byte is read.
+
+    Raises:
+        ImageCorrupt: nothing is in it.
+        PayloadTooLarge: more than `settings.max_image_bytes`.
+    """
+    if size == 0:
+        raise ImageCorrupt("the image is empty")
+    if size > settings.max_image_bytes:
+        raise PayloadTooLarge(f"the image has {size} bytes, more than the {settings.max_image_bytes} allowed")

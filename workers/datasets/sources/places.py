@@ -1,0 +1,252 @@
+"""Where files lie: a local folder, the prefix of a bucket, or a zip; read in the same way.
+
+Paths are relative to the place, with / between their parts. Names of local files need not be UTF-8; such bytes are
+lone surrogates in the path, as everywhere in Python.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+from typing_extensions import Buffer
+
+from shared.errors import NotFound, StorageUnavailable
+from shared.settings import Settings
+from shared.storage import open_bucket
+from workers.datasets.sources.images import Held, Problem, SourceProblem, require_size
+from workers.datasets.sources.seen import SortedNames
+
+_BUFFER = 2**20
+_LONGEST_SIDECAR = 64 * 1024  # bytes; a caption is no book
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of a place, and where its bytes are; the fields are those of `SourceImage`."""
+
+    name: str
+    path: str
+    size: int | None
+    held: Held = Held.FILE
+    offset: int | None = None
+    length: int | None = None
+    column: str | None = None
+
+
+class Place(Protocol):
+    """Methods raise `NotFound` where there is no such file, `StorageUnavailable` where the place does not work."""
+
+    near: bool
+    """Whether looking at a file costs next to nothing."""
+
+    def walk(self) -> Iterator[File | SourceProblem]:
+        """All files below, in an order that does not change; hidden ones are left out."""
+
+    def find(self, path: str) -> File: ...
+
+    def load(self, path: str, settings: Settings) -> bytes:
+        """The whole file; raises as `require_size` does before a byte is read."""
+
+    def read(self, path: str, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset` on; fewer where the file ends."""
+
+    def open(self, path: str) -> BinaryIO:
+        """The file for reading, buffered and seekable."""
+
+
+def open_place(uri: str, settings: Settings) -> Folder | Bucket:
+    """The folder or `s3://BUCKET/PREFIX` that `uri` names; whether it exists is not asked.
+
+    Raises:
+        ConfigurationError: the S3 settings are wrong.
+    """
+    if uri.startswith("s3://"):
+        return Bucket(open_bucket(uri.removeprefix("s3://"), settings, settings.s3_endpoint))
+    return Folder(uri.removeprefix("file://"))
+
+
+def exists(place: Place, path: str) -> bool:
+    try:
+        place.find(path)
+    except NotFound:
+        return False
+    return True
+
+
+def sidecar(place: Place, path: str) -> str | None:
+    """The caption that lies beside an image as `<name>.txt`, where looking for it costs nothing."""
+    if not place.near:
+        return None
+    try:
+        with place.open(f"{path.rpartition('.')[0]}.txt") as file:
+            text = file.read(_LONGEST_SIDECAR + 1)
+    except (NotFound, StorageUnavailable):
+        return None
+    return text.decode(errors="replace").strip() if len(text) <= _LONGEST_SIDECAR else None
+
+
+class Folder:
+    near = True
+
+    def __init__(self, root: str) -> None:
+        self._root = str(Path(root or ".").absolute())
+
+    def walk(self) -> Iterator[File | SourceProblem]:
+        # A stack of siblings instead of recursion: folders can be nested deeper than Python's stack.
+        levels: list[Iterator[str]] = [iter(("",))]
+        while levels:
+            folder = next(levels[-1], None)
+            if folder is None:
+                levels.pop()
+                continue
+            files, folders = SortedNames(), SortedNames()
+            try:
+                yield from self._scan(folder, files, folders)
+            except OSError as error:
+                yield SourceProblem(folder or self._root, Problem.UNREADABLE, f"cannot list the folder: {_why(error)}")
+                continue
+            for path in files:
+                yield self._found(path)
+            levels.append(iter(folders))
+
+    def find(self, path: str) -> File:
+        with _translated(path):
+            found = os.stat(self._whole(path))  # noqa: PTH116 - a Path for each of 100 million files costs
+        if not stat.S_ISREG(found.st_mode):
+            raise NotFound(f"{path!r} is not a file")
+        return File(path, path, found.st_size)
+
+    def load(self, path: str, settings: Settings) -> bytes:
+        size = self.find(path).size or 0
+        require_size(size, settings)
+        return self.read(path, 0, size)
+
+    def read(self, path: str, offset: int, length: int) -> bytes:
+        with _translated(path), Path(self._whole(path)).open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), length, offset)
+
+    def open(self, path: str) -> BinaryIO:
+        self.find(path)  # a pipe would block for ever
+        with _translated(path):
+            return Path(self._whole(path)).open("rb", buffering=_BUFFER)
+
+    def _scan(self, folder: str, files: SortedNames, folders: SortedNames) -> Iterator[SourceProblem]:
+        with os.scandir(self._whole(folder)) as entries:
+            for entry in entries:
+                if _hidden(entry.name):
+                    continue
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if not entry.is_dir():
+                    files.add(path)
+                elif not entry.is_symlink():
+                    folders.add(path)
+                else:  # it may lead in a circle
+                    yield SourceProblem(path, Problem.UNREADABLE, "links to folders are not followed")
+
+    def _found(self, path: str) -> File | SourceProblem:
+        try:
+            return self.find(path)
+        except NotFound as error:
+            return SourceProblem(path, Problem.NOT_FOUND, str(error))
+        except StorageUnavailable as error:
+            return SourceProblem(path, Problem.UNREADABLE, str(error))
+
+    def _whole(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+
+class Bucket:
+    near = False
+
+    def __init__(self, store: S3Store) -> None:
+        self._store = store
+
+    def walk(self) -> Iterator[File | SourceProblem]:
+        # Services list in the order of the keys' bytes, page by page (ListObjectsV2).
+        with _translated("the bucket"):
+            for page in obstore.list(self._store, chunk_size=1000):
+                for meta in page:
+                    path = meta["path"]
+                    if not any(map(_hidden, path.split("/"))):
+                        yield File(path, path, meta["size"])
+
+    def find(self, path: str) -> File:
+        with _translated(path):
+            return File(path, path, obstore.head(self._store, path)["size"])
+
+    def load(self, path: str, settings: Settings) -> bytes:
+        with _translated(path):
+            answer = obstore.get(self._store, path)
+        require_size(answer.meta["size"], settings)
+        with _translated(path):
+            return bytes(answer.bytes())
+
+    def read(self, path: str, offset: int, length: int) -> bytes:
+        if length == 0:
+            return b""
+        with _translated(path):
+            return bytes(obstore.get_range(self._store, path, start=offset, length=length))
+
+    def open(self, path: str) -> BinaryIO:
+        return io.BufferedReader(_Object(self, path, self.find(path).size or 0), _BUFFER)
+
+
+class _Object(io.RawIOBase):
+    """An object of a bucket as a file: each read is one request for a range."""
+
+    def __init__(self, bucket: Bucket, path: str, size: int) -> None:
+        self._bucket = bucket
+        self._path = path
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: Buffer) -> int:
+        view = memoryview(buffer).cast("B")
+        length = max(0, min(len(view), self._size - self._position))
+        view[:length] = self._bucket.read(self._path, self._position, length)
+        self._position += length
+        return length
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+@contextmanager
+def _translated(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFound(f"there is no file {path!r}") from error
+    except (BaseError, OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise StorageUnavailable(f"{path!r} cannot be read: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """In a few words: what the service answers can be a page of XML."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -1,0 +1,152 @@
+"""Rows of tables: text lists, CSV, JSON lines and Parquet, one after the other and never all in memory."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from shared.errors import ConfigurationError, SourceUnusable
+from workers.datasets.sources.images import Problem, SourceProblem
+from workers.datasets.sources.places import Place
+
+LONGEST_LINE = 64 * 2**20
+"""Bytes; a row may hold an image as base64."""
+_DELIMITERS = ",\t;|"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    values: Mapping[str, Any]
+    where: str
+    """For messages: `list.csv, line 7`."""
+    offset: int = 0
+    """From where to read this row again: its first byte in JSON lines, its number in Parquet."""
+    length: int | None = None
+
+
+def read_rows(place: Place, path: str) -> Iterator[Row | SourceProblem]:
+    """The rows of a table, by its suffix: .txt, .csv, .tsv, .jsonl, .ndjson, .parquet."""
+    suffix = path.rpartition(".")[2].lower()
+    with place.open(path) as file:
+        if suffix == "parquet":
+            yield from _parquet(file, path)
+        elif suffix in ("jsonl", "ndjson"):
+            yield from _json_lines(file, path)
+        elif suffix in ("csv", "tsv"):
+            yield from _csv(file, path)
+        else:
+            yield from _lines(file, path)
+
+
+def open_parquet(file: BinaryIO, path: str) -> Any:
+    """A `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        SourceUnusable: the file is none.
+        ConfigurationError: pyarrow is missing.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ConfigurationError("Parquet needs pyarrow: pip install 'tuwen[datasets]'") from error
+    try:
+        return parquet.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise SourceUnusable(f"{path!r} is not a whole Parquet file") from error
+
+
+def decoded(line: bytes) -> str:
+    """Text of a list; bytes that are not UTF-8 may still be somebody's file name."""
+    return line.decode("utf-8", "surrogateescape")
+
+
+def _lines(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
+    for number, (line, _) in enumerate(_bounded(file), 1):
+        where = f"{path}, line {number}"
+        if line is None:
+            yield SourceProblem(where, Problem.INVALID, "the line is too long")
+        elif text := decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip("\r\n"):
+            yield Row({"path": text}, where)
+
+
+def _json_lines(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
+    for number, (line, offset) in enumerate(_bounded(file), 1):
+        where = f"{path}, line {number}"
+        if line is None:
+            yield SourceProblem(where, Problem.INVALID, "the line is too long")
+        elif not line.strip():
+            continue
+        elif (values := json_object(line)) is None:
+            yield SourceProblem(where, Problem.INVALID, "the line is no JSON object")
+        else:
+            yield Row(values, where, offset, len(line))
+
+
+def json_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _csv(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
+    head = decoded(file.readline(LONGEST_LINE))
+    file.seek(0)
+    delimiter = max(_DELIMITERS, key=head.count) if any(mark in head for mark in _DELIMITERS) else ","
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    # strict: a quote that is never closed would otherwise swallow the rest of the file as one value
+    table = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=True)
+    columns: list[str] | None = None
+    while True:
+        try:
+            cells = next(table, None)
+        except csv.Error as error:
+            yield SourceProblem(f"{path}, line {table.line_num}", Problem.INVALID, f"not CSV: {error}")
+            continue
+        if cells is None:
+            return
+        where = f"{path}, line {table.line_num}"
+        if columns is None:
+            columns = [cell.strip() for cell in cells]
+        elif len(cells) == len(columns):
+            yield Row(dict(zip(columns, cells, strict=True)), where)
+        elif cells:
+            yield SourceProblem(where, Problem.INVALID, f"{len(cells)} values under {len(columns)} columns")
+
+
+def _parquet(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
+    table = open_parquet(file, path)
+    # Leaf by leaf, so that planning does not read the pictures that are in the table.
+    leaves = [table.schema.column(number) for number in range(len(table.schema))]
+    wanted = [leaf.path for leaf in leaves if leaf.physical_type != "BYTE_ARRAY" or _is_text(leaf)]
+    pictures = sorted({leaf.path.partition(".")[0] for leaf in leaves if leaf.path not in wanted})
+    number = 0
+    for batch in table.iter_batches(batch_size=1000, columns=wanted):
+        for values in batch.to_pylist():
+            # `read_cell` finds the bytes again by the number of the row
+            inline = {column: {**(values.get(column) or {}), "bytes": ...} for column in pictures}
+            yield Row(values | inline, f"{path}, row {number + 1}", number)
+            number += 1
+
+
+def _is_text(leaf: Any) -> bool:
+    return str(leaf.logical_type.type) in ("STRING", "JSON", "ENUM")
+
+
+def _bounded(file: BinaryIO) -> Iterator[tuple[bytes | None, int]]:
+    """Each line and where it begins; None for one that is longer than memory should hold."""
+    offset = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        size = len(line)
+        whole = size <= LONGEST_LINE
+        yield line if whole else None, offset
+        while not whole and line and not line.endswith(b"\n"):
+            line = file.readline(LONGEST_LINE)
+            size += len(line)
+        offset += size

@@ -1,0 +1,72 @@
+"""A folder tree, the prefix of a bucket, or a zip; with the captions that lie in it.
+
+Where a folder has a metadata.jsonl, .csv or .parquet (Hugging Face's `imagefolder`: a row for each image, named by
+`file_name` from there), its rows come first, with their captions, and then the images that no row names. Otherwise an
+image's caption is the text file beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from shared.errors import SourceUnusable
+from workers.datasets.sources.columns import Lookup
+from workers.datasets.sources.images import Entry, SourceImage, SourceProblem, is_image_name
+from workers.datasets.sources.places import File, exists, sidecar
+from workers.datasets.sources.rows import read_rows
+from workers.datasets.sources.seen import Seen
+
+TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+def list_tree(lookup: Lookup) -> Iterator[Entry]:
+    """Every image below `lookup.place`, in a stable order."""
+    place = lookup.place
+    with Seen() as folders, Seen() as named:
+        for found in place.walk():
+            if isinstance(found, SourceProblem):
+                yield found
+                continue
+            for folder in _ancestors(found.name):
+                if folders.add(folder):
+                    yield from _described(lookup, folder, named)
+            if is_image_name(found.name) and found.name not in named:
+                caption = sidecar(place, found.name)
+                yield _image(found, (caption,) if caption else ())
+
+
+def has_metadata(lookup: Lookup, folder: str = "") -> bool:
+    return any(exists(lookup.place, _below(folder, table)) for table in TABLES)
+
+
+def _described(lookup: Lookup, folder: str, named: Seen) -> Iterator[Entry]:
+    """The rows of the tables in `folder`; the names of their images are remembered in `named`."""
+    for table in (_below(folder, name) for name in TABLES):
+        if not exists(lookup.place, table):
+            continue
+        here = replace(lookup, base=folder, table=table, image_column=lookup.image_column or "file_name")
+        try:
+            for entry in here.entries(read_rows(lookup.place, table)):
+                if isinstance(entry, SourceImage):
+                    named.add(entry.name)
+                yield entry
+        except SourceUnusable as error:
+            raise SourceUnusable(f"{table}: {error}", field=error.field) from error
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """The folders that a path lies in, the outermost first."""
+    yield ""
+    start = path.find("/")
+    while start >= 0:
+        yield path[:start]
+        start = path.find("/", start + 1)
+
+
+def _below(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _image(file: File, captions: tuple[str, ...]) -> SourceImage:
+    return SourceImage(file.name, file.path, file.held, file.offset, file.length, file.column, file.size, captions)

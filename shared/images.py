@@ -121,7 +121,11 @@ def pixels(data: bytes, settings: Settings) -> Pixels:
 
     No model looks at more, and a photograph of 50 megapixels would go to the engine as 150 MB.
     """
-    image = decode(data, settings)
+    return reduced(decode(data, settings), settings)
+
+
+def reduced(image: Image.Image, settings: Settings) -> Pixels:
+    """What a model is given of a decoded image, which is changed by this."""
     side = settings.model_image_side
     image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return np.array(image)

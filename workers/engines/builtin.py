@@ -153,7 +153,7 @@ class BuiltinDescriber:
             language=item.language,
             confidence=min(1.0, mean * inside),
             out_of_domain=inside < 0.5,
-            tokens=len(written.ids) + 1,
+            tokens=len(written.ids),
         )
 
 

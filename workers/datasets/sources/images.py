@@ -79,7 +79,12 @@ class SourceImage:
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Self:
-        fields = json.loads(line)
+        return cls.from_fields(json.loads(line))
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """As `from_json`, from the object that the line held."""
+        fields = dict(fields)
         fields["held"] = Held(fields["held"])
         fields["captions"] = tuple(fields.get("captions", ()))
         return cls(**fields)

@@ -240,6 +240,12 @@ class JobQueue:
                 # Not under the data set's own id: it comes at least twice, to be planned and to be exported.
                 self._app.send_task(DATASET_TASK, args=[str(id)], queue=DATASETS_QUEUE, producer=producer, retry=False)
 
+    def dataset_depth(self) -> int:
+        """Messages for data sets that no housekeeper has taken."""
+        with _translated(), self._app.connection_for_read() as connection:
+            depth: int = connection.default_channel._size(DATASETS_QUEUE)
+            return depth
+
     def shard_depth(self) -> dict[str, int]:
         """Messages that no worker has taken, by the models that they need."""
         with _translated(), self._app.connection_for_read() as connection:

@@ -21,9 +21,16 @@ from workers.training.loop import (
     Validation,
     train,
 )
+from workers.training.progress import Progress
 from workers.training.recipe import Recipe
 
 RECIPE = Recipe(steps=24, learning_rate=1e-2, warmup=4, log_every=4, validate_every=8, checkpoint_every=5, ema=0.9)
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would take most of the time; `test_training_progress.py` looks at them."""
+    monkeypatch.setattr(Progress, "draw", lambda _: None)
 
 
 def make_model() -> nn.Module:
@@ -115,6 +122,20 @@ def test_a_run_killed_between_checkpoints_ends_like_an_uncut_one(tmp_path: Path)
         assert torch.equal(weight, resumed.state_dict()[name]), name
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed/progress.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
+
+
+def test_parts_of_a_step_add_up_to_one_batch(tmp_path: Path) -> None:
+    def whole(step: int) -> tuple[Tensor, Tensor]:
+        pairs = [batch(3 * step + part) for part in range(3)]
+        return torch.cat([inputs for inputs, _ in pairs]), torch.cat([sums for _, sums in pairs])
+
+    models = []
+    for parts, batches in ((3, batch), (1, whole)):
+        torch.manual_seed(7)
+        models.append(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1)))
+        train(models[-1], squares, batches, replace(RECIPE, parts=parts), tmp_path / str(parts))
+    for name, weight in models[0].state_dict().items():
+        torch.testing.assert_close(models[1].state_dict()[name], weight, rtol=0, atol=1e-5)
 
 
 def test_a_slice_ends_with_its_time_budget_and_a_checkpoint(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ Line = Mapping[str, Any]
 """One line of `progress.jsonl`: the step, the seconds so far and figures."""
 
 COLUMNS = 3
-SMOOTHED = 0.9
+SMOOTHED = 0.8
 """Share of the running mean that each further point leaves as it was."""
 
 

@@ -94,8 +94,8 @@ def gathered(value: T) -> list[T]:
 def average(tensors: Sequence[Tensor]) -> None:
     """Replaces each tensor by its mean over all processes."""
     if dist.is_initialized() and tensors:
-        # One message for all: they are many and small.
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        # One message for all: they are many and small. In double precision, which holds counters too.
+        flat = torch.cat([tensor.reshape(-1).double() for tensor in tensors])
         dist.all_reduce(flat)
         parts = torch.split(flat / size(), [tensor.numel() for tensor in tensors])
         for tensor, mean in zip(tensors, parts, strict=True):
@@ -107,10 +107,5 @@ def parallel(module: nn.Module, device: torch.device) -> nn.Module:
     if not dist.is_initialized():
         return module
     # A batch without relations leaves the head of relations without a gradient: not all parameters are always used.
-    # Buffers are averaged by the loop.
-    return DistributedDataParallel(
-        module,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,
-        find_unused_parameters=True,
-    )
+    devices = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)

@@ -58,7 +58,8 @@ def load(
 
 
 def move(batch: Any, device: torch.device) -> Any:
-    """The batch, a tensor or a tuple of such, on `device`; out of pinned memory without waiting for it."""
+    """The batch, a tensor or a tuple of such, named or not, on `device`; out of pinned memory without waiting for it."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
-    return tuple(move(part, device) for part in batch)
+    parts = (move(part, device) for part in batch)
+    return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)

@@ -201,7 +201,7 @@ class _Statistics:
     the step leaves their mean, so that it does not matter which process ran which part."""
 
     def __init__(self, model: nn.Module, parts: int):
-        self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()] if parts > 1 else []
+        self.buffers = list(model.buffers()) if parts > 1 else []
         self.before = [buffer.clone() for buffer in self.buffers]
         self.after: list[list[Tensor]] = []
 
@@ -210,7 +210,7 @@ class _Statistics:
         self._set(self.before)
 
     def merge(self) -> None:
-        self._set([torch.stack(list(values)).mean(0) for values in zip(*self.after, strict=True)])
+        self._set([torch.stack(list(values)).double().mean(0) for values in zip(*self.after, strict=True)])
         distributed.average(self.buffers)
 
     def _set(self, values: Sequence[Tensor]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import Select, insert, select
+from sqlalchemy import Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from uuid_utils.compat import uuid7
 
@@ -74,6 +74,8 @@ class ShardClaim:
     plan_key: str
     results_key: str | None
     """What earlier attempts have achieved."""
+    again: bool
+    """Somebody asked for another try of what has failed by that."""
     attempts: int
     crashes: int
     tenant: Tenant
@@ -145,7 +147,7 @@ class Datasets:
         """With its progress. Raises NotFound also for another tenant's data set."""
         return self._shown(self._row(id, tenant))
 
-    def list(self, tenant: Tenant, *, before: UUID | None = None, limit: int = 50) -> list[Dataset]:
+    def page(self, tenant: Tenant, *, before: UUID | None = None, limit: int = 50) -> list[Dataset]:
         """Newest first; `before` is the last id of the page before."""
         query = _DATASETS.where(DatasetRow.tenant == tenant).order_by(DatasetRow.id.desc()).limit(limit)
         if before is not None:
@@ -330,15 +332,15 @@ class Datasets:
         return [row.id for row in self._run(transitions.COMPLETE, {"id": id})]
 
     def earlier(self, claim: DatasetClaim) -> list[UUID]:
-        """Runs of this tenant over the same source before this one, the newest first."""
-        request = DatasetRow.request
+        """Runs of this tenant over the same source that asked the same of each image, the newest first."""
         rows = self._run(
-            select(DatasetRow.id)
+            select(DatasetRow.id, DatasetRow.request)
             .where(DatasetRow.tenant == claim.tenant, DatasetRow.id < claim.id)
-            .where(request["source"].astext == claim.request.source)
+            .where(DatasetRow.request["source"].astext == claim.request.source)
             .order_by(DatasetRow.id.desc())
         )
-        return [row.id for row in rows]
+        wanted = claim.request.parameters
+        return [row.id for row in rows if DatasetRequest.model_validate(row.request).parameters == wanted]
 
 
 class Shards:
@@ -421,6 +423,15 @@ class Shards:
         """Up to `most` queued shards whose message is overdue; they count as published from here on."""
         rows = self._run(transitions.TAKE_DUE, {"kinds": kinds, "most": most, "again": self._settings.redispatch_after})
         return [ShardDispatch(row.id, row.kinds, row.priority) for row in rows]
+
+    def all_due(self) -> int:
+        """Redis lost its messages: every queued shard is due. Returns how many."""
+        waiting = update(ShardRow).where(ShardRow.status == ShardStatus.QUEUED.value)
+        return len(
+            self._run(
+                waiting.values(dispatch_due_at=func.greatest(func.now(), ShardRow.available_at)).returning(ShardRow.id)
+            )
+        )
 
     @property
     def _settling(self) -> dict[str, float]:

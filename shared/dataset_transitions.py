@@ -127,7 +127,7 @@ CANCEL = text("""
 RETRY = text("""
     WITH again AS (
         UPDATE shards SET
-            status = 'queued', attempts = 0, crashes = 0, available_at = now(), dispatch_due_at = now(),
+            status = 'queued', again = true, attempts = 0, crashes = 0, available_at = now(), dispatch_due_at = now(),
             finished_at = NULL, worker = NULL, error_code = NULL, error_detail = NULL
         FROM datasets AS d
         WHERE dataset_id = :id AND d.id = :id AND d.tenant = :tenant
@@ -166,7 +166,7 @@ CLAIM = text("""
         status = 'running', epoch = epoch + 1, attempts = attempts + 1, worker = :worker,
         lease_until = now() + :lease * interval '1 second', started_at = now(), dispatch_due_at = NULL
     FROM wanted WHERE shards.id = wanted.id
-    RETURNING shards.id, epoch, dataset_id, number, images, plan_key, results_key, attempts, crashes,
+    RETURNING shards.id, epoch, dataset_id, number, images, plan_key, results_key, again, attempts, crashes,
         wanted.tenant, wanted.request
 """)
 
@@ -184,15 +184,15 @@ RENEW_SHARDS = text("""
 """)
 
 CHECKPOINT = text("""
-    UPDATE shards SET results_key = :results_key
+    UPDATE shards SET results_key = :results_key, again = false
     WHERE id = :id AND epoch = :epoch AND status = 'running'
     RETURNING id
 """)
 
 FINISH = text("""
     UPDATE shards SET
-        status = 'done', results_key = :results_key, done = :done, failed = :failed, kept = :kept, tokens = :tokens,
-        finished_at = now(), lease_until = NULL, error_code = NULL, error_detail = NULL
+        status = 'done', results_key = :results_key, again = false, finished_at = now(), lease_until = NULL,
+        done = :done, failed = :failed, kept = :kept, tokens = :tokens, error_code = NULL, error_detail = NULL
     WHERE id = :id AND epoch = :epoch AND status = 'running'
     RETURNING id
 """)

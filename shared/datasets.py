@@ -77,6 +77,11 @@ class DatasetRequest(_Strict):
 
     source: Place
     source_format: SourceFormat = "auto"
+    source_root: Place | None = Field(
+        None, description="where the paths in a list or COCO file start from; by default the file's own folder"
+    )
+    image_column: Label | None = Field(None, description="of a table, where the names of its columns leave a doubt")
+    caption_column: Label | None = None
     destination: Place
     destination_format: ExportFormat = "jsonl"
     tasks: tuple[Task, ...] = Field((Kind.DESCRIBE,), min_length=1, max_length=3)

@@ -7,7 +7,18 @@ from enum import StrEnum
 from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Index, MetaData, UniqueConstraint, func, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Index,
+    MetaData,
+    UniqueConstraint,
+    false,
+    func,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -223,6 +234,8 @@ class ShardRow(Base):
     images: Mapped[int]
     plan_key: Mapped[str]
     results_key: Mapped[str | None]
+    again: Mapped[bool] = mapped_column(server_default=false())
+    """What has failed by those results is to be tried again."""
 
     status: Mapped[str] = mapped_column(server_default=ShardStatus.QUEUED.value)
     epoch: Mapped[int] = mapped_column(server_default="0")

@@ -29,6 +29,7 @@ from shared.queue import COLLECTION_TASK, HOUSEKEEPING_QUEUE, HOUSEKEEPING_TASK,
 from shared.settings import Settings
 from shared.storage import ObjectStore
 from workers import webhooks
+from workers.datasets.housekeeping import DatasetKeeper
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +50,10 @@ FLOWER_EVENTS: dict[Status, tuple[str, dict[str, Any]]] = {
 
 
 class Housekeeper:
-    def __init__(self, settings: Settings, app: Celery):
+    def __init__(self, settings: Settings, app: Celery, datasets: DatasetKeeper):
         self._settings = settings
         self._app = app
+        self._datasets = datasets
         self._database = Database(settings, pool_size=4)
         self._queue = JobQueue(settings)
         self._store = ObjectStore.open(settings)
@@ -65,6 +67,7 @@ class Housekeeper:
                 self._announce(self._database.rescue())
                 self._announce(dict.fromkeys(self._database.expire_queued(), Status.EXPIRED))
                 self._dispatch()
+                self._tell_flower({id: Status(status.value) for id, status in self._datasets.keep().items()})
         self._sign()
 
     def deliver_webhooks(self) -> None:
@@ -86,6 +89,7 @@ class Housekeeper:
             if generation != self._generation:
                 # Another Redis, or the same one after a restart or a wipe: what it held may be gone.
                 log.info("Redis may have lost its messages: %d queued jobs are due", self._database.all_due())
+                log.info("and %d queued shards", self._datasets.all_due())
                 self._generation = generation
             messages = self._queue.depth()
         except QueueUnavailable as error:
@@ -121,6 +125,11 @@ class Housekeeper:
             return
         log.info("settled without a worker: %s", {str(id): status.value for id, status in ended.items()})
         self._queue.announce((id, {"status": status.value}) for id, status in ended.items())
+        self._tell_flower(ended)
+
+    def _tell_flower(self, ended: Mapping[UUID, Status]) -> None:
+        if not ended:
+            return
         try:
             with self._app.events.default_dispatcher() as dispatcher:
                 for id, status in ended.items():

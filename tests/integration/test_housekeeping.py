@@ -26,6 +26,7 @@ from shared.jobs import JobRequest, Kind, MatchResult, Status
 from shared.queue import WEBHOOKS_TASK, JobQueue, celery_app, event_channel
 from shared.settings import Settings
 from shared.storage import ObjectStore
+from workers.datasets.housekeeping import DatasetKeeper
 from workers.housekeeping import Housekeeper, define
 
 TENANT = "t"
@@ -39,7 +40,7 @@ class House:
         self.queue = JobQueue(settings)
         self.store = ObjectStore.open(settings)
         self.app = celery_app(settings)
-        self.keeper = Housekeeper(settings, self.app)
+        self.keeper = Housekeeper(settings, self.app, DatasetKeeper(settings, self.app))
         self._engine = create_engine(driver_url(settings.database_url), isolation_level="AUTOCOMMIT")
 
     def submit(self, count: int = 1, kind: str = "generate") -> list[UUID]:

@@ -5,7 +5,7 @@ What an image is by itself is asked before a model sees it, what the models say 
 
 from __future__ import annotations
 
-from shared.annotations import Annotation, Drop, DropReason
+from shared.annotations import Annotation, Caption, Drop, DropReason, Recognition
 from shared.datasets import Filters
 
 
@@ -31,7 +31,9 @@ def after(filters: Filters, annotation: Annotation) -> Drop | None:
         scores.append(annotation.existing_score)
     if filters.min_score is not None and scores and min(scores) < filters.min_score:
         return Drop(reason=DropReason.LOW_SCORE, detail=f"scores {min(scores):.3f}, less than {filters.min_score:g}")
-    said = [*annotation.captions, *([annotation.recognition] if annotation.recognition else [])]
+    said: list[Caption | Recognition] = [*annotation.captions]
+    if annotation.recognition is not None:
+        said.append(annotation.recognition)
     if filters.min_confidence is not None and said:
         least = min(each.confidence for each in said)
         if least < filters.min_confidence:

@@ -1,0 +1,28 @@
+"""Sources and destinations as this process sees them, once it is known that they may be used."""
+
+from __future__ import annotations
+
+from shared.dataset_places import require_allowed
+from shared.datasets import DatasetRequest
+from shared.settings import Settings
+from workers.datasets.sources import Source, open_source
+
+
+def open_allowed(request: DatasetRequest, settings: Settings) -> Source:
+    """The source of a data set.
+
+    Raises:
+        Forbidden: it may not be named here, or a symbolic link leads to where may not.
+        SourceUnusable, StorageUnavailable, ConfigurationError
+    """
+    for place in (request.source, request.source_root):
+        if place is not None:
+            require_allowed(place, settings, "source", followed=True)
+    return open_source(
+        request.source,
+        settings,
+        format=request.source_format,
+        root=request.source_root,
+        image_column=request.image_column,
+        caption_column=request.caption_column,
+    )

@@ -1,0 +1,126 @@
+"""What earlier runs over the same source have found out, so that a source which has grown costs only what is new.
+
+An image is known by its content: by its SHA-256, with the same questions asked of it. Not to read every image again to
+learn that, one of the same name, size and sign of change (`SourceImage.version`) is taken for the same.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import sha256
+from typing import Any, Self
+from uuid import UUID
+
+from shared.annotations import Annotation
+from shared.database import Database
+from shared.dataset_objects import Line, read_plan, read_results
+from shared.dataset_records import DatasetClaim
+from shared.errors import NotFound, TuwenError
+from shared.settings import Settings
+from shared.storage import ObjectStore
+from workers.datasets.sources import SourceImage
+from workers.datasets.sources.seen import temporary_database
+
+FOUND_OUT = ("sha256", "size", "width", "height", "existing_score", "captions", "others", "recognition", "attempts")
+"""Fields of an annotation that are the image's own, wherever it lies now."""
+
+_OPEN = 8
+
+
+class Earlier:
+    """An index on disk over the results of earlier runs."""
+
+    def __init__(self, store: ObjectStore, models: Iterable[str]):
+        """`models` are those that answer today: what others said does not count."""
+        self._store = store
+        self._models = frozenset(models)
+        self._results: OrderedDict[str, list[Line]] = OrderedDict()
+        self._index = temporary_database()
+        self._index.execute(
+            "CREATE TABLE images (name TEXT, version TEXT, size INTEGER, sha256 TEXT, key TEXT, line INTEGER)"
+        )
+        for column in ("name", "size", "sha256"):
+            self._index.execute(f"CREATE INDEX by_{column} ON images ({column})")
+
+    @classmethod
+    def of(cls, settings: Settings, database: Database, store: ObjectStore, claim: DatasetClaim) -> Self | None:
+        """None when there is no earlier run that could know anything."""
+        runs = database.datasets.earlier(claim)
+        if not runs:
+            return None
+        earlier = cls(store, (settings.model_for(kind) for kind in claim.request.kinds))
+        for run in runs:
+            earlier._add(database, run)
+        return earlier
+
+    def annotation(self, image: SourceImage, read: Callable[[SourceImage], bytes]) -> dict[str, Any] | None:
+        """What is known of the image, fields of its `Annotation`; None when nothing is.
+
+        Reads the image only where one of the same size is known under another name or sign of change.
+        """
+        row = None
+        if image.version is not None:
+            row = self._one("name = ? AND version = ? AND size = ?", image.name, image.version, image.size)
+        if row is None and (image.size is None or self._one("size = ?", image.size)):
+            try:
+                row = self._one("sha256 = ?", sha256(read(image)).hexdigest())
+            except TuwenError:
+                return None  # the worker will meet the same error, and tell it
+        return None if row is None else self._found(*row)
+
+    def close(self) -> None:
+        self._index.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _add(self, database: Database, run: UUID) -> None:
+        for shard in database.shards.all(run):
+            if shard.results_key is None:
+                continue
+            try:
+                plan = read_plan(self._store, shard.plan_key)
+                lines = read_results(self._store, shard.results_key, len(plan))
+            except NotFound:  # the run is being retried: these results have just been replaced
+                continue
+            for number, (planned, line) in enumerate(zip(plan, lines, strict=True)):
+                if planned.image is not None and isinstance(line, bytes):
+                    self._remember(planned.image, Annotation.model_validate_json(line), shard.results_key, number)
+
+    def _remember(self, image: Mapping[str, Any], known: Annotation, key: str, line: int) -> None:
+        if known.error is None and known.sha256 is not None and self._is_complete(known):
+            row = (known.name, image.get("version"), known.size, known.sha256, key, line)
+            self._index.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def _is_complete(self, known: Annotation) -> bool:
+        """Whether today's models were asked all that is asked now: one that a filter dropped before was not."""
+        made = [each.provenance for each in (*known.captions, known.recognition) if each is not None]
+        made += [caption.scored_by for caption in known.captions if caption.scored_by is not None]
+        return bool(made or known.existing_score is not None) and {each.model for each in made} <= self._models
+
+    def _one(self, where: str, *values: object) -> tuple[str, int] | None:
+        found: tuple[str, int] | None = self._index.execute(
+            f"SELECT key, line FROM images WHERE {where} LIMIT 1",  # noqa: S608 (constants)
+            values,
+        ).fetchone()
+        return found
+
+    def _found(self, key: str, line: int) -> dict[str, Any] | None:
+        """The fields, read again from where they lie: the index holds only where that is."""
+        if key not in self._results:
+            try:
+                self._results[key] = read_results(self._store, key, 0)
+            except NotFound:
+                return None
+            if len(self._results) > _OPEN:
+                self._results.popitem(last=False)
+        self._results.move_to_end(key)
+        text = self._results[key][line]
+        if not isinstance(text, bytes):
+            return None
+        known = Annotation.model_validate_json(text)
+        return {field: getattr(known, field) for field in FOUND_OUT}

@@ -1,0 +1,66 @@
+"""A data set on its way out: every shard's results in order, completed by what people said, to the destination."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from shared.annotations import Annotation, Drop, DropReason, Review
+from shared.database import Database
+from shared.dataset_objects import all_images
+from shared.dataset_places import require_allowed
+from shared.dataset_records import DatasetClaim
+from shared.settings import Settings
+from shared.storage import ObjectStore
+from workers.datasets.access import open_allowed
+from workers.datasets.exports import write
+from workers.datasets.sources import SourceImage
+
+PAGE = 1000
+"""Images whose reviews are looked up at a time."""
+
+
+def export(
+    settings: Settings, database: Database, store: ObjectStore, claim: DatasetClaim, wanted: Callable[[], None]
+) -> None:
+    """Write what is known of a data set to its destination, from the start: one that was cut off left nothing there.
+
+    Args:
+        wanted: asked now and then whether to go on; raises when not.
+
+    Raises:
+        DestinationUnusable: it cannot be written; a disk may be full.
+        Forbidden: it may not be named here.
+        SourceUnusable, StorageUnavailable, DatabaseUnavailable, NotFound
+    """
+    request = claim.request
+    require_allowed(request.destination, settings, "destination", followed=True)
+    with open_allowed(request, settings) as source:
+        write(
+            reviewed(database, store, claim, wanted),
+            request.destination,
+            settings,
+            destination_format=request.destination_format,
+            overwrite=request.overwrite,
+            read=source.read,
+        )
+
+
+def reviewed(
+    database: Database, store: ObjectStore, claim: DatasetClaim, wanted: Callable[[], None]
+) -> Iterator[tuple[Annotation, SourceImage | None]]:
+    """All images of a data set with the newest review of each; what was rejected is dropped."""
+    reviews: dict[int, list[Review]] = {}
+    for number, (planned, annotation) in enumerate(all_images(database, store, claim.id)):
+        if number % PAGE == 0:
+            wanted()
+            reviews = database.datasets.reviews(claim.id, number, PAGE)
+        said = reviews.get(number)
+        image = SourceImage.from_fields(planned.image) if planned.image is not None else None
+        yield (_with(annotation, said[0]) if said else annotation), image
+
+
+def _with(annotation: Annotation, review: Review) -> Annotation:
+    completed: dict[str, object] = {"review": review}
+    if review.verdict == "rejected" and annotation.error is None and annotation.drop is None:
+        completed["drop"] = Drop(reason=DropReason.REJECTED, detail=f"rejected by {review.author}")
+    return annotation.model_copy(update=completed)

@@ -1,0 +1,174 @@
+"""The housekeeper's part in bulk annotation: it plans and exports data sets, and sees to it that shards move."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import threading
+from collections.abc import Mapping
+from uuid import UUID
+
+from celery import Celery
+
+from shared.database import Database
+from shared.dataset_records import DatasetClaim, Progress
+from shared.datasets import DatasetStatus, ShardStatus
+from shared.errors import QueueUnavailable, TuwenError
+from shared.jobs import JobError
+from shared.queue import DATASET_TASK, DATASETS_QUEUE, JobQueue
+from shared.settings import Settings
+from shared.storage import ObjectStore
+from workers.datasets.annotating import INTERNAL, Stopped
+from workers.datasets.consumer import DONE, Outcome, TaskConsumer, failed, put_back, revoked
+from workers.datasets.exporting import export
+from workers.datasets.leases import Heartbeat
+from workers.datasets.planning import Planner
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 2
+"""Data sets that one housekeeper plans or exports side by side."""
+
+MESSAGES = 1000
+"""Shards of one kind that have a message at a time: the others wait in PostgreSQL, where priorities can change."""
+
+MAX_ATTEMPTS = 10
+"""Of planning or exporting one data set."""
+
+
+class DatasetRun:
+    """One data set while it is planned or exported here."""
+
+    progress = Progress()
+
+    def __init__(self, claim: DatasetClaim):
+        self.claim = claim
+        self._stopped = threading.Event()
+
+    @property
+    def id(self) -> UUID:
+        return self.claim.id
+
+    @property
+    def epoch(self) -> int:
+        return self.claim.epoch
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def require_wanted(self) -> None:
+        """Raises Stopped when it was cancelled, or somebody else has it."""
+        if self._stopped.is_set():
+            raise Stopped
+
+
+class DatasetKeeper:
+    """Plans and exports in threads of its own, so that no data set holds up the repair of jobs."""
+
+    def __init__(self, settings: Settings, app: Celery):
+        self._settings = settings
+        self._name = f"housekeeper@{platform.node()}"
+        self._database = Database(settings, pool_size=4)
+        self._queue = JobQueue(settings)
+        self._store = ObjectStore.open(settings)
+        self._stopping = threading.Event()
+        self._heartbeat = Heartbeat(settings, self._database.datasets.renew, "dataset-heartbeat")
+        self._consumer = TaskConsumer(
+            settings, app, self._name, DATASET_TASK, [DATASETS_QUEUE], self.run, threads=AT_ONCE
+        )
+
+    def start(self) -> None:
+        self._heartbeat.start()
+        self._consumer.start()
+
+    def stop(self, timeout: float) -> None:
+        """Give back what is under way, for another housekeeper to go on with."""
+        self._stopping.set()
+        self._consumer.stop()
+        self._heartbeat.stop_all()
+        self._consumer.join(timeout)
+        self._heartbeat.close()
+
+    # ── one data set ──────────────────────────────────────────────────────────────────────────────
+
+    def run(self, dataset_id: object) -> Outcome:
+        """Plan or export the data set, whichever its turn is; what became of it, as Celery's event."""
+        if not isinstance(dataset_id, str):
+            raise TypeError("a message for a data set names it")
+        claim = self._database.datasets.take(UUID(dataset_id), self._name)
+        if claim is None:
+            return revoked()
+        run = DatasetRun(claim)
+        with self._heartbeat.holding(run):
+            if self._stopping.is_set():
+                run.stop()
+            return self._end(run)
+
+    def _end(self, run: DatasetRun) -> Outcome:
+        claim = run.claim
+        try:
+            if claim.status is DatasetStatus.PLANNING:
+                self._plan(run)
+            else:
+                export(self._settings, self._database, self._store, claim, run.require_wanted)
+                self._database.datasets.end(claim)
+            return DONE
+        except Stopped:
+            self._database.datasets.put_off(claim)
+            return put_back("stopped")
+        except TuwenError as error:
+            return self._failed(claim, error.code, str(error), error.retryable)
+        except Exception:
+            log.exception("data set %s failed in a way nobody foresaw", claim.id)
+            return self._failed(claim, INTERNAL.code, INTERNAL.detail, retryable=True)
+
+    def _plan(self, run: DatasetRun) -> None:
+        claim = run.claim
+        Planner(self._settings, self._database, self._store, self._queue, claim, run.require_wanted).plan()
+        self._database.datasets.planned(claim)
+        # All of its shards may be over by now.
+        for id in self._database.datasets.complete(claim.id):
+            self._publish_datasets([id])
+
+    def _failed(self, claim: DatasetClaim, code: str, detail: str, retryable: bool) -> Outcome:
+        error = JobError(code=code, detail=detail)
+        if retryable and claim.attempts < MAX_ATTEMPTS:
+            log.warning("data set %s is put off: %s", claim.id, detail)
+            self._database.datasets.put_off(claim, error)
+            return put_back(detail)
+        self._database.datasets.end(claim, error)
+        return failed(f"{code}: {detail}")
+
+    # ── each round of the housekeeper that acts ───────────────────────────────────────────────────
+
+    def keep(self) -> dict[UUID, ShardStatus]:
+        """Take back what died, publish what is due; the shards that lost their worker, for Flower."""
+        lost = self._database.shards.rescue()
+        self._database.datasets.complete()
+        try:
+            self._dispatch()
+        except QueueUnavailable as error:
+            log.warning("no shards published: %s", error)
+        return lost
+
+    def all_due(self) -> int:
+        """Redis lost its messages."""
+        return self._database.shards.all_due()
+
+    def _dispatch(self) -> None:
+        awaiting = self._database.datasets.awaiting(most=100)
+        self._publish_datasets(awaiting[self._queue.dataset_depth() :])
+        ready = self._database.shards.ready()
+        depth: Mapping[str, int] = self._queue.shard_depth() if ready else {}
+        for kinds, count in ready.items():
+            missing = min(count, MESSAGES) - depth.get(kinds, 0)
+            if missing > 0:
+                self._queue.publish_shards(self._database.shards.take_due(kinds, missing))
+
+    def _publish_datasets(self, ids: list[UUID]) -> None:
+        if not ids:
+            return
+        try:
+            self._queue.publish_datasets(ids)
+        except QueueUnavailable as error:
+            log.warning("data sets wait for the next round: %s", error)

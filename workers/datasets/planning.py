@@ -1,0 +1,142 @@
+"""From a source to shards: its entries are listed as a stream and cut into plans, so that no size is too large.
+
+A planner that dies is followed by another, which goes on behind what is planned already. Each shard is a plan in object
+storage first and a row second; the row is fenced by the planner's epoch, and the workers begin while planning goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+from shared.annotations import Annotation
+from shared.database import Database
+from shared.dataset_objects import Planned, plan_key, read_plan, write_plan
+from shared.dataset_records import DatasetClaim, ShardDispatch, kinds_name
+from shared.errors import QueueUnavailable
+from shared.jobs import JobError
+from shared.queue import JobQueue
+from shared.settings import Settings
+from shared.storage import ObjectStore
+from workers.datasets.access import open_allowed
+from workers.datasets.earlier import Earlier
+from workers.datasets.filters import after, before
+from workers.datasets.sources import Entry, Source, SourceProblem
+from workers.datasets.sources.seen import Seen
+
+log = logging.getLogger(__name__)
+
+PUBLISHED_AT_ONCE = 64
+"""Shards that are published when they are planned; the others when their turn comes near, by the housekeeper."""
+
+
+class Planner:
+    """Plans one data set.
+
+    Args:
+        wanted: asked now and then whether to go on; raises when not.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        store: ObjectStore,
+        queue: JobQueue,
+        claim: DatasetClaim,
+        wanted: Callable[[], None],
+    ):
+        self._settings = settings
+        self._database = database
+        self._store = store
+        self._queue = queue
+        self._claim = claim
+        self._wanted = wanted
+        self._next = 0
+
+    def plan(self) -> None:
+        """Plan what is not planned yet, to the end of the source.
+
+        Raises:
+            SourceUnusable: it cannot be listed, or there is nothing in it.
+            StorageUnavailable, DatabaseUnavailable, NotFound
+        """
+        request = self._claim.request
+        with ExitStack() as open_things:
+            source = open_things.enter_context(open_allowed(request, self._settings))
+            earlier = Earlier.of(self._settings, self._database, self._store, self._claim)
+            if earlier is not None:
+                open_things.enter_context(earlier)
+            entries = self._unplanned(source)
+            while lines := self._lines(islice(entries, request.shard_size), source, earlier):
+                self._wanted()
+                self._add(lines)
+
+    def _lines(self, entries: Iterator[Entry], source: Source, earlier: Earlier | None) -> list[bytes]:
+        return [self._planned(entry, source, earlier).line() for entry in entries]
+
+    def _planned(self, entry: Entry, source: Source, earlier: Earlier | None) -> Planned:
+        if isinstance(entry, SourceProblem):
+            error = JobError(code=entry.code, detail=entry.detail)
+            return Planned(None, Annotation(name=entry.name, error=error))
+        planned = Planned(json.loads(entry.to_json()))
+        known = earlier.annotation(entry, source.read) if earlier is not None else None
+        if known is None:
+            return planned
+        annotation = planned.blank().model_copy(update=known)
+        drop = before(self._claim.request.filters, annotation) or after(self._claim.request.filters, annotation)
+        return Planned(planned.image, annotation.model_copy(update={"drop": drop}))
+
+    def _add(self, lines: list[bytes]) -> None:
+        claim, number = self._claim, self._next
+        key = plan_key(claim.id, number, claim.epoch)
+        write_plan(self._store, key, lines)
+        shard, at_once = uuid7(), number < PUBLISHED_AT_ONCE
+        due = self._settings.redispatch_after if at_once else 0.0
+        if not self._database.datasets.add_shard(claim, shard, number, len(lines), key, due):
+            self._store.delete(key)
+            self._wanted()
+            raise AssertionError(f"shard {number} of data set {claim.id} was planned by somebody else")
+        self._next += 1
+        if at_once:
+            self._publish(shard)
+
+    def _publish(self, shard: UUID) -> None:
+        request = self._claim.request
+        try:
+            self._queue.publish_shards([ShardDispatch(shard, kinds_name(request.kinds), request.priority)])
+        except QueueUnavailable as error:
+            log.warning("shard %s is left to the housekeeper: %s", shard, error)
+
+    # ── going on where another planner stopped ────────────────────────────────────────────────────
+
+    def _unplanned(self, source: Source) -> Iterator[Entry]:
+        """Entries that no shard has yet."""
+        planned = self._database.shards.all(self._claim.id)
+        if not planned:
+            return source.images()
+        self._next = planned[-1].number + 1
+        last = read_plan(self._store, planned[-1].plan_key)[-1]
+        entries = source.images()
+        skipped = deque(islice(entries, sum(shard.images for shard in planned)), maxlen=1)
+        if skipped and skipped[0].name == last.blank().name:
+            return entries
+        log.warning("source %s has changed while it was planned", self._claim.request.source)
+        return self._unseen(source)
+
+    def _unseen(self, source: Source) -> Iterator[Entry]:
+        """Where positions do not help, because the source has changed: by name."""
+        with Seen() as names:
+            for shard in self._database.shards.all(self._claim.id):
+                for planned in read_plan(self._store, shard.plan_key):
+                    names.add(planned.blank().name)
+            for entry in source.images():
+                if entry.name not in names:
+                    yield entry

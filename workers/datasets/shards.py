@@ -1,0 +1,359 @@
+"""What happens to one shard in a worker: claim → read its plan → annotate → store the results → finish.
+
+The shard's row and its results say all that is known of it. Whoever claims it after a death, a pause or a failure keeps
+what has a result and does the rest, so an image is in the results once, whatever happened.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from uuid import UUID
+
+from celery import Celery
+
+from shared.annotations import Annotation
+from shared.database import Database
+from shared.dataset_objects import AtRisk, Line, Planned, read_plan, read_results, results_key, write_results
+from shared.dataset_records import Progress, ShardClaim
+from shared.datasets import ShardStatus
+from shared.errors import DatabaseUnavailable, EngineStartFailed, NotFound, QueueUnavailable, TuwenError
+from shared.jobs import JobError, Kind
+from shared.queue import SHARD_TASK, JobQueue, shard_kinds, shards_queue
+from shared.settings import Settings
+from shared.storage import ObjectStore
+from workers.batcher import Batcher
+from workers.datasets.access import open_allowed
+from workers.datasets.annotating import INTERNAL, Annotating, Means, Stopped
+from workers.datasets.consumer import DONE, Outcome, TaskConsumer, failed, put_back, revoked
+from workers.datasets.leases import Heartbeat
+from workers.datasets.sources import Held, Source, SourceImage
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CHECKPOINT = 30.0
+"""Seconds after which the results so far are stored: so much work a death can cost."""
+
+CAREFUL_GROUPS = (32, 8, 1)
+"""Images under way at once after one, two, and more crashes of a shard's worker."""
+
+STRIKES = 2
+"""Deaths of a worker while an image was under way alone, after which the image is held to be the cause."""
+
+
+class Shards:
+    """Runs shards in threads of its own, beside the jobs of a worker."""
+
+    def __init__(
+        self, settings: Settings, app: Celery, worker: str, batcher: Batcher, *, on_broken: Callable[[], None]
+    ):
+        """`on_broken` is called when the engine cannot be started any more."""
+        self._settings = settings
+        self._worker = worker
+        self._batcher = batcher
+        self._on_broken = on_broken
+        self._models: Mapping[Kind, Mapping[str, Any]] = {}
+        self._database = Database(settings, pool_size=settings.shards_at_once)
+        self._queue = JobQueue(settings)
+        self._store = ObjectStore.open(settings)
+        self._sources = _OpenSources(settings)
+        self._stopping = threading.Event()
+        self._heartbeat = Heartbeat(settings, self._database.shards.renew, "shard-heartbeat")
+        queues = [shards_queue(kinds) for kinds in shard_kinds(settings.kinds)]
+        threads = settings.shards_at_once if queues else 0
+        self._consumer = TaskConsumer(settings, app, worker, SHARD_TASK, queues, self.run, threads=threads)
+
+    def start(self, models: Mapping[Kind, Mapping[str, Any]]) -> None:
+        """The worker is warm. `models`: kind → {"model": name, "revision": weights}."""
+        self._models = models
+        self._heartbeat.start()
+        self._consumer.start()
+
+    def stop(self, timeout: float) -> None:
+        """Give back what runs, its results so far stored, within `timeout` seconds."""
+        self._stopping.set()
+        self._consumer.stop()
+        self._heartbeat.stop_all()
+        self._consumer.join(timeout)
+        self._heartbeat.close()
+
+    def close(self) -> None:
+        """After the last shard."""
+        self._sources.close()
+        self._queue.close()
+        self._database.close()
+
+    def run(self, shard_id: object, priority: object) -> Outcome:
+        """Run the shard if it may run; what became of it, as Celery's event.
+
+        Raises:
+            DatabaseUnavailable: the housekeeper will see to the shard.
+        """
+        if not isinstance(shard_id, str) or not isinstance(priority, int):
+            raise TypeError("a message for a shard names it and its priority")
+        id = UUID(shard_id)
+        claim = self._patiently(lambda: self._database.shards.claim(id, priority, self._worker))
+        if claim is None:
+            return revoked()
+        shard = ShardRun(self._settings, self._database, self._store, claim)
+        with self._heartbeat.holding(shard):
+            if self._stopping.is_set():
+                shard.stop()
+            return self._end(shard)
+
+    def _end(self, shard: ShardRun) -> Outcome:
+        """Do the work; every way it can end is a value here."""
+        claim = shard.claim
+        means = Means(self._settings, self._batcher, self._models, self._worker)
+        try:
+            with self._sources.of(claim) as source:
+                shard.annotate(means, source)
+            return self._finish(shard)
+        except (Stopped, EngineStartFailed) as error:
+            if isinstance(error, EngineStartFailed):
+                # Not this shard's fault: another worker, or this one after its restart, can do it.
+                log.critical("the engine does not start any more: %s", error)
+                self._on_broken()
+            return self._give_back(shard, None)
+        except TuwenError as error:
+            return self._give_back(shard, JobError(code=error.code, detail=str(error), retryable=True))
+        except Exception:
+            log.exception("shard %s failed in a way nobody foresaw", claim.id)
+            return self._give_back(shard, INTERNAL)
+
+    def _finish(self, shard: ShardRun) -> Outcome:
+        claim = shard.claim
+        key = shard.store()
+        if not self._patiently(lambda: self._database.shards.finish(claim, key, shard.progress)):
+            return revoked()  # somebody else has it by now
+        if claim.results_key not in (None, key):
+            self._store.delete(claim.results_key)
+        for id in self._patiently(lambda: self._database.datasets.complete(claim.dataset_id)):
+            try:
+                self._queue.publish_datasets([id])
+            except QueueUnavailable as error:
+                log.warning("the housekeeper will find out that %s is complete: %s", id, error)
+        return DONE
+
+    def _give_back(self, shard: ShardRun, error: JobError | None) -> Outcome:
+        try:
+            shard.checkpoint()
+        except TuwenError as again:
+            log.warning("shard %s is given back without its results so far: %s", shard.claim.id, again)
+        status = self._patiently(
+            lambda: self._database.shards.give_back(shard.claim, "retry" if error else "released", error)
+        )
+        if status is ShardStatus.FAILED:
+            self._patiently(lambda: self._database.datasets.complete(shard.claim.dataset_id))
+            return failed(f"{error.code}: {error.detail}" if error else "failed")
+        return revoked() if status in (None, ShardStatus.CANCELLED) else put_back(error.detail if error else "released")
+
+    def _patiently(self, attempt: Callable[[], T]) -> T:
+        """A PostgreSQL that restarts is waited for, as long as a lease lasts."""
+        give_up = time.monotonic() + self._settings.lease
+        while True:
+            try:
+                return attempt()
+            except DatabaseUnavailable:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.5)
+
+
+class ShardRun:
+    """One claimed shard while it runs here: its plan, and of each image a line of results or none."""
+
+    def __init__(self, settings: Settings, database: Database, store: ObjectStore, claim: ShardClaim):
+        self.claim = claim
+        self._settings = settings
+        self._database = database
+        self._store = store
+        self._key = results_key(claim.dataset_id, claim.number, claim.epoch)
+        self._lines: list[Line] = []
+        self._before: list[Line] = []
+        self._progress = Progress()
+        self._stored = time.monotonic()
+        self._annotating: Annotating | None = None
+        self._stopped = False
+        self._guard = threading.Lock()
+
+    @property
+    def id(self) -> UUID:
+        return self.claim.id
+
+    @property
+    def epoch(self) -> int:
+        return self.claim.epoch
+
+    @property
+    def progress(self) -> Progress:
+        return self._progress
+
+    def stop(self) -> None:
+        with self._guard:
+            self._stopped = True
+            annotating = self._annotating
+        if annotating is not None:
+            annotating.stop()
+
+    def annotate(self, means: Means, source: Source) -> None:
+        """Have every image end.
+
+        Raises:
+            Stopped: before that.
+            EngineStartFailed, StorageUnavailable, NotFound
+        """
+        plan = read_plan(self._store, self.claim.plan_key)
+        self._take_over(plan)
+        annotating = Annotating(
+            means, self.claim.request, source.read, self._ended, remote=_is_remote(self.claim, plan)
+        )
+        with self._guard:
+            self._annotating = annotating
+            if self._stopped:
+                annotating.stop()
+        try:
+            self._annotate(annotating, plan)
+        finally:
+            annotating.close()
+
+    def store(self) -> str:
+        """Put all results where they are found, at once."""
+        write_results(self._store, self._key, self._lines)
+        return self._key
+
+    def checkpoint(self) -> None:
+        """Store what is done so far, for whoever goes on if this worker cannot."""
+        if self._lines and not self._database.shards.checkpoint(self.claim, self.store()):
+            self.stop()  # it is somebody else's by now
+        self._stored = time.monotonic()
+
+    def _take_over(self, plan: Sequence[Planned]) -> None:
+        """Keep what earlier attempts have done, and what was known when it was planned."""
+        try:
+            lines = read_results(self._store, self.claim.results_key, len(plan))
+        except NotFound:
+            log.warning("the results so far of shard %s are gone; it starts from the beginning", self.id)
+            lines = [None] * len(plan)
+        self._before = lines
+        self._lines = [None] * len(plan)
+        for index, (planned, line) in enumerate(zip(plan, lines, strict=True)):
+            annotation = _kept(planned, line, again=self.claim.again)
+            if annotation is not None:
+                self._ended(index, annotation)
+        kept = self._progress
+        self._progress = Progress(kept.done, kept.failed, kept.done + kept.failed, kept.tokens)
+
+    def _ended(self, index: int, annotation: Annotation) -> None:
+        self._lines[index] = annotation.model_dump_json(exclude_defaults=True).encode()
+        is_error = annotation.error is not None
+        now = self._progress
+        # Replaced as a whole, since the heartbeat reads it from its own thread.
+        tokens = sum(caption.tokens or 0 for caption in (*annotation.captions, *annotation.others))
+        self._progress = Progress(now.done + (not is_error), now.failed + is_error, now.kept, now.tokens + tokens)
+
+    def _annotate(self, annotating: Annotating, plan: Sequence[Planned]) -> None:
+        todo = [
+            (index, SourceImage.from_fields(planned.image), self._known(index, planned))
+            for index, planned in enumerate(plan)
+            if self._lines[index] is None and planned.image is not None
+        ]
+        if not self.claim.crashes:
+            annotating.run(todo, tick=self._tick)
+            return
+        # Its worker died before. In ever smaller groups, each noted down before it begins, so that an image which
+        # kills whoever looks at it is found, and the others get their results.
+        size = CAREFUL_GROUPS[min(self.claim.crashes, len(CAREFUL_GROUPS)) - 1]
+        for start in range(0, len(todo), size):
+            group = todo[start : start + size]
+            for index, _, _ in group:
+                self._lines[index] = AtRisk(alone=size == 1, strikes=self._strikes(index))
+            self.checkpoint()
+            for index, _, _ in group:
+                self._lines[index] = None
+            annotating.run(group, alone=size == 1, tick=self._tick)
+
+    def _known(self, index: int, planned: Planned) -> Annotation:
+        blank = planned.blank().model_copy(update={"attempts": 0})
+        line = self._before[index]
+        if not isinstance(line, bytes):
+            return blank
+        return blank.model_copy(update={"attempts": Annotation.model_validate_json(line).attempts})
+
+    def _strikes(self, index: int) -> int:
+        return _strikes(self._before[index])
+
+    def _tick(self) -> None:
+        if time.monotonic() - self._stored > CHECKPOINT:
+            self.checkpoint()
+
+
+def _is_remote(claim: ShardClaim, plan: Sequence[Planned]) -> bool:
+    first = next((planned.image for planned in plan if planned.image is not None), {})
+    return claim.request.source.startswith("s3://") or first.get("held") == Held.URL
+
+
+def _kept(planned: Planned, line: Line, *, again: bool) -> Annotation | None:
+    """What an image has come to already, None where it is to be annotated now."""
+    known = Annotation.model_validate_json(line) if isinstance(line, bytes) else planned.annotation
+    if known is not None:
+        # A row of the source that is no image stays one.
+        return None if again and known.error is not None and planned.image is not None else known
+    if _strikes(line) >= STRIKES:
+        error = JobError(
+            code="worker_lost", detail="A worker died each time it looked at this image alone.", retryable=True
+        )
+        return planned.blank().model_copy(update={"error": error, "attempts": STRIKES})
+    return None
+
+
+def _strikes(line: Line) -> int:
+    """How often a worker died over this image alone, the last time included."""
+    return line.strikes + line.alone if isinstance(line, AtRisk) else 0
+
+
+class _OpenSources:
+    """Sources that stay open while shards of them come one after the other."""
+
+    def __init__(self, settings: Settings, most: int = 4):
+        self._settings = settings
+        self._most = most
+        self._open: OrderedDict[UUID, Source] = OrderedDict()
+        self._users: dict[UUID, int] = {}
+        self._guard = threading.Lock()
+
+    @contextmanager
+    def of(self, claim: ShardClaim) -> Iterator[Source]:
+        """The source of the shard's data set.
+
+        Raises:
+            SourceUnusable, StorageUnavailable
+        """
+        with self._guard:
+            source = self._open.get(claim.dataset_id)
+            if source is None:
+                source = open_allowed(claim.request, self._settings)
+                self._open[claim.dataset_id] = source
+            self._open.move_to_end(claim.dataset_id)
+            self._users[claim.dataset_id] = self._users.get(claim.dataset_id, 0) + 1
+        try:
+            yield source
+        finally:
+            with self._guard:
+                self._users[claim.dataset_id] -= 1
+                for id in [id for id in self._open if not self._users.get(id)][: len(self._open) - self._most]:
+                    self._open.pop(id).close()
+                    del self._users[id]
+
+    def close(self) -> None:
+        with self._guard:
+            for source in self._open.values():
+                source.close()
+            self._open.clear()

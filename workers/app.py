@@ -20,6 +20,8 @@ from shared.queue import HOUSEKEEPING_QUEUE, celery_app, queue_name
 from shared.settings import Settings
 from workers import housekeeping, tasks
 from workers.batcher import Batcher
+from workers.datasets.housekeeping import DatasetKeeper
+from workers.datasets.shards import Shards
 from workers.engine import EngineProcess
 from workers.housekeeping import Housekeeper
 from workers.runner import Runner
@@ -58,7 +60,8 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
     runner = Runner(settings, hostname, batcher, on_broken=_stop_consuming, recorder=recorder)
     app = celery_app(settings)
     tasks.define(app, runner.take)
-    app.steps["worker"].add(_last_jobs(runner, settings.shutdown_grace))
+    shards = Shards(settings, app, hostname, batcher, on_broken=_stop_consuming)
+    app.steps["worker"].add(_last_jobs(runner, shards, settings.shutdown_grace))
     try:
         runner.check()
         batcher.start()
@@ -66,6 +69,7 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
             kind: {"model": settings.model_for(kind), "revision": engine.revisions[kind]} for kind in settings.kinds
         }
         runner.start(engine.device_name or settings.device, models)
+        shards.start(models)
         # Only now: a message that is prefetched while models load would wait for them although another worker is free.
         consumer = _consumer(
             app, hostname, queues=[queue_name(kind) for kind in settings.kinds], threads=settings.concurrency
@@ -74,22 +78,29 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
         consumer.start()
         return consumer.exitcode or 0
     finally:
+        shards.stop(0)
         runner.stop(0)
+        shards.close()
         runner.close()
 
 
 def run_housekeeper(settings: Settings) -> int:
     """Run beat and the housekeeping queue until SIGTERM or SIGINT. Returns the exit status."""
     app = celery_app(settings)
-    housekeeping.define(app, Housekeeper(settings, app), settings.housekeeping_interval)
+    datasets = DatasetKeeper(settings, app)
+    housekeeping.define(app, Housekeeper(settings, app, datasets), settings.housekeeping_interval)
     # A thread, not the process that Celery's --beat forks: that one would outlive a housekeeper that is killed.
     threading.Thread(target=_beat, args=(app,), name="beat", daemon=True).start()
     consumer = _consumer(app, f"housekeeper@{platform.node()}", queues=[HOUSEKEEPING_QUEUE], threads=3)
-    consumer.start()
+    datasets.start()
+    try:
+        consumer.start()
+    finally:
+        datasets.stop(settings.shutdown_grace)
     return consumer.exitcode or 0
 
 
-def _last_jobs(runner: Runner, grace: float) -> type[bootsteps.StartStopStep]:
+def _last_jobs(runner: Runner, shards: Shards, grace: float) -> type[bootsteps.StartStopStep]:
     """The step of Celery's shutdown in which jobs end: nothing is received any more, and events can still be sent."""
 
     class LastJobs(bootsteps.StartStopStep):
@@ -98,6 +109,8 @@ def _last_jobs(runner: Runner, grace: float) -> type[bootsteps.StartStopStep]:
         def start(self, worker: Worker) -> None: ...
 
         def stop(self, worker: Worker) -> None:  # noqa: ARG002 (Celery's signature)
+            # What shards have in the batcher is given back first, so that the grace is the jobs'.
+            shards.stop(grace)
             runner.stop(grace)
 
     return LastJobs

@@ -38,6 +38,8 @@ DATASETS_QUEUE = "tuwen.datasets"
 """Data sets to be planned or exported, for housekeepers."""
 DATASET_TASK = "tuwen.dataset"
 SHARD_TASK = "tuwen.shard"
+PREVIEWS_LIST = "tuwen:previews"
+"""Wishes for previews; no queue of Celery's, because Flower has no use for each picture that somebody scrolls past."""
 WEBHOOKS_TASK = "tuwen.webhooks"
 COLLECTION_TASK = "tuwen.collection"
 GENERATION_KEY = "tuwen:generation"
@@ -239,6 +241,12 @@ class JobQueue:
             for id in ids:
                 # Not under the data set's own id: it comes at least twice, to be planned and to be exported.
                 self._app.send_task(DATASET_TASK, args=[str(id)], queue=DATASETS_QUEUE, producer=producer, retry=False)
+
+    def ask_for_previews(self, dataset_id: UUID, images: Sequence[int]) -> None:
+        """Have a housekeeper, which sees the source, make small pictures of these images."""
+        with _translated():
+            self.redis.lpush(PREVIEWS_LIST, json.dumps([str(dataset_id), list(images)]))
+            self.redis.ltrim(PREVIEWS_LIST, 0, 9999)
 
     def dataset_depth(self) -> int:
         """Messages for data sets that no housekeeper has taken."""

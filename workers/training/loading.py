@@ -58,7 +58,7 @@ def load(
 
 
 def move(batch: Any, device: torch.device) -> Any:
-    """The batch, a tensor or a tuple of such, named or not, on `device`; out of pinned memory without waiting for it."""
+    """The batch, a tensor or a tuple of such, named or not, on `device`; pinned memory is not waited for."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     parts = (move(part, device) for part in batch)

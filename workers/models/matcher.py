@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from workers.models.text import PAD, vocabulary
+from workers.models.text import PAD, Vocabulary, vocabulary
 from workers.models.trunk import WIDTH, Trunk
 
 CLAIMS = 8
@@ -31,13 +31,14 @@ class Claims:
 
 
 class Matcher(nn.Module):
-    def __init__(self, width: int = WIDTH, dropout: float = 0.1):
+    def __init__(self, width: int = WIDTH, dropout: float = 0.1, words: Vocabulary | None = None):
         super().__init__()
+        self.vocabulary = words or vocabulary()
         self.trunk = Trunk(width)
         self.keys = nn.Linear(width, width)
         self.values = nn.Linear(width, width)
         self.whole = nn.Linear(2 * width, width)
-        self.words = nn.Embedding(len(vocabulary()), width, padding_idx=PAD)
+        self.words = nn.Embedding(len(self.vocabulary), width, padding_idx=PAD)
         self.reader = nn.GRU(width, width, batch_first=True, bidirectional=True)
         self.dropout = nn.Dropout(dropout)
         self.pick = nn.Linear(2 * width, CLAIMS)

@@ -1,10 +1,18 @@
-"""Text as numbers: characters of Chinese, words of English, one fixed vocabulary taken from the grammar."""
+"""Text as numbers: characters of Chinese, words of English.
+
+The vocabulary is taken from the grammar. Models that learnt from own data know more words: those are kept beside their
+weights, and come after the grammar's, so that a model can be trained further on own data.
+"""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import cache
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,23 +31,40 @@ _GLUE_EN = "a an is are there and , . in this picture here"
 _SYMBOL = re.compile(r"[a-z]+|[0-9]|[^\sa-z0-9]")
 
 
-def _symbols(text: str) -> list[str]:
+def symbols_of(text: str) -> list[str]:
+    """What of a text becomes a token: words of letters, single digits and other characters."""
     return _SYMBOL.findall(text.lower())
 
 
 class Vocabulary:
-    """Token ids; the same in every process, because it is derived from the lexicon alone."""
+    """Token ids; the same in every process, because they are derived from the lexicon and `own` alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: Sequence[str] = ()) -> None:
+        self.own = tuple(own)
+        """Symbols besides those of the grammar, in the order of their ids."""
         written = [_GLUE_ZH, _GLUE_EN]
         for concepts in BY_ROLE.values():
             for c in concepts:
                 written += [*c.zh, *c.en, *c.plural, *c.measure, c.zh_short, c.key]
         for phrases in (*PLACES_ZH.values(), *PLACES_EN.values()):
             written += phrases
-        symbols = sorted({symbol for text in written for symbol in _symbols(text)})
-        self.symbols = ("<pad>", "<unk>", "<end>", *_BEGIN, *symbols)
+        symbols = sorted({symbol for text in written for symbol in symbols_of(text)})
+        self.symbols = ("<pad>", "<unk>", "<end>", *_BEGIN, *symbols, *self.own)
         self.ids = {symbol: i for i, symbol in enumerate(self.symbols)}
+
+    @classmethod
+    def of(cls, texts: Iterable[str], *, least: int = 2, most: int = 20_000) -> Self:
+        """The grammar's words and those that occur at least so often in `texts`, the `most` frequent ones."""
+        counted = Counter(symbol for text in texts for symbol in symbols_of(text))
+        known = vocabulary().ids
+        own = [(-count, symbol) for symbol, count in counted.items() if symbol not in known and count >= least]
+        return cls([symbol for _, symbol in sorted(own)[:most]])
+
+    @classmethod
+    def beside(cls, weights: Path) -> Self:
+        """The vocabulary of the model with these stored weights."""
+        facts = weights.with_suffix(".json")
+        return cls(json.loads(facts.read_text()).get("vocabulary", ()) if facts.exists() else ())
 
     def __len__(self) -> int:
         return len(self.symbols)
@@ -50,15 +75,15 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text's tokens and the end token; words that only people use are put as the grammar puts them."""
-        ids = [self.ids.get(symbol, UNKNOWN) for symbol in _symbols(text)]
+        ids = [self.ids.get(symbol, UNKNOWN) for symbol in symbols_of(text)]
         if UNKNOWN in ids:
-            ids = [self.ids.get(symbol, UNKNOWN) for symbol in _symbols(self._reworded(text))]
+            ids = [self.ids.get(symbol, UNKNOWN) for symbol in symbols_of(self._reworded(text))]
         return [*ids[: LENGTH - 1], END]
 
     def _reworded(self, text: str) -> str:
         words = []
         for token in tokens(text):
-            foreign = any(symbol not in self.ids for symbol in _symbols(token.text))
+            foreign = any(symbol not in self.ids for symbol in symbols_of(token.text))
             if not foreign or not token.key:
                 words.append(token.text)
             else:

@@ -28,8 +28,12 @@ def example(prompt: Prompt, seed: int) -> Scene:
 
 def counterfactual(prompt: Prompt, rng: np.random.Generator) -> Scene:
     """A scene with a single change that makes the prompt false of it."""
+    scene = example(prompt, int(rng.integers(1000)))
+    if not any(wanted.action for wanted in prompt.include):
+        # Nothing but a bird flies: standing still, it can be changed into something else.
+        scene = replace(scene, things=tuple(replace(thing, action=None) for thing in scene.things))
     while True:
-        other = edit(example(prompt, int(rng.integers(1000))), rng, "unseen")
+        other = edit(scene, rng, "unseen")
         if not correct(prompt, truth(other)):
             return other
 

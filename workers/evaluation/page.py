@@ -1,0 +1,113 @@
+"""A report as one HTML file that needs nothing else: tables, pictures with verdicts, confusions, failures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from shared.images import Pixels
+from workers.evaluation.contestants import Contestants
+from workers.evaluation.description import LANGUAGES, facts
+from workers.evaluation.generation import SEEDS, Drawn, Gallery
+from workers.evaluation.prompts import TAGS
+from workers.evaluation.recognition import right
+from workers.evaluation.tables import tables
+from workers.scenes.grammar import Scene, caption
+from workers.scenes.parsing import parse
+from workers.training.data import Pictures
+
+SHOWN = 6
+"""Prompts of each grid."""
+FAILURES = 24
+LOOKED_AT = 400
+"""Pictures among which failures of describer and recogniser are looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    picture: Pixels
+    wanted: str
+    found: str
+
+
+def page(report: dict[str, Any], gallery: Gallery, failures: dict[str, list[Failure]]) -> str:
+    folder = Path(__file__).parent
+    loader = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    grids = [
+        (f"{tag}, {column} combinations", tags[tag][:SHOWN]) for tag in TAGS for column, tags in gallery.items() if tags
+    ]
+    loader.filters["data_url"] = data_url
+    return loader.get_template("page.html").render(
+        report=report,
+        tables=list(tables(report)),
+        grids=grids,
+        seeds=SEEDS,
+        failures=failures,
+        wrong=wrong_pictures(gallery),
+    )
+
+
+def data_url(pixels: Pixels) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def wrong_pictures(gallery: Gallery) -> list[Failure]:
+    """Pictures that the judge refused, some of each tag and column."""
+    found: list[list[Failure]] = []
+    for column, tags in gallery.items():
+        for tag, drawn in tags.items():
+            found.append([_refused(each, tag, column) for each in drawn if not each.right.all()])
+    most = max(map(len, found), default=0)
+    return [each[i] for i in range(most) for each in found if i < len(each)][: 2 * FAILURES]
+
+
+def _refused(drawn: Drawn, tag: str, column: str) -> Failure:
+    index = int((~drawn.right).argmax())
+    doubted = min(drawn.atoms[index].items(), key=lambda atom: atom[1])
+    return Failure(
+        drawn.pictures[index], drawn.prompt.text, f"{tag}, {column}; least sure: {doubted[0]} {doubted[1]:.2f}"
+    )
+
+
+def failures_of(contestants: Contestants, data: Pictures) -> dict[str, list[Failure]]:
+    """What describer and recogniser got wrong among the first pictures."""
+    scenes, pixels = list(data.scenes[:LOOKED_AT]), list(data.pixels[:LOOKED_AT])
+    found: dict[str, list[Failure]] = {}
+    for language in LANGUAGES:
+        answers = [answer.text for answer in contestants.describe(pixels, language)]
+        wrong = [
+            Failure(pixels[i], caption(scene.canonical(), language, "short"), text)
+            for i, (scene, text) in enumerate(zip(scenes, answers, strict=True))
+            if parse(text).facts() != facts(scene, "short")
+        ]
+        found[f"captions, {language}"] = wrong[:FAILURES]
+    recognised = contestants.recognize(pixels)
+    wrong = [
+        Failure(pixels[i], _short(scene), _list(result.objects, result.scene, result.relation))
+        for i, (scene, result) in enumerate(zip(scenes, recognised, strict=True))
+        if not right(scene, result)
+    ]
+    return {**found, "recognition": wrong[:FAILURES]}
+
+
+def _short(scene: Scene) -> str:
+    scene = scene.canonical()
+    things = [f"{t.count} {t.size} {t.colour} {t.object} {t.action or ''}".strip() for t in scene.things]
+    return "; ".join([*things, scene.place, *([scene.relation] if scene.relation else [])])
+
+
+def _list(objects: Sequence[Any], place: str | None, relation: str | None) -> str:
+    things = [
+        f"{o.count} {o.attributes.get('size', '')} {o.attributes.get('colour', '')} {o.name} {o.action or ''}".strip()
+        for o in objects
+    ]
+    return "; ".join([*things, place or "", *([relation] if relation else [])])

@@ -6,7 +6,7 @@ look at the picture, the second writes from both (attention between two layers, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -120,6 +120,43 @@ def write(
             break
     # Beam 0 is the most probable caption of its row.
     return [_written(ids[row * beams].tolist(), each[row * beams].exp().tolist()) for row in range(rows)]
+
+
+@torch.no_grad()
+def sample(
+    model: Describer,
+    sight: Sight,
+    begin: Tensor,
+    seeds: Sequence[int],
+    *,
+    max_tokens: int = 64,
+    step: Callable[[int], bool] = lambda _: True,
+) -> list[Written]:
+    """Draw each word by lot, as probable as the model finds it. A row's lots do not depend on its neighbours.
+
+    Args:
+        begin, step: as for `write`.
+        seeds: of each row.
+    """
+    lots = torch.stack([torch.rand(max_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds], 1)
+    lots = lots.to(begin.device)
+    last, state = begin, None
+    ended = torch.zeros_like(begin, dtype=torch.bool)
+    ids: list[Tensor] = []
+    each: list[Tensor] = []
+    for count in range(1, max_tokens + 1):
+        logits, state = model(sight, last[:, None], state)
+        p = logits[:, 0].float().softmax(-1)
+        # The word whose stretch of [0, 1) the lot falls into; rounding may leave it beyond the last one.
+        drawn = torch.searchsorted(p.cumsum(-1), lots[count - 1][:, None]).clamp_(max=p.shape[-1] - 1)
+        each.append(p.gather(1, drawn)[:, 0])
+        last = drawn[:, 0].masked_fill(ended, PAD)
+        ids.append(last)
+        ended = ended | (last == END)
+        if bool(ended.all()) or not step(count):
+            break
+    rows = zip(torch.stack(ids, 1).tolist(), torch.stack(each, 1).tolist(), strict=True)
+    return [_written(words, probabilities) for words, probabilities in rows]
 
 
 def _written(ids: list[int], confidences: list[float]) -> Written:

@@ -152,13 +152,15 @@ class Client:
             return ImageSource(url=image)
         return ImageSource(file_id=self.upload(image).id)
 
-    def result_bytes(self, job: Job) -> bytes:
-        """The file of the image that a job made.
+    def result_bytes(self, job: Job, *, candidate: int | None = None) -> bytes:
+        """The file of the image that a job made, or of one of the candidates that it kept.
 
         Raises:
             Conflict: it has none, or none yet.
+            NotFound: it kept no such candidate.
         """
-        return self._send("GET", f"/v1/jobs/{job.id}/image", follow_redirects=True).content
+        wanted = {} if candidate is None else {"candidate": candidate}
+        return self._send("GET", f"/v1/jobs/{job.id}/image", params=wanted, follow_redirects=True).content
 
     # ── jobs ──────────────────────────────────────────────────────────────────────────────────────
 

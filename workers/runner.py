@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from pydantic import TypeAdapter
@@ -27,11 +27,10 @@ from shared.errors import (
     TuwenError,
 )
 from shared.fetch import Fetcher
-from shared.images import Pixels, encode_png, pixels
+from shared.images import Pixels, pixels
 from shared.jobs import (
     DescribeInput,
     GenerateInput,
-    GenerateResult,
     ImageSource,
     JobError,
     JobInput,
@@ -40,22 +39,27 @@ from shared.jobs import (
     MatchInput,
     RecognizeInput,
     Status,
-    StoredImage,
 )
 from shared.metrics import Recorder
 from shared.queue import JobEvent, JobQueue
 from shared.settings import Settings
-from shared.storage import ObjectStore, content_key, file_key
+from shared.storage import ObjectStore, file_key
 from workers.batcher import Batcher, Released
+from workers.correspondence import Drawn, Sketch, describe, draw
 from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Output, Picture, RecognizeItem
 from workers.grouping import Grouped
 from workers.leases import Heartbeat, Lease
+from workers.pairs import report
+from workers.pictures import stored
+from workers.stages import Stages, play
 from workers.tasks import Ticket
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Ending = Finish | GiveBack
+Work = Item | Stages[Any]
+"""One engine call, or several that build on each other."""
 
 _INPUT: TypeAdapter[JobInput] = TypeAdapter(JobInput)
 
@@ -111,7 +115,7 @@ class Runner:
         self._database.check()
         self._store.check()
 
-    def start(self, device: str, models: Mapping[Kind, Mapping[str, str]]) -> None:
+    def start(self, device: str, models: Mapping[Kind, Mapping[str, Any]]) -> None:
         """The worker is warm: take part."""
         self._database.workers.register(self._worker, device, models)
         self._heartbeat.start()
@@ -211,37 +215,45 @@ class Runner:
     def _begin(self, run: _Run) -> None:
         claim = run.claim
         try:
-            item = self._prepare(claim)
-            future = self._batcher.submit(
-                item,
-                priority=claim.priority,
-                # It may be the one that killed a process: let it not take neighbours with it.
-                alone=claim.crashes > 0,
-                on_progress=partial(self._announce_progress, claim.id),
-            )
+            work = self._prepare(claim)
+            submit = partial(self._submit, claim)
+            future: Future[Any] = play(work, submit) if isinstance(work, Generator) else submit(work)
         except BaseException as error:  # noqa: BLE001 (becomes the job's ending, whatever it is)
             self._end(run, self._ending_of(claim, error))
             return
         run.lease.watch(future)
-        future.add_done_callback(partial(self._answered, run, item))
+        future.add_done_callback(partial(self._answered, run, work))
 
-    def _answered(self, run: _Run, item: Item, future: Future[Output]) -> None:
+    def _submit(self, claim: Claim, item: Item, tells: bool = True) -> Future[Output]:
+        return self._batcher.submit(
+            item,
+            priority=claim.priority,
+            # It may be the one that killed a process: let it not take neighbours with it.
+            alone=claim.crashes > 0,
+            on_progress=partial(self._announce_progress, claim.id) if tells else None,
+        )
+
+    def _answered(self, run: _Run, work: Work, future: Future[Any]) -> None:
         """In the batcher's thread, or whose cancelled the job: what takes time is passed on."""
         claim = run.claim
         if future.cancelled():
             self._end(run, GiveBack(claim.id, claim.epoch, "cancelled"))
         elif (error := future.exception()) is not None:
             self._end(run, self._ending_of(claim, error))
-        elif isinstance(output := future.result(), Picture) and isinstance(item, GenerateItem):
-            self._hands.submit(self._keep, run, item, output)
+        elif isinstance(output := future.result(), Picture) and isinstance(work, GenerateItem):
+            self._hands.submit(self._keep, run, Drawn((Sketch(work.seed, output, None),)))
+        elif isinstance(output, Drawn):
+            self._hands.submit(self._keep, run, output)
         else:
             self._end(run, Finish(claim.id, claim.epoch, result=cast("JobResult", output)))
 
-    def _keep(self, run: _Run, item: GenerateItem, picture: Picture) -> None:
+    def _keep(self, run: _Run, drawn: Drawn) -> None:
+        claim = run.claim
         try:
-            self._end(run, self._stored(run.claim, item, picture))
+            result = stored(self._store, drawn)
+            self._end(run, Finish(claim.id, claim.epoch, result=result, result_key=result.image.key))
         except BaseException as error:  # noqa: BLE001 (becomes the job's ending, whatever it is)
-            self._end(run, self._ending_of(run.claim, error))
+            self._end(run, self._ending_of(claim, error))
 
     def _end(self, run: _Run, ending: Ending) -> None:
         self._endings.add((run, ending))
@@ -266,10 +278,10 @@ class Runner:
                 log.error("job %s failed in a way nobody foresaw", claim.id, exc_info=error)
                 return GiveBack(claim.id, claim.epoch, "retry", INTERNAL)
 
-    def _prepare(self, claim: Claim) -> Item:
+    def _prepare(self, claim: Claim) -> Work:
         match _INPUT.validate_python(claim.request):
             case GenerateInput() as wanted:
-                return GenerateItem(
+                item = GenerateItem(
                     prompt=wanted.prompt,
                     negative_prompt=wanted.negative_prompt,
                     # From the id, so that a job that runs twice makes the same picture.
@@ -279,13 +291,16 @@ class Runner:
                     steps=wanted.steps,
                     guidance=wanted.guidance,
                 )
+                return item if wanted.candidates == 1 and wanted.min_score is None else draw(item, wanted)
             case DescribeInput() as wanted:
                 picture = self._pixels(wanted.image, claim)
-                return DescribeItem(picture, wanted.language, wanted.style, wanted.max_tokens)
+                written = DescribeItem(picture, wanted.language, wanted.style, wanted.max_tokens, wanted.prompt)
+                return written if wanted.rerank == 1 else describe(written, wanted.rerank)
             case RecognizeInput() as wanted:
                 return RecognizeItem(self._pixels(wanted.image, claim))
             case MatchInput() as wanted:
-                return MatchItem(self._pixels(wanted.image, claim), wanted.text)
+                pair = MatchItem(self._pixels(wanted.image, claim), wanted.text)
+                return report(pair) if wanted.report else pair
 
     def _pixels(self, source: ImageSource, claim: Claim) -> Pixels:
         if source.url is not None:
@@ -295,15 +310,6 @@ class Runner:
         else:
             raise ValueError("base64 images are stored as files before the job is written")
         return pixels(data, self._settings)
-
-    def _stored(self, claim: Claim, item: GenerateItem, picture: Picture) -> Finish:
-        data = encode_png(picture.pixels)
-        key = content_key("results", data, ".png")
-        self._store.put(key, data, "image/png")
-        height, width, _ = picture.pixels.shape
-        stored = StoredImage(key=key, sha256=key.rpartition("/")[2].removesuffix(".png"), width=width, height=height)
-        result: JobResult = GenerateResult(image=stored, seed=item.seed, unknown_words=picture.unknown_words)
-        return Finish(claim.id, claim.epoch, result=result, result_key=key)
 
     def _announce_progress(self, job_id: UUID, step: int, steps: int) -> None:
         self._announcements.add((job_id, {"progress": {"step": step, "steps": steps}}))

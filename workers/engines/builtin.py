@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -21,7 +21,7 @@ from shared.errors import EngineStartFailed, InvalidRequest, TuwenError
 from shared.jobs import DescribeResult, Kind, MatchResult, RecognizedObject, RecognizeResult
 from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Picture, RecognizeItem, Run
 from workers.engines.framing import Pixels, fit
-from workers.models.describer import Describer, Written, write
+from workers.models.describer import Describer, Sight, Written, sample, write
 from workers.models.generator import Generator
 from workers.models.matcher import Matcher
 from workers.models.recognizer import Recognized, Recognizer, interpret
@@ -142,9 +142,26 @@ class BuiltinDescriber:
             return not all(run.cancelled(i) for i in range(len(wanted)))
 
         begins = torch.tensor(begin, device=self.device)
-        texts = write(self.model, sight, begins, max_tokens=most, step=step)
+        texts = self._write([item.seed for item in wanted], sight, begins, most, step)
         inside = domain.float().sigmoid().tolist()
         return [self._result(*each) for each in zip(wanted, texts, inside, strict=True)]
+
+    def _write(
+        self, seeds: Sequence[int | None], sight: Sight, begins: Tensor, most: int, step: Callable[[int], bool]
+    ) -> list[Written]:
+        """Rows with a seed are drawn by lot, the others are the most probable text."""
+        texts: dict[int, Written] = {}
+        plain = [row for row, seed in enumerate(seeds) if seed is None]
+        lots = {row: seed for row, seed in enumerate(seeds) if seed is not None}
+        if plain:
+            rows = torch.tensor(plain, device=self.device)
+            found = write(self.model, sight.rows(rows), begins[rows], max_tokens=most, step=step)
+            texts |= zip(plain, found, strict=True)
+        if lots:
+            rows = torch.tensor([*lots], device=self.device)
+            found = sample(self.model, sight.rows(rows), begins[rows], [*lots.values()], max_tokens=most, step=step)
+            texts |= zip(lots, found, strict=True)
+        return [texts[row] for row in range(len(seeds))]
 
     def _result(self, item: DescribeItem, written: Written, inside: float) -> DescribeResult:
         mean = math.exp(sum(math.log(max(p, 1e-9)) for p in written.confidences) / max(1, len(written.confidences)))

@@ -1,0 +1,41 @@
+"""Generated pictures on their way to the client: encoded, and stored under keys made from their content."""
+
+from __future__ import annotations
+
+from shared.images import encode_png
+from shared.jobs import Candidate, GenerateResult, StoredImage
+from shared.storage import ObjectStore, content_key
+from workers.correspondence import Drawn
+from workers.engines.base import Picture
+
+
+def stored(store: ObjectStore, drawn: Drawn) -> GenerateResult:
+    """Keep what was drawn, as far as it has pictures; the result names the best as its image.
+
+    Raises:
+        StorageUnavailable
+    """
+    images = [_stored(store, each.picture) if each.picture is not None else None for each in drawn.sketches]
+    best = drawn.sketches[0]
+    if best.picture is None or images[0] is None:
+        raise ValueError("the best of the candidates has no picture")
+    return GenerateResult(
+        image=images[0],
+        seed=best.seed,
+        score=best.score,
+        candidates=tuple(
+            Candidate(seed=each.seed, score=each.score, image=image)
+            for each, image in zip(drawn.sketches, images, strict=True)
+            if each.score is not None
+        ),
+        fell_short=drawn.fell_short,
+        unknown_words=best.picture.unknown_words,
+    )
+
+
+def _stored(store: ObjectStore, picture: Picture) -> StoredImage:
+    data = encode_png(picture.pixels)
+    key = content_key("results", data, ".png")
+    store.put(key, data, "image/png")
+    height, width, _ = picture.pixels.shape
+    return StoredImage(key=key, sha256=key.rpartition("/")[2].removesuffix(".png"), width=width, height=height)

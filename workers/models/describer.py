@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from workers.models.text import END, PAD, vocabulary
+from workers.models.text import END, PAD, Vocabulary, vocabulary
 from workers.models.trunk import WIDTH, DomainHead, Trunk
 
 State = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -33,9 +33,12 @@ class Sight:
 
 
 class Describer(nn.Module):
-    def __init__(self, width: int = WIDTH, hidden: int = 192, dropout: float = 0.1):
+    def __init__(
+        self, width: int = WIDTH, hidden: int = 192, dropout: float = 0.1, words: Vocabulary | None = None
+    ):
         super().__init__()
-        size = len(vocabulary())
+        self.vocabulary = words or vocabulary()
+        size = len(self.vocabulary)
         self.trunk = Trunk(width)
         self.domain = DomainHead(width)
         self.keys = nn.Linear(width, width)

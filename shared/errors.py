@@ -4,6 +4,7 @@ TuwenError
 ├── InvalidRequest                 422  invalid_request
 │   ├── UnknownModel               422  unknown_model
 │   ├── IdempotencyMismatch        422  idempotency_mismatch
+│   ├── ContentRefused             422  content_refused
 │   ├── UrlForbidden               422  url_forbidden
 │   ├── FetchRefused               422  fetch_refused
 │   ├── SourceUnusable             422  source_unusable
@@ -76,6 +77,10 @@ class UnknownModel(InvalidRequest):
 
 class IdempotencyMismatch(InvalidRequest):
     code = "idempotency_mismatch"
+
+
+class ContentRefused(InvalidRequest):
+    code = "content_refused"
 
 
 class UrlForbidden(InvalidRequest):

@@ -104,8 +104,11 @@ class Workers:
         self._run = connections.run
         self._lease = settings.lease
 
-    def register(self, worker: str, device: str, models: Mapping[Kind, Mapping[str, str]]) -> None:
-        """A worker is warm and takes jobs; whatever ran under its name before is over."""
+    def register(self, worker: str, device: str, models: Mapping[Kind, Mapping[str, Any]]) -> None:
+        """A worker is warm and takes jobs; whatever ran under its name before is over.
+
+        Of each kind: `model` and `revision` of its default model, and `all` its models' revisions by name.
+        """
         said = {"device": device, "models": {kind.value: dict(model) for kind, model in models.items()}}
         self._run(
             upsert(WorkerRow)

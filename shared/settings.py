@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import ConfigurationError
 from shared.jobs import Kind
+from shared.models import ModelSpec, parse_models
 
 
 def _listed(value: Any) -> Any:
@@ -48,6 +49,12 @@ def _signing(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _models(text: str) -> str:
+    parse_models(text)
+    return text
+
+
+Models = Annotated[str, AfterValidator(_models)]
 MOST_QUOTA = 2**31 - 1
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -89,17 +96,20 @@ class Settings(BaseSettings):
         tuple[Annotated[str, AfterValidator(_network)], ...], NoDecode, BeforeValidator(_listed)
     ] = Field((), description="CIDRs that image URLs and webhooks may reach although not public")
 
-    # Models: `builtin`, or `import:module:Class` for an engine of your own
-    generate: str = "builtin"
-    describe: str = "builtin"
-    recognize: str = "builtin"
-    match: str = "builtin"
+    # Models: `builtin`, `import:module:Class`, or a checkpoint such as `diffusers:REPO@COMMIT`; see shared/models.py
+    generate: Models = "builtin"
+    describe: Models = "builtin"
+    recognize: Models = "builtin"
+    match: Models = "builtin"
+    unpinned: bool = Field(False, description="allow checkpoints from the hub without a commit, for development")
+    safety: str | None = Field(None, description="import:module:function that judges prompts and pictures")
 
     # Worker
     device: str = "cpu"
     kinds: Annotated[tuple[Kind, ...], NoDecode, BeforeValidator(_listed)] = Field(tuple(Kind), min_length=1)
     concurrency: int = Field(64, ge=1, description="jobs that a worker has in its hands at once")
-    engine_start_timeout: float = 600.0
+    memory_budget: ByteSize | None = Field(None, description="for all models of a worker, 20GiB say; none: the GPU's")
+    engine_start_timeout: float = Field(600.0, description="an engine that gets no further for so long is given up")
     batch_timeout: float = Field(300.0, description="an engine that is silent this long is killed")
     shutdown_grace: float = Field(30.0, description="time the running batch gets at SIGTERM")
 
@@ -142,8 +152,12 @@ class Settings(BaseSettings):
             raise ConfigurationError("; ".join(_blamed(wrong) for wrong in error.errors())) from error
 
     def model_for(self, kind: Kind) -> str:
-        """Name of the model that serves `kind` in this installation."""
-        return str(getattr(self, kind.value))
+        """Name of the model that serves jobs of `kind` which name none."""
+        return self.models_for(kind)[0].name
+
+    def models_for(self, kind: Kind) -> tuple[ModelSpec, ...]:
+        """Every model of the kind, the default one first."""
+        return parse_models(getattr(self, kind.value))
 
 
 def _blamed(wrong: Any) -> str:

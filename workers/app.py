@@ -23,6 +23,7 @@ from workers.batcher import Batcher
 from workers.datasets.housekeeping import DatasetKeeper
 from workers.datasets.shards import Shards
 from workers.engine import EngineProcess
+from workers.engines.policy import Policy
 from workers.housekeeping import Housekeeper
 from workers.runner import Runner
 
@@ -50,10 +51,11 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL)
     hostname = f"{name or settings.device.replace(':', '-')}@{platform.node()}"
     engine = EngineProcess(
-        {kind: settings.model_for(kind) for kind in settings.kinds},
+        {kind: getattr(settings, kind.value) for kind in settings.kinds},
         settings.device,
         start_timeout=settings.engine_start_timeout,
         batch_timeout=settings.batch_timeout,
+        policy=Policy(settings.unpinned, settings.memory_budget, settings.safety),
     )
     recorder = Recorder()
     batcher = Batcher(engine, on_batch=recorder.batch)
@@ -66,7 +68,8 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
         runner.check()
         batcher.start()
         models = {
-            kind: {"model": settings.model_for(kind), "revision": engine.revisions[kind]} for kind in settings.kinds
+            kind: {"model": next(iter(models)), "revision": next(iter(models.values())), "all": models}
+            for kind, models in engine.revisions.items()
         }
         runner.start(engine.device_name or settings.device, models)
         shards.start(models)

@@ -25,6 +25,8 @@ from shared.jobs import Kind
 from workers.engines import host
 from workers.engines.base import Item
 from workers.engines.host import Answer
+from workers.engines.policy import Policy
+from workers.engines.residents import Key
 from workers.engines.wire import Wire, wire
 
 CANCEL_INTERVAL = 0.05
@@ -57,24 +59,31 @@ class EngineProcess:
     After a crash or a hang the process is gone, and `start` makes a fresh, warmed one.
 
     Args:
-        specs: engine of each kind, `builtin` or `import:package.module:Class`.
+        specs: the models of each kind as `shared.models` explains, the first one for items that name none.
         device: `cpu`, `cuda` or `cuda:N`, N counting the devices that CUDA_VISIBLE_DEVICES leaves in sight.
-        start_timeout: seconds for loading and warming all models.
+        start_timeout: seconds without any progress in loading and warming the models.
         batch_timeout: seconds of silence, neither progress nor answer, after which the process is killed.
     """
 
     def __init__(
-        self, specs: Mapping[Kind, str], device: str, start_timeout: float = 600.0, batch_timeout: float = 300.0
+        self,
+        specs: Mapping[Kind, str],
+        device: str,
+        start_timeout: float = 600.0,
+        batch_timeout: float = 300.0,
+        policy: Policy = Policy(),  # noqa: B008  # it never changes
     ):
         self.specs = dict(specs)
         self.device = device
         self.start_timeout = start_timeout
         self.batch_timeout = batch_timeout
-        self.revisions: dict[Kind, str] = {}
-        """Which weights answer for each kind, once started."""
+        self.policy = policy
+        self.revisions: dict[Kind, dict[str, str]] = {}
+        """Which weights answer for each model of each kind, once started; the default model first."""
         self.device_name: str | None = None
         self._busy = threading.Lock()
         self._child: _Child | None = None
+        self._warm: frozenset[Key] = frozenset()
         self._flags = RawArray("B", host.SLOTS)
         # The process ends with the thread that started it (see host._end_with_parent): one that lasts starts them all.
         self._starter = ThreadPoolExecutor(1, "engine-starter")
@@ -102,16 +111,18 @@ class EngineProcess:
         """
         with self._busy:
             self._end()
-            for kind, spec in self.specs.items():
-                host.engine_path(kind, spec)
+            models = host.models_of(self.specs)
             child = self._launch(*host.visible_device(self.device, os.environ.get("CUDA_VISIBLE_DEVICES")))
             try:
                 ready = self._await_ready(child)
             except BaseException:
                 self._end()
                 raise
-            self.revisions, self.device_name = ready.revisions, ready.device_name
-            logger.info("engine process %s is warm on %s: %s", self.pid, ready.device_name, ready.revisions)
+            self.device_name, self._warm = ready.device_name, ready.warm
+            self.revisions = {kind: {} for kind in self.specs}
+            for kind, name in models:
+                self.revisions[kind][name] = ready.revisions[kind, name]
+            logger.info("engine process %s is warm on %s: %s", self.pid, ready.device_name, self.revisions)
 
     def run(
         self,
@@ -142,6 +153,10 @@ class EngineProcess:
             limit: int = self._ask(host.LimitQuestion(kind, item)).limit
             return limit
 
+    def is_warm(self, item: Item) -> bool:
+        """Whether the item's model is loaded; if not, its batch begins with minutes of loading. Never waits."""
+        return (item.kind, item.model or next(iter(self.revisions.get(item.kind, {})), "")) in self._warm
+
     def stop(self) -> None:
         """End the process: politely when it is idle, at once when a batch or a start is under way."""
         while not self._busy.acquire(timeout=0.05):
@@ -160,7 +175,7 @@ class EngineProcess:
         ours, theirs = wire(_spawn)
         ours.bound(self.batch_timeout)
         self._flags[:] = bytes(host.SLOTS)  # or the examples would look cancelled
-        arguments = (theirs, self._flags, self.specs, visible, device)
+        arguments = (theirs, self._flags, self.specs, visible, device, self.policy)
         process = _spawn.Process(target=host.main, args=arguments, name="tuwen-engine")
         self._starter.submit(process.start).result()
         theirs.close()  # the process must hold the only other end, so that its death is the end of the wire
@@ -181,9 +196,11 @@ class EngineProcess:
                     logger.error("%s\n%s", message.error, message.trace)
                     raise message.error
                 if isinstance(message, host.Loading):
-                    loading = f"{message.kind.value} engine {self.specs[message.kind]!r}"
+                    loading = f"{message.kind.value} engine {message.spec!r}"
+                    deadline = time.monotonic() + self.start_timeout
+                    log_loading(message)
         except TimeoutError as error:
-            raise EngineStartFailed(f"{loading} was not ready {self.start_timeout:g} s after the start") from error
+            raise EngineStartFailed(f"{loading} made no progress for {self.start_timeout:g} s of its start") from error
         except (EOFError, OSError) as error:
             raise EngineStartFailed(f"{loading} died while starting: the process {self._end(DYING)}") from error
 
@@ -214,6 +231,7 @@ class EngineProcess:
             if reply.trace:
                 logger.error("%s\n%s", reply.error, reply.trace)
             raise reply.error
+        self._warm = reply.warm
         return reply
 
     def _exchange(
@@ -230,9 +248,12 @@ class EngineProcess:
         child.wire.send(request)
         while True:
             reply = _hear(child, time.monotonic() + self.batch_timeout, lambda: self._flag(count, cancelled))
-            if not isinstance(reply, host.Step):
+            if isinstance(reply, host.Step):
+                on_progress(reply.step, reply.steps)
+            elif isinstance(reply, host.Loading):
+                log_loading(reply)
+            else:
                 return reply
-            on_progress(reply.step, reply.steps)
 
     def _flag(self, count: int, cancelled: Callable[[int], bool]) -> None:
         for index in range(count):
@@ -274,6 +295,17 @@ def _hear(child: _Child, deadline: float, meanwhile: Callable[[], None] = lambda
         if not child.process.is_alive() and not child.wire.poll():
             raise EOFError
     return child.wire.receive()
+
+
+def log_loading(message: host.Loading) -> None:
+    """A line for whoever waits for a model."""
+    if not message.stage:
+        logger.info("loading the %s engine %s", message.kind.value, message.spec)
+    elif message.size:
+        share, size = message.done / message.size, message.size / 2**20
+        logger.info("%s of %s: %.0f %% of %.0f MiB", message.stage, message.spec, 100 * share, size)
+    else:
+        logger.info("%s: %.0f MiB", message.stage, message.done / 2**20)
 
 
 def _ending(exitcode: int) -> str:

@@ -69,13 +69,14 @@ def noop_tasks(count: int) -> float:
 
 def bare_engine(kind: str, spec: str, device: str, count: int) -> float:
     """Items per second of the engine alone, called with whole batches of its best size."""
+    from shared.models import parse_models
     from workers.engines.host import engine_path, usable_cores
 
     if spec == "builtin":
         import torch
 
         torch.set_num_threads(usable_cores())
-    module, name = engine_path(Kind(kind), spec)
+    module, name = engine_path(Kind(kind), parse_models(spec)[0])
     engine = getattr(import_module(module), name)(device=device)
     item = engine.example()
     limit = engine.batch_limit(item)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from shared.errors import TuwenError
 from shared.images import Pixels
@@ -139,6 +139,9 @@ class Heavy(Protocol):
 
     Constructed as `EngineClass(device=…, checkpoint=…)`.
     """
+
+    batch: Any
+    """How many items a batch should hold (a `workers.engines.placement.BatchSize`), kept while the model is evicted."""
 
     def weights(self) -> int:
         """Bytes of the weights on the device."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
-import gc
 import math
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
@@ -25,9 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from shared.errors import EngineError, EngineStartFailed, OutOfMemory, TuwenError
+from shared.errors import EngineError, EngineStartFailed, OutOfMemory, TuwenError, UnknownModel
 from shared.jobs import DescribeResult, Kind, MatchResult, RecognizeResult
+from shared.models import ModelSpec, parse_models
 from workers.engines.base import Engine, Item, Output, Picture
+from workers.engines.devices import hold_gpu
+from workers.engines.policy import Policy
+from workers.engines.residents import Key, Residents, free_memory
+from workers.engines.safety import Judge, judge_named, run_judged
 from workers.engines.wire import Wire
 
 Answer = Output | TuwenError
@@ -41,12 +46,17 @@ PROGRESS_INTERVAL = 0.05
 PR_SET_PDEATHSIG = 1
 """From <linux/prctl.h>."""
 
-BUILTIN = {
-    Kind.GENERATE: "BuiltinGenerator",
-    Kind.DESCRIBE: "BuiltinDescriber",
-    Kind.RECOGNIZE: "BuiltinRecognizer",
-    Kind.MATCH: "BuiltinMatcher",
+ENGINES = {
+    ("builtin", Kind.GENERATE): "BuiltinGenerator",
+    ("builtin", Kind.DESCRIBE): "BuiltinDescriber",
+    ("builtin", Kind.RECOGNIZE): "BuiltinRecognizer",
+    ("builtin", Kind.MATCH): "BuiltinMatcher",
+    ("diffusers", Kind.GENERATE): "DiffusersGenerator",
+    ("transformers", Kind.DESCRIBE): "TransformersDescriber",
+    ("clip", Kind.RECOGNIZE): "ClipRecognizer",
+    ("clip", Kind.MATCH): "ClipMatcher",
 }
+"""Classes in the modules `workers.engines.<engine>`, imported by name: only the engine process has torch."""
 OUTPUTS: dict[Kind, type[Any]] = {
     Kind.GENERATE: Picture,
     Kind.DESCRIBE: DescribeResult,
@@ -72,17 +82,25 @@ class LimitQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """The next model's turn has come; if the process dies now, this one is to blame."""
+    """The next model's turn has come, or it got further; if the process dies now, this one is to blame."""
 
     kind: Kind
+    spec: str
+    stage: str = ""
+    """What is being done, in words."""
+    done: int = 0
+    """Bytes so far."""
+    size: int = 0
+    """Bytes in all; 0 where nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
     """Every model is loaded and has run its example."""
 
-    revisions: dict[Kind, str]
+    revisions: dict[Key, str]
     device_name: str
+    warm: frozenset[Key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +112,14 @@ class Step:
 @dataclass(frozen=True, slots=True)
 class Answers:
     answers: list[Answer]
+    warm: frozenset[Key]
+    """Which models are loaded now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
     limit: int
+    warm: frozenset[Key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,21 +164,39 @@ def visible_device(device: str, inherited: str | None) -> tuple[str, str]:
     return named[index], "cuda:0"
 
 
-def engine_path(kind: Kind, spec: str) -> tuple[str, str]:
-    """Module and class of the engine that `spec` names.
+def engine_path(kind: Kind, spec: ModelSpec) -> tuple[str, str]:
+    """Module and class of the model's engine.
 
     Raises:
-        EngineStartFailed: not a way to name an engine.
+        EngineStartFailed: the engine does not do what `kind` asks for.
     """
-    if spec == "builtin":
-        return "workers.engines.builtin", BUILTIN[kind]
-    scheme, _, place = spec.partition(":")
-    module, _, name = place.partition(":")
-    if scheme == "import" and module and name:
+    if spec.engine == "import":
+        module, _, name = spec.place.partition(":")
         return module, name
-    raise EngineStartFailed(
-        f"{kind.value} engine {spec!r}: 'builtin' and 'import:package.module:Class' are the ways to name an engine"
-    )
+    if (spec.engine, kind) not in ENGINES:
+        able = [other.value for engine, other in ENGINES if engine == spec.engine]
+        raise EngineStartFailed(
+            f"{kind.value} engine {spec.text!r}: {spec.engine} can {' and '.join(able)}, and cannot {kind.value}"
+        )
+    return f"workers.engines.{spec.engine}", ENGINES[spec.engine, kind]
+
+
+def models_of(specs: Mapping[Kind, str]) -> dict[Key, ModelSpec]:
+    """Every model that the settings name, those of each kind in their order.
+
+    Raises:
+        EngineStartFailed: not a way to name models, or an engine that cannot do what its kind asks for.
+    """
+    found: dict[Key, ModelSpec] = {}
+    for kind, text in specs.items():
+        try:
+            named = parse_models(text)
+        except ValueError as error:
+            raise EngineStartFailed(f"{kind.value} engine {text!r}: {error}") from error
+        for spec in named:
+            engine_path(kind, spec)
+            found[kind, spec.name] = spec
+    return found
 
 
 def usable_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -186,7 +225,9 @@ def _end_with_parent() -> None:
 # ── the process ───────────────────────────────────────────────────────────────────────────────────
 
 
-def main(wire: Wire, flags: Sequence[int], specs: Mapping[Kind, str], visible: str, device: str) -> None:
+def main(
+    wire: Wire, flags: Sequence[int], specs: Mapping[Kind, str], visible: str, device: str, policy: Policy
+) -> None:
     """Entry of the spawned process.
 
     `flags` is shared memory, a byte for each item of the running batch, not 0 when the item is cancelled;
@@ -200,36 +241,51 @@ def main(wire: Wire, flags: Sequence[int], specs: Mapping[Kind, str], visible: s
     os.environ["CUDA_VISIBLE_DEVICES"] = visible
     if device == "cpu":
         os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
-    host = _Host(wire, flags)
+    host = _Host(wire, flags, models_of(specs), device, policy)
     # EOFError and OSError come from the wire: the parent is gone, and with it the reason to live.
     with contextlib.suppress(EOFError, OSError):
-        if host.start(specs, device):
+        if host.start():
             host.serve()
 
 
 class _Host:
-    def __init__(self, wire: Wire, flags: Sequence[int]):
+    def __init__(self, wire: Wire, flags: Sequence[int], models: Mapping[Key, ModelSpec], device: str, policy: Policy):
         self.wire = wire
         self.flags = flags
-        self.engines: dict[Kind, Engine] = {}
+        self.models = models
+        self.device = device
+        self.policy = policy
+        self.judge: Judge | None = None
+        self.residents: Residents
 
-    def start(self, specs: Mapping[Kind, str], device: str) -> bool:
+    def start(self) -> bool:
         """Load and warm every model; tell the parent how it went."""
-        for kind, spec in specs.items():
-            self.send(Loading(kind))
-            try:
-                self.engines[kind] = self.load(kind, spec, device)
-            except Exception as error:  # noqa: BLE001  # whatever it is, the parent reports and logs it
-                failure = EngineStartFailed(f"{kind.value} engine {spec!r} cannot start: {_cause(error)}")
-                self.send(Failed(failure, traceback.format_exc()))
-                return False
-        revisions = {kind: engine.revision for kind, engine in self.engines.items()}
-        return self.send(Ready(revisions, _device_name(device)))
+        loading = "the engine process"
+        try:
+            if self.device != "cpu":
+                self.gpu = hold_gpu(self.device)
+            if self.policy.safety is not None:
+                self.judge = judge_named(self.policy.safety)
+            pinned = [key for key, spec in self.models.items() if spec.options.get("pinned") == "1"]
+            self.residents = Residents(self.load, _budget(self.policy, self.device), pinned)
+            for key, spec in self.models.items():
+                loading = f"{key[0].value} engine {spec.text!r}"
+                self.send(Loading(key[0], spec.text))
+                self.residents.get(key)
+            if self.device != "cpu":
+                self.residents.calibrate()
+        except Exception as error:  # noqa: BLE001  # whatever it is, the parent reports and logs it
+            failure = EngineStartFailed(f"{loading} cannot start: {_cause(error)}")
+            self.send(Failed(failure, traceback.format_exc()))
+            return False
+        return self.send(Ready(dict(self.residents.revisions), _device_name(self.device), self.residents.warm))
 
-    def load(self, kind: Kind, spec: str, device: str) -> Engine:
+    def load(self, key: Key) -> Engine:
         """Construct the engine and run its example once, as a job would."""
+        kind, spec = key[0], self.models[key]
         module, name = engine_path(kind, spec)
-        engine = getattr(import_module(module), name)(device=device)
+        engine_class = _imported(module, name)
+        engine = self.checkpoint_engine(key, engine_class) if spec.from_checkpoint else engine_class(device=self.device)
         if not isinstance(engine, Engine) or engine.kind is not kind:
             raise TypeError(f"{name} is not an engine that can {kind.value}")
         example = engine.example()
@@ -239,23 +295,43 @@ class _Host:
             raise answer
         return engine
 
+    def checkpoint_engine(self, key: Key, engine_class: Any) -> Engine:
+        """Find the checkpoint and load it, telling how far it is."""
+        from workers.engines.checkpoint import locate, watched  # needs the extra `models`
+
+        spec = self.models[key]
+
+        def report(stage: str, done: int, size: int) -> None:
+            self.send(Loading(key[0], spec.text, stage, done, size))
+
+        found = locate(spec, engine_class.layout, self.policy, report)
+        self.residents.expect(key, found.size)
+        before = _resident_bytes()
+        engine: Engine = watched(
+            lambda: engine_class(device=self.device, checkpoint=found),
+            lambda: min(_resident_bytes() - before, found.size),
+            lambda done: report("loading weights", done, found.size),
+        )
+        return engine
+
     def serve(self) -> None:
         """Answer requests until the parent hangs up or the device is lost."""
         while True:
             reply = self.reply(self.wire.receive())
             if isinstance(reply, Failed) and isinstance(reply.error, OutOfMemory):
-                _free_memory()  # here, where no traceback holds the batch's tensors any more
+                free_memory()  # here, where no traceback holds the batch's tensors any more
             if not self.send(reply):
                 return
 
     def reply(self, request: Batch | LimitQuestion) -> Answers | Limit | Failed | Lost:
         kind = request.kind
-        engine = self.engines[kind]
         try:
             if isinstance(request, LimitQuestion):
-                return Limit(min(max(1, engine.batch_limit(request.item)), SLOTS))
+                limit = self.engine(kind, request.item).batch_limit(request.item)
+                return Limit(min(max(1, limit), SLOTS), self.residents.warm)
             count = len(request.items)
-            return Answers(_checked(kind, engine.run(request.items, _Run(self, count)), count))
+            answers = self.run(self.engine(kind, request.items[0]), request.items)
+            return Answers(_checked(kind, answers, count), self.residents.warm)
         except TuwenError as error:
             return Failed(error)
         except Exception as error:  # noqa: BLE001  # one bad batch must not end the process
@@ -266,6 +342,25 @@ class _Host:
                 # Such an error is sticky (CUDA C++ Programming Guide, "Error Checking"): every later call fails too.
                 return Lost(f"the device failed under the {kind.value} model: {_cause(error)}", trace)
             return Failed(EngineError(f"the {kind.value} model failed ({type(error).__name__})"), trace)
+
+    def run(self, engine: Engine, items: Sequence[Item]) -> Sequence[Answer]:
+        run = _Run(self, len(items))
+        return engine.run(items, run) if self.judge is None else run_judged(engine, items, run, self.judge)
+
+    def engine(self, kind: Kind, item: Item) -> Engine:
+        """The item's model, loaded again if it was evicted.
+
+        Raises:
+            UnknownModel: this worker has none of that name.
+        """
+        names = [name for each, name in self.models if each is kind]
+        name = item.model or names[0]
+        if name not in names:
+            raise UnknownModel(f"this worker has no {kind.value} model {name!r}; it has {', '.join(names)}")
+        try:
+            return self.residents.get((kind, name))
+        except (EngineStartFailed, OSError) as error:  # its files changed, say: the other models can still serve
+            raise EngineError(f"the {kind.value} model {name} cannot be loaded again: {_cause(error)}") from error
 
     def send(self, message: object) -> bool:
         """Send; False when it was the last message of this process."""
@@ -326,20 +421,43 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
-def _free_memory() -> None:
-    """Give the failed batch's memory back, so that a smaller one finds room."""
-    gc.collect()
+def _imported(module: str, name: str) -> Any:
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name in ("diffusers", "huggingface_hub", "transformers"):
+            raise EngineStartFailed(f"{error.name} is not installed here: pip install 'tuwen[models]'") from error
+        raise
+
+
+def _budget(policy: Policy, device: str) -> int | None:
+    """Bytes for all models: what the installation grants, else what the GPU has free."""
+    if policy.memory_budget is not None or device == "cpu":
+        return policy.memory_budget
+    torch = import_module("torch")
+    return int(torch.cuda.mem_get_info(device)[0]) if torch.cuda.is_available() else None
+
+
+def _resident_bytes() -> int:
+    """Of this process, and what it holds on its GPU."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    on_gpu = torch.cuda.memory_allocated() if torch is not None and torch.cuda.is_initialized() else 0
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # not on Linux
+        return int(on_gpu)
+    return pages * resource.getpagesize() + int(on_gpu)
 
 
 def _device_name(device: str) -> str:
     torch = sys.modules.get("torch")
-    return torch.cuda.get_device_name(device) if torch is not None and device != "cpu" else device
+    on_gpu = device != "cpu" and torch is not None and torch.cuda.is_available()
+    return torch.cuda.get_device_name(device) if on_gpu else device
 
 
 def _cause(error: Exception) -> str:
     """The error in one short line."""
+    if isinstance(error, TuwenError):
+        return str(error)
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300].removesuffix(": ")

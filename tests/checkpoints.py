@@ -1,0 +1,341 @@
+"""Checkpoints of the real architectures, small enough to be made in a moment: random weights, saved as people get them.
+
+    folder = stable_diffusion_xl(tmp_path / "sdxl")       # then diffusers:FOLDER names it
+
+Their pictures are noise and their sentences babble, but every line that a full-size checkpoint runs, they run.
+Each builder seeds torch, so that a checkpoint is the same wherever it is made. Needs the extra `models`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are first imported; tests need no hub
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    BertTokenizer,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipProcessor,
+    CLIPConfig,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLProcessor,
+    SiglipConfig,
+    SiglipModel,
+    SiglipProcessor,
+    T5Config,
+    T5EncoderModel,
+)
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from workers.engines.processors import images_only
+
+PROMPT_TOKENS = 16
+"""What the text encoders of the tiny generators and matchers take, beginning and end included."""
+
+WORDS = ("a", "the", "black", "white", "red", "cat", "dog", "bird", "grass", "snow", "on", "in", "of", "and", "photo")
+
+
+# ── text to image ─────────────────────────────────────────────────────────────────────────────────
+
+
+def stable_diffusion(folder: Path) -> Path:
+    """A UNet with one text encoder; makes 32×32."""
+    torch.manual_seed(1)
+    StableDiffusionPipeline(
+        vae=_autoencoder(),
+        text_encoder=CLIPTextModel(_text_config()),
+        tokenizer=_clip_tokenizer(),
+        unet=_unet(cross_attention_dim=32),
+        scheduler=EulerDiscreteScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def stable_diffusion_xl(folder: Path) -> Path:
+    """A UNet with two text encoders, pooled text and size conditions; makes 32×32."""
+    torch.manual_seed(2)
+    StableDiffusionXLPipeline(
+        vae=_autoencoder(),
+        text_encoder=CLIPTextModel(_text_config()),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config()),
+        tokenizer=_clip_tokenizer(),
+        tokenizer_2=_clip_tokenizer(),
+        unet=_unet(
+            cross_attention_dim=64,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=32 + 6 * 8,
+        ),
+        scheduler=EulerDiscreteScheduler(),
+    ).save_pretrained(folder)
+    return folder
+
+
+def stable_diffusion_3(folder: Path) -> Path:
+    """A diffusion transformer with three text encoders, one of them T5; makes 32×32, in steps of 4."""
+    torch.manual_seed(3)
+    StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=64,
+            caption_projection_dim=32,
+            pooled_projection_dim=64,
+            out_channels=4,
+            pos_embed_max_size=32,
+        ),
+        vae=_autoencoder(shift_factor=0.06),
+        text_encoder=CLIPTextModelWithProjection(_text_config()),
+        tokenizer=_clip_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config()),
+        tokenizer_2=_clip_tokenizer(),
+        text_encoder_3=T5EncoderModel(T5Config(vocab_size=64, d_model=64, d_kv=8, d_ff=64, num_layers=1, num_heads=4)),
+        tokenizer_3=_word_tokenizer(512),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    ).save_pretrained(folder)
+    return folder
+
+
+def _unet(**conditions: object) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=(2, 4),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        use_linear_projection=True,
+        **conditions,
+    )
+
+
+def _autoencoder(**config: float) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(16, 32),
+        norm_num_groups=8,
+        latent_channels=4,
+        sample_size=32,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        **config,
+    )
+
+
+def _text_config() -> CLIPTextConfig:
+    tokenizer = _clip_tokenizer()
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        hidden_size=32,
+        intermediate_size=37,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        max_position_embeddings=PROMPT_TOKENS,
+        projection_dim=32,
+    )
+
+
+# ── image to text ─────────────────────────────────────────────────────────────────────────────────
+
+
+def blip(folder: Path) -> Path:
+    torch.manual_seed(4)
+    (folder / "words").mkdir(parents=True)
+    vocabulary = {word: id for id, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *WORDS])}
+    tokenizer = BertTokenizer(vocab=vocabulary)
+    config = BlipConfig(
+        text_config={
+            "vocab_size": len(vocabulary),
+            "hidden_size": 32,
+            "encoder_hidden_size": 32,
+            "intermediate_size": 37,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 64,
+            "bos_token_id": vocabulary["[DEC]"],
+            "eos_token_id": vocabulary["[SEP]"],
+            "sep_token_id": vocabulary["[SEP]"],
+            "pad_token_id": vocabulary["[PAD]"],
+        },
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 37,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        projection_dim=32,
+    )
+    BlipForConditionalGeneration(config).save_pretrained(folder)
+    processor = BlipImageProcessorPil(size={"height": 32, "width": 32})
+    BlipProcessor(image_processor=processor, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
+
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def qwen2_vl(folder: Path) -> Path:
+    """A chat model that reads images of any size, more tokens the larger."""
+    torch.manual_seed(5)
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
+    special += ["<|image_pad|>", "<|video_pad|>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(BPE({letter: id for id, letter in enumerate(letters)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=special,
+        model_max_length=4096,
+    )
+    id_of = tokenizer.convert_tokens_to_ids
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 37,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {"type": "mrope", "mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e4},
+            "bos_token_id": id_of("<|endoftext|>"),
+            "eos_token_id": id_of("<|im_end|>"),
+            "pad_token_id": id_of("<|endoftext|>"),
+        },
+        vision_config={
+            "depth": 2,
+            "embed_dim": 32,
+            "hidden_size": 32,
+            "mlp_ratio": 2,
+            "num_heads": 4,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+        image_token_id=id_of("<|image_pad|>"),
+        video_token_id=id_of("<|video_pad|>"),
+        vision_start_token_id=id_of("<|vision_start|>"),
+        vision_end_token_id=id_of("<|vision_end|>"),
+    )
+    Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
+    pixels = Qwen2VLImageProcessorPil(
+        patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
+    )
+    processor = images_only(Qwen2VLProcessor)
+    processor(image_processor=pixels, tokenizer=tokenizer, chat_template=CHAT).save_pretrained(folder)
+    return folder
+
+
+# ── image and text ────────────────────────────────────────────────────────────────────────────────
+
+
+def clip(folder: Path) -> Path:
+    torch.manual_seed(6)
+    vision = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision |= {"image_size": 32, "patch_size": 8}
+    CLIPModel(
+        CLIPConfig(text_config=_text_config().to_dict(), vision_config=vision, projection_dim=32)
+    ).save_pretrained(folder)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(image_processor=processor, tokenizer=_clip_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+def siglip(folder: Path) -> Path:
+    torch.manual_seed(7)
+    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = sizes | {"vocab_size": 64, "max_position_embeddings": PROMPT_TOKENS, "projection_size": 32}
+    text |= {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    vision = sizes | {"image_size": 32, "patch_size": 8}
+    SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+    processor = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    SiglipProcessor(image_processor=processor, tokenizer=_word_tokenizer(PROMPT_TOKENS)).save_pretrained(folder)
+    return folder
+
+
+# ── tokenizers ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _clip_tokenizer() -> CLIPTokenizer:
+    """Every byte is a token, at the end of a word another one."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    merges = _merges([word for word in WORDS if len(word) > 1])
+    tokens[-2:-2] = [left + right for left, right in merges]
+    return CLIPTokenizer(
+        vocab={token: id for id, token in enumerate(tokens)}, merges=merges, model_max_length=PROMPT_TOKENS
+    )
+
+
+def _merges(words: list[str]) -> list[tuple[str, str]]:
+    """Byte pairs that make each of the words one token."""
+    merges: dict[tuple[str, str], None] = {}
+    for word in words:
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        while len(parts) > 1:
+            merges[parts[0], parts[1]] = None
+            parts[:2] = [parts[0] + parts[1]]
+    return list(merges)
+
+
+def _word_tokenizer(longest: int) -> PreTrainedTokenizerFast:
+    """Each word of `WORDS` is a token, with an end as T5's and SigLIP's have."""
+    inner = Tokenizer(
+        WordLevel({word: id for id, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}, unk_token="<unk>")
+    )
+    inner.pre_tokenizer = Whitespace()
+    inner.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=longest
+    )

@@ -1,0 +1,294 @@
+"""Text to image with any checkpoint of diffusers' text-to-image pipelines.
+
+    diffusers:REPO_OR_FOLDER[@COMMIT][?OPTION=VALUE&…]
+
+    steps, guidance, size        what a job that names none gets; size=1024x1024
+    scheduler                    class of diffusers, DPMSolverMultistepScheduler say; its ending may be left out
+    lora                         FILE.safetensors or FOLDER, with *0.8 behind it for its strength; several: a|b
+    dtype, compile, variant      float32|float16|bfloat16; default|reduce-overhead|max-autotune; fp16 say
+    batch                        most images of one batch; found by measuring where it is not given
+    pinned=1                     never evicted for another model
+
+A seed gives the same picture in any batch: every image draws its noise from a generator of its own, on the CPU, whose
+numbers do not depend on the GPU.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+
+from shared.errors import EngineError, EngineStartFailed, InvalidRequest, TuwenError
+from shared.jobs import Kind
+from workers.engines.base import GenerateItem, Item, Picture, Run
+from workers.engines.checkpoint import Checkpoint
+from workers.engines.placement import BatchSize, Unheard, compile_mode, known_options, number, precision, weight_bytes
+from workers.engines.prompts import Reader
+
+OPTIONS = ("steps", "guidance", "size", "scheduler", "lora")
+LARGEST = 2
+"""Times a model's own side that a picture may be wide or tall; beyond, models repeat themselves."""
+SMALLEST = 4
+"""A picture's side is at least the model's own divided by this."""
+TRIAL_STEPS = 2
+
+# Our own results say what was cut, and the engine process tells how far loading is.
+diffusers.utils.logging.set_verbosity_error()
+diffusers.utils.logging.disable_progress_bar()
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+class _Unwanted(Exception):
+    """Nobody waits for any picture of the batch any more."""
+
+
+class DiffusersGenerator:
+    kind: ClassVar = Kind.GENERATE
+    layout: ClassVar = "pipeline"
+
+    def __init__(self, device: str, checkpoint: Checkpoint):
+        """
+        Raises:
+            EngineStartFailed: not a text-to-image pipeline, or an option means nothing.
+        """
+        options = checkpoint.options
+        known_options(options, OPTIONS)
+        self.device = device
+        self.revision = checkpoint.revision
+        self.pipeline = _load(checkpoint, precision(device, options))
+        self.parameters = inspect.signature(self.pipeline.__call__).parameters
+        if "scheduler" in options:
+            self.pipeline.scheduler = scheduler(self.pipeline.scheduler, options["scheduler"])
+        if "lora" in options:
+            self.revision += "".join(f"+{name}" for name in _add_loras(self.pipeline, options["lora"]))
+        self.pipeline.to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        _arrange(self.pipeline, device, compile_mode(options))
+        self.reader = Reader(self.pipeline, self.parameters)
+        self.sides = Sides.of(self.pipeline)
+        self.defaults = self._defaults(options)
+        self.batch = BatchSize.of(device, options, start=4, most=64)
+
+    def _defaults(self, options: Mapping[str, str]) -> GenerateItem:
+        width, _, height = options.get("size", f"{self.sides.own}x{self.sides.own}").partition("x")
+        if not (width.isdecimal() and height.isdecimal()):
+            raise EngineStartFailed(f"size={options['size']}: write WIDTHxHEIGHT, such as 1024x1024")
+        item = GenerateItem("a black cat jumping on the grass", seed=0, width=int(width), height=int(height))
+        if (error := self.sides.refusal(item)) is not None:
+            raise EngineStartFailed(f"size={width}x{height}: {error}")
+        steps = int(number(options, "steps", 0)) or None
+        guidance = number(options, "guidance", 0) if "guidance" in options else None
+        return GenerateItem(item.prompt, 0, "", item.width, item.height, steps, guidance)
+
+    def example(self) -> Item:
+        return GenerateItem(self.defaults.prompt, seed=0, steps=TRIAL_STEPS)
+
+    def weights(self) -> int:
+        return weight_bytes(part for part in self.pipeline.components.values() if isinstance(part, nn.Module))
+
+    def calibrate(self, room: int) -> None:
+        example = self.example()
+        self.batch.measure(lambda count: self.run([example] * count, Unheard()), room)
+
+    def batch_limit(self, item: Item) -> int:
+        [wanted] = _generate_items([item])
+        own = (self.defaults.width or 1) * (self.defaults.height or 1)
+        width, height = self._size(wanted)
+        return self.batch.limit(width * height / own)
+
+    @torch.inference_mode()
+    def run(self, items: Sequence[Item], run: Run) -> Sequence[Picture | TuwenError]:
+        wanted = _generate_items(items)
+        if (refusal := self.sides.refusal(wanted[0])) is not None:
+            return [refusal] * len(wanted)
+        try:
+            made = self.pipeline(**self._arguments(wanted, run))
+        except _Unwanted:
+            return [EngineError("cancelled")] * len(wanted)
+        flagged = getattr(made, "nsfw_content_detected", None) or [False] * len(wanted)
+        return [self._picture(*each) for each in zip(wanted, made.images, flagged, strict=True)]
+
+    def _size(self, item: GenerateItem) -> tuple[int, int]:
+        return item.width or self.defaults.width or 0, item.height or self.defaults.height or 0
+
+    def _arguments(self, wanted: list[GenerateItem], run: Run) -> dict[str, Any]:
+        """Of the pipeline's call; what it does not take, or nobody chose, is left out: its own default holds."""
+        first = wanted[0]
+        width, height = self._size(first)
+        negative = [item.negative_prompt for item in wanted]
+        arguments = {
+            "prompt": [item.prompt for item in wanted],
+            # None and "" differ: SDXL takes zeros for the one and reads the other. See GenerateItem.batch_key.
+            "negative_prompt": negative if any(negative) else None,
+            "width": width,
+            "height": height,
+            "num_inference_steps": first.steps or self.defaults.steps,
+            "guidance_scale": self.defaults.guidance if first.guidance is None else first.guidance,
+            "generator": [torch.Generator().manual_seed(item.seed) for item in wanted],
+            "output_type": "pt",
+            "callback_on_step_end": self._listener(run, len(wanted)),
+        }
+        return {name: value for name, value in arguments.items() if value is not None and name in self.parameters}
+
+    def _listener(self, run: Run, count: int) -> Callable[..., dict[str, Any]]:
+        def step_ended(pipeline: Any, step: int, _timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
+            run.progress(step + 1, pipeline.num_timesteps)
+            if all(run.cancelled(index) for index in range(count)):
+                raise _Unwanted
+            return tensors
+
+        return step_ended
+
+    def _picture(self, item: GenerateItem, image: Tensor, flagged: bool) -> Picture | TuwenError:
+        """float (3, H, W) in [0, 1] → 8 bits; what is no picture becomes an error that says so."""
+        if not torch.isfinite(image).all():
+            return EngineError("the model made not-a-number instead of a picture: " + _OVERFLOW)
+        if flagged:
+            return EngineError("the checkpoint's own safety checker withheld the picture")
+        if not image.any():
+            return EngineError("the model made a picture that is all black: " + _OVERFLOW)
+        pixels = (image.float() * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        return Picture(np.ascontiguousarray(pixels), warnings=tuple(self._warnings(item)))
+
+    def _warnings(self, item: GenerateItem) -> list[str]:
+        found = self.reader.cuts("prompt", item.prompt) + self.reader.cuts("negative prompt", item.negative_prompt)
+        if item.negative_prompt and not self.reader.heeds_negative_prompt:
+            found.append("this model takes no negative prompt: it was ignored")
+        return found
+
+
+_OVERFLOW = "its numbers overflow at this precision, or its weights are broken; try dtype=float32 among its options"
+
+
+class Sides:
+    """Which widths and heights a model can make."""
+
+    def __init__(self, own: int, multiple: int):
+        self.own = own
+        self.multiple = multiple
+        self.least = math.ceil(own / SMALLEST / multiple) * multiple
+        self.most = own * LARGEST
+
+    @classmethod
+    def of(cls, pipeline: Any) -> Sides:
+        """From the sizes of the model's latent image, and of the patches that a transformer cuts it into."""
+        denoiser = _denoiser(pipeline)
+        pixels = getattr(pipeline, "vae_scale_factor", 8)  # of one latent
+        patch = getattr(denoiser.config, "patch_size", 1) if denoiser is not None else 1
+        processor = getattr(pipeline, "image_processor", None)
+        padded = processor.config.vae_scale_factor if processor is not None else pixels
+        multiple = math.lcm(pixels * (patch if isinstance(patch, int) else 1), padded)
+        latents = getattr(pipeline, "default_sample_size", None) or getattr(
+            getattr(denoiser, "config", None), "sample_size", None
+        )
+        if isinstance(latents, (list, tuple)):
+            latents = latents[0]
+        sides = cls(latents * pixels if latents else 1024, multiple)
+        most = getattr(getattr(denoiser, "config", None), "pos_embed_max_size", None)  # SD3's patches with a position
+        if most:
+            sides.most = min(sides.most, most * pixels * patch)
+        return sides
+
+    def refusal(self, item: GenerateItem) -> InvalidRequest | None:
+        """Why the item cannot be made, if so."""
+        for name, side in (("width", item.width), ("height", item.height)):
+            if side is not None and (side % self.multiple or not self.least <= side <= self.most):
+                return InvalidRequest(
+                    f"the model cannot make a {name} of {side}: it takes multiples of {self.multiple} "
+                    f"from {self.least} to {self.most}, best {self.own}",
+                    field=f"input.{name}",
+                )
+        return None
+
+
+def scheduler(present: Any, name: str) -> Any:
+    """The scheduler called `name`, with the settings of the one that the checkpoint came with.
+
+    Raises:
+        EngineStartFailed: there is none, or it cannot take this one's place.
+    """
+    endings = ("", "Scheduler", "DiscreteScheduler", "MultistepScheduler")
+    found: Any = next((getattr(diffusers, name + end) for end in endings if hasattr(diffusers, name + end)), None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
+        others = sorted(each.__name__ for each in present.compatibles)
+        raise EngineStartFailed(f"diffusers has no scheduler {name}; this model can use {', '.join(others)}")
+    if found not in (type(present), *present.compatibles):
+        raise EngineStartFailed(f"{found.__name__} cannot take the place of {type(present).__name__}")
+    replacement: Any = found
+    return replacement.from_config(present.config)
+
+
+def _generate_items(items: Sequence[Item]) -> list[GenerateItem]:
+    return [item for item in items if isinstance(item, GenerateItem)]
+
+
+def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    name = checkpoint.config.get("_class_name")
+    try:
+        return diffusers.AutoPipelineForText2Image.from_pretrained(
+            checkpoint.folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            variant=checkpoint.options.get("variant"),
+        )
+    except ValueError as error:
+        if "AutoPipeline can't find" in str(error):
+            raise EngineStartFailed(f"{name} is no text-to-image pipeline, which TUWEN_GENERATE needs") from error
+        raise
+
+
+def _denoiser(pipeline: Any) -> Any:
+    """The network that runs in every step."""
+    for name in ("transformer", "unet", "prior"):
+        if getattr(pipeline, name, None) is not None:
+            return getattr(pipeline, name)
+    return None
+
+
+def _add_loras(pipeline: Any, text: str) -> list[str]:
+    """Melt the LoRAs into the weights, where they cost no time; answers their names."""
+    places = [each.partition("*") for each in text.split("|")]
+    names = [f"lora{index}" for index in range(len(places))]
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise EngineStartFailed(f"{type(pipeline).__name__} takes no LoRA")
+    for name, (place, _, _strength) in zip(names, places, strict=True):
+        path = Path(place).expanduser()
+        if not path.exists() or path.suffix not in ("", ".safetensors"):
+            raise EngineStartFailed(f"lora={place}: there is no such .safetensors file, or folder with one")
+        try:
+            pipeline.load_lora_weights(
+                path.parent if path.is_file() else path,
+                weight_name=path.name if path.is_file() else None,
+                adapter_name=name,
+                use_safetensors=True,
+                local_files_only=True,
+            )
+        except (ValueError, KeyError, RuntimeError, OSError) as error:
+            raise EngineStartFailed(f"lora={place} does not fit this model: {error}") from error
+    pipeline.set_adapters(names, [number({place: strength or "1"}, place, 1) for place, _, strength in places])
+    pipeline.fuse_lora(adapter_names=names)
+    pipeline.unload_lora_weights()
+    return [f"{Path(place).stem}*{strength or 1}" for place, _, strength in places]
+
+
+def _arrange(pipeline: Any, device: str, compiled: str | None) -> None:
+    """Attention is torch's SDPA by diffusers' default; the rest is the memory's layout and compilation."""
+    denoiser, autoencoder = _denoiser(pipeline), getattr(pipeline, "vae", None)
+    for network in (denoiser, autoencoder):
+        if network is not None:
+            network.to(memory_format=torch.channels_last)
+    if autoencoder is not None and device != "cpu" and hasattr(autoencoder, "enable_slicing"):
+        autoencoder.enable_slicing()  # decoding takes the most memory, and is as fast one by one
+    if compiled is not None and denoiser is not None:
+        denoiser.compile(mode=compiled)

@@ -1,0 +1,151 @@
+"""Where and how a checkpoint's weights lie on a device: precision, size, compilation, the size of a batch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import nn
+
+from shared.errors import EngineStartFailed
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+"""Of torch.compile; the latter two use CUDA graphs, which pay where batches are small and alike."""
+
+PAYS = 1.05
+"""A larger batch must make this much more of a device, or it only makes people wait longer."""
+MARGIN = 0.9
+"""Share of the free memory that a batch may be planned to fill: allocators leave gaps."""
+
+logger = logging.getLogger(__name__)
+
+
+def precision(device: str, options: Mapping[str, str]) -> torch.dtype:
+    """The type of weights and work: as the option `dtype` says, else bfloat16 where the chip has it.
+
+    Raises:
+        EngineStartFailed: no such type.
+    """
+    if (name := options.get("dtype")) is not None:
+        if name not in PRECISIONS:
+            raise EngineStartFailed(f"dtype={name}: there are {', '.join(PRECISIONS)}")
+        return PRECISIONS[name]
+    if device == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def compile_mode(options: Mapping[str, str]) -> str | None:
+    """The mode of the option `compile`; None without it.
+
+    Raises:
+        EngineStartFailed: no such mode.
+    """
+    mode = options.get("compile")
+    if mode not in (None, *COMPILE_MODES):
+        raise EngineStartFailed(f"compile={mode}: there are {', '.join(COMPILE_MODES)}")
+    return mode
+
+
+def known_options(options: Mapping[str, str], known: Iterable[str]) -> None:
+    """Refuse options that mean nothing: a misspelt one would silently change nothing.
+
+    Raises:
+        EngineStartFailed: one is not `known`, nor of the few that every checkpoint has.
+    """
+    known = {"dtype", "compile", "variant", "batch", "pinned", *known}
+    if unknown := sorted(set(options) - known):
+        raise EngineStartFailed(f"no option is called {unknown[0]}; there are {', '.join(sorted(known))}")
+
+
+def number(options: Mapping[str, str], name: str, default: float) -> float:
+    """The option as a number.
+
+    Raises:
+        EngineStartFailed: it is none.
+    """
+    try:
+        return float(options.get(name, default))
+    except ValueError as error:
+        raise EngineStartFailed(f"{name}={options[name]} is no number") from error
+
+
+def weight_bytes(modules: Iterable[nn.Module]) -> int:
+    tensors = {t.data_ptr(): t for module in modules for t in (*module.parameters(), *module.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def in_use(device: str) -> int:
+    """Bytes that torch holds on a GPU; 0 on a CPU, whose memory is everybody's."""
+    return 0 if device == "cpu" else torch.cuda.memory_allocated(device)
+
+
+class Unheard:
+    """The `Run` of a trial: nobody listens, nobody cancels."""
+
+    def progress(self, step: int, steps: int) -> None: ...
+
+    def cancelled(self, index: int) -> bool:  # noqa: ARG002
+        return False
+
+
+class BatchSize:
+    """How many items of a model one batch should hold, found by trying.
+
+    Before `measure`, and always on a CPU, where memory is plenty and a larger batch gains little, it is `start`.
+    Nothing is tried where `start` is `most`.
+    An item that takes more work than the measured one counts for more, by its number of pixels say.
+    """
+
+    def __init__(self, device: str, start: int, most: int):
+        self.device = device
+        self.most = most
+        self.best = start
+
+    @classmethod
+    def of(cls, device: str, options: Mapping[str, str], start: int, most: int) -> BatchSize:
+        """As the option `batch` says; without it, from `start` up to `most` as trials will show."""
+        given = int(number(options, "batch", 0))
+        return cls(device, given, given) if given > 0 else cls(device, start, most)
+
+    def limit(self, share: float = 1.0) -> int:
+        """For items of `share` times the work of the one that was measured; ≥ 1."""
+        return max(1, min(self.most, int(self.best / max(share, 1e-6))))
+
+    def measure(self, run: Callable[[int], object], room: int) -> None:
+        """Double the batch for as long as it fits into `room` bytes and pays; every size kept here has truly run.
+
+        Memory of a batch grows evenly, so that of the next one is foreseen from the last two; what was foreseen wrong
+        ends in an OutOfMemoryError, which is the end of the search too.
+        """
+        if self.device == "cpu" or self.best == self.most:
+            return
+        base, peaks, best_rate, size = in_use(self.device), {0: 0}, 0.0, 1
+        while size <= self.most:
+            before = size // 2
+            foreseen = peaks[before] + (peaks[before] - peaks.get(before // 2, 0)) * (2 if before > 1 else 1)
+            if size > 1 and foreseen > MARGIN * room:
+                break
+            try:
+                seconds = self._time(run, size)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                break
+            peaks[size] = torch.cuda.max_memory_allocated(self.device) - base
+            rate = size / seconds
+            logger.info("a batch of %d: %.2f items/s, %.2f GiB", size, rate, peaks[size] / 2**30)
+            if peaks[size] > room or rate < PAYS * best_rate:
+                break
+            self.best, best_rate, size = size, rate, size * 2
+
+    def _time(self, run: Callable[[int], object], size: int) -> float:
+        run(size)  # kernels are chosen, and graphs compiled, at the first sight of a shape
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        started = time.perf_counter()
+        run(size)
+        torch.cuda.synchronize(self.device)
+        return time.perf_counter() - started

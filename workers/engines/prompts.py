@@ -1,0 +1,50 @@
+"""What of a prompt a pipeline's text encoders take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from inspect import Parameter
+from typing import Any
+
+SHORT = 60
+"""Characters of a cut end that a warning quotes before it says how many more there are."""
+
+
+class Reader:
+    """A pipeline's tokenizers; the one that takes the most decides what is lost."""
+
+    def __init__(self, pipeline: Any, parameters: Mapping[str, Parameter]):
+        named = [getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
+        sequence = parameters.get("max_sequence_length")
+        longest = sequence.default if sequence is not None and isinstance(sequence.default, int) else None
+        self.tokenizers = [(each, _limit(each, longest)) for each in named if each is not None]
+        scale = parameters.get("true_cfg_scale")
+        self.heeds_negative_prompt = "negative_prompt" in parameters and (scale is None or (scale.default or 0) > 1)
+
+    def cuts(self, what: str, text: str) -> list[str]:
+        """A warning that quotes the end of `text` which no encoder takes; none where all of it is taken."""
+        ends = [(unread(tokenizer, text, limit), limit) for tokenizer, limit in self.tokenizers]
+        if not text or not ends:
+            return []
+        rest, limit = min(ends, key=lambda end: len(end[0]))
+        return [cut_warning(what, rest, limit)] if rest else []
+
+
+def _limit(tokenizer: Any, longest: int | None) -> int:
+    """CLIP's length is the tokenizer's; others take what the pipeline gives them."""
+    own: int = tokenizer.model_max_length
+    return own if longest is None or "CLIP" in type(tokenizer).__name__ else longest
+
+
+def unread(tokenizer: Any, text: str, limit: int) -> str:
+    """The end of `text` that `limit` tokens, with those that begin and end a text, do not reach."""
+    if len(tokenizer(text, verbose=False)["input_ids"]) <= limit:
+        return ""
+    room = limit - tokenizer.num_special_tokens_to_add()
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    return text[offsets[room][0] :].strip() if room < len(offsets) else ""
+
+
+def cut_warning(what: str, rest: str, limit: int) -> str:
+    quoted = rest if len(rest) <= SHORT else f"{rest[:SHORT]}… and {len(rest) - SHORT} characters more"
+    return f"the model's text encoder takes {limit} tokens; this end of the {what} was not read: “{quoted}”"

@@ -1,0 +1,74 @@
+"""A filter of your own in front of and behind the models: `TUWEN_SAFETY=import:module:function`.
+
+    def judge(subject: str | NDArray[np.uint8]) -> str | None: ...
+
+It is called in the engine process with every prompt, and every negative one, before a picture is made, and with every
+picture made, uint8 (height, width, 3). What it returns is the reason for a refusal, which the client is told; None
+lets it pass. A filter that fails lets nothing pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from shared.errors import ContentRefused, EngineStartFailed, TuwenError
+from shared.images import Pixels
+from workers.engines.base import Engine, GenerateItem, Item, Output, Picture, Run
+
+Judge = Callable[[str | Pixels], str | None]
+
+
+def judge_named(spec: str) -> Judge:
+    """The filter that a setting names.
+
+    Raises:
+        EngineStartFailed: there is none.
+    """
+    scheme, _, place = spec.partition(":")
+    module, _, name = place.partition(":")
+    if scheme != "import" or not module or not name:
+        raise EngineStartFailed(f"the safety filter {spec!r} has to be import:module:function")
+    try:
+        judge: Judge = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise EngineStartFailed(f"the safety filter {spec!r} cannot be loaded: {error}") from error
+    return judge
+
+
+def run_judged(engine: Engine, items: Sequence[Item], run: Run, judge: Judge) -> list[Output | TuwenError]:
+    """`engine.run` for those items whose prompts pass; pictures that do not pass are not answered."""
+    refused = {index: error for index, item in enumerate(items) if (error := _refusal_of_prompt(item, judge))}
+    passed = [index for index in range(len(items)) if index not in refused]
+    if not passed:
+        return list(refused.values())
+    answers = iter(engine.run([items[index] for index in passed], _Renumbered(run, passed)))
+    return [refused.get(index) or _judged(next(answers), judge) for index in range(len(items))]
+
+
+class _Renumbered:
+    """The run of a batch that some items were taken out of."""
+
+    def __init__(self, run: Run, indices: list[int]):
+        self._run, self._indices = run, indices
+
+    def progress(self, step: int, steps: int) -> None:
+        self._run.progress(step, steps)
+
+    def cancelled(self, index: int) -> bool:
+        return self._run.cancelled(self._indices[index])
+
+
+def _refusal_of_prompt(item: Item, judge: Judge) -> ContentRefused | None:
+    if not isinstance(item, GenerateItem):
+        return None
+    for field, text in (("input.prompt", item.prompt), ("input.negative_prompt", item.negative_prompt)):
+        if text and (reason := judge(text)) is not None:
+            return ContentRefused(f"the safety filter refused the prompt: {reason}", field=field)
+    return None
+
+
+def _judged(answer: Output | TuwenError, judge: Judge) -> Output | TuwenError:
+    if isinstance(answer, Picture) and (reason := judge(answer.pixels)) is not None:
+        return ContentRefused(f"the safety filter refused the picture: {reason}")
+    return answer

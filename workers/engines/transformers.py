@@ -1,0 +1,253 @@
+"""Image to text with any captioner or chat model that transformers knows as image-text-to-text.
+
+    transformers:REPO_OR_FOLDER[@COMMIT][?OPTION=VALUE&…]
+
+    prompt           what a chat model is asked, or the beginning that a captioner continues; `{language}` and
+                     `{style}` in it stand for the job's. A chat model without one is asked `QUESTIONS`
+    language         zh or en: what a captioner writes, which cannot be asked; en when not given
+    dtype, compile   float32|float16|bfloat16; default|reduce-overhead|max-autotune
+    batch            most images of one batch; found by measuring where it is not given
+    pinned=1         never evicted for another model
+
+A picture's text is the greedily most probable one, or drawn by lots of its own: it does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from shared.errors import EngineError, EngineStartFailed, TuwenError
+from shared.images import Pixels
+from shared.jobs import DescribeResult, Kind, Language, Style
+from workers.engines.base import DescribeItem, Item, Run
+from workers.engines.checkpoint import Checkpoint
+from workers.engines.placement import BatchSize, Unheard, compile_mode, known_options, precision, weight_bytes
+from workers.engines.processors import processor_of
+
+OPTIONS = ("prompt", "language")
+TRIAL_TOKENS = 4
+USUAL_TOKENS = 64
+"""Tokens for which the size of a batch is measured; more take more memory each."""
+LIKELY = 50
+"""Words among which lots are drawn (top-k; Fan et al., 2018): of the many others each is absurd."""
+
+QUESTIONS: dict[tuple[Language, Style], str] = {
+    ("en", "short"): "Describe this image in one short sentence.",
+    ("en", "detailed"): "Describe this image in detail: the objects, their attributes, actions and surroundings.",
+    ("en", "tags"): "List what this image shows as short tags, separated by commas, and nothing else.",
+    ("zh", "short"): "用一句简短的中文描述这张图片。",
+    ("zh", "detailed"): "用中文详细描述这张图片：有哪些物体，它们的属性、动作和所处的环境。",
+    ("zh", "tags"): "用简短的中文标签列出这张图片的内容，以逗号分隔，不要写别的。",
+}
+NAMES: dict[Language, str] = {"en": "English", "zh": "中文"}
+
+
+class TransformersDescriber:
+    kind: ClassVar = Kind.DESCRIBE
+    layout: ClassVar = "model"
+
+    def __init__(self, device: str, checkpoint: Checkpoint):
+        """
+        Raises:
+            EngineStartFailed: not an image-to-text model, or an option means nothing.
+        """
+        options = checkpoint.options
+        known_options(options, OPTIONS)
+        _check_kind(checkpoint)
+        self.device = device
+        self.revision = checkpoint.revision
+        self.model = AutoModelForImageTextToText.from_pretrained(
+            checkpoint.folder,
+            dtype=precision(device, options),
+            use_safetensors=True,
+            local_files_only=True,
+            variant=options.get("variant"),
+        )
+        self.model.to(device).eval()
+        self.processor = processor_of(checkpoint.folder)
+        self.chats = bool(getattr(self.processor, "chat_template", None))
+        if self.chats:
+            self.processor.tokenizer.padding_side = "left"  # the answers begin where the questions end
+        self.prompt = options.get("prompt", "")
+        self.language: Language = "zh" if options.get("language") == "zh" else "en"
+        if (mode := compile_mode(options)) is not None:
+            self.model.forward = torch.compile(self.model.forward, mode=mode)
+        self.batch = BatchSize.of(device, options, start=8, most=128)
+
+    def example(self) -> Item:
+        return DescribeItem(_grey(), max_tokens=TRIAL_TOKENS)
+
+    def weights(self) -> int:
+        return weight_bytes([self.model])
+
+    def calibrate(self, room: int) -> None:
+        """With a large picture, and as many tokens as a job gets that says nothing: both take memory."""
+        example = DescribeItem(_grey(1024), max_tokens=USUAL_TOKENS)
+        self.batch.measure(lambda count: self.run([example] * count, Unheard()), room)
+
+    def batch_limit(self, item: Item) -> int:
+        tokens = item.max_tokens if isinstance(item, DescribeItem) else USUAL_TOKENS
+        return self.batch.limit(max(1.0, tokens / USUAL_TOKENS))
+
+    @torch.inference_mode()
+    def run(self, items: Sequence[Item], run: Run) -> Sequence[DescribeResult | TuwenError]:
+        wanted = [item for item in items if isinstance(item, DescribeItem)]
+        watch = _Watch(run, [item.seed for item in wanted], wanted[0].max_tokens)
+        sequences = self.model.generate(
+            **self._inputs(wanted),
+            max_new_tokens=wanted[0].max_tokens,
+            do_sample=False,
+            num_beams=1,
+            logits_processor=LogitsProcessorList([watch]),
+            stopping_criteria=StoppingCriteriaList([_Stop(watch)]),
+        )
+        ends = _ends(self.model)
+        rows = zip(wanted, sequences, watch.sureness(), watch.broken.tolist(), strict=True)
+        return [self._result(item, ids, watch.begin, sure, broken, ends) for item, ids, sure, broken in rows]
+
+    # ── in ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _inputs(self, wanted: list[DescribeItem]) -> Any:
+        images = [Image.fromarray(item.pixels) for item in wanted]
+        texts = [self._question(item) if self.chats else self._asked(item) for item in wanted]
+        if not any(texts):
+            inputs = self.processor(images=images, return_tensors="pt")
+        else:
+            each_its_own = [[image] for image in images] if self.chats else images
+            inputs = self.processor(images=each_its_own, text=texts, padding=True, return_tensors="pt")
+        return inputs.to(self.device, self.model.dtype)
+
+    def _asked(self, item: DescribeItem) -> str:
+        template = item.prompt or self.prompt
+        return template.replace("{language}", NAMES[item.language]).replace("{style}", item.style)
+
+    def _question(self, item: DescribeItem) -> str:
+        words = self._asked(item) or QUESTIONS[item.language, item.style]
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": words}]}
+        return str(self.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False))
+
+    # ── out ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _result(
+        self, item: DescribeItem, ids: Tensor, begin: int, sureness: list[float], broken: bool, ends: set[int]
+    ) -> DescribeResult | TuwenError:
+        if broken:
+            return EngineError(
+                "the model answered with not-a-number: its numbers overflow at this precision, or its weights are "
+                "broken; try dtype=float32 among its options"
+            )
+        written = ids[begin:].tolist()
+        length = next((place for place, token in enumerate(written) if token in ends), len(written))
+        text = self.processor.tokenizer.decode(ids[begin:] if self.chats else ids, skip_special_tokens=True)
+        said = sureness[: length + 1]  # the end too: that the text is over is part of it
+        return DescribeResult(
+            text=text.strip(),
+            language=item.language if self.chats else self.language,
+            confidence=min(1.0, math.exp(sum(said) / max(1, len(said)))),
+            tokens=length,
+            prompt_tokens=begin if self.chats else None,
+            warnings=tuple(self._warnings(item, length)),
+        )
+
+    def _warnings(self, item: DescribeItem, length: int) -> list[str]:
+        warnings = []
+        if length >= item.max_tokens:
+            warnings.append(f"the text was cut off after max_tokens={item.max_tokens}")
+        if not self.chats and item.language != self.language:
+            warnings.append(f"this captioner writes {NAMES[self.language]} whatever is asked")
+        return warnings
+
+
+class _Watch(LogitsProcessor):  # type: ignore[misc]  # mypy does not follow transformers
+    """Sees the scores of every step: draws lots, notes how sure the model is, tells the progress, asks who waits."""
+
+    def __init__(self, run: Run, seeds: Sequence[int | None], steps: int):
+        self.run, self.count, self.steps = run, len(seeds), steps
+        self.lots = {row: torch.Generator().manual_seed(seed) for row, seed in enumerate(seeds) if seed is not None}
+        self.begin = 0
+        """Where the written tokens begin in the sequences; 0 where the prompt went in as embeddings."""
+        self.broken = torch.zeros(len(seeds), dtype=torch.bool)
+        self._sureness: list[Tensor] = []
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        if not self._sureness:
+            self.begin = ids.shape[1]
+            self.broken = self.broken.to(scores.device)
+        self.broken |= scores.isnan().any(dim=-1)
+        sureness = scores.float().log_softmax(dim=-1)
+        for row, lot in self.lots.items():
+            scores[row] = drawn(sureness[row], lot)
+        self._sureness.append(sureness.gather(-1, scores.argmax(dim=-1, keepdim=True)).squeeze(-1))
+        return scores
+
+    def told(self) -> None:
+        self.run.progress(len(self._sureness), self.steps)
+
+    def unwanted(self) -> list[bool]:
+        return [self.run.cancelled(index) for index in range(self.count)]
+
+    def sureness(self) -> list[list[float]]:
+        """Log-probability of each written token, (items, steps)."""
+        return torch.stack(self._sureness, dim=1).tolist() if self._sureness else [[]] * self.count
+
+
+class _Stop(StoppingCriteria):  # type: ignore[misc]
+    """Ends the sentences that nobody waits for, and so the batch when nobody waits for any."""
+
+    def __init__(self, watch: _Watch):
+        self.watch = watch
+
+    def __call__(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:  # noqa: ARG002
+        self.watch.told()
+        return torch.tensor(self.watch.unwanted(), device=ids.device)
+
+
+def drawn(sureness: Tensor, lot: torch.Generator) -> Tensor:
+    """Scores (V,) whose greatest is a word drawn by its probability, from the most probable ones.
+
+    The Gumbel-max trick (Gumbel, 1954; Maddison et al., 2014): so greedy decoding draws lots, of each row its own.
+    """
+    likely, words = sureness.topk(min(LIKELY, len(sureness)))
+    noise = -torch.empty(len(words)).exponential_(generator=lot).log()
+    return torch.full_like(sureness, -math.inf).scatter(-1, words, likely + noise.to(likely))
+
+
+def _check_kind(checkpoint: Checkpoint) -> None:
+    kind = AutoConfig.from_pretrained(checkpoint.folder).model_type
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise EngineStartFailed(
+            f"a {kind} model writes no text about images, which TUWEN_DESCRIBE needs: captioners such as BLIP and "
+            "chat models such as Qwen-VL do"
+        )
+
+
+def _ends(model: Any) -> set[int]:
+    """Ids of the tokens that end a text."""
+    configs = (model.generation_config, model.config, getattr(model.config, "text_config", None))
+    found: set[int] = set()
+    for config in configs:
+        for name in ("eos_token_id", "sep_token_id"):
+            ids = getattr(config, name, None)
+            found.update(ids if isinstance(ids, (list, tuple)) else [ids] if ids is not None else [])
+    return found
+
+
+def _grey(side: int = 224) -> Pixels:
+    import numpy as np
+
+    return np.full((side, side, 3), 128, np.uint8)

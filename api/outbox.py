@@ -33,6 +33,8 @@ class _Message:
     dispatches: Sequence[Dispatch] = ()
     event: tuple[UUID, Status] | None = None
     cancel: UUID | None = None
+    dataset: UUID | None = None
+    preview: tuple[UUID, int] | None = None
 
 
 class Outbox:
@@ -60,6 +62,14 @@ class Outbox:
             self._put(_Message(event=(job_id, status)))
         else:
             self._put(_Message(cancel=job_id))
+
+    def dataset(self, id: UUID) -> None:
+        """It is to be planned or exported; a housekeeper finds out by itself, a few seconds later."""
+        self._put(_Message(dataset=id))
+
+    def preview(self, dataset_id: UUID, image: int) -> None:
+        """Somebody waits for a small picture of it."""
+        self._put(_Message(preview=(dataset_id, image)))
 
     def close(self, patience: float = 3.0) -> None:
         """Send what is left; what does not get away within `patience` seconds, the housekeeper publishes."""
@@ -118,8 +128,11 @@ class Outbox:
             for message in messages:
                 if message.cancel is not None:
                     self._queue.request_cancel(message.cancel)
+                if message.preview is not None:
+                    self._queue.ask_for_previews(message.preview[0], [message.preview[1]])
+            self._queue.publish_datasets([message.dataset for message in messages if message.dataset is not None])
         except QueueUnavailable as error:
-            log.warning("a cancel waits for the worker's next heartbeat: %s", error)
+            log.warning("cancels wait for a heartbeat, and data sets for a round of the housekeeper: %s", error)
 
     def _leave_to_housekeeper(self, dispatches: Sequence[Dispatch]) -> None:
         if not dispatches:

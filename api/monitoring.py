@@ -132,6 +132,9 @@ async def _gather(resources: Resources) -> list[Metric]:
         for device, count in _by_device(await run_sync(resources.database.workers.alive)).items():
             workers.add_metric([device], count)
         families.append(workers)
+        families += _dataset_families(
+            await run_sync(resources.database.datasets.figures), await run_sync(resources.database.datasets.speed)
+        )
         up.add_metric(["postgresql"], 1)
     except DatabaseUnavailable:
         up.add_metric(["postgresql"], 0)
@@ -162,6 +165,21 @@ def _queue_families(queues: Mapping[Kind, QueueState]) -> list[Metric]:
         running.add_metric([kind], state.running)
         oldest.add_metric([kind], state.oldest_age)
     return [queued, running, oldest]
+
+
+def _dataset_families(rows: list[Any], speed: tuple[float, float]) -> list[Metric]:
+    """Of the data sets that are not over."""
+    shards = GaugeMetricFamily("tuwen_dataset_shards", "Shards by their state", labels=["status"])
+    images = GaugeMetricFamily("tuwen_dataset_images", "Images by what has become of them", labels=["state"])
+    for status in sorted({row.shard_status for row in rows}):
+        shards.add_metric([status], sum(row.shards for row in rows if row.shard_status == status))
+    for state, column in (("done", "done"), ("failed", "failed"), ("left", "images_left")):
+        images.add_metric([state], sum(getattr(row, column) for row in rows))
+    rate = GaugeMetricFamily("tuwen_dataset_images_per_second", "Images annotated, over the last minute")
+    rate.add_metric([], speed[0])
+    tokens = GaugeMetricFamily("tuwen_dataset_tokens_per_second", "Tokens written, over the last minute")
+    tokens.add_metric([], speed[1])
+    return [shards, images, rate, tokens]
 
 
 def _worker_families(hashes: list[dict[str, str]]) -> Iterator[Metric]:

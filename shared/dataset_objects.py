@@ -149,3 +149,8 @@ def _read(line: bytes) -> Line:
     if line.startswith(b'{"at_risk"'):
         return AtRisk(**json.loads(line)["at_risk"])
     return line
+
+
+def preview_key(dataset_id: UUID, image: int) -> str:
+    """Of a small picture for people who look through a data set."""
+    return f"datasets/{dataset_id}/previews/{image}.jpg"

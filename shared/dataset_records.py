@@ -221,6 +221,7 @@ class Datasets:
             priority=row.priority,
             request=DatasetRequest.model_validate(row.request),
             progress=self._progress(row),
+            estimate=row.estimate,
             error=error or None,
             created_at=row.created_at,
             started_at=row.started_at,
@@ -250,17 +251,31 @@ class Datasets:
             ),
         )
 
+    def figures(self) -> list[Any]:
+        """Of all that is not over: rows of dataset_status, shard_status, shards, done, failed, images_left."""
+        return self._run(transitions.FIGURES)
+
+    def speed(self) -> tuple[float, float]:
+        """Images and tokens per second, of all data sets together."""
+        running = select(DatasetRow.id).where(DatasetRow.status == DatasetStatus.RUNNING.value)
+        rates = [
+            rate
+            for row in self._run(running)
+            for rate in self._run(transitions.RATES, {"id": row.id, "window": RATE_WINDOW})
+        ]
+        return sum(rate.images for rate in rates), sum(rate.tokens for rate in rates)
+
     # ── what people say of images ─────────────────────────────────────────────────────────────────
 
     def review(self, id: UUID, image: int, said: ReviewRequest) -> None:
         """Note what somebody said of an image; the newest counts, the older ones stay."""
         self._run(insert(ReviewRow).values(id=uuid7(), dataset_id=id, image=image, **said.model_dump()))
 
-    def reviews(self, id: UUID, first: int, count: int) -> dict[int, list[Review]]:
-        """Image → what was said of it, the newest first, of the images from `first` on."""
+    def reviews(self, id: UUID, images: Sequence[int]) -> dict[int, list[Review]]:
+        """Image → what was said of it, the newest first, of those of these images that somebody looked at."""
         rows = self._run(
             select(ReviewRow.__table__)
-            .where(ReviewRow.dataset_id == id, ReviewRow.image >= first, ReviewRow.image < first + count)
+            .where(ReviewRow.dataset_id == id, ReviewRow.image.in_(images))
             .order_by(ReviewRow.id.desc())
         )
         found: dict[int, list[Review]] = {}
@@ -275,11 +290,19 @@ class Datasets:
             found.setdefault(row.image, []).append(review)
         return found
 
-    def reviewed(self, id: UUID) -> set[int]:
-        """Images that somebody said something of."""
-        return {row.image for row in self._run(select(ReviewRow.image).where(ReviewRow.dataset_id == id).distinct())}
+    def reviewed(self, id: UUID) -> dict[int, str | None]:
+        """Images that somebody said something of, with the newest verdict."""
+        newest = select(ReviewRow.image, ReviewRow.verdict).where(ReviewRow.dataset_id == id).order_by(ReviewRow.id)
+        return {row.image: row.verdict for row in self._run(newest)}
 
     # ── the housekeeper's side ────────────────────────────────────────────────────────────────────
+
+    def request(self, id: UUID) -> DatasetRequest:
+        """What was asked for, whoever's it is. Raises NotFound."""
+        rows = self._run(select(DatasetRow.request).where(DatasetRow.id == id))
+        if not rows:
+            raise NotFound(f"There is no data set {id}.")
+        return DatasetRequest.model_validate(rows[0].request)
 
     def awaiting(self, most: int) -> list[UUID]:
         """Data sets to be planned or exported that nobody works on."""
@@ -311,10 +334,17 @@ class Datasets:
     def planned(self, claim: DatasetClaim) -> bool:
         return bool(self._run(transitions.PLANNED, {"id": claim.id, "epoch": claim.epoch}))
 
-    def end(self, claim: DatasetClaim, error: JobError | None = None) -> bool:
-        """It is over: exported, or failed for a reason that trying again would not mend."""
+    def end(
+        self, claim: DatasetClaim, error: JobError | None = None, *, estimate: Mapping[str, Any] | None = None
+    ) -> bool:
+        """It is over: exported, or estimated, or failed for a reason that trying again would not mend."""
         status = DatasetStatus.SUCCEEDED if error is None else DatasetStatus.FAILED
-        values = {"status": status.value, "code": error and error.code, "detail": error and error.detail}
+        values = {
+            "status": status.value,
+            "estimate": json.dumps(estimate) if estimate is not None else None,
+            "code": error and error.code,
+            "detail": error and error.detail,
+        }
         return bool(self._run(transitions.END, {"id": claim.id, "epoch": claim.epoch, **values}))
 
     def put_off(self, claim: DatasetClaim, error: JobError | None = None) -> bool:
@@ -354,6 +384,13 @@ class Shards:
         """Those of a data set from number `first` on, in order."""
         query = select(ShardRow.__table__).where(ShardRow.dataset_id == dataset_id, ShardRow.number >= first)
         return [_shard(row) for row in self._run(query.order_by(ShardRow.number).limit(most))]
+
+    def locate(self, dataset_id: UUID, image: int) -> tuple[Shard, int]:
+        """The shard that holds an image, and the number of the shard's first one. Raises NotFound."""
+        rows = self._run(transitions.LOCATE, {"dataset_id": dataset_id, "image": image})
+        if not rows:
+            raise NotFound(f"There is no image {image} in this data set.")
+        return _shard(rows[0]), int(rows[0].first)
 
     def claim(self, id: UUID, priority: int, worker: str) -> ShardClaim | None:
         """Make this shard this worker's; None when it is not to be run, or not at this priority."""
@@ -446,7 +483,7 @@ def kinds_name(kinds: Sequence[Kind]) -> str:
     return "+".join(kind.value for kind in kinds)
 
 
-def _taken(destination: str) -> Conflict:
+def _taken(destination: str | None) -> Conflict:
     return Conflict(
         f"Another data set is being written to {destination}; wait for it, cancel it, or choose another destination.",
         field="destination",

@@ -56,8 +56,9 @@ COMPLETE = text("""
 
 END = text("""
     UPDATE datasets SET
-        status = :status, error_code = :code, error_detail = :detail, finished_at = now(),
-        worker = NULL, lease_until = NULL, paused_at = NULL
+        status = CAST(:status AS text), estimate = CAST(:estimate AS jsonb), error_code = :code, error_detail = :detail,
+        planned_at = COALESCE(planned_at, CASE WHEN CAST(:status AS text) = 'succeeded' THEN now() END),
+        finished_at = now(), worker = NULL, lease_until = NULL, paused_at = NULL
     WHERE id = :id AND epoch = :epoch AND status IN ('planning', 'exporting')
     RETURNING id
 """)
@@ -170,6 +171,13 @@ CLAIM = text("""
         wanted.tenant, wanted.request
 """)
 
+LOCATE = text("""
+    SELECT * FROM (
+        SELECT *, sum(images) OVER (ORDER BY number) - images AS first FROM shards WHERE dataset_id = :dataset_id
+    ) AS counted
+    WHERE first <= :image AND :image < first + images
+""")
+
 # The heartbeat carries the progress, so that following it costs no statement of its own.
 RENEW_SHARDS = text("""
     UPDATE shards SET
@@ -277,6 +285,14 @@ TOTALS = text("""
         COALESCE(sum(images), 0) AS images, COALESCE(sum(done), 0) AS done,
         COALESCE(sum(CASE WHEN status = 'failed' THEN images - done ELSE failed END), 0) AS failed
     FROM shards WHERE dataset_id = :id
+""")
+
+FIGURES = text("""
+    SELECT d.status AS dataset_status, s.status AS shard_status, count(*) AS shards,
+        sum(s.done) AS done, sum(s.failed) AS failed, sum(s.images - s.done - s.failed) AS images_left
+    FROM shards AS s JOIN datasets AS d ON d.id = s.dataset_id
+    WHERE d.status IN ('planning', 'running', 'exporting')
+    GROUP BY d.status, s.status
 """)
 
 # Each shard is taken to have worked evenly from its start to its end, or to now: what of that falls into the last

@@ -82,7 +82,7 @@ class DatasetRequest(_Strict):
     )
     image_column: Label | None = Field(None, description="of a table, where the names of its columns leave a doubt")
     caption_column: Label | None = None
-    destination: Place
+    destination: Place | None = Field(None, description="none is only for a dry run")
     destination_format: ExportFormat = "jsonl"
     tasks: tuple[Task, ...] = Field((Kind.DESCRIBE,), min_length=1, max_length=3)
     languages: tuple[Language, ...] = Field(("en",), min_length=1, max_length=2)
@@ -90,6 +90,9 @@ class DatasetRequest(_Strict):
     max_tokens: int = Field(64, ge=1, le=2048)
     candidates: int = Field(1, ge=1, le=16, description="captions written of each image; the best by `match` is kept")
     filters: Filters = Filters()
+    dry_run: bool = Field(
+        False, description="only count, look for what is broken or twice there, and estimate what it would take"
+    )
     overwrite: bool = Field(False, description="replace captions that the destination has already")
     priority: int = Field(5, ge=0, le=9, description="among data sets; any single job goes before all of them")
     shard_size: int = Field(500, ge=1, le=10_000, description="images of a shard")
@@ -97,6 +100,8 @@ class DatasetRequest(_Strict):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
+        if self.destination is None and not self.dry_run:
+            raise ValueError("destination is missing: only a dry run needs none")
         if self.candidates > 1 and Kind.DESCRIBE not in self.tasks:
             raise ValueError("candidates are captions: add the task describe")
         if self.filters.min_score is not None and not self.scored:
@@ -154,6 +159,7 @@ class Dataset(_Strict):
     priority: int
     request: DatasetRequest
     progress: DatasetProgress
+    estimate: dict[str, Any] | None = Field(None, description="what a dry run has found out")
     error: JobError | None = None
     created_at: datetime
     started_at: datetime | None = None
@@ -168,9 +174,28 @@ class Item(_Strict):
     reviews: tuple[Review, ...] = Field((), description="all that people said of it, the newest first")
 
 
+class DatasetPage(_Strict):
+    """Data sets, newest first."""
+
+    datasets: tuple[Dataset, ...]
+    next: str | None = Field(description="cursor of the next page; none when this is the last")
+
+
 class ItemPage(_Strict):
     items: tuple[Item, ...]
     next: str | None = Field(description="cursor of the next page; none when this is the last")
+
+
+class ExportRequest(_Strict):
+    """Where else what is known is to be written."""
+
+    destination: Place
+    destination_format: ExportFormat = "jsonl"
+    overwrite: bool = Field(False, description="replace captions that the destination has already")
+
+
+class PriorityRequest(_Strict):
+    priority: int = Field(ge=0, le=9, description="among data sets; 9 is most urgent")
 
 
 class ReviewRequest(_Strict):

@@ -190,7 +190,8 @@ class DatasetRow(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant: Mapped[str]
     request: Mapped[dict[str, Any]]
-    destination: Mapped[str]
+    destination: Mapped[str | None]
+    """None for a dry run."""
     kinds: Mapped[str]
     """Models that its shards need, joined by `+`."""
     priority: Mapped[int]
@@ -203,6 +204,7 @@ class DatasetRow(Base):
     worker: Mapped[str | None]
     lease_until: Mapped[datetime | None]
 
+    estimate: Mapped[dict[str, Any] | None]
     error_code: Mapped[str | None]
     error_detail: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

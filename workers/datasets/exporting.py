@@ -33,11 +33,11 @@ def export(
         SourceUnusable, StorageUnavailable, DatabaseUnavailable, NotFound
     """
     request = claim.request
-    require_allowed(request.destination, settings, "destination", followed=True)
+    destination = require_allowed(request.destination or "", settings, "destination", followed=True)
     with open_allowed(request, settings) as source:
         write(
             reviewed(database, store, claim, wanted),
-            request.destination,
+            destination,
             settings,
             destination_format=request.destination_format,
             overwrite=request.overwrite,
@@ -53,7 +53,7 @@ def reviewed(
     for number, (planned, annotation) in enumerate(all_images(database, store, claim.id)):
         if number % PAGE == 0:
             wanted()
-            reviews = database.datasets.reviews(claim.id, number, PAGE)
+            reviews = database.datasets.reviews(claim.id, range(number, number + PAGE))
         said = reviews.get(number)
         image = SourceImage.from_fields(planned.image) if planned.image is not None else None
         yield (_with(annotation, said[0]) if said else annotation), image

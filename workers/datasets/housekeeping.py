@@ -23,6 +23,7 @@ from workers.datasets.consumer import DONE, Outcome, TaskConsumer, failed, put_b
 from workers.datasets.exporting import export
 from workers.datasets.leases import Heartbeat
 from workers.datasets.planning import Planner
+from workers.datasets.previews import Previews
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class DatasetKeeper:
         self._store = ObjectStore.open(settings)
         self._stopping = threading.Event()
         self._heartbeat = Heartbeat(settings, self._database.datasets.renew, "dataset-heartbeat")
+        self._previews = Previews(settings, self._database, self._store)
         self._consumer = TaskConsumer(
             settings, app, self._name, DATASET_TASK, [DATASETS_QUEUE], self.run, threads=AT_ONCE
         )
@@ -80,10 +82,12 @@ class DatasetKeeper:
     def start(self) -> None:
         self._heartbeat.start()
         self._consumer.start()
+        self._previews.start()
 
     def stop(self, timeout: float) -> None:
         """Give back what is under way, for another housekeeper to go on with."""
         self._stopping.set()
+        self._previews.stop()
         self._consumer.stop()
         self._heartbeat.stop_all()
         self._consumer.join(timeout)

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import files, jobs, monitoring, problems, reference
+from api import datasets, files, jobs, monitoring, problems, reference
 from api.auth import LocalOnly, require_loopback
 from api.bodies import BodyLimit
 from api.monitoring import RequestMetrics
@@ -42,6 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.http_metrics = CollectorRegistry()
     app.include_router(jobs.router)
     app.include_router(files.router)
+    app.include_router(datasets.router)
     app.include_router(monitoring.router)
     for part in (images, chat, models):
         app.include_router(part.router)

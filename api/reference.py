@@ -19,6 +19,7 @@ _REF = "#/components/schemas/{model}"
 TAGS = [
     {"name": "jobs", "description": "Submit jobs, watch them, fetch their results."},
     {"name": "files", "description": "Upload images that jobs work on."},
+    {"name": "datasets", "description": "Annotate whole data sets, and review what was said of them."},
     {"name": "openai", "description": "The same for clients of OpenAI's API; errors have OpenAI's shape here."},
     {"name": "monitoring", "description": "How the installation is doing."},
 ]

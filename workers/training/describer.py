@@ -18,11 +18,10 @@ from workers.scenes.grammar import Scene, Split, caption, pick
 from workers.scenes.lexicon import KEYS
 from workers.scenes.parsing import graph, parse
 from workers.training.data import Pictures, disturb, draw_batch, to_tensor
-from workers.training.frozen import adopt_trunk, encode, start_from
+from workers.training.frozen import OnTrunkRecipe, encode, on_trunk
 from workers.training.loop import Outcome, Validation, train
 from workers.training.measures import auroc
 from workers.training.outliers import FAMILIES, HELD_OUT, outliers
-from workers.training.recipe import Recipe
 
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 STYLES: tuple[Style, ...] = get_args(Style)
@@ -33,31 +32,17 @@ should come next, both (B, languages, length)."""
 
 
 @dataclass(frozen=True, slots=True)
-class DescriberRecipe(Recipe):
-    steps: int = 4000
+class DescriberRecipe(OnTrunkRecipe):
     learning_rate: float = 3e-3
-    log_every: int = 25
-    validate_every: int = 250
-    checkpoint_every: int = 100
     batch: int = 48
     outliers: int = 6
     misremember: float = 0.3
     """Share of the captions that are continued from wrong words; see `misremembered`."""
-    trunk: str = ""
-    """Weights of the recogniser whose encoder is taken over."""
-    start: str = ""
-    """Weights to start from, instead of from chance."""
-    freeze_trunk: bool = True
 
 
 def make_describer(recipe: DescriberRecipe) -> Describer:
     torch.manual_seed(recipe.seed)
-    model = Describer()
-    if recipe.start:
-        start_from(model, Path(recipe.start))
-    if recipe.trunk:
-        adopt_trunk(model.trunk, Path(recipe.trunk), freeze=recipe.freeze_trunk)
-    return model
+    return on_trunk(Describer(), recipe)
 
 
 def misremembered(scene: Scene, rng: np.random.Generator) -> Scene:

@@ -17,10 +17,9 @@ from workers.scenes.grammar import Scene, Split, caption, edit, pick
 from workers.scenes.parsing import graph, parse
 from workers.training.data import Pictures, disturb, draw_batch, to_tensor
 from workers.training.describer import LANGUAGES, STYLES
-from workers.training.frozen import adopt_trunk, encode, start_from
+from workers.training.frozen import OnTrunkRecipe, encode, on_trunk
 from workers.training.loop import Outcome, Validation, train
 from workers.training.measures import auroc, calibration_error
-from workers.training.recipe import Recipe
 
 CONTRAST = 0.3
 """Weight of the contrastive loss beside the binary one."""
@@ -31,30 +30,16 @@ texts are true of which pictures (B, 2B)."""
 
 
 @dataclass(frozen=True, slots=True)
-class MatcherRecipe(Recipe):
-    steps: int = 4000
+class MatcherRecipe(OnTrunkRecipe):
     learning_rate: float = 2e-3
-    log_every: int = 25
-    validate_every: int = 250
-    checkpoint_every: int = 100
     batch: int = 40
     omit: float = 0.15
     """Probability that a caption leaves a statement out, as people do."""
-    trunk: str = ""
-    """Weights of the recogniser whose encoder is taken over."""
-    start: str = ""
-    """Weights to start from, instead of from chance."""
-    freeze_trunk: bool = True
 
 
 def make_matcher(recipe: MatcherRecipe) -> Matcher:
     torch.manual_seed(recipe.seed)
-    model = Matcher()
-    if recipe.start:
-        start_from(model, Path(recipe.start))
-    if recipe.trunk:
-        adopt_trunk(model.trunk, Path(recipe.trunk), freeze=recipe.freeze_trunk)
-    return model
+    return on_trunk(Matcher(), recipe)
 
 
 def say(scene: Scene, rng: np.random.Generator, omit: float) -> str:

@@ -24,6 +24,7 @@ from uuid import UUID, uuid4
 import httpx
 from pydantic import ValidationError
 
+from api.dataset_client import DatasetClient
 from api.messages import Accepted, Batch, File, JobPage, Models, ModelState, Problem
 from shared import __version__
 from shared.errors import TuwenError, Unauthorized, Unavailable, by_code
@@ -76,6 +77,7 @@ class Client:
         local = urlsplit(base_url).hostname in ("localhost", "127.0.0.1", "::1")
         self._timeout = timeout
         self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout, trust_env=not local)
+        self.datasets = DatasetClient(self._send, self._events)
 
     def close(self) -> None:
         self._http.close()
@@ -226,7 +228,7 @@ class Client:
         attempt, give_up = 0, time.monotonic() + _STREAM_PATIENCE
         while job is None or not job.status.terminal:
             try:
-                for name, data in self._events(id):
+                for name, data in self._events(f"/v1/jobs/{id}/events"):
                     attempt, give_up = 0, time.monotonic() + _STREAM_PATIENCE
                     following = _next_job(job, name, data)
                     if following is not None and following != job:
@@ -266,11 +268,11 @@ class Client:
             raise _error(response)
         return response
 
-    def _events(self, id: UUID) -> Iterator[tuple[str, str]]:
+    def _events(self, path: str) -> Iterator[tuple[str, str]]:
         """Name and data of each server-sent event (WHATWG HTML, section 9.2)."""
         timeout = httpx.Timeout(self._timeout, read=_STREAM_SILENCE)
         try:
-            with self._http.stream("GET", f"/v1/jobs/{id}/events", timeout=timeout) as response:
+            with self._http.stream("GET", path, timeout=timeout) as response:
                 if response.is_error:
                     response.read()
                     raise _error(response)

@@ -25,7 +25,7 @@ from tests.fakes import painted, seed_colour
 from workers.batcher import Batcher
 from workers.engine import EngineProcess
 from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Picture, RecognizeItem
-from workers.engines.host import SLOTS, engine_path, usable_cores, visible_device
+from workers.engines.host import SLOTS, engine_path, engine_threads, usable_cores, visible_device
 
 ROOT = Path(__file__).parents[2]
 PATIENT = 60.0
@@ -430,7 +430,7 @@ def test_the_process_is_pinned_before_a_model_is_imported(
     monkeypatch.syspath_prepend(tmp_path)
     spec = "import:own_engine:Own"
     on_cpu = engine({Kind.GENERATE: spec}).revisions[Kind.GENERATE]
-    assert on_cpu == {spec: repr(("cpu", "", str(usable_cores()), False))}
+    assert on_cpu == {spec: repr(("cpu", "", str(engine_threads()), False))}
     pinned = EngineProcess({Kind.GENERATE: spec}, "cuda:1", PATIENT, PATIENT)
     pinned.start()
     # Torch is there, to hold the GPU for this worker alone; it was imported with the variable set.

@@ -79,6 +79,11 @@ class Client:
         self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout, trust_env=not local)
         self.datasets = DatasetClient(self._send, self._events)
 
+    @property
+    def base_url(self) -> str:
+        """Where the API is."""
+        return str(self._http.base_url)
+
     def close(self) -> None:
         self._http.close()
 

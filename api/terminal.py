@@ -21,6 +21,7 @@ from shared.jobs import (
     GenerateResult,
     Job,
     MatchResult,
+    PairReport,
     RecognizedObject,
     RecognizeResult,
     Status,
@@ -108,9 +109,10 @@ def outcome(job: Job) -> str:
     match job.result:
         case GenerateResult() as made:
             words = f"; the model does not know {', '.join(made.unknown_words)}" if made.unknown_words else ""
-            return f"{made.image.width}×{made.image.height}, seed {made.seed}{words}"
+            return f"{made.image.width}×{made.image.height}, seed {made.seed}{_scored(made)}{words}"
         case DescribeResult() as said:
-            return said.text + _doubt(said.confidence, said.out_of_domain)
+            score = "" if said.score is None else f"  (score {said.score:.3f})"
+            return said.text + _doubt(said.confidence, said.out_of_domain) + score
         case RecognizeResult() as seen:
             lines = [_object(thing) for thing in seen.objects] or ["nothing"]
             if seen.relation and len(seen.objects) > 1:
@@ -121,13 +123,28 @@ def outcome(job: Job) -> str:
             lines[-1] += _doubt(seen.confidence, seen.out_of_domain)
             return "\n".join(lines)
         case MatchResult() as fit:
-            return f"{fit.score:.3f}"
+            return f"{fit.score:.3f}" + (_statements(fit.report) if fit.report else "")
     if job.error:
         return f"{job.error.code}: {job.error.detail}"
     return str(job.status)
 
 
 _RELATIONS = {"left": "left of", "right": "right of"}
+
+
+def _scored(made: GenerateResult) -> str:
+    if made.score is None:
+        return ""
+    others = ", ".join(f"{each.score:.3f}" for each in made.candidates[1:])
+    short = ", short of what was wanted" if made.fell_short else ""
+    return f", score {made.score:.3f}{short}" + (f" (the others {others})" if others else "")
+
+
+def _statements(report: PairReport) -> str:
+    """A line for each statement, marked by whether it was found in the image."""
+    lines = [f"\n  {'✓' if claim.found else '✗'} {claim.text}  ({claim.score:.3f})" for claim in report.claims]
+    unknown = f"\n  ? {', '.join(report.unknown_words)}" if report.unknown_words else ""
+    return "".join(lines) + unknown
 
 
 def _doubt(confidence: float, out_of_domain: bool) -> str:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -35,6 +35,7 @@ app = typer.Typer()
 PANEL = "Jobs"
 STANDARD_INPUT = STANDARD_OUTPUT = "-"
 UPLOADS = 100
+MOST_CANDIDATES = 16
 
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, URLs, or - for standard input.")]
 Model = Annotated[str | None, typer.Option(help="Model; by default the installation's own.")]
@@ -58,12 +59,24 @@ def generate(
     steps: Annotated[int | None, typer.Option(min=1, max=500, help="Sampling steps.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=100, help="How strictly to follow the prompt.")] = None,
     negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
+    keep: Annotated[
+        Literal["best", "all"] | None,
+        typer.Option(help="Score the images of a prompt against it, and keep the best, or all with their scores."),
+    ] = None,
+    min_score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Draw on, for some rounds, until an image scores this much.")
+    ] = None,
     model: Model = None,
     priority: Priority = 5,
     no_wait: NoWait = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw images from prompts."""
+    judged = keep is not None or min_score is not None
+    if judged and count > MOST_CANDIDATES:
+        raise typer.BadParameter(f"at most {MOST_CANDIDATES} images of a prompt are scored together", param_hint="-n")
+    if keep == "all" and min_score is not None:
+        raise typer.BadParameter("with --min-score only the best is kept", param_hint="--keep")
     inputs = [
         GenerateInput(
             prompt=prompt,
@@ -73,27 +86,37 @@ def generate(
             steps=steps,
             guidance=guidance,
             seed=None if seed is None else seed + number,
+            candidates=count if judged else 1,
+            keep=keep or "best",
+            min_score=min_score,
         )
         for prompt in prompts
-        for number in range(count)
+        for number in range(1 if judged else count)
     ]
-    files = image_files([each.prompt for each in inputs], output)
+    shown = count if keep == "all" else 1
+    files = image_files([each.prompt for each in inputs for _ in range(shown)], output)
     manner = _Manner(model, priority, no_wait, as_json and output != STANDARD_OUTPUT)
+    named = [[str(file) for file in files[start : start + shown]] for start in range(0, len(files), shown)]
+    labels: list[dict[str, Any]] = [{"file": each[0]} if shown == 1 else {"files": each} for each in named]
     with place(context).client() as client:
 
-        def keep(index: int, job: Job) -> None:
-            data = client.result_bytes(job)
+        def save(file: Path, data: bytes) -> None:
             if output == STANDARD_OUTPUT:
                 sys.stdout.buffer.write(data)
                 return
-            files[index].parent.mkdir(parents=True, exist_ok=True)
-            files[index].write_bytes(data)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
             if not as_json:
-                out.print(escape(terminal.brief(files[index])))
+                out.print(escape(terminal.brief(file)))
+
+        def keep_images(index: int, job: Job) -> None:
+            for number, file in enumerate(files[index * shown : (index + 1) * shown]):
+                save(file, client.result_bytes(job, candidate=number if shown > 1 else None))
+            if not as_json:
                 err.print(f"  [dim]{escape(terminal.outcome(job))}[/]")
 
         jobs = client.submit_many(manner.requests(inputs))
-        _exit(_follow(client, jobs, [{"file": str(file)} for file in files], keep, manner))
+        _exit(_follow(client, jobs, labels, keep_images, manner))
 
 
 @app.command(rich_help_panel=PANEL)
@@ -102,7 +125,9 @@ def describe(
     images: Images,
     language: Annotated[Literal["zh", "en", "both"], typer.Option("-l", "--language")] = "en",
     style: Annotated[Style, typer.Option()] = "short",
+    prompt: Annotated[str, typer.Option(help="What to say or answer, for models that can be told.")] = "",
     max_tokens: Annotated[int, typer.Option(min=1, max=2048)] = 64,
+    rerank: Annotated[int, typer.Option(min=1, max=16, help="Captions to choose from, by how well they match.")] = 1,
     model: Model = None,
     priority: Priority = 5,
     no_wait: NoWait = False,
@@ -112,7 +137,10 @@ def describe(
     languages: tuple[Language, ...] = ("zh", "en") if language == "both" else (language,)
 
     def questions(image: ImageSource) -> list[JobInput]:
-        return [DescribeInput(image=image, language=each, style=style, max_tokens=max_tokens) for each in languages]
+        return [
+            DescribeInput(image=image, language=each, style=style, prompt=prompt, max_tokens=max_tokens, rerank=rerank)
+            for each in languages
+        ]
 
     _ask(context, images, questions, _Manner(model, priority, no_wait, as_json))
 
@@ -135,6 +163,9 @@ def match(
     context: typer.Context,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="In Chinese or English.")],
     images: Images,
+    report: Annotated[
+        bool, typer.Option("--report", help="Also say which objects, attributes and actions of the text are found.")
+    ] = False,
     model: Model = None,
     priority: Priority = 5,
     no_wait: NoWait = False,
@@ -143,7 +174,7 @@ def match(
     """Score from 0 to 1 how well a text fits images."""
 
     def questions(image: ImageSource) -> list[JobInput]:
-        return [MatchInput(image=image, text=text)]
+        return [MatchInput(image=image, text=text, report=report)]
 
     _ask(context, images, questions, _Manner(model, priority, no_wait, as_json))
 
@@ -199,7 +230,7 @@ def _ask(
 def _follow(
     client: Client,
     jobs: Sequence[Job],
-    labels: Sequence[dict[str, str]],
+    labels: Sequence[dict[str, Any]],
     show: Callable[[int, Job], None],
     manner: _Manner,
 ) -> bool:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner, Result
 
+from api.cli import app
 from api.client import Client
 from api.servers import Postgres, Valkey
 from shared.errors import NotFound
@@ -116,6 +121,50 @@ def test_a_pair_report(client: Client) -> None:
     assert found == {"cat": True, "black": True, "jumping": True, "snow": False}
     scores = {claim.value: claim.score for claim in job.result.report.claims}
     assert scores["cat"] > 0.5 > scores["snow"]
+
+
+def tuwen(client: Client, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["--url", str(client.base_url), *arguments])
+
+
+def test_the_command_keeps_the_best(client: Client, tmp_path: Path) -> None:
+    done = tuwen(client, "generate", PROMPT, "-n", "3", "--keep", "best", "--seed", "3", "-o", f"{tmp_path}/")
+    assert done.exit_code == 0, done.output
+    assert len([*tmp_path.iterdir()]) == 1
+    score, others = re.search(r"score ([\d.]+) \(the others ([\d., ]+)\)", done.stderr).groups()  # type: ignore[union-attr]
+    assert len(others.split(", ")) == 2
+    assert float(score) == max(float(each) for each in [score, *others.split(", ")])
+
+
+def test_the_command_keeps_all(client: Client, tmp_path: Path) -> None:
+    done = tuwen(client, "generate", PROMPT, "a red car", "-n", "2", "--keep", "all", "-o", f"{tmp_path}/", "--json")
+    assert done.exit_code == 0, done.output
+    named = [json.loads(line)["files"] for line in done.stdout.splitlines()]
+    assert sorted(file for files in named for file in files) == sorted(map(str, tmp_path.iterdir()))
+    assert [len(files) for files in named] == [2, 2]
+
+
+def test_the_command_reports_on_a_pair(client: Client, tmp_path: Path) -> None:
+    file = tmp_path / "cat.png"
+    file.write_bytes(picture())
+    done = tuwen(client, "match", "a black cat on the snow by a zeppelin", str(file), "--report")
+    assert done.exit_code == 0, done.output
+    assert re.findall(r"^  (\S) (.*?)(?:  \(|$)", done.stdout, re.MULTILINE) == [
+        ("✓", "a cat"),
+        ("✓", "a black cat"),
+        ("✗", "a cat on the snow"),
+        ("?", "zeppelin"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [(["-n", "17", "--keep", "best"], "at most 16"), (["--keep", "all", "--min-score", "0.5"], "only the best")],
+)
+def test_what_the_command_refuses(client: Client, arguments: list[str], complaint: str) -> None:
+    done = tuwen(client, "generate", "a cat", *arguments)
+    assert done.exit_code == 2
+    assert complaint in done.stderr
 
 
 @pytest.mark.parametrize(

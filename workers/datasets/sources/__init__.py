@@ -77,7 +77,7 @@ def open_source(
     uri: str,
     settings: Settings,
     *,
-    source_format: SourceFormat = "auto",
+    format: SourceFormat = "auto",  # noqa: A002
     root: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
@@ -93,4 +93,4 @@ def open_source(
         ConfigurationError: S3 is not configured as it has to be.
         StorageUnavailable: the place does not answer.
     """
-    return Source(recognise(uri, settings, source_format, root, image_column, caption_column), settings)
+    return Source(recognise(uri, settings, format, root, image_column, caption_column), settings)

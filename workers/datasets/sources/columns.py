@@ -121,6 +121,7 @@ class Lookup:
             length=found.length,
             column=found.column,
             size=found.size,
+            version=found.version,
             captions=texts(said),
             custom_id=None if custom_id is None else str(custom_id),
             metadata={key: value for key, value in row.values.items() if key not in used and value is not None},
@@ -169,6 +170,8 @@ class Lookup:
 def inside(value: str, root: str, base: str = "") -> str | None:
     """The path below `root` that `value` names, absolute or from the folder `base` of it; None if it leads out."""
     if value.startswith(("/", "s3://")):
+        if not root:
+            return None
         below = root.rstrip("/") + "/"
         if not value.startswith(below):
             return None
@@ -178,18 +181,21 @@ def inside(value: str, root: str, base: str = "") -> str | None:
 
 
 def safe_name(name: str) -> str:
-    """`name` as a relative path that stays below its folder on every system."""
+    """`name` as a relative path that stays below its folder on every system; a digest keeps changed names apart."""
     parts = (_UNSAFE.sub("_", part) for part in name.split("/"))
-    return "/".join(part for part in parts if part.strip(". ")) or "image"
+    safe = "/".join(part for part in parts if part.strip(". ")) or "image"
+    return safe if safe == name else _marked(safe, name.encode(errors="surrogatepass"))
 
 
 def url_name(url: httpx.URL) -> str:
     """host/path of a URL, and a digest of the query where that tells images apart."""
     name = safe_name(f"{url.host}{url.path}")
-    if not url.query:
-        return name
+    return _marked(name, url.query) if url.query else name
+
+
+def _marked(name: str, difference: bytes) -> str:
     stem, dot, suffix = name.rpartition(".")
-    digest = sha256(url.query).hexdigest()[:12]
+    digest = sha256(difference).hexdigest()[:12]
     return f"{stem}-{digest}.{suffix}" if dot and "/" not in suffix else f"{name}-{digest}"
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import obstore
 from obstore.exceptions import BaseError
@@ -25,6 +25,9 @@ from shared.settings import Settings
 from shared.storage import open_bucket
 from workers.datasets.sources.images import Held, Problem, SourceProblem, require_size
 from workers.datasets.sources.seen import SortedNames
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 _BUFFER = 2**20
 _LONGEST_SIDECAR = 64 * 1024  # bytes; a caption is no book
@@ -41,6 +44,7 @@ class File:
     offset: int | None = None
     length: int | None = None
     column: str | None = None
+    version: str | None = None
 
 
 class Place(Protocol):
@@ -124,7 +128,7 @@ class Folder:
             found = os.stat(self._whole(path))  # noqa: PTH116 - a Path for each of 100 million files costs
         if not stat.S_ISREG(found.st_mode):
             raise NotFound(f"{path!r} is not a file")
-        return File(path, path, found.st_size)
+        return File(path, path, found.st_size, version=f"{found.st_mtime_ns:x}")
 
     def load(self, path: str, settings: Settings) -> bytes:
         size = self.find(path).size or 0
@@ -143,7 +147,7 @@ class Folder:
     def _scan(self, folder: str, files: SortedNames, folders: SortedNames) -> Iterator[SourceProblem]:
         with os.scandir(self._whole(folder)) as entries:
             for entry in entries:
-                if _hidden(entry.name):
+                if hidden(entry.name):
                     continue
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if not entry.is_dir():
@@ -177,12 +181,12 @@ class Bucket:
             for page in obstore.list(self._store, chunk_size=1000):
                 for meta in page:
                     path = meta["path"]
-                    if not any(map(_hidden, path.split("/"))):
-                        yield File(path, path, meta["size"])
+                    if not any(map(hidden, path.split("/"))):
+                        yield _object(meta)
 
     def find(self, path: str) -> File:
         with _translated(path):
-            return File(path, path, obstore.head(self._store, path)["size"])
+            return _object(obstore.head(self._store, path))
 
     def load(self, path: str, settings: Settings) -> bytes:
         with _translated(path):
@@ -199,6 +203,10 @@ class Bucket:
 
     def open(self, path: str) -> BinaryIO:
         return io.BufferedReader(_Object(self, path, self.find(path).size or 0), _BUFFER)
+
+
+def _object(meta: ObjectMeta) -> File:
+    return File(meta["path"], meta["path"], meta["size"], version=meta["e_tag"])
 
 
 class _Object(io.RawIOBase):
@@ -232,8 +240,9 @@ class _Object(io.RawIOBase):
         return length
 
 
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+def hidden(name: str) -> bool:
+    """Whether the name is that of something kept for a program's own use."""
+    return (name.startswith(".") and name not in (".", "..")) or name == "__MACOSX"
 
 
 @contextmanager

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice, product
+from pathlib import Path
 
 from shared.datasets import SourceFormat
-from shared.errors import SourceUnusable
+from shared.errors import NotFound, SourceUnusable
 from shared.settings import Settings
+from workers.datasets.sources.coco import list_coco
 from workers.datasets.sources.columns import Lookup
-from workers.datasets.sources.images import Entry
-from workers.datasets.sources.places import Folder, open_place
+from workers.datasets.sources.images import Entry, is_image_name
+from workers.datasets.sources.openai import list_requests
+from workers.datasets.sources.places import File, Place, open_place
 from workers.datasets.sources.reading import Reader
-from workers.datasets.sources.tree import list_tree
+from workers.datasets.sources.rows import LONGEST_LINE, json_object, read_rows
+from workers.datasets.sources.tars import list_tars
+from workers.datasets.sources.tree import has_metadata, list_tree
+from workers.datasets.sources.zips import Zip
+
+_TABLES = ("txt", "csv", "tsv", "jsonl", "ndjson", "parquet")
+_BY_SUFFIX: dict[str, SourceFormat] = {
+    "zip": "zip",
+    "tar": "webdataset",
+    "json": "coco",
+    **dict.fromkeys(_TABLES, "list"),
+}
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MOST_TARS = 1_000_000
+_ENOUGH = 1000
+"""Files by which a folder is judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +47,153 @@ class Recognised:
 def recognise(
     uri: str,
     settings: Settings,
-    source_format: SourceFormat,
+    wanted: SourceFormat,
     root: str | None,
     image_column: str | None,
     caption_column: str | None,
 ) -> Recognised:
-    place = open_place(uri, settings)
-    lookup = Lookup(settings, place, uri, image_column=image_column, caption_column=caption_column)
-    if isinstance(place, Folder):
+    """Raises as `workers.datasets.sources.open_source` does."""
+    uri = normal(uri)
+    if (numbered := _BRACES.search(uri)) is not None:
+        return _many_tars(uri, numbered.start(), settings)
+    folder, name = _divided(uri, settings)
+    if name is None:
+        found = _folder_format(open_place(folder, settings), uri) if wanted == "auto" else wanted
+        if found not in ("folder", "imagefolder", "webdataset"):
+            raise SourceUnusable(f"{uri} is a folder: give the file that is of the format {found}", field="source")
+        place = open_place(folder, settings)
+        lookup = Lookup(settings, place, folder, image_column=image_column, caption_column=caption_column)
+        reader = Reader(folder, settings)
+        if found == "webdataset":
+            return Recognised(uri, found, lambda: list_tars(place, _tars_in(place)), reader)
+        if found == "imagefolder" and not has_metadata(lookup):
+            raise SourceUnusable(f"{uri} has no metadata.jsonl, .csv or .parquet: set format to folder", field="format")
+        return Recognised(uri, found, lambda: list_tree(lookup), reader)
+    if name.lower().endswith(_COMPRESSED):
+        raise SourceUnusable(
+            f"{name} is compressed as a whole, so no single image can be read: unpack it", field="source"
+        )
+    home = open_place(folder, settings)
+    start = normal(root) if root is not None else folder
+    lookup = Lookup(
+        settings,
+        open_place(start, settings),
+        start,
+        table=name,
+        image_column=image_column,
+        caption_column=caption_column,
+    )
+    return _file(uri, home, name, lookup, wanted, Reader(start, settings, home=folder))
+
+
+def normal(uri: str) -> str:
+    """The URI as absolute paths are compared with it: a local path is absolute, and nothing ends with a slash."""
+    if uri.startswith("s3://"):
+        return uri.rstrip("/")
+    return str(Path(uri.removeprefix("file://")).absolute())
+
+
+def _file(uri: str, home: Place, name: str, lookup: Lookup, wanted: SourceFormat, reader: Reader) -> Recognised:
+    found = _file_format(home, name) if wanted == "auto" else wanted
+    lists: dict[SourceFormat, Callable[[], Iterator[Entry]]] = {
+        "zip": lambda: list_tree(replace(lookup, place=Zip(home, name), root="")),
+        "webdataset": lambda: list_tars(home, (name,)),
+        "coco": lambda: list_coco(lookup, home),
+        "openai": lambda: list_requests(lookup, home),
+        "list": lambda: lookup.entries(read_rows(home, name)),
+        "imagefolder": lambda: lookup.entries(read_rows(home, name)),
+    }
+    if found not in lists:
+        raise SourceUnusable(f"{uri} is a file, not a folder: leave format out", field="format")
+    return Recognised(uri, found, lists[found], reader)
+
+
+def _divided(uri: str, settings: Settings) -> tuple[str, str | None]:
+    """The place to open and the file in it; None where the URI is itself a folder or a prefix with objects below.
+
+    Raises:
+        SourceUnusable: there is neither.
+    """
+    parent, _, name = uri.rpartition("/")
+    if not uri.startswith("s3://"):
+        path = Path(uri)
         try:
-            os.scandir(uri).close()
-        except OSError as error:
-            raise SourceUnusable(f"{uri} cannot be read: {error.strerror}", field="source") from error
-    return Recognised(uri, "folder", lambda: list_tree(lookup), Reader(uri, settings))
+            if path.is_dir():
+                next(path.iterdir(), None)
+                return uri, None
+            with path.open("rb"):
+                return parent or "/", name
+        except (OSError, ValueError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            raise SourceUnusable(f"{uri} cannot be read: {reason}", field="source") from error
+    if name and parent != "s3:/":
+        try:
+            open_place(parent, settings).find(name)
+        except NotFound:
+            pass
+        else:
+            return parent, name
+    try:
+        if next(open_place(uri, settings).walk(), None) is None:
+            raise SourceUnusable(f"there is nothing at {uri}", field="source")
+    except NotFound as error:
+        raise SourceUnusable(f"there is no bucket {uri}", field="source") from error
+    return uri, None
+
+
+def _folder_format(place: Place, uri: str) -> SourceFormat:
+    """webdataset where only tars lie; a folder of images where none does."""
+    tars = images = False
+    for found in islice(place.walk(), _ENOUGH):
+        if isinstance(found, File):
+            tars |= found.name.endswith(".tar")
+            images |= is_image_name(found.name)
+    if tars and images:
+        raise SourceUnusable(f"{uri} holds images and tars: set format to folder or to webdataset", field="format")
+    return "webdataset" if tars else "folder"
+
+
+def _file_format(home: Place, name: str) -> SourceFormat:
+    suffix = name.rpartition(".")[2].lower()
+    if suffix in ("jsonl", "ndjson"):
+        with home.open(name) as file:
+            first = json_object(file.readline(LONGEST_LINE)) or {}
+        return "openai" if isinstance(first.get("body"), dict) and "custom_id" in first else "list"
+    if suffix in _BY_SUFFIX:
+        return _BY_SUFFIX[suffix]
+    if is_image_name(name):
+        raise SourceUnusable(f"{name} is one image: `tuwen describe` takes single ones", field="source")
+    raise SourceUnusable(f"what {name} is, its name does not say: set format", field="format")
+
+
+def _tars_in(place: Place) -> Iterator[str]:
+    for found in place.walk():
+        if isinstance(found, File) and found.name.endswith(".tar"):
+            yield found.path
+
+
+def _many_tars(uri: str, first_brace: int, settings: Settings) -> Recognised:
+    folder, _, pattern = uri[:first_brace].rpartition("/")
+    pattern += uri[first_brace:]
+    if not pattern.endswith(".tar"):
+        raise SourceUnusable("braces such as {000..012} number tars: the name must end with .tar", field="source")
+    place = open_place(folder, settings)
+    return Recognised(uri, "webdataset", lambda: list_tars(place, expand_braces(pattern)), Reader(folder, settings))
+
+
+def expand_braces(pattern: str) -> Iterator[str]:
+    """`{08..10}` is 08, 09, 10, as in a shell; several count like digits.
+
+    Raises:
+        SourceUnusable: there are more than a million, or a range runs backwards.
+    """
+    literals = _BRACES.split(pattern)[::3]
+    ranges = [(first, last) for first, last in _BRACES.findall(pattern)]
+    total = 1
+    for first, last in ranges:
+        total *= int(last) - int(first) + 1
+        if not 0 < total <= _MOST_TARS:
+            raise SourceUnusable(f"{{{first}..{last}}} names no tars, or more than {_MOST_TARS}", field="source")
+    numbers = ([f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)] for first, last in ranges)
+    for chosen in product(*numbers):
+        yield "".join(part for pair in zip(literals, (*chosen, ""), strict=True) for part in pair)

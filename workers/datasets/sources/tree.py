@@ -69,4 +69,6 @@ def _below(folder: str, name: str) -> str:
 
 
 def _image(file: File, captions: tuple[str, ...]) -> SourceImage:
-    return SourceImage(file.name, file.path, file.held, file.offset, file.length, file.column, file.size, captions)
+    return SourceImage(
+        file.name, file.path, file.held, file.offset, file.length, file.column, file.size, file.version, captions
+    )

@@ -1,0 +1,135 @@
+"""Tars, one or many: of webdataset, where files of one key are one sample, or of images alone.
+
+Only the headers are read, and the small files beside an image: `.txt`, `.caption` and `.json`. The name of an image is
+`<tar>/<member>`, since keys are unique within one tar only.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from shared.errors import NotFound, SourceUnusable
+from workers.datasets.sources.columns import CAPTION_COLUMNS, inside, texts
+from workers.datasets.sources.images import Entry, Held, Problem, SourceImage, SourceProblem, is_image_name
+from workers.datasets.sources.places import Place, hidden
+
+_LARGEST_TEXT = 2**20  # bytes
+_TEXTS = ("txt", "caption", "text", "cap")
+_BLOCK = 512
+
+
+@dataclass(slots=True)
+class _Sample:
+    """Members that follow each other and have one key: the name up to the first dot after the last slash."""
+
+    key: str
+    images: list[SourceImage] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def entries(self) -> Iterator[SourceImage]:
+        for image in self.images:
+            captions = tuple(dict.fromkeys(self.captions))
+            yield replace(image, size=image.length, captions=captions, metadata=self.metadata)
+
+
+def list_tars(place: Place, paths: Iterable[str]) -> Iterator[Entry]:
+    """The images of all tars, in their order. A tar that is missing or cut short is a problem of its own."""
+    for path in paths:
+        try:
+            yield from _list_tar(place, path)
+        except (NotFound, SourceUnusable) as error:
+            yield SourceProblem(path, Problem.DAMAGED, str(error))
+
+
+def _list_tar(place: Place, path: str) -> Iterator[Entry]:
+    sample = _Sample("")
+    version = place.find(path).version
+    for member in _members(place, path):
+        if isinstance(member, SourceProblem):
+            yield from sample.entries()
+            sample = _Sample("")
+            yield member
+            continue
+        key, suffix = _split(member.name)
+        if key != sample.key:
+            yield from sample.entries()
+            sample = _Sample(key)
+        if is_image_name(member.name):
+            name = f"{path.removesuffix('.tar')}/{member.name}"
+            sample.images.append(SourceImage(name, path, Held.PART, member.offset, member.size, version=version))
+        elif member.size <= _LARGEST_TEXT:
+            _read_text(sample, suffix, place, path, member)
+    yield from sample.entries()
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    name: str
+    offset: int
+    size: int
+
+
+def _members(place: Place, path: str) -> Iterator[_Member | SourceProblem]:
+    """The files of a tar. What follows a damaged header cannot be found, and is reported as one problem."""
+    size = place.find(path).size or 0
+    with place.open(path) as file:
+        position = 0
+        try:
+            with tarfile.open(fileobj=file, mode="r:", errorlevel=0) as tar:
+                while True:
+                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile remembers every one
+                    try:
+                        found = tar.next()
+                    except tarfile.ReadError:
+                        yield _cut_short(path, position)
+                        return
+                    if found is None:
+                        break
+                    position = tar.offset
+                    name = inside(found.name, "")
+                    if not found.isfile() or any(map(hidden, found.name.removeprefix("./").split("/"))):
+                        continue
+                    if found.offset_data + found.size > size:
+                        yield SourceProblem(f"{path}/{found.name}", Problem.DAMAGED, "the tar ends within this file")
+                        return
+                    if name is None:
+                        yield SourceProblem(
+                            f"{path}/{found.name}", Problem.OUTSIDE, "the name leads out of the archive"
+                        )
+                    else:
+                        yield _Member(name, found.offset_data, found.size)
+                file.seek(tar.offset - _BLOCK if tar.offset >= _BLOCK else 0)
+                if _BLOCK * b"\0" not in (file.read(_BLOCK), file.read(_BLOCK)):
+                    yield _cut_short(path, position)
+        except tarfile.TarError as error:
+            raise SourceUnusable(f"{path!r} is no tar: {error}", field="source") from error
+
+
+def _cut_short(path: str, position: int) -> SourceProblem:
+    return SourceProblem(path, Problem.DAMAGED, f"the tar is cut short or damaged after byte {position}")
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Key and suffix, as webdataset divides a name."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return f"{folder}{slash}{stem}", suffix.lower()
+
+
+def _read_text(sample: _Sample, suffix: str, place: Place, path: str, member: _Member) -> None:
+    if suffix in _TEXTS:
+        sample.captions += texts(place.read(path, member.offset, member.size).decode(errors="replace"))
+    elif suffix == "json":
+        try:
+            said = json.loads(place.read(path, member.offset, member.size))
+        except (ValueError, RecursionError):
+            return  # the image is still one
+        if isinstance(said, dict):
+            for column in CAPTION_COLUMNS:
+                sample.captions += texts(said.pop(column, None))
+            sample.metadata |= said

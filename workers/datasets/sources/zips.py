@@ -1,0 +1,87 @@
+"""A zip as a place, so that whatever lies in it is listed as a folder is.
+
+The central directory is in memory while the source is listed; readers need only the offset of their member.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, cast
+
+from shared.errors import NotFound, SourceUnusable, StorageUnavailable
+from shared.settings import Settings
+from workers.datasets.sources.columns import inside
+from workers.datasets.sources.images import Held, Problem, SourceProblem, require_size
+from workers.datasets.sources.places import File, Place, hidden
+
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ENCRYPTED = 0x1  # general purpose bit 0
+
+
+class Zip:
+    near = True
+
+    def __init__(self, place: Place, path: str) -> None:
+        """The archive `path` of another place.
+
+        Raises:
+            SourceUnusable: it is no zip, or not all of one.
+        """
+        self._path = path
+        try:
+            self._archive = zipfile.ZipFile(place.open(path))
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            raise SourceUnusable(f"{path!r} is not a whole zip: {error}", field="source") from error
+
+    def walk(self) -> Iterator[File | SourceProblem]:
+        for member in self._archive.infolist():
+            if member.is_dir() or any(map(hidden, member.filename.split("/"))):
+                continue
+            name = inside(member.filename, "")
+            if name is None:
+                yield SourceProblem(member.filename, Problem.OUTSIDE, "the name leads out of the archive")
+            elif member.flag_bits & _ENCRYPTED:
+                yield SourceProblem(name, Problem.UNREADABLE, "the member is encrypted")
+            elif member.compress_type not in _METHODS:
+                yield SourceProblem(name, Problem.UNREADABLE, "compressed by a method other than deflate: pack it anew")
+            else:
+                yield self._file(member, name)
+
+    def find(self, path: str) -> File:
+        return self._file(self._member(path), path)
+
+    def load(self, path: str, settings: Settings) -> bytes:
+        member = self._member(path)
+        require_size(member.file_size, settings)
+        return self.read(path, 0, member.file_size)
+
+    def read(self, path: str, offset: int, length: int) -> bytes:
+        with self.open(path) as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def open(self, path: str) -> BinaryIO:
+        member = self._member(path)
+        try:
+            return cast("BinaryIO", self._archive.open(member))
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error) as error:
+            raise StorageUnavailable(f"{path!r} in {self._path!r} cannot be read: {error}") from error
+
+    def _member(self, path: str) -> zipfile.ZipInfo:
+        try:
+            return self._archive.getinfo(path)
+        except KeyError as error:
+            raise NotFound(f"there is no {path!r} in {self._path!r}") from error
+
+    def _file(self, member: zipfile.ZipInfo, name: str) -> File:
+        return File(
+            name,
+            self._path,
+            member.file_size,
+            Held.ZIPPED,
+            member.header_offset,
+            member.compress_size,
+            version=f"{member.CRC:08x}",
+        )

@@ -9,9 +9,10 @@ from typing import TypeVar
 from shared.errors import EngineError, TuwenError
 from shared.images import Pixels
 from shared.jobs import DescribeResult, Language, MatchResult, RecognizeResult, Style
-from workers.engines.base import DescribeItem, Engine, GenerateItem, Item, MatchItem, Picture, RecognizeItem
+from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Picture, RecognizeItem
 from workers.engines.builtin import BuiltinDescriber, BuiltinGenerator, BuiltinMatcher, BuiltinRecognizer
 
+Built = BuiltinGenerator | BuiltinDescriber | BuiltinRecognizer | BuiltinMatcher
 Result = TypeVar("Result", Picture, DescribeResult, MatchResult, RecognizeResult)
 
 
@@ -58,7 +59,7 @@ class Contestants:
         return [result.score for result in _answers(self.matcher, items, MatchResult)]
 
 
-def _answers(engine: Engine, items: Sequence[Item], kind: type[Result]) -> list[Result]:
+def _answers(engine: Built, items: Sequence[Item], kind: type[Result]) -> list[Result]:
     answers: list[Result] = []
     size = engine.batch_limit(items[0]) if items else 1
     for start in range(0, len(items), size):

@@ -40,7 +40,7 @@ def figures(data: Pictures, contestants: Contestants, size: int = 200) -> dict[s
     kernel = KernelInceptionDistance(features, subsets=50, subset_size=min(1000, len(data)))
     for start in range(0, len(data), size):
         scenes = data.scenes[start : start + size]
-        texts = [caption(scene, ("zh", "en")[i % 2], "detailed") for i, scene in enumerate(scenes)]  # type: ignore[arg-type]
+        texts = [caption(scene, ("zh", "en")[i % 2], "detailed") for i, scene in enumerate(scenes)]
         painted = np.stack(contestants.draw(texts, list(range(start, start + len(texts)))))
         for pixels, real in ((data.pixels[start : start + size], True), (painted, False)):
             images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2)

@@ -48,7 +48,7 @@ def goals(report: Mapping[str, Any]) -> list[Goal]:
     found.sort(key=lambda goal: order.index(goal.what.split(": ")[0]))
     for model, told in report.get("outside", {}).items():
         found.append(Goal(f"out-of-domain AUROC: {model}", *OUTSIDE, told["auroc_mean_of_kinds"]))
-    speed = report.get("speed")
+    speed: Mapping[str, Any] = report.get("speed", {})
     for name, bounds in MILLISECONDS.items() if speed else ():
         taken = speed["threads"][str(speed["cores"])][name]["median_ms"]
         found.append(Goal(f"one {name}, {speed['cores']} CPU cores", *bounds, taken, unit="ms"))
@@ -69,7 +69,7 @@ def _shares(report: Mapping[str, Any], column: str) -> Iterator[Goal]:
         yield goal(at_1, "", report["generation"][column]["mean"]["at_1"])
         yield goal(best, "", report["generation"][column]["mean"]["best"])
     if "pairs" in report:
-        yield goal(pair, "captions", report["pairs"][column]["r_precision_text"])
-        yield goal(pair, "pictures", report["pairs"][column]["r_precision_image"])
+        yield goal(pair, "captions", report["pairs"][column]["r_precision"]["text"])
+        yield goal(pair, "pictures", report["pairs"][column]["r_precision"]["image"])
     if "judge" in report:
         yield goal(judge, "", report["judge"][column]["mean"]["ceiling"])

@@ -81,7 +81,7 @@ class Judge(nn.Module):
         )
         self.where = nn.Conv2d(head, 5, 1)
         self.what = nn.Sequential(
-            nn.Conv2d(head, 2 * head, 1), nn.SiLU(), nn.Conv2d(2 * head, sum(map(len, map(VALUES.get, ROLES))), 1)
+            nn.Conv2d(head, 2 * head, 1), nn.SiLU(), nn.Conv2d(2 * head, sum(len(VALUES[role]) for role in ROLES), 1)
         )
         self.place = nn.Linear(5 * width, len(KEYS["place"]))
         # Hardly any cell is a centre: to begin with, none believes it is.

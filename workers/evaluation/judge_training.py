@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -36,8 +36,9 @@ from workers.scenes.lexicon import KEYS
 from workers.scenes.render import Placed, draw, layout
 from workers.training.checkpoint import save_weights
 from workers.training.data import to_tensor
-from workers.training.loop import Outcome, Recipe, Validation, train
+from workers.training.loop import Outcome, Validation, train
 from workers.training.outliers import shapes, shuffled
+from workers.training.recipe import Recipe
 
 log = logging.getLogger("workers.evaluation")
 
@@ -152,7 +153,8 @@ def labelled(count: int, seed: int, cache: Path, processes: int = 1) -> Labelled
         names = ("pixels", "boxes", "values", "places")
         cache.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(unfinished, **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+        whole: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        np.savez(unfinished, **whole)
         unfinished.rename(path)
     with np.load(path) as stored:
         return Labelled(stored["pixels"], stored["boxes"], stored["values"], stored["places"])

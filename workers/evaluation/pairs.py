@@ -29,19 +29,18 @@ def _says(scene: Scene, language: Language, rng: np.random.Generator) -> str:
 def figures(data: Pictures, split: Split, contestants: Contestants) -> dict[str, Any]:
     """R-precision of the match engine's evidence, and the cycle, in both languages by turns."""
     rng = np.random.default_rng(41)
-    languages: list[Language] = [("zh", "en")[i % 2] for i in range(len(data))]  # type: ignore[misc]
+    languages: list[Language] = [("zh", "en")[i % 2] for i in range(len(data))]
     texts = [_says(scene, language, rng) for scene, language in zip(data.scenes, languages, strict=True)]
-    text, image = r_precision(data, texts, contestants)
-    return {
-        "r_precision_text": asdict(text),
-        "r_precision_image": asdict(image),
-        "one_edit": {k: asdict(v) for k, v in one_edit(data, split, languages, contestants).items()},
-        "cycle_f1": {k: asdict(v) for k, v in cycle(data, languages, contestants).items()},
+    measured = {
+        "r_precision": r_precision(data, texts, contestants),
+        "one_edit": one_edit(data, split, languages, contestants),
+        "cycle_f1": cycle(data, languages, contestants),
     }
+    return {group: {name: asdict(found) for name, found in each.items()} for group, each in measured.items()}
 
 
 @torch.no_grad()
-def r_precision(data: Pictures, texts: list[str], contestants: Contestants) -> tuple[Figure, Figure]:
+def r_precision(data: Pictures, texts: list[str], contestants: Contestants) -> dict[str, Figure]:
     """How often the own caption comes first among 100, and the own picture among 100.
 
     What is true by chance of another picture of the hundred too is no wrong answer and is left out.
@@ -60,13 +59,12 @@ def r_precision(data: Pictures, texts: list[str], contestants: Contestants) -> t
         own = np.diagonal(scores)
         to_text += (own > rivals.max(1)).tolist()
         to_image += (own > rivals.max(0)).tolist()
-    return mean(to_text), mean(to_image)
+    return {"text": mean(to_text), "image": mean(to_image)}
 
 
 @torch.no_grad()
 def one_edit(data: Pictures, split: Split, languages: list[Language], contestants: Contestants) -> dict[str, Figure]:
-    """The true caption among ones with a single wrong statement: `first` before all nine, `pair` before one; and
-    `image_pair`: with the caption of the edited scene, which of the two pictures scores higher is not asked here."""
+    """How often the true caption scores above captions with a single wrong statement: above all of nine, above one."""
     model, device = contestants.matcher.model, contestants.matcher.device
     rng = np.random.default_rng(43)
     first, pair = [], []
@@ -87,9 +85,9 @@ def cycle(data: Pictures, languages: list[Language], contestants: Contestants) -
     found: dict[str, Figure] = {}
     for language in ("zh", "en"):
         scenes = [scene for scene, spoken in zip(data.scenes, languages, strict=True) if spoken == language]
-        texts = [caption(scene, language, "short") for scene in scenes]  # type: ignore[arg-type]
+        texts = [caption(scene, language, "short") for scene in scenes]
         pictures = contestants.draw(texts, [100 + i for i in range(len(texts))])
-        answers = contestants.describe(pictures, language)  # type: ignore[arg-type]
+        answers = contestants.describe(pictures, language)
         said = [parse(answer.text).facts() for answer in answers]
         found[language] = f1(f1_rows([facts(scene, "short") for scene in scenes], said))
     return found

@@ -82,4 +82,6 @@ def _certain(thing: Thing) -> dict[Role, NDArray[np.float32]]:
 
 
 def _one_hot(index: int, size: int) -> NDArray[np.float32]:
-    return np.eye(size, dtype=np.float32)[index]
+    one = np.zeros(size, np.float32)
+    one[index] = 1
+    return one

@@ -154,14 +154,14 @@ def _pope(section: Report) -> Iterator[Table]:
 
 def _pairs(section: Report) -> Iterator[Table]:
     names = {
-        "own caption first of 100": lambda f: f["r_precision_text"],
-        "own picture first of 100": lambda f: f["r_precision_image"],
-        "true caption first of ten, nine with one edit": lambda f: f["one_edit"]["first_of_ten"],
-        "true caption before one with one edit": lambda f: f["one_edit"]["before_one"],
-        "cycle prompt → image → caption, F1, zh": lambda f: f["cycle_f1"]["zh"],
-        "cycle prompt → image → caption, F1, en": lambda f: f["cycle_f1"]["en"],
+        "own caption first of 100": ("r_precision", "text"),
+        "own picture first of 100": ("r_precision", "image"),
+        "true caption first of ten, nine with one edit": ("one_edit", "first_of_ten"),
+        "true caption before one with one edit": ("one_edit", "before_one"),
+        "cycle prompt → image → caption, F1, zh": ("cycle_f1", "zh"),
+        "cycle prompt → image → caption, F1, en": ("cycle_f1", "en"),
     }
-    rows = [[name, *(told(of(section[column])) for column in COLUMNS)] for name, of in names.items()]
+    rows = [[name, *(told(section[column][group][key]) for column in COLUMNS)] for name, (group, key) in names.items()]
     yield Table("The pair", ("", *COLUMNS), rows)
 
 

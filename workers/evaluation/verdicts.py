@@ -43,8 +43,7 @@ def _satisfied(wanted: Wanted, group: list[Detection], groups: list[list[Detecti
 
 def relations(box: Box, other: Box) -> set[str]:
     """How the first box stands to the second: by the direction between centres that are clear of each other."""
-    centres = [((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in (box, other)]
-    offset = np.subtract(*centres)
+    offset = np.array([(box[k] + box[k + 2] - other[k] - other[k + 2]) / 2 for k in (0, 1)])
     sizes = np.array([sum(b[k + 2] - b[k] for b in (box, other)) for k in (0, 1)])
     clear = np.sign(offset) * np.maximum(np.abs(offset) - CLEARANCE * sizes, 0)
     if np.abs(clear).max() < 1e-3:

@@ -3,6 +3,8 @@
     with Client("http://127.0.0.1:8000") as client:
         dataset = client.datasets.submit(DatasetRequest(source="/data/photos", destination="/data/captions"))
         dataset = client.datasets.wait(dataset.id)
+
+What lies where is said in paths of the servers' machines, not of the client's.
 """
 
 from __future__ import annotations
@@ -78,9 +80,10 @@ class DatasetClient:
     def cancel(self, id: UUID) -> Dataset:
         return self._dataset("POST", f"/v1/datasets/{id}/cancel", repeatable=False)
 
-    def retry(self, id: UUID) -> Dataset:
-        """Run what failed once more, and only that."""
-        return self._dataset("POST", f"/v1/datasets/{id}/retry", repeatable=False)
+    def retry(self, id: UUID, *, failed_only: bool = False) -> Dataset:
+        """Run the images that failed once more; unless `failed_only`, what a cancel left undone too."""
+        parameters = {"failed_only": failed_only}
+        return self._dataset("POST", f"/v1/datasets/{id}/retry", params=parameters, repeatable=False)
 
     def prioritize(self, id: UUID, priority: int) -> Dataset:
         body = PriorityRequest(priority=priority).model_dump_json()

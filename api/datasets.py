@@ -174,9 +174,18 @@ async def prioritize(request: Request, caller: CallerDep, dataset_id: DatasetId,
 @router.post(
     "/{dataset_id}/retry", status_code=202, response_model=Dataset, summary="Retry what failed", responses=_STEERING
 )
-async def retry(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
-    """Run the images that failed once more, and only those; of a cancelled run what was left. Then export again."""
-    return await _steered(resources, dataset_id, caller.tenant, resources.database.datasets.retry, 202)
+async def retry(
+    caller: CallerDep,
+    dataset_id: DatasetId,
+    resources: ResourcesDep,
+    failed_only: Annotated[bool, Query(description="do not go on with what a cancel left undone")] = False,
+) -> Response:
+    """Run the images that failed once more, and no others; of a cancelled run also what was left. Then export again."""
+
+    def change(id: UUID, tenant: Tenant) -> None:
+        resources.database.datasets.retry(id, tenant, failed_only=failed_only)
+
+    return await _steered(resources, dataset_id, caller.tenant, change, 202)
 
 
 @router.post(

@@ -168,15 +168,15 @@ class Datasets:
     def prioritize(self, id: UUID, tenant: Tenant, priority: int) -> None:
         self._change(id, tenant, transitions.PRIORITIZE, "given another priority", priority=priority)
 
-    def retry(self, id: UUID, tenant: Tenant) -> DatasetStatus:
-        """Run what failed or was cancelled once more, and only that.
+    def retry(self, id: UUID, tenant: Tenant, *, failed_only: bool = False) -> DatasetStatus:
+        """Run the images that failed once more, and only those; unless `failed_only`, what a cancel left undone too.
 
         Raises:
             NotFound: no such data set of this tenant.
             Conflict: it is not over, nothing of it failed, or its destination is taken.
         """
         try:
-            rows = self._run(transitions.RETRY, {"id": id, "tenant": tenant})
+            rows = self._run(transitions.RETRY, {"id": id, "tenant": tenant, "failed_only": failed_only})
         except IntegrityError as error:
             raise _taken(self._row(id, tenant).destination) from error
         if not rows:

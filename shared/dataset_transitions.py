@@ -123,8 +123,8 @@ CANCEL = text("""
     SELECT id FROM cancelled
 """)
 
-# Shards with failures run again, and of each only what failed: the rest is in the results that they keep. A data set
-# that was never completely planned is planned on.
+# Shards with failures run again, and of each only what failed: the rest is in the results that they keep. Unless it is
+# for the failed ones only, what a cancel left undone is done too, and planned on where it was not completely planned.
 RETRY = text("""
     WITH again AS (
         UPDATE shards SET
@@ -133,15 +133,16 @@ RETRY = text("""
         FROM datasets AS d
         WHERE dataset_id = :id AND d.id = :id AND d.tenant = :tenant
             AND d.status IN ('succeeded', 'failed', 'cancelled')
-            AND (shards.status IN ('failed', 'cancelled') OR (shards.status = 'done' AND shards.failed > 0))
+            AND (shards.status = 'failed' OR (shards.status = 'done' AND shards.failed > 0)
+                OR (shards.status = 'cancelled' AND NOT :failed_only))
         RETURNING shards.id
     )
     UPDATE datasets SET
-        status = CASE WHEN planned_at IS NULL THEN 'planning' WHEN EXISTS (SELECT FROM again) THEN 'running'
+        status = CASE WHEN planned_at IS NULL AND NOT :failed_only THEN 'planning' WHEN EXISTS (SELECT FROM again) THEN 'running'
             ELSE 'exporting' END,
         finished_at = NULL, attempts = 0, available_at = now(), error_code = NULL, error_detail = NULL
     WHERE id = :id AND tenant = :tenant AND status IN ('succeeded', 'failed', 'cancelled')
-        AND (planned_at IS NULL OR status = 'failed' OR EXISTS (SELECT FROM again))
+        AND ((planned_at IS NULL AND NOT :failed_only) OR status = 'failed' OR EXISTS (SELECT FROM again))
     RETURNING id, status
 """)
 

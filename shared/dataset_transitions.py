@@ -138,8 +138,11 @@ RETRY = text("""
         RETURNING shards.id
     )
     UPDATE datasets SET
-        status = CASE WHEN planned_at IS NULL AND NOT :failed_only THEN 'planning' WHEN EXISTS (SELECT FROM again) THEN 'running'
-            ELSE 'exporting' END,
+        status = CASE
+            WHEN planned_at IS NULL AND NOT :failed_only THEN 'planning'
+            WHEN EXISTS (SELECT FROM again) THEN 'running'
+            ELSE 'exporting'
+        END,
         finished_at = NULL, attempts = 0, available_at = now(), error_code = NULL, error_detail = NULL
     WHERE id = :id AND tenant = :tenant AND status IN ('succeeded', 'failed', 'cancelled')
         AND ((planned_at IS NULL AND NOT :failed_only) OR status = 'failed' OR EXISTS (SELECT FROM again))

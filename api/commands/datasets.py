@@ -16,7 +16,7 @@ from api.commands.place import place
 from api.terminal import err, out, print_json
 from shared.datasets import Dataset, DatasetRequest, DatasetStatus, ExportFormat, ExportRequest, Filters, SourceFormat
 from shared.errors import Unavailable
-from shared.jobs import Kind, Language, Style
+from shared.jobs import Kind, Language
 
 app = typer.Typer()
 datasets = typer.Typer(help="Watch and steer the annotation of data sets.", no_args_is_help=True)
@@ -44,11 +44,13 @@ def annotate(
     image_column: Annotated[str | None, typer.Option(help="Of a table.")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Of a table.")] = None,
     task: Annotated[
-        list[Literal["describe", "recognize", "match"]] | None,
-        typer.Option("-t", "--task", help="What to find out; may be repeated. By default describe."),
+        list[str] | None,
+        typer.Option("-t", "--task", help="describe, recognize or match; may be repeated. By default describe."),
     ] = None,
     language: Annotated[Literal["zh", "en", "both"], typer.Option("-l", "--language")] = "en",
-    style: Annotated[list[Style] | None, typer.Option(help="May be repeated. By default short.")] = None,
+    style: Annotated[
+        list[str] | None, typer.Option(help="short, detailed or tags; may be repeated. By default short.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, max=2048)] = 64,
     candidates: Annotated[
         int, typer.Option(min=1, max=16, help="Captions written of each image; the one that fits best is kept.")

@@ -136,6 +136,15 @@ class SlowGenerator(NullGenerator):
         return super().run(items, run)
 
 
+class SlowDescriber(NullDescriber):
+    """Takes 0.2 s a batch of at most 16, as a GPU might: waiting, not computing."""
+
+    def run(self, items: Sequence[Item], run: Run) -> list[Output | TuwenError]:
+        if _doze(0.2, len(items), run, steps=2):
+            return [EngineError("cancelled") for _ in items]
+        return super().run(items, run)
+
+
 class MemoryHungryGenerator(NullGenerator):
     """Promises batches of 16 and runs out of memory above 3, with torch's own error."""
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from api.servers import Postgres, Valkey
 from shared.migrations import migrate
 from shared.settings import Settings
-from tests.bench import producer, worker
+from tests.bench import datasets, producer, worker
 from tests.bench.figures import Figure
 
 BENCHMARKS: dict[str, Callable[[Settings, Path], list[Figure]]] = {
@@ -24,6 +24,9 @@ BENCHMARKS: dict[str, Callable[[Settings, Path], list[Figure]]] = {
     "latency": producer.latency,
     "submissions": producer.submissions,
     "memory": producer.memory,
+    "bulk": datasets.bulk,
+    "scale": datasets.scale,
+    "interactive": datasets.interactive,
 }
 
 

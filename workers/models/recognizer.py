@@ -144,18 +144,18 @@ def recognition_loss(
 
     Args:
         slots: what the pictures show, int64 (B, 12), see `workers.scenes.grammar.slots`; ignored where not `inside`.
+            What is not known is not asked for: 0 but for the objects, or −1 for an action.
         inside: whether a picture is of the drawn world, bool (B,).
         coloured: whether its colours are the true ones, bool (B,); others are not asked for.
         upright: whether it is neither turned nor stretched, bool (B,); pose, size and relation are else not asked for.
     """
-    cross_entropy = nn.functional.cross_entropy
     domain = nn.functional.binary_cross_entropy_with_logits(reading.domain.float(), inside.float())
     slots, rows = slots[inside], inside.nonzero().squeeze(1)
     present = torch.zeros(len(rows), N_OBJECTS + 1, device=slots.device)
     present.scatter_(1, slots[:, [0, 5]], 1.0)
     losses = {
         "presence": 4 * nn.functional.binary_cross_entropy_with_logits(reading.presence.float()[rows], present[:, 1:]),
-        "place": cross_entropy(reading.place.float()[rows], slots[:, 10] - 1),
+        "place": _known_entropy(reading.place.float()[rows], slots[:, 10] - 1),
         "domain": domain,
     }
     two, straight = slots[:, 5] > 0, upright[rows]
@@ -167,13 +167,17 @@ def recognition_loss(
     for role in ("action", "size"):
         targets[role] = targets[role].where(upright[picture], -1)
     for role, target in targets.items():
-        # The sum over at least one, because a batch may ask for no colour at all.
-        logits = getattr(reading, role).float()[picture, object_]
-        total = cross_entropy(logits, target, ignore_index=-1, reduction="sum")
-        losses[role] = total / (target >= 0).sum().clamp(min=1)
+        losses[role] = _known_entropy(getattr(reading, role).float()[picture, object_], target)
     two = two & straight
     if two.any():
         a, b = slots[two, 0] - 1, slots[two, 5] - 1
         pair = a * (2 * N_OBJECTS - a - 1) // 2 + (b - a - 1)
-        losses["relation"] = cross_entropy(reading.relation.float()[rows[two], pair], slots[two, 11] - 1)
+        losses["relation"] = _known_entropy(reading.relation.float()[rows[two], pair], slots[two, 11] - 1)
     return losses
+
+
+def _known_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross entropy where the target is known, that is not −1."""
+    total = nn.functional.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
+    # Over at least one, because a batch may ask for no colour at all.
+    return total / (target >= 0).sum().clamp(min=1)

@@ -36,6 +36,9 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.scenes)
 
+    def take(self, rows: NDArray[np.intp]) -> Pictures:
+        return Pictures([self.scenes[row] for row in rows], self.pixels[rows])
+
 
 def scenes(split: Split, count: int, seed: int) -> list[Scene]:
     """The first `count` scenes of the split's stream with this seed; a longer stream starts with the same ones."""

@@ -163,8 +163,15 @@ def figures(model: nn.Module, data: Pictures, split: Split, seed: int = 2) -> di
 
 
 def calibrate(model: Matcher, data: Pictures, split: Split = "validation", seed: int = 3) -> None:
-    """Platt scaling (1999): fit slope and offset where half of the texts are true, a quarter have one edit."""
-    true, edited, other = pair_evidence(model, data, split, seed)
+    """Make the probabilities of the drawn world's pairs mean what they say."""
+    fit_scale(model, *pair_evidence(model, data, split, seed))
+
+
+def fit_scale(model: Matcher, true: Tensor, edited: Tensor, other: Tensor) -> None:
+    """Platt scaling (1999): fit slope and offset where half of the texts are true, a quarter have one edit.
+
+    The arguments are the log odds of such texts, see `pair_evidence`.
+    """
     odds = torch.cat([true, edited, other])
     labels = torch.cat([torch.ones(len(true)), torch.zeros(len(edited) + len(other))])
     weights = torch.cat(

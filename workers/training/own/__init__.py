@@ -1,0 +1,1 @@
+"""Learning from own pictures instead of the drawn world."""

@@ -12,7 +12,7 @@ All times are PostgreSQL's: the clocks of hosts are never compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -24,6 +24,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from uuid_utils.compat import uuid7
 
 from shared import transitions
+from shared.batch_records import Batches, Documents
 from shared.connections import Connections, seconds
 from shared.dataset_records import Datasets, Shards
 from shared.errors import Conflict, IdempotencyMismatch, NotFound, QuotaExceeded
@@ -60,6 +61,8 @@ class Claim:
     crashes: int
     waited: float
     """Seconds from the moment it might have run to the claim."""
+    trace: str | None = None
+    """`traceparent` of the request that submitted it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,8 @@ class Database:
         self.files = Files(self._connections)
         self.workers = Workers(self._connections, settings)
         self.webhooks = Webhooks(self._connections)
+        self.documents = Documents(self._connections)
+        self.batches = Batches(self._connections)
         self.datasets = Datasets(self._connections, settings)
         self.shards = Shards(self._connections, settings)
 
@@ -159,8 +164,14 @@ class Database:
         quota: int | None = None,
         idempotency_key: str | None = None,
         body_sha256: str = "",
+        trace: str | None = None,
+        together_with: Callable[[Connection, list[UUID]], None] | None = None,
     ) -> Submission:
         """Insert jobs, all or none. The caller publishes `dispatches` after this has returned.
+
+        Args:
+            trace: `traceparent` of the request that submits them.
+            together_with: told the ids, to write in the same transaction what must not be true without the jobs.
 
         Raises:
             IdempotencyMismatch: the key was used with another body.
@@ -175,7 +186,10 @@ class Database:
             if quota is not None:
                 self._check_quota(connection, tenant, quota, len(ids))
             columns = self._submitted_columns(requests)
-            accepted_at = connection.execute(transitions.SUBMIT, {"ids": ids, "tenant": tenant, **columns}).scalar_one()
+            values = {"ids": ids, "tenant": tenant, "trace": trace, **columns}
+            accepted_at = connection.execute(transitions.SUBMIT, values).scalar_one()
+            if together_with is not None:
+                together_with(connection, ids)
         dispatches = [
             Dispatch(id, request.input.kind, request.priority) for id, request in zip(ids, requests, strict=True)
         ]
@@ -450,12 +464,20 @@ class Database:
         self._run(delete(IdempotencyRow).where(IdempotencyRow.created_at < func.now() - seconds(86_400)))
 
     def unreferenced(self, keys: Sequence[str]) -> list[str]:
-        """Those of these object keys that no file and no job names."""
+        """Those of these object keys that no file, no document and no job names."""
         rows = self._run(
             text("""
                 SELECT key FROM unnest(CAST(:keys AS text[])) AS k (key)
                 WHERE NOT EXISTS (SELECT FROM files WHERE files.key = k.key)
+                AND NOT EXISTS (SELECT FROM documents WHERE documents.key = k.key)
                 AND NOT EXISTS (SELECT FROM jobs WHERE jobs.result_key = k.key)
+                AND NOT EXISTS (
+                    SELECT FROM jobs
+                    WHERE result -> 'candidates' <> '[]'::jsonb
+                    AND result -> 'candidates' @> jsonb_build_array(
+                        jsonb_build_object('image', jsonb_build_object('key', k.key))
+                    )
+                )
             """),
             {"keys": list(keys)},
         )

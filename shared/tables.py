@@ -22,6 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from shared.batches import BatchStatus
 from shared.datasets import DatasetStatus, ShardStatus
 from shared.jobs import Kind, Status
 
@@ -89,6 +90,8 @@ class JobRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    trace: Mapped[str | None]
+    """W3C `traceparent` of the request that submitted it, where requests are traced."""
 
     __table_args__ = (
         CheckConstraint(_one_of("kind", Kind), "kind"),
@@ -106,6 +109,13 @@ class JobRow(Base):
         Index("ix_jobs_waiting", "kind", "created_at", postgresql_where=text("status = 'queued'")),
         Index("ix_jobs_listing", "tenant", "id"),
         Index("ix_jobs_result_key", "result_key", postgresql_where=text("result_key IS NOT NULL")),
+        # A generate job may keep more images than `result_key` names.
+        Index(
+            "ix_jobs_candidates",
+            text("(result -> 'candidates')"),
+            postgresql_using="gin",
+            postgresql_where=text("result -> 'candidates' <> '[]'::jsonb"),
+        ),
         {"postgresql_with": {"fillfactor": "80"}},
     )
 
@@ -147,6 +157,82 @@ class FileRow(Base):
     height: Mapped[int]
     size: Mapped[int]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class DocumentRow(Base):
+    """A file that is no image: the input of a batch, or what came of it."""
+
+    __tablename__ = "documents"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    key: Mapped[str] = mapped_column(index=True)
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("ix_documents_listing", "tenant", "id"),)
+
+
+class BatchRow(Base):
+    """A file of requests that are worked off in the background; its lines become jobs a few at a time."""
+
+    __tablename__ = "batches"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    quota: Mapped[int | None]
+    endpoint: Mapped[str]
+    input_id: Mapped[UUID]
+    completion_window: Mapped[str]
+    labels: Mapped[dict[str, Any]]
+    """What the client calls `metadata`."""
+    base_url: Mapped[str]
+    """Where the client reached the API, for addresses in answers."""
+
+    status: Mapped[str] = mapped_column(server_default=BatchStatus.VALIDATING.value)
+    epoch: Mapped[int] = mapped_column(server_default="0")
+    due_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
+    """When somebody is to see to it next; none when it is over."""
+    problems: Mapped[list[Any]] = mapped_column(server_default="[]")
+
+    # progress: how much of the input has become jobs, and how many parts of the output are written
+    position: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    line: Mapped[int] = mapped_column(server_default="0")
+    parts: Mapped[int] = mapped_column(server_default="0")
+    part_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    total: Mapped[int] = mapped_column(server_default="0")
+    completed: Mapped[int] = mapped_column(server_default="0")
+    failed: Mapped[int] = mapped_column(server_default="0")
+    output_id: Mapped[UUID | None]
+    errors_id: Mapped[UUID | None]
+
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    in_progress_at: Mapped[datetime | None]
+    cancelling_at: Mapped[datetime | None]
+    finalizing_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime]
+
+    __table_args__ = (
+        CheckConstraint(_one_of("status", BatchStatus), "status"),
+        CheckConstraint("(due_at IS NULL) = (finished_at IS NOT NULL)", "seen_to_until_finished"),
+        Index("ix_batches_listing", "tenant", "id"),
+        Index("ix_batches_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+    )
+
+
+class BatchLineRow(Base):
+    """A line of a batch whose job is not over, or whose answer is not written yet."""
+
+    __tablename__ = "batch_lines"
+
+    batch_id: Mapped[UUID] = mapped_column(ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    custom_id: Mapped[str]
+    job_id: Mapped[UUID]
+    response_format: Mapped[str | None]
 
 
 class WebhookRow(Base):

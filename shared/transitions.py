@@ -67,9 +67,9 @@ def _ending(statement: str) -> str:
 SUBMIT = text("""
     WITH accepted AS (
         INSERT INTO jobs (
-            id, kind, model, priority, request, max_attempts, webhook, tenant, dispatch_due_at, deadline_at
+            id, kind, model, priority, request, max_attempts, webhook, tenant, trace, dispatch_due_at, deadline_at
         )
-        SELECT new.id, kind, model, priority, request, max_attempts, webhook, :tenant,
+        SELECT new.id, kind, model, priority, request, max_attempts, webhook, :tenant, CAST(:trace AS text),
             now() + :redispatch_after * interval '1 second', now() + deadline * interval '1 second'
         FROM unnest(
             CAST(:ids AS uuid[]), CAST(:kinds AS text[]), CAST(:models AS text[]), CAST(:priorities AS int[]),
@@ -90,7 +90,7 @@ CLAIM = text("""
         status = 'running', epoch = epoch + 1, attempts = attempts + 1, worker = :worker,
         lease_until = now() + :lease * interval '1 second', started_at = now(), dispatch_due_at = NULL
     FROM wanted WHERE jobs.id = wanted.id
-    RETURNING jobs.id, epoch, tenant, kind, model, priority, request, attempts, crashes,
+    RETURNING jobs.id, epoch, tenant, kind, model, priority, request, attempts, crashes, trace,
         EXTRACT(EPOCH FROM now() - available_at)::float8 AS waited
 """)
 

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 DISPATCH_LIMIT = 5000
 """Messages published in one round and kind; a wiped Redis is refilled over several rounds."""
 
-COLLECTED_PREFIXES = ("results", "files")
+COLLECTED_PREFIXES = ("results", "files", "documents")
 
 _LOST = {"exception": "WorkerLost('the worker stopped answering')", "traceback": ""}
 FLOWER_EVENTS: dict[Status, tuple[str, dict[str, Any]]] = {

@@ -1,77 +1,15 @@
-"""Measure the built-in models: `python -m workers.evaluation --out runs/evaluation`."""
+"""`python -m workers.evaluation --quick`: what the command `tuwen evaluate` runs."""
 
 from __future__ import annotations
 
-import argparse
-import logging
-import os
 import sys
-from dataclasses import replace
-from pathlib import Path
 
-import torch
-from rich.console import Console
-
-from shared.errors import TuwenError
-from workers.evaluation.page import failures_of, page
-from workers.evaluation.prompts import write_jsonl
-from workers.evaluation.run import QUICK, SECTIONS, Evaluation, Sizes, as_json
-from workers.evaluation.tables import show
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="tuwen evaluate", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small samples, about a minute")
-    parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="folder of the report")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, help="default: all but distances")
-    parser.add_argument("--prompts", type=int, help=f"of each tag and column, by default {Sizes().prompts}")
-    parser.add_argument("--pictures", type=int, help=f"of each test split, by default {Sizes().pictures}")
-    parser.add_argument(
-        "--distances", type=int, help="pictures of each split for Fréchet and kernel distance; 10000 or more"
-    )
-    parser.add_argument("--cache", type=Path, default=Path("runs/pictures"), help="where rendered pictures are kept")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    return parser.parse_args()
-
-
-def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    options = arguments()
-    torch.set_num_threads(options.threads)
-    given = {k: getattr(options, k) for k in ("prompts", "pictures", "distances") if getattr(options, k) is not None}
-    sizes = replace(QUICK if options.quick else Sizes(), **given)
-    sections = options.sections or [name for name in SECTIONS if name != "distances" or sizes.distances]
-    console = Console(stderr=True)
-    evaluation = Evaluation(sizes, options.device, options.cache)
-    try:
-        with console.status("loading") as status:
-            evaluation.run(sections, lambda name: status.update(name))
-            write(evaluation, options.out)
-    except TuwenError as error:
-        console.print(f"[red]error:[/] {error}")
-        return 1
-    show(evaluation.report, Console())
-    if options.quick:
-        console.print("A quick run: samples are small and intervals wide.")
-    console.print(f"{options.out / 'report.html'}")
-    return 0
-
-
-def write(evaluation: Evaluation, out: Path) -> None:
-    """`report.json`, `report.html` and the prompts in GenEval's schema."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(as_json(evaluation.report), encoding="utf-8")
-    failures = {}
-    if {"recognition", "description"} & set(evaluation.report):
-        for column, data in evaluation.data.items():
-            for name, each in failures_of(evaluation.contestants, data).items():
-                failures[f"{name}, {column} combinations"] = each
-    (out / "report.html").write_text(page(evaluation.report, evaluation.gallery, failures), encoding="utf-8")
-    asked = [d.prompt for tags in evaluation.gallery.values() for drawn in tags.values() for d in drawn]
-    if asked:
-        write_jsonl(asked, out / "evaluation_metadata.jsonl")
-
+try:
+    from workers.evaluation.command import main
+except ModuleNotFoundError as error:
+    if error.name and error.name.partition(".")[0] in ("shared", "workers"):
+        raise
+    sys.exit(f"{error.name} is not installed here: pip install 'tuwen[evaluation]'")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from shared.images import Pixels
 from shared.jobs import DescribeResult, Language, Style
 from workers.evaluation.captions import bleu_4, cider_d
 from workers.evaluation.contestants import Contestants
@@ -56,14 +57,21 @@ def f1(rows: Sequence[tuple[int, int, int]]) -> Figure:
     return figure(rows, lambda sums: 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1))
 
 
-def figures(data: Pictures, contestants: Contestants) -> dict[str, Any]:
+Captions = dict[Language, dict[Style, list[DescribeResult]]]
+
+
+def describe(pictures: Sequence[Pixels], contestants: Contestants) -> Captions:
+    """What the describer says of each picture, in each language and style."""
+    return {
+        language: {style: contestants.describe(pictures, language, style) for style in STYLES} for language in LANGUAGES
+    }
+
+
+def figures(scenes: Sequence[Scene], captions: Captions) -> dict[str, Any]:
     """For each language and style."""
     return {
-        language: {
-            style: _captions(data.scenes, contestants.describe(list(data.pixels), language, style), language, style)
-            for style in STYLES
-        }
-        for language in LANGUAGES
+        language: {style: _captions(scenes, found, language, style) for style, found in styles.items()}
+        for language, styles in captions.items()
     }
 
 
@@ -101,16 +109,19 @@ def _hallucinations(true: Sequence[frozenset[Fact]], said: Sequence[frozenset[Fa
     }
 
 
-def pope(data: Pictures, contestants: Contestants, language: Language) -> dict[str, Any]:
+def pope(data: Pictures, captions: Captions, contestants: Contestants) -> dict[str, Any]:
     """POPE (Li et al., 2023): is there such an object? Half of the questions are about what is there.
 
     The match engine answers, yes from a half upwards, and so does the describer by what it mentions. `random`
     asks about any absent object, `adversarial` about one of the same sort: an animal for an animal.
     """
-    mentioned = [
-        {thing.object for thing in parse(result.text).things}
-        for result in contestants.describe(list(data.pixels), language)
-    ]
+    return {language: _pope(data, styles["short"], contestants, language) for language, styles in captions.items()}
+
+
+def _pope(
+    data: Pictures, captions: Sequence[DescribeResult], contestants: Contestants, language: Language
+) -> dict[str, Any]:
+    mentioned = [{thing.object for thing in parse(each.text).things} for each in captions]
     result: dict[str, Any] = {}
     for sampling in ("random", "adversarial"):
         asked = [_questions(scene, sampling, i) for i, scene in enumerate(data.scenes)]

@@ -17,7 +17,8 @@ from workers.evaluation.prompts import BESIDE, COLUMNS, GENEVAL, TAGS, Column, P
 from workers.evaluation.verdicts import atoms, correct
 
 SEEDS = (11, 23, 47, 91)
-"""Every prompt is drawn with these."""
+"""Of the first prompt of a tag; those of each next one are a hundred higher. The same four for all prompts would draw
+all pictures from the same four noises, and the bootstrap over prompts would not see how much depends on them."""
 PROMPT_SEED = 1000
 
 
@@ -50,7 +51,7 @@ class Drawn:
 
 def draw(asked: Sequence[Prompt], contestants: Contestants, judge: Judge) -> list[Drawn]:
     texts = [prompt.text for prompt in asked for _ in SEEDS]
-    pictures = contestants.draw(texts, list(SEEDS) * len(asked))
+    pictures = contestants.draw(texts, [seed + 100 * i for i in range(len(asked)) for seed in SEEDS])
     scores = np.array(contestants.match(pictures, texts)).reshape(-1, len(SEEDS))
     seen = judge.look(pictures)
     drawn = []

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
 
+from shared.errors import EngineStartFailed
 from workers.engines.framing import fit
 from workers.evaluation.sighting import VALUES, Detection, Sighting
 from workers.scenes.lexicon import KEYS, Role
@@ -92,7 +93,14 @@ class Judge(nn.Module):
 
     @classmethod
     def load(cls, weights: Path = WEIGHTS, device: str = "cpu") -> Self:
-        """The judge with stored weights, ready to judge."""
+        """The judge with stored weights, ready to judge.
+
+        Raises:
+            EngineStartFailed: there are none.
+        """
+        if not weights.exists():
+            train = "python -m workers.evaluation.judge_training --out runs/judge --ship"
+            raise EngineStartFailed(f"no weights at {weights}: train them with `{train}`")
         model = cls()
         model.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
         return model.to(device).eval()

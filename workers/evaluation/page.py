@@ -13,8 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from shared.images import Pixels
-from workers.evaluation.contestants import Contestants
-from workers.evaluation.description import LANGUAGES, facts
+from shared.jobs import RecognizedObject, RecognizeResult
+from workers.evaluation.description import Captions, facts
 from workers.evaluation.generation import SEEDS, Drawn, Gallery
 from workers.evaluation.prompts import TAGS
 from workers.evaluation.recognition import right
@@ -26,8 +26,6 @@ from workers.training.data import Pictures
 SHOWN = 6
 """Prompts of each grid."""
 FAILURES = 24
-LOOKED_AT = 400
-"""Pictures among which failures of describer and recogniser are looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,25 +76,25 @@ def _refused(drawn: Drawn, tag: str, column: str) -> Failure:
     )
 
 
-def failures_of(contestants: Contestants, data: Pictures) -> dict[str, list[Failure]]:
-    """What describer and recogniser got wrong among the first pictures."""
-    scenes, pixels = list(data.scenes[:LOOKED_AT]), list(data.pixels[:LOOKED_AT])
+def wrong_captions(data: Pictures, captions: Captions) -> dict[str, list[Failure]]:
+    """Short captions that are not what they should be."""
     found: dict[str, list[Failure]] = {}
-    for language in LANGUAGES:
-        answers = [answer.text for answer in contestants.describe(pixels, language)]
-        wrong = [
-            Failure(pixels[i], caption(scene.canonical(), language, "short"), text)
-            for i, (scene, text) in enumerate(zip(scenes, answers, strict=True))
-            if parse(text).facts() != facts(scene, "short")
-        ]
-        found[f"captions, {language}"] = wrong[:FAILURES]
-    recognised = contestants.recognize(pixels)
-    wrong = [
-        Failure(pixels[i], _short(scene), _list(result.objects, result.scene, result.relation))
-        for i, (scene, result) in enumerate(zip(scenes, recognised, strict=True))
+    for language, styles in captions.items():
+        pairs = zip(data.scenes, data.pixels, styles["short"], strict=True)
+        found[f"captions, {language}"] = [
+            Failure(picture, caption(scene.canonical(), language, "short"), result.text)
+            for scene, picture, result in pairs
+            if parse(result.text).facts() != facts(scene, "short")
+        ][:FAILURES]
+    return found
+
+
+def wrong_recognitions(data: Pictures, results: Sequence[RecognizeResult]) -> list[Failure]:
+    return [
+        Failure(picture, _short(scene), _list(result.objects, result.scene, result.relation))
+        for scene, picture, result in zip(data.scenes, data.pixels, results, strict=True)
         if not right(scene, result)
-    ]
-    return {**found, "recognition": wrong[:FAILURES]}
+    ][:FAILURES]
 
 
 def _short(scene: Scene) -> str:
@@ -105,7 +103,7 @@ def _short(scene: Scene) -> str:
     return "; ".join([*things, scene.place, *([scene.relation] if scene.relation else [])])
 
 
-def _list(objects: Sequence[Any], place: str | None, relation: str | None) -> str:
+def _list(objects: Sequence[RecognizedObject], place: str | None, relation: str | None) -> str:
     things = [
         f"{o.count} {o.attributes.get('size', '')} {o.attributes.get('colour', '')} {o.name} {o.action or ''}".strip()
         for o in objects

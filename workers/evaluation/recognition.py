@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from shared.jobs import RecognizedObject, RecognizeResult
-from workers.evaluation.contestants import Contestants
 from workers.evaluation.intervals import Figure, figure, mean
 from workers.evaluation.sighting import STANDING
 from workers.scenes.grammar import Scene, Thing
 from workers.scenes.lexicon import KEYS
-from workers.training.data import Pictures
 from workers.training.measures import calibration_error
 
 Attribute = Literal["object", "colour", "action", "size", "count", "place", "relation"]
@@ -48,14 +46,13 @@ class Answers:
         self.picture.append(picture)
 
 
-def figures(data: Pictures, contestants: Contestants) -> dict[str, Any]:
-    results = contestants.recognize(list(data.pixels))
-    answers = compare(data.scenes, results)
-    exact = [right(scene, result) for scene, result in zip(data.scenes, results, strict=True)]
+def figures(scenes: Sequence[Scene], results: Sequence[RecognizeResult]) -> dict[str, Any]:
+    answers = compare(scenes, results)
+    exact = [right(scene, result) for scene, result in zip(scenes, results, strict=True)]
     confidence = np.array([result.confidence for result in results])
     return {
-        "macro_f1": asdict(overall(answers, len(data))),
-        "attributes": {name: _attribute(each, CLASSES[name], len(data)) for name, each in answers.items()},
+        "macro_f1": asdict(overall(answers, len(scenes))),
+        "attributes": {name: _attribute(each, CLASSES[name], len(scenes)) for name, each in answers.items()},
         "exact": asdict(mean(exact)),
         "calibration_error": calibration_error(confidence, exact),
         "reliability": reliability(confidence, np.array(exact)),

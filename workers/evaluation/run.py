@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from shared import __version__
+from shared.jobs import RecognizeResult
 from workers.evaluation import description, distances, generation, judging, outside, pairs, recognition, speed
 from workers.evaluation.contestants import Contestants
 from workers.evaluation.goals import goals
@@ -29,7 +30,7 @@ log = logging.getLogger("workers.evaluation")
 
 DATA_SEED = 9001
 """No model was trained, chosen or calibrated on pictures with this seed."""
-SECTIONS = ("judge", "generation", "recognition", "description", "pairs", "outside", "speed", "distances")
+SECTIONS = ("judge", "generation", "recognition", "description", "pope", "pairs", "outside", "speed", "distances")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +78,23 @@ class Evaluation:
         # A few are drawn as fast as they are read.
         return pictures(column, count, seed=DATA_SEED, cache=self.cache if count > 500 else None)
 
+    @cached_property
+    def captions(self) -> dict[Column, description.Captions]:
+        return {c: description.describe(list(data.pixels), self.contestants) for c, data in self.data.items()}
+
+    @cached_property
+    def recognized(self) -> dict[Column, list[RecognizeResult]]:
+        return {c: self.contestants.recognize(list(data.pixels)) for c, data in self.data.items()}
+
     def run(self, sections: Iterable[str], tell: Callable[[str], None]) -> None:
         """Measure the sections in turn; `tell` is told which comes next."""
         self.report |= self._about()
-        measure = {
+        measure: dict[str, Callable[[], dict[str, Any]]] = {
             "judge": lambda: judging.figures(self.sizes.prompts, self.judge),
             "generation": self._generation,
-            "recognition": lambda: self._each(recognition.figures),
+            "recognition": self._recognition,
             "description": self._description,
+            "pope": self._pope,
             "pairs": lambda: {c: pairs.figures(data, c, self.contestants) for c, data in self.data.items()},
             "outside": lambda: outside.figures(self.data["seen"], self.sizes.strangers, self.contestants),
             "speed": lambda: speed.figures(self.data["seen"].pixels[0], self.contestants, self.sizes.repeats),
@@ -98,6 +108,7 @@ class Evaluation:
         self.report["goals"] = [{**asdict(goal), "verdict": goal.verdict} for goal in goals(self.report)]
 
     def _about(self) -> dict[str, Any]:
+        parameters = sum(parameter.numel() for parameter in self.judge.parameters())
         card = json.loads(WEIGHTS.with_suffix(".json").read_text())
         return {
             "about": {
@@ -114,24 +125,22 @@ class Evaluation:
                 "seeds": list(generation.SEEDS),
                 "data_seed": DATA_SEED,
                 "models": self.contestants.revisions(),
-                "judge": {name: card[name] for name in ("command", "seed", "seconds", "metrics", "parameters")},
+                "judge": {name: card[name] for name in ("command", "seed", "metrics")} | {"parameters": parameters},
             }
         }
-
-    def _each(self, measure: Callable[[Pictures, Contestants], dict[str, Any]]) -> dict[str, Any]:
-        return {column: measure(data, self.contestants) for column, data in self.data.items()}
 
     def _generation(self) -> dict[str, Any]:
         self.gallery = generation.draw_all(self.sizes.prompts, self.contestants, self.judge)
         return generation.figures(self.gallery)
 
+    def _recognition(self) -> dict[str, Any]:
+        return {c: recognition.figures(data.scenes, self.recognized[c]) for c, data in self.data.items()}
+
     def _description(self) -> dict[str, Any]:
-        found = self._each(description.figures)
-        self.report["pope"] = {
-            column: {language: description.pope(data, self.contestants, language) for language in description.LANGUAGES}
-            for column, data in self.data.items()
-        }
-        return found
+        return {c: description.figures(data.scenes, self.captions[c]) for c, data in self.data.items()}
+
+    def _pope(self) -> dict[str, Any]:
+        return {c: description.pope(data, self.captions[c], self.contestants) for c, data in self.data.items()}
 
     def _distances(self) -> dict[str, Any]:
         return {c: distances.figures(self.pictures(c, self.sizes.distances), self.contestants) for c in COLUMNS}

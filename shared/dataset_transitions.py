@@ -66,7 +66,7 @@ END = text("""
 # Not done, and to be tried again. The backoff doubles up to five minutes; what was merely interrupted waits for none.
 PUT_OFF = text("""
     UPDATE datasets SET
-        worker = NULL, lease_until = NULL, error_code = :code, error_detail = :detail,
+        worker = NULL, lease_until = NULL, error_code = CAST(:code AS text), error_detail = CAST(:detail AS text),
         attempts = attempts - (CAST(:code AS text) IS NULL)::int,
         available_at = now() + CASE WHEN CAST(:code AS text) IS NULL THEN 0
             ELSE LEAST(300, :backoff * 2 ^ (attempts - 1)) END * interval '1 second'

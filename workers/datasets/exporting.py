@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 
 from shared.annotations import Annotation, Drop, DropReason, Review
 from shared.database import Database
 from shared.dataset_objects import all_images
 from shared.dataset_places import require_allowed
 from shared.dataset_records import DatasetClaim
+from shared.datasets import DatasetRequest
 from shared.settings import Settings
 from shared.storage import ObjectStore
 from workers.datasets.access import open_allowed
@@ -42,7 +45,15 @@ def export(
             destination_format=request.destination_format,
             overwrite=request.overwrite,
             read=source.read,
+            run=lineage(claim.request),
+            source=request.source,
         )
+
+
+def lineage(request: DatasetRequest) -> str:
+    """Names the runs of one source that ask the same: each may replace what the one before has exported."""
+    asked = json.dumps([request.source, request.parameters], sort_keys=True)
+    return sha256(asked.encode()).hexdigest()[:32]
 
 
 def reviewed(

@@ -25,6 +25,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, leaky_relu
 
+from workers.models.text import Vocabulary, vocabulary
+
 THINGS = 4
 """Most things in one picture."""
 PLACE, RELATION = 10, 11
@@ -334,16 +336,17 @@ class _Decoder(nn.Module):
 class Generator(nn.Module):
     """Text to pictures."""
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: Shape, words: Vocabulary | None = None):
         super().__init__()
         self.shape = shape
+        self.vocabulary = words or vocabulary()
         self.planner, self.painter = Planner(shape), Painter(shape)
 
     @classmethod
     def load(cls, weights: Path, device: torch.device | str = "cpu") -> Self:
         """The generator in `weights` (safetensors, with its shape in the JSON file beside it), ready to sample."""
         shape = json.loads(weights.with_suffix(".json").read_text())["shape"]
-        model = cls(Shape(**{**shape, "plan": tuple(shape["plan"])}))
+        model = cls(Shape(**{**shape, "plan": tuple(shape["plan"])}), Vocabulary.beside(weights))
         model.load_state_dict(load_file(weights))
         return model.to(device).eval()
 

@@ -1,152 +1,130 @@
-"""Train one of the built-in models: `python -m workers.training recognizer --minutes 10 --out runs/recognizer`.
+"""Train the built-in models: `tuwen train recognizer --minutes 10`, or `python -m workers.training recognizer …`.
 
-A run that was cut, by its time budget or otherwise, goes on when the same command is given again.
+A run that was cut, by its time budget or otherwise, goes on when the same command is given again. `all` trains one
+model after the other. Without --data they learn from the drawn world, else from own pictures.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
-import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from rich.logging import RichHandler
 
-from workers.scenes.grammar import Split
-from workers.training import describer, generator, matcher, recognizer
-from workers.training.checkpoint import save_weights
-from workers.training.data import Pictures, pictures
-from workers.training.loop import Outcome
-from workers.training.recipe import Recipe
+from shared.errors import TuwenError
+from workers.training import curves, distributed  # noqa: F401 - curves here, to say at once that matplotlib is missing
+from workers.training.drawn import train_drawn
+from workers.training.own.data import Missing
+from workers.training.own.runs import train_own
+from workers.training.progress import console
+from workers.training.recipe import OptimiserName, Schedule
+from workers.training.runs import RECIPES, each
 
 log = logging.getLogger("workers.training")
 
-SHIPPED = Path(__file__).parent.parent / "weights"
-RENDERED = 2000
-"""Pictures that are rendered of each split but the training one."""
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; what is not given there is the recipe's own."""
+    made = argparse.ArgumentParser(prog="tuwen train", description=__doc__)
+    made.add_argument("model", choices=[*RECIPES, "all"])
+    made.add_argument("--out", type=Path, help="the run's folder; by default runs/MODEL, or runs for all")
+    made.add_argument("--minutes", type=float, help="stop after this time; the next call goes on")
+    made.add_argument("--ship", action="store_true", help="put the weights where the built-in engines find them")
+
+    data = made.add_argument_group("data")
+    data.add_argument("--data", help="own pictures: a folder, a table, COCO's JSON, tars …; else the drawn world")
+    data.add_argument("--missing", choices=get_args(Missing), default="drop",
+                      help="images without a caption or labels: leave out, let the describer fill in, or stop; "
+                      "broken images are left out or stop the run")  # fmt: skip
+    data.add_argument("--root", help="folder that the paths in a table start from")
+    data.add_argument("--image-column", help="of a table")
+    data.add_argument("--caption-column", help="of a table")
+    data.add_argument("--pictures", type=int, help="training pictures to draw (20,000), or own ones to read at most")
+    data.add_argument("--checked", type=int, default=500, help="drawn pictures of each validation")
+    data.add_argument("--judged", type=int, default=2000, help="drawn pictures of each split in the final figures")
+    data.add_argument("--data-seed", type=int, default=0)
+    data.add_argument("--cache", type=Path, default=Path("runs/pictures"), help="where drawn pictures are kept")
+    data.add_argument("--folds", type=int, help="cross-validate with so many parts")
+
+    recipe = made.add_argument_group("recipe")
+    recipe.add_argument("--steps", type=int, help="length of the whole run")
+    recipe.add_argument("--batch", type=int, help="pictures of a batch")
+    recipe.add_argument("--parts", type=int, help="batches of a step; by default one for each process")
+    recipe.add_argument("--optimizer", dest="optimiser", choices=get_args(OptimiserName))
+    recipe.add_argument("--rate", dest="learning_rate", type=float, help="peak learning rate")
+    recipe.add_argument("--schedule", choices=get_args(Schedule), help="of the learning rate, after the warm-up")
+    recipe.add_argument("--warmup", type=int, help="steps")
+    recipe.add_argument("--weight-decay", type=float)
+    recipe.add_argument("--dropout", type=float, help="in all dropout layers")
+    recipe.add_argument("--ema", type=float, help="decay of the averaged weights")
+    recipe.add_argument("--patience", type=int, help="validations without a better one before it stops early")
+    recipe.add_argument("--validate-every", type=int, help="steps")
+    recipe.add_argument("--fp32", dest="bf16", action="store_false", default=None, help="no mixed precision")
+    recipe.add_argument("--seed", type=int, default=0, help="of weights and batches")
+    recipe.add_argument("--trunk", help="recogniser's weights whose encoder describer and matcher take over")
+    recipe.add_argument("--start", help="weights of the same model to start from")
+
+    machine = made.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; by default the GPU where there is one")
+    machine.add_argument("--processes", type=int, default=1, help="that share the work, one for each GPU (torchrun)")
+    machine.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the processor")
+    return made
 
 
-@dataclass(frozen=True, slots=True)
-class Trainable:
-    """How one of the models is made, trained and judged."""
-
-    recipe: type[Any]
-    make: Callable[[Any], nn.Module]
-    train: Callable[..., Outcome]
-    report: Callable[[Any, dict[Split, Pictures]], dict[str, float]]
-    calibrate: Callable[[Any, Pictures], None] = lambda _model, _data: None
-
-
-MODELS = {
-    "recognizer": Trainable(
-        recognizer.RecognizerRecipe,
-        recognizer.make_recognizer,
-        recognizer.train_recognizer,
-        recognizer.report,
-        recognizer.calibrate,
-    ),
-    "describer": Trainable(
-        describer.DescriberRecipe,
-        describer.make_describer,
-        describer.train_describer,
-        describer.report,
-        describer.calibrate,
-    ),
-    "matcher": Trainable(
-        matcher.MatcherRecipe, matcher.make_matcher, matcher.train_matcher, matcher.report, matcher.calibrate
-    ),
-    "generator": Trainable(
-        generator.GeneratorRecipe, generator.make_generator, generator.train_generator, generator.report
-    ),
-}
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m workers.training", description=__doc__)
-    parser.add_argument("model", choices=MODELS)
-    parser.add_argument("--out", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--minutes", type=float, help="stop after this time; the next call goes on")
-    parser.add_argument("--steps", type=int, help="length of the whole run")
-    parser.add_argument("--batch", type=int, help="pictures a step")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
-    parser.add_argument(
-        "--trunk", default="", help="recogniser's weights whose encoder describer and matcher take over"
+def main() -> int:
+    options = parser().parse_args()
+    if options.processes > 1 and "WORLD_SIZE" not in os.environ:
+        relaunch(options.processes)
+    handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
+    plain = logging.StreamHandler()
+    logging.basicConfig(
+        level=logging.INFO if distributed.leads() else logging.WARNING,
+        format="%(message)s" if console.is_terminal else "%(asctime)s %(message)s",
+        handlers=[handler if console.is_terminal else plain],
     )
-    parser.add_argument("--start", default="", help="recogniser's weights to start from")
-    parser.add_argument("--rate", type=float, help="peak learning rate")
-    parser.add_argument("--pictures", type=int, default=20_000, help="training pictures to render")
-    parser.add_argument("--checked", type=int, default=500, help="pictures of each validation")
-    parser.add_argument("--judged", type=int, default=2000, help="pictures of each split in the final figures")
-    parser.add_argument("--data-seed", type=int, default=0)
-    parser.add_argument("--cache", type=Path, default=Path("runs/pictures"), help="where rendered pictures are kept")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--ship", action="store_true", help="put the weights where the built-in engines find them")
-    return parser.parse_args()
-
-
-def make_recipe(options: argparse.Namespace) -> Recipe:
-    kind = MODELS[options.model].recipe
-    given = {name: getattr(options, name) for name in ("steps", "batch") if getattr(options, name) is not None}
-    if options.rate is not None:
-        given["learning_rate"] = options.rate
-    given |= {name: getattr(options, name) for name in ("trunk", "start") if getattr(options, name)}
-    recipe: Recipe = kind(seed=options.seed, **given)
-    return recipe
-
-
-def as_stored(tensor: Tensor) -> Tensor:
-    return tensor.half().float() if tensor.is_floating_point() else tensor
-
-
-def finish(options: argparse.Namespace, recipe: Recipe, draw: Callable[[Split, int], Pictures]) -> None:
-    """Judge the kept weights as they are stored, in half precision, and write them and their figures."""
-    kind = MODELS[options.model]
-    model = kind.make(recipe)
-    source = options.out / "weights.safetensors"
-    model.load_state_dict({name: as_stored(tensor) for name, tensor in load_file(source).items()})
-    model.to(options.device).eval()
-    kind.calibrate(model, draw("validation", options.judged))
-    splits: dict[Split, Pictures] = {"seen": draw("seen", options.judged), "unseen": draw("unseen", options.judged)}
-    facts = json.loads(source.with_suffix(".json").read_text())
-    facts["command"] = shlex.join(["python", "-m", "workers.training", *sys.argv[1:]])
-    facts |= {"data_seed": options.data_seed, "pictures": options.pictures, "judged": options.judged}
-    facts["metrics"] |= kind.report(model, splits)
-    target = SHIPPED / f"{options.model}.safetensors" if options.ship else options.out / "shipped.safetensors"
-    save_weights(target, model.state_dict(), facts, half=True)
-    log.info("%s\n%s", target, json.dumps(facts["metrics"], indent=2))
-
-
-def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    options = arguments()
     torch.set_num_threads(options.threads)
+    device = torch.device(_device() if options.device == "auto" else options.device)
+    if device.type == "cuda":
+        # Matrices in TF32 where bfloat16 is not used; convolutions as measured fastest for these fixed sizes.
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+    try:
+        with distributed.group(device) as mine:
+            options.device = str(mine)
+            run(options)
+    except TuwenError as error:
+        log.error("%s: %s", error.code, error)
+        return 1
+    return 0
 
-    def draw(split: Split, count: int) -> Pictures:
-        # Judging on fewer takes the first of these, so that they need not be rendered again.
-        rendered = count if split == "train" else max(count, RENDERED)
-        processes = max(1, (os.cpu_count() or 1) - 1)
-        data = pictures(split, rendered, seed=options.data_seed, cache=options.cache, processes=processes)
-        return Pictures(data.scenes[:count], data.pixels[:count])
 
-    recipe = make_recipe(options)
-    checked = draw("validation", options.checked)
-    outcome = MODELS[options.model].train(
-        draw("train", options.pictures), checked, options.out, recipe, minutes=options.minutes, device=options.device
-    )
-    if outcome.finished:
-        finish(options, recipe, draw)
-    else:
-        log.info("step %d of %d: give the same command again to go on", outcome.step, recipe.steps)
+def run(options: argparse.Namespace) -> None:
+    """One model, or all of them in the time there is."""
+    start = time.monotonic()
+    for mine in each(options):
+        if options.minutes is not None:
+            mine.minutes = max(0.0, options.minutes - (time.monotonic() - start) / 60)
+        finished = train_own(mine) if mine.data else train_drawn(mine)
+        if not finished:
+            log.info("%s is not finished: give the same command again to go on", mine.model)
+            break
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def relaunch(processes: int) -> None:
+    """The same command by so many processes of this host."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    os.execv(sys.executable, [*torchrun, "-m", "workers.training", *sys.argv[1:]])  # noqa: S606
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -57,6 +57,11 @@ def first() -> bool:
     return rank() == 0
 
 
+def leads() -> bool:
+    """`first`, also before the processes have joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def wait() -> None:
     """Until all processes are here."""
     if dist.is_initialized():

@@ -27,7 +27,7 @@ from shared.jobs import Language, Style
 from workers.models.discriminator import Discriminator
 from workers.models.generator import Generator, Painter, Planner, Shape
 from workers.models.recognizer import Recognizer
-from workers.models.text import vocabulary
+from workers.models.text import Vocabulary, vocabulary
 from workers.scenes.grammar import ANIMALS, SLOT_SIZES, Scene, Split, caption, pick, sample_scene, slots
 from workers.scenes.latents import BACKGROUND_SIZE, INSTANCE_SIZE, latents
 from workers.scenes.lexicon import KEYS
@@ -209,9 +209,10 @@ class GeneratorRecipe(Recipe):
         return Recipe(**{**shared, "steps": steps, "learning_rate": rate})
 
 
-def make_generator(recipe: GeneratorRecipe) -> Generator:
+def make_generator(recipe: GeneratorRecipe, words: Vocabulary | None = None) -> Generator:
     torch.manual_seed(recipe.seed)
-    return Generator(Shape(len(vocabulary()), tuple(SLOT_SIZES), BACKGROUND_SIZE, INSTANCE_SIZE))
+    words = words or vocabulary()
+    return Generator(Shape(len(words), tuple(SLOT_SIZES), BACKGROUND_SIZE, INSTANCE_SIZE), words)
 
 
 def train_planner(run: Path, recipe: GeneratorRecipe, minutes: float | None = None, device: str = "cpu") -> Outcome:
@@ -284,22 +285,25 @@ def train_generator(
         outcome = train_painter(data, validation, run / "painter", recipe, left(), device)
     if outcome.finished:
         outcome = train_rivals(data, run / "painter/weights.safetensors", run / "rivals", recipe, left(), device)
-    assemble(run, recipe)
+    assemble(run, recipe, make_generator(recipe))
     return outcome
 
 
-def assemble(run: Path, recipe: GeneratorRecipe) -> None:
+def painter_weights(run: Path) -> dict[str, Tensor]:
+    """Those of the painter, as the generator names them, from a run that trained it alone or as part of something."""
+    stored = load_file(run / "weights.safetensors")
+    part = {name: weight for name, weight in stored.items() if name.startswith("painter.")}
+    return part or {f"painter.{name}": weight for name, weight in stored.items()}
+
+
+def assemble(run: Path, recipe: GeneratorRecipe, generator: Generator) -> None:
     """Puts the best weights of the phases in `run` together with what they measured; does nothing if one is missing."""
     parts = {name: run / name / "weights.safetensors" for name in ("planner", "painter", "rivals")}
     if not (parts["planner"].exists() and parts["painter"].exists()):
         return
-    weights = {
-        f"{name}.{key}": value for name in ("planner", "painter") for key, value in load_file(parts[name]).items()
-    }
-    if parts["rivals"].exists():
-        weights |= {key: value for key, value in load_file(parts["rivals"]).items() if key.startswith("painter.")}
+    weights = {f"planner.{name}": weight for name, weight in load_file(parts["planner"]).items()}
+    weights |= painter_weights(run / ("rivals" if parts["rivals"].exists() else "painter"))
     told = {name: json.loads(path.with_suffix(".json").read_text()) for name, path in parts.items() if path.exists()}
-    generator = make_generator(recipe)
     generator.load_state_dict(weights)
     facts = {
         **told["painter"],

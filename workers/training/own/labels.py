@@ -7,13 +7,13 @@ Slots are those of `workers.scenes.grammar.slots`, with one more value: where th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from workers.scenes.grammar import OPPOSITE
 from workers.scenes.lexicon import KEYS, Role
 from workers.scenes.parsing import SceneGraph, parse, tokens
 
-UNKNOWN = (0, 0, -1, 0, 0, 0, 0, -1, 0, 0, 0, 0)
+UNKNOWN: tuple[int, ...] = (0, 0, -1, 0, 0, 0, 0, -1, 0, 0, 0, 0)
 """Nothing is known."""
 COLUMNS: Mapping[str, Role] = {
     "objects": "object",
@@ -27,6 +27,8 @@ COLUMNS: Mapping[str, Role] = {
     "relation": "relation",
 }
 """Columns of a source with labels: one value, several with commas between them or as a list, in either language."""
+_OF_THINGS: tuple[Role, ...] = ("colour", "action", "size", "count")
+_WHOLE: tuple[Role, ...] = ("place", "relation")
 STILL = ("standing", "none", "still", "站着", "站立", "静止", "无")
 
 
@@ -61,9 +63,8 @@ def _from_columns(said: Mapping[Role, Sequence[str]]) -> tuple[int, ...]:
         return UNKNOWN
     slots = list(UNKNOWN)
     for i, object_ in enumerate(objects):
-        slots[5 * i] = KEYS["object"].index(cast("str", object_)) + 1
-        roles: tuple[Role, ...] = ("colour", "action", "size", "count")
-        for offset, role in enumerate(roles, 1):
+        slots[5 * i] = KEYS["object"].index(str(object_)) + 1
+        for offset, role in enumerate(_OF_THINGS, 1):
             values = said.get(role, ())
             value = values[i] if i < len(values) else ""
             key = _key(role, value)
@@ -71,10 +72,9 @@ def _from_columns(said: Mapping[Role, Sequence[str]]) -> tuple[int, ...]:
                 slots[5 * i + offset] = 0
             elif key:
                 slots[5 * i + offset] = KEYS[role].index(key) + 1
-    for column, role in ((10, "place"), (11, "relation")):
-        key = next((_key(cast("Role", role), value) for value in said.get(cast("Role", role), ())), None)
-        if key and (role == "place" or len(objects) == 2):
-            slots[column] = KEYS[cast("Role", role)].index(key) + 1
+    place, relation = (_key(role, said.get(role, [""])[0]) for role in _WHOLE)
+    slots[10] = KEYS["place"].index(place) + 1 if place else 0
+    slots[11] = KEYS["relation"].index(relation) + 1 if relation and len(objects) == 2 else 0
     return _canonical(slots)
 
 
@@ -89,7 +89,7 @@ def _from_graph(graph: SceneGraph) -> tuple[int, ...]:
         )  # fmt: skip
         for offset, (role, key) in enumerate(named):
             if key in KEYS[role]:
-                slots[5 * i + offset] = KEYS[role].index(cast("str", key)) + 1
+                slots[5 * i + offset] = KEYS[role].index(str(key)) + 1
     slots[10] = KEYS["place"].index(graph.place) + 1 if graph.place else 0
     slots[11] = KEYS["relation"].index(graph.relation) + 1 if graph.relation and len(graph.things) == 2 else 0
     return _canonical(slots)

@@ -24,6 +24,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from peft import LoraConfig, get_peft_model_state_dict
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -91,12 +92,7 @@ def stable_diffusion_xl(folder: Path) -> Path:
         text_encoder_2=CLIPTextModelWithProjection(_text_config()),
         tokenizer=_clip_tokenizer(),
         tokenizer_2=_clip_tokenizer(),
-        unet=_unet(
-            cross_attention_dim=64,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=32 + 6 * 8,
-        ),
+        unet=_sdxl_unet(),
         scheduler=EulerDiscreteScheduler(),
     ).save_pretrained(folder)
     return folder
@@ -147,6 +143,15 @@ def _unet(**conditions: object) -> UNet2DConditionModel:
     )
 
 
+def _sdxl_unet() -> UNet2DConditionModel:
+    return _unet(
+        cross_attention_dim=64,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8,
+    )
+
+
 def _autoencoder(**config: float) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(16, 32),
@@ -182,10 +187,11 @@ def blip(folder: Path) -> Path:
     torch.manual_seed(4)
     (folder / "words").mkdir(parents=True)
     vocabulary = {word: id for id, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *WORDS])}
-    tokenizer = BertTokenizer(vocab=vocabulary)
+    tokenizer = BertTokenizer(vocab=vocabulary, additional_special_tokens=["[DEC]"])
     config = BlipConfig(
         text_config={
             "vocab_size": len(vocabulary),
+            "initializer_range": 0.5,  # or it would write the same of every picture
             "hidden_size": 32,
             "encoder_hidden_size": 32,
             "intermediate_size": 37,
@@ -198,6 +204,7 @@ def blip(folder: Path) -> Path:
             "pad_token_id": vocabulary["[PAD]"],
         },
         vision_config={
+            "initializer_range": 0.5,
             "hidden_size": 32,
             "intermediate_size": 37,
             "num_hidden_layers": 2,
@@ -242,6 +249,7 @@ def qwen2_vl(folder: Path) -> Path:
     config = Qwen2VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
+            "initializer_range": 0.5,
             "hidden_size": 32,
             "intermediate_size": 37,
             "num_hidden_layers": 2,
@@ -254,6 +262,7 @@ def qwen2_vl(folder: Path) -> Path:
             "pad_token_id": id_of("<|endoftext|>"),
         },
         vision_config={
+            "initializer_range": 0.5,
             "depth": 2,
             "embed_dim": 32,
             "hidden_size": 32,
@@ -339,3 +348,14 @@ def _word_tokenizer(longest: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=longest
     )
+
+
+def lora_for_stable_diffusion_xl(file: Path) -> Path:
+    """A LoRA of the UNet's attention, as training scripts of diffusers save them."""
+    torch.manual_seed(8)
+    unet = _sdxl_unet()
+    unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    StableDiffusionXLPipeline.save_lora_weights(
+        file.parent, unet_lora_layers=get_peft_model_state_dict(unet), weight_name=file.name, safe_serialization=True
+    )
+    return file

@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -130,21 +131,37 @@ def _download(spec: ModelSpec, layout: Layout, policy: Policy, report: Report) -
             lambda: _size(blobs),
             lambda done: report(f"downloading {spec.place}", done, 0),
         )
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        what = f"{spec.place} is neither a folder here nor a checkpoint that the hub shows us"
-        raise EngineStartFailed(f"{what}: look at the name, and set HF_TOKEN if it is private") from error
-    except GatedRepoError as error:
-        raise EngineStartFailed(f"{spec.place} is gated: accept its terms on the hub and set HF_TOKEN") from error
-    except RevisionNotFoundError as error:
-        raise EngineStartFailed(f"{spec.place} has no revision {spec.revision}") from error
-    except LocalEntryNotFoundError as error:
-        fetch = f"hf download {spec.place}" + (f" --revision {spec.revision}" if spec.revision else "")
-        raise EngineStartFailed(
-            f"{spec.place} is not in this machine's cache, and the hub cannot be reached: run `{fetch}` where it can, "
-            "or name a folder"
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise EngineStartFailed(f"{spec.place} cannot be downloaded: {_first_line(error)}") from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise EngineStartFailed(_undownloadable(spec, error)) from error
+
+
+def _undownloadable(spec: ModelSpec, error: BaseException) -> str:
+    """Why, and what to do. Diffusers hides the hub's errors behind others."""
+    match _hubs(error):
+        case GatedRepoError():
+            return f"{spec.place} is gated: accept its terms on the hub and set HF_TOKEN"
+        case RepositoryNotFoundError() | HFValidationError():
+            what = f"{spec.place} is neither a folder here nor a checkpoint that the hub shows us"
+            return f"{what}: look at the name, and set HF_TOKEN if it is private"
+        case RevisionNotFoundError():
+            return f"{spec.place} has no revision {spec.revision}"
+        case LocalEntryNotFoundError() | OfflineModeIsEnabled():
+            fetch = f"hf download {spec.place}" + (f" --revision {spec.revision}" if spec.revision else "")
+            return (
+                f"{spec.place} is not in this machine's cache, and the hub cannot be reached: run `{fetch}` where it "
+                "can, or name a folder"
+            )
+    return f"{spec.place} cannot be downloaded: {_first_line(error)}"
+
+
+def _hubs(error: BaseException) -> BaseException:
+    """The error of the hub's own library behind this one, if there is one."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)):
+            return behind
+        behind = behind.__cause__ or behind.__context__
+    return error
 
 
 def _fetch(spec: ModelSpec, layout: Layout) -> Path:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForZeroShotImageClassification
+from transformers import AutoModelForZeroShotImageClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from shared.errors import EngineError, EngineStartFailed, TuwenError
@@ -36,7 +36,7 @@ from workers.engines.base import Item, MatchItem, RecognizeItem, Run
 from workers.engines.checkpoint import Checkpoint
 from workers.engines.labels import Label, labels
 from workers.engines.placement import BatchSize, Unheard, known_options, number, precision, weight_bytes
-from workers.engines.processors import processor_of
+from workers.engines.processors import architecture, processor_of
 from workers.engines.prompts import cut_warning, unread
 
 OPTIONS = ("labels", "template", "threshold", "midpoint", "steepness")
@@ -61,7 +61,7 @@ class TwoEncoders:
         """
         options = checkpoint.options
         known_options(options, OPTIONS)
-        kind = AutoConfig.from_pretrained(checkpoint.folder).model_type
+        kind = architecture(checkpoint)
         if kind not in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES or kind.startswith("blip"):
             raise EngineStartFailed(f"a {kind} model does not compare images and texts as CLIP and SigLIP do")
         self.device = device
@@ -70,10 +70,11 @@ class TwoEncoders:
             dtype=precision(device, options),
             use_safetensors=True,
             local_files_only=True,
+            trust_remote_code=False,
             variant=options.get("variant"),
         )
         self.model.to(device).eval()
-        self.processor = processor_of(checkpoint.folder)
+        self.processor = processor_of(checkpoint)
         config = self.model.config
         self.longest = min(config.text_config.max_position_embeddings, self.processor.tokenizer.model_max_length)
         self.sigmoid = kind.startswith("siglip")

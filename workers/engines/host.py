@@ -460,8 +460,9 @@ def _resident_bytes() -> int:
 
 def _device_name(device: str) -> str:
     torch = sys.modules.get("torch")
-    on_gpu = device != "cpu" and torch is not None and torch.cuda.is_available()
-    return torch.cuda.get_device_name(device) if on_gpu else device
+    if device == "cpu" or torch is None or not torch.cuda.is_available():
+        return device
+    return str(torch.cuda.get_device_name(device))
 
 
 def _cause(error: Exception) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import transformers
 from transformers import AutoConfig, AutoProcessor, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
 from transformers.utils import is_torchvision_available
+
+from shared.errors import EngineStartFailed
+from workers.engines.checkpoint import Checkpoint
 
 # Our own results say what was cut, and the engine process tells how far loading is.
 transformers.logging.set_verbosity_error()
@@ -37,9 +39,29 @@ def images_only(processor: type[ProcessorMixin]) -> type[ProcessorMixin]:
     return type(processor.__name__, (_WithoutVideos, processor), {})
 
 
-def processor_of(folder: Path) -> Any:
+def architecture(checkpoint: Checkpoint) -> str:
+    """Transformers' name of the model's family, `qwen2_vl` for instance.
+
+    Raises:
+        EngineStartFailed: transformers has no such family.
+    """
+    try:
+        return str(AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False).model_type)
+    except (ValueError, KeyError) as error:
+        called = checkpoint.config.get("model_type", "of no known type")
+        if "auto_map" in checkpoint.config:
+            raise EngineStartFailed(
+                f"the model {called} brings Python code of its own, and Tuwen runs none: choose a model that "
+                "transformers itself has"
+            ) from error
+        raise EngineStartFailed(
+            f"transformers {transformers.__version__} has no model {called}: a newer one may"
+        ) from error
+
+
+def processor_of(checkpoint: Checkpoint) -> Any:
     """The processor that a checkpoint was saved with."""
-    name = PROCESSOR_MAPPING_NAMES.get(AutoConfig.from_pretrained(folder).model_type)
+    name = PROCESSOR_MAPPING_NAMES.get(architecture(checkpoint))
     known = processor_class_from_name(name) if name else None
     chosen: Any = AutoProcessor if known is None else images_only(known)
-    return chosen.from_pretrained(folder, local_files_only=True)
+    return chosen.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)

@@ -22,7 +22,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     LogitsProcessor,
     LogitsProcessorList,
@@ -37,7 +36,7 @@ from shared.jobs import DescribeResult, Kind, Language, Style
 from workers.engines.base import DescribeItem, Item, Run
 from workers.engines.checkpoint import Checkpoint
 from workers.engines.placement import BatchSize, Unheard, compile_mode, known_options, precision, weight_bytes
-from workers.engines.processors import processor_of
+from workers.engines.processors import architecture, processor_of
 
 OPTIONS = ("prompt", "language")
 TRIAL_TOKENS = 4
@@ -76,10 +75,11 @@ class TransformersDescriber:
             dtype=precision(device, options),
             use_safetensors=True,
             local_files_only=True,
+            trust_remote_code=False,
             variant=options.get("variant"),
         )
         self.model.to(device).eval()
-        self.processor = processor_of(checkpoint.folder)
+        self.processor = processor_of(checkpoint)
         self.chats = bool(getattr(self.processor, "chat_template", None))
         if self.chats:
             self.processor.tokenizer.padding_side = "left"  # the answers begin where the questions end
@@ -228,7 +228,7 @@ def drawn(sureness: Tensor, lot: torch.Generator) -> Tensor:
 
 
 def _check_kind(checkpoint: Checkpoint) -> None:
-    kind = AutoConfig.from_pretrained(checkpoint.folder).model_type
+    kind = architecture(checkpoint)
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise EngineStartFailed(
             f"a {kind} model writes no text about images, which TUWEN_DESCRIBE needs: captioners such as BLIP and "

@@ -1,46 +1,171 @@
-"""Where annotated data sets go: one pass over the images, streamed, and complete at the destination or not there."""
+"""What a data set becomes: files that training programs read, written as a stream, whole or not at all.
+
+Beside every export, errors.jsonl and dropped.jsonl list each image that is not in it, with the reason.
+"""
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+from shared import __version__
 from shared.annotations import Annotation
 from shared.datasets import ExportFormat
-from shared.errors import DestinationUnusable
+from shared.errors import NotFound, TuwenError
+from shared.images import inspect
+from shared.jobs import JobError
 from shared.settings import Settings
-from workers.datasets.sources import SourceImage
+from workers.datasets.exports.coco import Coco
+from workers.datasets.exports.destination import MARKER, staged, translated, write_marker
+from workers.datasets.exports.files import Lines
+from workers.datasets.exports.imagefolder import ImageFolder
+from workers.datasets.exports.jsonl import JsonLines
+from workers.datasets.exports.kohya import Sidecars, SidecarsInPlace
+from workers.datasets.exports.parquet import Parquet
+from workers.datasets.exports.webdataset import WebDataset
+from workers.datasets.exports.words import chosen_words, drop_of
+from workers.datasets.exports.writers import Exported, NameTaken, Writer
+from workers.datasets.lookahead import mapped
+from workers.datasets.sources.images import SourceImage
+from workers.datasets.sources.recognition import normal
 
-Image = tuple[Annotation, SourceImage | None]
+__all__ = ["MARKER", "Summary", "write"]
+
+Annotated = tuple[Annotation, SourceImage | None]
 Read = Callable[[SourceImage], bytes]
+
+_WRITERS: dict[ExportFormat, Callable[[Path], Writer]] = {
+    "jsonl": JsonLines,
+    "imagefolder": ImageFolder,
+    "parquet": Parquet,
+    "webdataset": WebDataset,
+    "kohya": Sidecars,
+    "coco": Coco,
+}
+_READERS = 4
+_PAUSES = (0.5, 2.0)  # seconds
+IN_PLACE = ".tuwen"
+"""Folder of the records where the sidecars lie in the source itself; hidden, so that no run lists it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Numbers of images."""
+
+    exported: int
+    dropped: int
+    failed: int
 
 
 def write(
-    images: Iterable[Image],
+    annotated: Iterable[Annotated],
     destination: str,
-    settings: Settings,  # noqa: ARG001
+    settings: Settings,
     *,
     destination_format: ExportFormat,
-    overwrite: bool,  # noqa: ARG001
-    read: Read,  # noqa: ARG001
-) -> None:
-    """Write all images to `destination`.
+    overwrite: bool,
+    read: Read,
+    run: str,
+    source: str,
+) -> Summary:
+    """Write all images of a run, in their order, to a folder or `s3://BUCKET/PREFIX`.
+
+    `run` is what the export belongs to, `source` where the images are. `overwrite` lets the model's words take the
+    place of captions that came with the images, and the export that of another run. kohya's sidecars may go into the
+    source itself; everything else needs a place of its own.
 
     Raises:
-        DestinationUnusable: it cannot be written.
+        DestinationUnusable: it lies in the source, or holds what is not this run's.
+        Conflict: another export into it is under way.
+        StorageUnavailable: the disk is full, or the place does not answer; the destination is as it was.
     """
-    if destination_format != "jsonl":
-        raise DestinationUnusable(f"there is no export to {destination_format} yet", field="destination_format")
-    folder = Path(destination)
+    target = normal(destination)
+    if destination_format == "kohya" and target == normal(source) and not target.startswith("s3://"):
+        folder = Path(target)
+        with translated(target):
+            (folder / IN_PLACE).mkdir(exist_ok=True)
+            writer = SidecarsInPlace(folder / IN_PLACE, folder, overwrite=overwrite)
+            summary = _write(annotated, folder / IN_PLACE, writer, settings, read, overwrite)
+            write_marker(folder / IN_PLACE, run=run, source=target, format=destination_format)
+        return summary
+    with staged(destination, source, run, settings, overwrite=overwrite) as folder:
+        summary = _write(annotated, folder, _WRITERS[destination_format](folder), settings, read, overwrite)
+        write_marker(
+            folder,
+            run=run,
+            source=normal(source),
+            format=destination_format,
+            exported=summary.exported,
+            dropped=summary.dropped,
+            failed=summary.failed,
+            software=f"tuwen {__version__}",
+        )
+    return summary
+
+
+def _write(
+    annotated: Iterable[Annotated], folder: Path, writer: Writer, settings: Settings, read: Read, overwrite: bool
+) -> Summary:
+    number = dropped = failed = 0
+
+    def loaded(pair: Annotated) -> tuple[Annotation, bytes, str]:
+        return _loaded(*pair, settings, read) if writer.wants_images else (pair[0], b"", "")
+
+    with Lines(folder / "errors.jsonl") as errors, Lines(folder / "dropped.jsonl") as drops:
+        try:
+            for annotation, data, image_format in mapped(loaded, annotated, threads=_READERS):
+                drop = drop_of(annotation)
+                if annotation.error is not None:
+                    failed += 1
+                    errors.write(_failure(annotation, annotation.error))
+                    continue
+                if drop is not None:
+                    dropped += 1
+                    drops.write({"name": annotation.name, **drop.model_dump(mode="json")})
+                    continue
+                words = chosen_words(annotation, overwrite=overwrite)
+                try:
+                    writer.write(Exported(number, annotation, words, data, image_format))
+                except NameTaken as taken:
+                    failed += 1
+                    errors.write(_failure(annotation, JobError(code="name_taken", detail=str(taken))))
+                else:
+                    number += 1
+        finally:
+            writer.close()
+    return Summary(number, dropped, failed)
+
+
+def _loaded(
+    annotation: Annotation, image: SourceImage | None, settings: Settings, read: Read
+) -> tuple[Annotation, bytes, str]:
+    """The image's file, and what it is; the reason in the annotation where it cannot be read any more."""
+    if annotation.error is not None or drop_of(annotation) is not None:
+        return annotation, b"", ""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / "annotations.jsonl.part"
-        with part.open("wb") as file:
-            for annotation, _ in images:
-                file.write(annotation.model_dump_json(exclude_defaults=True).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(folder / "annotations.jsonl")
-    except OSError as error:
-        raise DestinationUnusable(f"cannot write to {destination}: {error.strerror}", field="destination") from error
+        if image is None:
+            raise NotFound("the source has no such image")
+        data = _patiently(lambda: read(image))
+        return annotation, data, inspect(data, settings).format
+    except TuwenError as error:
+        failure = JobError(code=error.code, detail=f"not exported: {error}", retryable=error.retryable)
+        return annotation.model_copy(update={"error": failure}), b"", ""
+
+
+def _patiently(read: Callable[[], bytes]) -> bytes:
+    """An image that was there a while ago is worth a second look, not an endless one."""
+    for pause in _PAUSES:
+        try:
+            return read()
+        except TuwenError as error:
+            if not error.retryable:
+                raise
+            time.sleep(pause)
+    return read()
+
+
+def _failure(annotation: Annotation, error: JobError) -> dict[str, object]:
+    known = {"name": annotation.name, "custom_id": annotation.custom_id, "attempts": annotation.attempts}
+    return {key: value for key, value in known.items() if value is not None} | error.model_dump(mode="json")

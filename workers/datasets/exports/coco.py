@@ -1,0 +1,71 @@
+"""COCO's captions: captions.json with `images` and `annotations`, one annotation a caption, the chosen one first.
+
+https://cocodataset.org/#format-data. The images stay where they are; `file_name` is their name in the source.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from shared import __version__
+from shared.annotations import Caption
+from workers.datasets.exports.words import Words
+from workers.datasets.exports.writers import Exported
+
+_INFO = {"description": "captions by tuwen", "version": __version__}
+
+
+class Coco:
+    wants_images = False
+
+    def __init__(self, folder: Path) -> None:
+        self._captions = 0
+        # The file has all images before all annotations, and neither fit into memory: the second list is appended.
+        self._rest = folder / ".annotations"
+        self._images = (folder / "captions.json").open("w", encoding="utf-8")
+        self._annotations = self._rest.open("w", encoding="utf-8")
+        self._images.write('{"info": ' + json.dumps(_INFO) + ', "licenses": [], "images": [')
+
+    def write(self, exported: Exported) -> None:
+        known, id = exported.annotation, exported.number + 1
+        image: dict[str, Any] = {"id": id, "file_name": known.name, "width": known.width, "height": known.height}
+        extra = {"sha256": known.sha256, "custom_id": known.custom_id, "metadata": known.metadata or None}
+        image |= {key: value for key, value in extra.items() if value is not None}
+        self._images.write(_element(image, first=exported.number == 0))
+        for said in _said(exported.words, (*known.captions, *known.others), known.existing):
+            self._captions += 1
+            annotation = {"id": self._captions, "image_id": id, **said}
+            self._annotations.write(_element(annotation, first=self._captions == 1))
+
+    def close(self) -> None:
+        self._annotations.close()
+        self._images.write('\n], "annotations": [')
+        with self._rest.open(encoding="utf-8") as rest:
+            shutil.copyfileobj(rest, self._images)
+        self._images.write("\n]}\n")
+        self._images.close()
+        self._rest.unlink()
+
+
+def _element(value: dict[str, Any], *, first: bool) -> str:
+    return ("\n" if first else ",\n") + json.dumps(value, ensure_ascii=False)
+
+
+def _said(words: Words, captions: tuple[Caption, ...], existing: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The chosen words first, then the others, each with its author and what is known of it."""
+    chosen: dict[str, Any] = {"caption": words.text, "author": words.author, "language": words.language}
+    if words.caption is not None:
+        chosen |= _described(words.caption)
+    elif words.provenance is not None:
+        chosen["provenance"] = words.provenance.model_dump(mode="json")
+    others = [_described(caption) for caption in captions if caption is not words.caption]
+    kept = [{"caption": text, "author": "source"} for text in existing if text != words.text]
+    return [chosen, *others, *kept] if words.text else [*others, *kept]
+
+
+def _described(caption: Caption) -> dict[str, Any]:
+    known = caption.model_dump(mode="json", exclude_none=True)
+    return {"caption": known.pop("text"), "author": "model", **known}

@@ -1,0 +1,193 @@
+"""Where an export goes: a folder that appears whole or not at all, or the prefix of a bucket.
+
+All is written to a folder beside the destination, which then takes its name. `tuwen.json` in it says which run it
+holds, so that no run overwrites what is not its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+from shared.errors import Conflict, DestinationUnusable, StorageUnavailable
+from shared.settings import Settings
+from shared.storage import open_bucket
+from workers.datasets.sources.recognition import normal
+
+MARKER = "tuwen.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def staged(destination: str, source: str, run: str, settings: Settings, *, overwrite: bool) -> Iterator[Path]:
+    """A new folder to write the export into; when the block ends well, the destination is that folder.
+
+    Raises:
+        DestinationUnusable: it lies in the source, is no folder, or holds what is not this run's.
+        Conflict: another export into it is under way.
+        StorageUnavailable: the disk is full, or the bucket does not answer.
+    """
+    target = normal(destination)
+    require_apart(target, normal(source))
+    owner = Owner(run, normal(source), overwrite)
+    with translated(target):
+        if target.startswith("s3://"):
+            yield from _staged_for_bucket(target, owner, settings)
+        else:
+            yield from _staged_for_folder(Path(target), owner)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    run: str
+    source: str
+    overwrite: bool
+
+    def require(self, marker: bytes, target: str) -> None:
+        """Refuse what another source's run has written; a later run over the same source may take its place.
+
+        Raises:
+            DestinationUnusable
+        """
+        try:
+            found = json.loads(marker)
+            run, source = found["run"], found["source"]
+        except (ValueError, KeyError, TypeError):
+            run, source = "of an unknown run", None
+        if not self.overwrite and self.run != run and self.source != source:
+            detail = f"{target} holds the data set {run} of {source}: name another folder, or ask to overwrite it"
+            raise DestinationUnusable(detail, field="destination")
+
+
+def require_apart(target: str, source: str) -> None:
+    """Refuse a destination in the source, which the next run would annotate, or around it, which it would replace.
+
+    Raises:
+        DestinationUnusable
+    """
+    below, around = f"{target}/".startswith(f"{source}/"), f"{source}/".startswith(f"{target}/")
+    if below or around:
+        raise DestinationUnusable(f"{target} and the source {source} lie within each other", field="destination")
+
+
+def write_marker(folder: Path, **marker: Any) -> None:
+    """`run` and `source` are what `Owner` asks for."""
+    (folder / MARKER).write_text(json.dumps(marker, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _staged_for_folder(target: Path, owner: Owner) -> Iterator[Path]:
+    _require_usable(target, owner)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.parent / f".{target.name}.{owner.run}"
+    with _locked(target.parent / f".{target.name}.lock", target):
+        shutil.rmtree(staging, ignore_errors=True)  # of an export that was killed
+        staging.mkdir()
+        try:
+            yield staging
+            _require_usable(target, owner)
+            _replace(target, staging)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _require_usable(target: Path, owner: Owner) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise DestinationUnusable(f"{target} is a file: name a folder", field="destination")
+    if (target / MARKER).is_file():
+        owner.require((target / MARKER).read_bytes(), str(target))
+    elif next(target.iterdir(), None) is not None:
+        raise DestinationUnusable(f"{target} is not empty: name a new folder", field="destination")
+
+
+def _replace(target: Path, staging: Path) -> None:
+    """The only moment in which the destination is missing is between two renames."""
+    old = target.parent / f".{target.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    staging.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path, target: Path) -> Iterator[None]:
+    """One export at a time; the lock of one that is killed goes with it."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(f"another export into {target} is under way: wait for its end") from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _staged_for_bucket(target: str, owner: Owner, settings: Settings) -> Iterator[Path]:
+    store = open_bucket(target.removeprefix("s3://"), settings, settings.s3_endpoint)
+    _require_usable_prefix(store, target, owner)
+    folder = settings.data_dir / "exports"
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = folder / owner.run
+    with _locked(folder / f"{owner.run}.lock", staging):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            yield staging
+            _upload(staging, store)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _require_usable_prefix(store: S3Store, target: str, owner: Owner) -> None:
+    try:
+        marker = bytes(obstore.get(store, MARKER).bytes())
+    except FileNotFoundError:
+        if next(iter(obstore.list(store, chunk_size=1)), None):
+            raise DestinationUnusable(f"{target} is not empty: name a new prefix", field="destination") from None
+        return
+    owner.require(marker, target)
+
+
+def _upload(staging: Path, store: S3Store) -> None:
+    """The marker goes first from an old export and last with a new one: without it, the prefix is not whole."""
+    obstore.delete(store, MARKER)
+    fresh = sorted(path for path in staging.rglob("*") if path.is_file() and path.name != MARKER)
+    names = set()
+    for path in fresh:
+        name = path.relative_to(staging).as_posix()
+        names.add(name)
+        obstore.put(store, name, path)
+    for page in obstore.list(store):
+        stale = [meta["path"] for meta in page if meta["path"] not in names]
+        if stale:
+            obstore.delete(store, stale)
+    obstore.put(store, MARKER, staging / MARKER)
+
+
+@contextmanager
+def translated(target: str) -> Iterator[None]:
+    """What goes wrong in writing to `target`, as errors of ours."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageUnavailable(f"the disk of {target} is full: free some space, then export again") from error
+        if isinstance(error, PermissionError):
+            raise DestinationUnusable(f"{target} cannot be written: {error.strerror}", field="destination") from error
+        raise StorageUnavailable(f"{target} cannot be written: {error.strerror or error}") from error
+    except BaseError as error:
+        raise StorageUnavailable(f"{target} cannot be written: {str(error).splitlines()[0][:200]}") from error

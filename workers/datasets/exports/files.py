@@ -1,0 +1,64 @@
+"""Names of images in an export, and files that lines are written to."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from workers.datasets.sources.images import is_image_name
+
+_LONGEST_PART = 200  # bytes; file systems allow 255, and a sidecar's suffix may be longer
+_SUFFIXES = {"jpeg": ".jpg", "tiff": ".tif"}
+
+
+def file_name(name: str, format: str) -> str:  # noqa: A002
+    """`name` as the path of a file: with a suffix, and no part longer than file systems allow.
+
+    `format` is what the bytes are, as `ImageInfo.format` says it.
+    """
+    suffix = _SUFFIXES.get(format, f".{format}")
+    named = name if is_image_name(name) else f"{name}{suffix}"
+    return "/".join(_shortened(part) for part in named.split("/"))
+
+
+def suffix_of(format: str) -> str:  # noqa: A002
+    """Without the dot, as webdataset's keys have it."""
+    return _SUFFIXES.get(format, format).lstrip(".")
+
+
+def _shortened(part: str) -> str:
+    raw = part.encode()
+    if len(raw) <= _LONGEST_PART:
+        return part
+    stem, dot, suffix = part.rpartition(".")
+    kept = raw[: _LONGEST_PART - 40].decode(errors="ignore")
+    end = f".{suffix}" if dot and stem and len(suffix) < 10 else ""
+    return f"{kept}-{sha256(raw).hexdigest()[:16]}{end}"
+
+
+class Lines:
+    """A file of JSON lines that is made when the first line comes, if `always` does not ask for it."""
+
+    def __init__(self, path: Path, *, always: bool = False) -> None:
+        self._path = path
+        self._file = path.open("w", encoding="utf-8", newline="\n") if always else None
+
+    def write(self, line: dict[str, Any]) -> None:
+        if self._file is None:
+            self._file = self._path.open("w", encoding="utf-8", newline="\n")
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

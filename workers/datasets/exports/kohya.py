@@ -1,0 +1,73 @@
+"""Captions as kohya's sd-scripts read them: `<name>.txt` beside each image.
+
+A sidecar holds nothing but the words, so annotations.jsonl beside them says where they come from.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from workers.datasets.exports.files import file_name
+from workers.datasets.exports.imagefolder import place
+from workers.datasets.exports.jsonl import JsonLines
+from workers.datasets.exports.writers import Exported, NameTaken
+from workers.datasets.sources.seen import Seen
+
+
+class Sidecars:
+    """Images and sidecars in a folder of their own."""
+
+    wants_images = True
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._records = JsonLines(folder)
+
+    def write(self, exported: Exported) -> None:
+        name = file_name(exported.annotation.name, exported.format)
+        sidecar = self._folder / sidecar_name(name)
+        if sidecar.exists():
+            raise NameTaken(f"{sidecar_name(name)!r} is the caption of another image")
+        place(self._folder, name, exported.data)
+        sidecar.write_text(one_line(exported.words.text), encoding="utf-8")
+        self._records.write(exported)
+
+    def close(self) -> None:
+        self._records.close()
+
+
+class SidecarsInPlace:
+    """Sidecars beside the images of the source itself, each written whole; the records go to `folder`."""
+
+    wants_images = False
+
+    def __init__(self, folder: Path, source: Path, *, overwrite: bool) -> None:
+        self._source = source
+        self._overwrite = overwrite
+        self._records = JsonLines(folder)
+        self._written = Seen()
+
+    def write(self, exported: Exported) -> None:
+        name = sidecar_name(exported.annotation.name)
+        if not self._written.add(name):
+            raise NameTaken(f"{name!r} is the caption of another image")
+        sidecar = self._source / name
+        if self._overwrite or not sidecar.exists():
+            fresh = sidecar.with_name(f".{sidecar.name}.tuwen")
+            fresh.write_text(one_line(exported.words.text), encoding="utf-8")
+            os.replace(fresh, sidecar)  # noqa: PTH105 (as Path.replace, said plainly)
+        self._records.write(exported)
+
+    def close(self) -> None:
+        self._records.close()
+        self._written.close()
+
+
+def sidecar_name(name: str) -> str:
+    return f"{name.rpartition('.')[0] or name}.txt"
+
+
+def one_line(text: str) -> str:
+    """sd-scripts take the first line, unless told otherwise."""
+    return " ".join(text.split())

@@ -1,0 +1,149 @@
+"""Parquet with the images in it, as `datasets` writes them: it shows an image where the column `image` is.
+
+https://huggingface.co/docs/hub/datasets-image#parquet-format
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from shared.annotations import Annotation, Caption, Provenance
+from shared.errors import ConfigurationError
+from workers.datasets.exports.words import Words, flat
+from workers.datasets.exports.writers import Exported
+
+_LARGEST_GROUP = 64 * 2**20
+"""Bytes of images in a row group: what a reader holds at once."""
+_MOST_ROWS = 1000
+_LARGEST_FILE = 512 * 2**20
+
+
+class Parquet:
+    wants_images = True
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from pyarrow import parquet
+        except ImportError as error:
+            raise ConfigurationError("Parquet needs pyarrow: pip install 'tuwen[datasets]'") from error
+        self._parquet = parquet
+        self._schema = _schema()
+        # In a folder of their own, which can be opened as one table.
+        self._folder = folder / "data"
+        self._folder.mkdir()
+        self._rows: list[dict[str, Any]] = []
+        self._group = self._file = self._files = 0
+        self._writer: Any = None
+
+    def write(self, exported: Exported) -> None:
+        self._rows.append(_row(exported))
+        self._group += len(exported.data)
+        if self._group >= _LARGEST_GROUP or len(self._rows) >= _MOST_ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        if self._rows or self._writer is None:
+            self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._writer is not None and self._file >= _LARGEST_FILE:
+            self._writer.close()
+            self._writer = None
+        if self._writer is None:
+            path = self._folder / f"part-{self._files:05d}.parquet"
+            self._writer = self._parquet.ParquetWriter(path, self._schema, compression="zstd")
+            self._files, self._file = self._files + 1, 0
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._file += self._group
+        self._group = 0
+        self._rows.clear()
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    text, number, score, time = pa.string(), pa.int64(), pa.float64(), pa.timestamp("us", tz="UTC")
+    made = {"model": text, "revision": text, "parameters": text, "software": text, "worker": text, "created_at": time}
+    words = {"text": text, "language": text, "style": text, "confidence": score, "score": score}
+    caption = pa.struct({**words, "out_of_domain": pa.bool_(), "chosen": pa.bool_(), **made})
+    columns = {
+        "image": pa.struct({"bytes": pa.binary(), "path": text}),
+        "number": number,
+        "name": text,
+        **words,
+        "author": text,
+        **made,
+        "sha256": text,
+        "size": number,
+        "width": number,
+        "height": number,
+        "custom_id": text,
+        "captions": pa.list_(caption),
+        "existing": pa.list_(text),
+        "existing_score": score,
+        "recognition": text,
+        "review": text,
+        "metadata": text,
+    }
+    # What `datasets` cannot tell from the types: that the bytes are an image.
+    features = {name: _feature(kind) for name, kind in columns.items()} | {"image": {"_type": "Image"}}
+    return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _feature(kind: Any) -> Any:
+    """The type of a column in the words of `datasets`."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return {field.name: _feature(field.type) for field in kind}
+    if pa.types.is_list(kind):
+        return {"_type": "List", "feature": _feature(kind.value_type)}
+    names = {"double": "float64"}
+    return {"_type": "Value", "dtype": names.get(str(kind), str(kind))}
+
+
+def _row(exported: Exported) -> dict[str, Any]:
+    known, words = exported.annotation, exported.words
+    captions = [_caption(caption, words) for caption in (*known.captions, *known.others)]
+    said = flat(known, words)
+    made = {"created_at": words.provenance.created_at if words.provenance else None}
+    return {
+        "image": {"bytes": exported.data, "path": known.name},
+        "number": exported.number,
+        "name": known.name,
+        **said,
+        **made,
+        **{name: getattr(known, name) for name in _KNOWN},
+        "captions": captions,
+        "existing": list(known.existing),
+        **_as_json(known),
+    }
+
+
+_KNOWN = ("sha256", "size", "width", "height", "custom_id", "existing_score")
+
+
+def _as_json(known: Annotation) -> dict[str, str | None]:
+    return {
+        "recognition": known.recognition.model_dump_json(exclude_none=True) if known.recognition else None,
+        "review": known.review.model_dump_json(exclude_none=True) if known.review else None,
+        "metadata": json.dumps(known.metadata, ensure_ascii=False) if known.metadata else None,
+    }
+
+
+def _caption(caption: Caption, words: Words) -> dict[str, Any]:
+    said = {
+        name: getattr(caption, name) for name in ("text", "language", "style", "confidence", "score", "out_of_domain")
+    }
+    return {**said, "chosen": caption is words.caption, **_made(caption.provenance)}
+
+
+def _made(provenance: Provenance) -> dict[str, str | datetime]:
+    fields = {name: getattr(provenance, name) for name in ("model", "revision", "software", "worker", "created_at")}
+    return {**fields, "parameters": json.dumps(provenance.parameters, ensure_ascii=False)}

@@ -1,0 +1,59 @@
+"""webdataset: tars of samples, each an image, its .txt and its .json under one key, the image's number.
+
+https://github.com/webdataset/webdataset
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+from workers.datasets.exports.files import suffix_of
+from workers.datasets.exports.words import record
+from workers.datasets.exports.writers import Exported
+
+_LARGEST = 256 * 2**20
+"""Bytes after which the next tar begins: large enough to stream well, small enough to shuffle."""
+_MOST = 10_000
+
+
+class WebDataset:
+    wants_images = True
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tar: tarfile.TarFile | None = None
+        self._tars = 0
+        self._samples = 0
+
+    def write(self, exported: Exported) -> None:
+        tar = self._roomy()
+        key = f"{exported.number:09d}"
+        whole = record(exported.number, exported.annotation, exported.words)
+        _add(tar, f"{key}.{suffix_of(exported.format)}", exported.data)
+        _add(tar, f"{key}.txt", exported.words.text.encode())
+        _add(tar, f"{key}.json", json.dumps(whole, ensure_ascii=False).encode())
+        self._samples += 1
+
+    def close(self) -> None:
+        if self._tar is not None:
+            self._tar.close()
+
+    def _roomy(self) -> tarfile.TarFile:
+        if self._tar is not None and self._tar.offset < _LARGEST and self._samples < _MOST:
+            self._tar.members.clear()  # type: ignore[attr-defined]  # tarfile remembers every one
+            return self._tar
+        self.close()
+        self._tar = tarfile.open(self._folder / f"{self._tars:06d}.tar", "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._tars += 1
+        self._samples = 0
+        return self._tar
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    member.mode = 0o644
+    tar.addfile(member, io.BytesIO(data))

@@ -15,7 +15,7 @@ import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
-from api.commands import datasets, evaluation, images, jobs, keys, system
+from api.commands import datasets, evaluation, images, jobs, keys, system, training
 from api.commands.place import Place
 from api.terminal import err, out
 from shared import __version__
@@ -30,6 +30,7 @@ app.add_typer(images.app)
 app.add_typer(jobs.app, name="jobs", rich_help_panel=images.PANEL)
 app.add_typer(datasets.app)
 app.add_typer(datasets.datasets, name="datasets", rich_help_panel=images.PANEL)
+app.add_typer(training.app)
 app.add_typer(evaluation.app)
 app.add_typer(system.app)
 app.add_typer(keys.app, name="keys", rich_help_panel=system.INSTALLATION)

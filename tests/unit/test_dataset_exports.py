@@ -328,13 +328,11 @@ def test_export_again_replaces_its_own_and_no_other(source: Path, tmp_path: Path
     export(source, tmp_path / "out", "webdataset")
     export(source, tmp_path / "out", "jsonl")
     assert not (tmp_path / "out/000000.tar").exists()
-    export(source, tmp_path / "out", "jsonl", run="run-2")  # the same source, grown: the later run takes its place
-    other = tmp_path / "other"
-    source.rename(other)
-    with pytest.raises(DestinationUnusable, match="run-2"):
-        export(other, tmp_path / "out", "jsonl", run="run-3")
+    with pytest.raises(DestinationUnusable, match="another data set"):
+        export(source, tmp_path / "out", "jsonl", run="run-2")
+    assert json.loads((tmp_path / "out" / MARKER).read_text())["run"] == "run-1"
+    export(source, tmp_path / "out", "jsonl", run="run-2", overwrite=True)
     assert json.loads((tmp_path / "out" / MARKER).read_text())["run"] == "run-2"
-    export(other, tmp_path / "out", "jsonl", run="run-3", overwrite=True)
 
 
 def test_two_exports_into_one_destination_at_once(source: Path, tmp_path: Path) -> None:

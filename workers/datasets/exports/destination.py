@@ -40,7 +40,7 @@ def staged(destination: str, source: str, run: str, settings: Settings, *, overw
     """
     target = normal(destination)
     require_apart(target, normal(source))
-    owner = Owner(run, normal(source), overwrite)
+    owner = Owner(run, overwrite)
     with translated(target):
         if target.startswith("s3://"):
             yield from _staged_for_bucket(target, owner, settings)
@@ -51,11 +51,10 @@ def staged(destination: str, source: str, run: str, settings: Settings, *, overw
 @dataclass(frozen=True, slots=True)
 class Owner:
     run: str
-    source: str
     overwrite: bool
 
     def require(self, marker: bytes, target: str) -> None:
-        """Refuse what another source's run has written; a later run over the same source may take its place.
+        """Refuse to take the place of what another run has written.
 
         Raises:
             DestinationUnusable
@@ -64,9 +63,9 @@ class Owner:
             found = json.loads(marker)
             run, source = found["run"], found["source"]
         except (ValueError, KeyError, TypeError):
-            run, source = "of an unknown run", None
-        if not self.overwrite and self.run != run and self.source != source:
-            detail = f"{target} holds the data set {run} of {source}: name another folder, or ask to overwrite it"
+            run, source = None, "an unknown source"
+        if not self.overwrite and self.run != run:
+            detail = f"{target} holds another data set, of {source}: name another folder, or ask to overwrite it"
             raise DestinationUnusable(detail, field="destination")
 
 
@@ -82,7 +81,7 @@ def require_apart(target: str, source: str) -> None:
 
 
 def write_marker(folder: Path, **marker: Any) -> None:
-    """`run` and `source` are what `Owner` asks for."""
+    """Says in `folder` whose it is: `run` and `source` are what `Owner` asks for."""
     (folder / MARKER).write_text(json.dumps(marker, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

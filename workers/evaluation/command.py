@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
-from shared.errors import TuwenError
+from shared.errors import ConfigurationError, TuwenError
 from workers.evaluation.page import page, wrong_captions, wrong_recognitions
 from workers.evaluation.prompts import write_jsonl
 from workers.evaluation.run import QUICK, SECTIONS, Evaluation, Sizes, as_json
@@ -27,6 +29,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, help=f"of each test split, by default {Sizes().pictures}")
     parser.add_argument(
         "--distances", type=int, help="pictures of each split for Fréchet and kernel distance; 10000 or more"
+    )
+    parser.add_argument(
+        "--folds", type=Path, help="folds.json of a cross-validation (tuwen train … --folds), to show beside the rest"
     )
     parser.add_argument("--cache", type=Path, default=Path("runs/pictures"), help="where rendered pictures are kept")
     parser.add_argument("--device", default="cpu")
@@ -44,6 +49,8 @@ def main() -> int:
     console = Console(stderr=True)
     evaluation = Evaluation(sizes, options.device, options.cache)
     try:
+        if options.folds:
+            evaluation.report["folds"] = cross_validation(options.folds)
         with console.status("loading") as status:
             evaluation.run(sections, lambda name: status.update(name))
             write(evaluation, options.out)
@@ -55,6 +62,16 @@ def main() -> int:
         console.print("A quick run: samples are small and intervals wide.")
     console.print(f"{options.out / 'report.html'}")
     return 0
+
+
+def cross_validation(path: Path) -> dict[str, Any]:
+    try:
+        told: dict[str, Any] = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigurationError(
+            f"no cross-validation at {path}: `tuwen train recognizer --folds 5 --out RUN` writes RUN/folds.json"
+        ) from error
+    return told
 
 
 def write(evaluation: Evaluation, out: Path) -> None:

@@ -109,6 +109,11 @@ def _recognition(section: Report) -> Iterator[Table]:
         yield Table(f"Recognition, {column} combinations", heads, rows, note)
 
 
+def _folds(section: Report) -> Iterator[Table]:
+    rows = [[name, f"{value:.3f} ± {section['spread'][name]:.3f}"] for name, value in section["mean"].items()]
+    yield Table(f"Cross-validation in {len(section['folds'])} folds", ("", "mean ± spread"), rows)
+
+
 def _description(section: Report) -> Iterator[Table]:
     heads = ("", "precision", "recall", "F1", "captions without a mistake", "CHAIR-i", "CHAIR-s", "CIDEr-D", "BLEU-4")
     for column in COLUMNS:
@@ -197,6 +202,7 @@ def _distances(section: Report) -> Iterator[Table]:
 _SECTIONS = {
     "generation": _generation,
     "recognition": _recognition,
+    "folds": _folds,
     "description": _description,
     "pope": _pope,
     "pairs": _pairs,

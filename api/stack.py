@@ -393,6 +393,23 @@ class System:
         return self.data / "logs" / f"{name}.log"
 
 
+def devices(named: Sequence[str]) -> list[str]:
+    """The devices, with `all` replaced by every GPU in sight.
+
+    Raises:
+        ConfigurationError: there is none, or torch is not installed.
+    """
+    if "all" not in named:
+        return list(dict.fromkeys(named))
+    # A process of its own: it needs torch, which would hold memory on every GPU for as long as it lived in this one.
+    child = subprocess.run([sys.executable, "-P", "-m", "workers", "devices"], capture_output=True, text=True)
+    found = child.stdout.split()
+    if child.returncode or not found:
+        reason = (child.stderr.strip().splitlines() or ["torch sees none here"])[-1]
+        raise ConfigurationError(f"there is no GPU to start a worker on ({reason}); `--device cpu` needs none")
+    return found
+
+
 def _celery_name(name: str) -> str:
     return f"{name}@{platform.node()}"
 

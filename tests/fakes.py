@@ -204,6 +204,13 @@ class SleepyAtStart(NullGenerator):
         time.sleep(3600)
 
 
+def judge(subject: str | Pixels) -> str | None:
+    """A safety filter that refuses one word and black pictures."""
+    if isinstance(subject, str):
+        return "it says forbidden" if "forbidden" in subject else None
+    return "it is too dark" if subject.max() == 0 else None
+
+
 def seed_colour(seed: int) -> tuple[int, int, int]:
     """The colour of `NullGenerator`'s picture for `seed`."""
     return (seed * 37 % 256, seed * 91 % 256, seed * 151 % 256)

@@ -18,6 +18,7 @@ def main() -> int:
     worker.add_argument("--device", help="cpu or cuda:N; default TUWEN_DEVICE")
     worker.add_argument("--name", help="tells apart workers of one host and device")
     worker.add_argument("--kinds", nargs="+", type=Kind, choices=list(Kind), help="default: all")
+    roles.add_parser("devices", help="name the GPUs that workers can be started on, one a line")
     roles.add_parser("housekeeper", help="re-dispatch, leases, webhooks, collection")
     roles.add_parser("flower", help="monitoring page")
     arguments = parser.parse_args()
@@ -35,6 +36,11 @@ def main() -> int:
 
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     # Imported here, so that each role loads only what it needs.
+    if arguments.role == "devices":
+        from workers.engines.devices import visible_devices
+
+        print(*visible_devices(), sep="\n")
+        return 0
     if arguments.role == "worker":
         from workers.app import run_worker
 

@@ -5,8 +5,9 @@
 It never waits for a batch to fill. Whenever the engine is free, the most urgent waiting item leads the next batch, and
 items that can share its forward pass ride along, more urgent ones first, up to the engine's limit; while the engine
 runs, the next batch gathers. So a bulk run never leaves the engine idle, and never blocks a person for much longer
-than the batch that is running. Of equal priority the older goes first, and one batch in `PATIENCE` is led by the
-oldest item of all when it has been passed over that often: under any stream of urgent work all the rest moves on.
+than the batch that is running. Of equal priority items go first whose model is loaded, so that models are not swapped
+for every other job, and of those the older; and one batch in `PATIENCE` is led by the oldest item of all when it has
+been passed over that often: under any stream of urgent work, or work for another model, all the rest moves on.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class BatchEngine(Protocol):
     ) -> list[Output | TuwenError]: ...
 
     def limit(self, kind: Kind, item: Item) -> int: ...
+
+    def is_warm(self, item: Item) -> bool: ...
 
     def stop(self) -> None: ...
 
@@ -222,7 +225,8 @@ class Batcher:
             if self._batches - max(oldest.batches_before, self._last_turn_of_the_oldest) >= PATIENCE:
                 self._last_turn_of_the_oldest = self._batches
                 return oldest
-            return max(self._waiting, key=lambda entry: entry.priority)  # of equals the first, which is the oldest
+            # Of equals the first, which is the oldest.
+            return max(self._waiting, key=lambda entry: (entry.priority, self._engine.is_warm(entry.item)))
 
     def _wanted(self) -> list[_Entry]:
         """Who still waits, with the lock held."""

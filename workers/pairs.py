@@ -38,7 +38,7 @@ def report(item: MatchItem) -> Stages[MatchResult]:
     whole, seen, *parts = yield [
         item,
         RecognizeItem(item.pixels),
-        *(MatchItem(item.pixels, statement.text) for statement in said),
+        *(MatchItem(item.pixels, statement.text, item.model) for statement in said),
     ]
     if not isinstance(whole, MatchResult) or not isinstance(seen, RecognizeResult):
         raise TypeError("an engine answered with another engine's result")

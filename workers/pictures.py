@@ -30,6 +30,7 @@ def stored(store: ObjectStore, drawn: Drawn) -> GenerateResult:
         ),
         fell_short=drawn.fell_short,
         unknown_words=best.picture.unknown_words,
+        warnings=best.picture.warnings,
     )
 
 

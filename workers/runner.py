@@ -290,16 +290,19 @@ class Runner:
                     height=wanted.height,
                     steps=wanted.steps,
                     guidance=wanted.guidance,
+                    model=claim.model,
                 )
                 return item if wanted.candidates == 1 and wanted.min_score is None else draw(item, wanted)
             case DescribeInput() as wanted:
                 picture = self._pixels(wanted.image, claim)
-                written = DescribeItem(picture, wanted.language, wanted.style, wanted.max_tokens, wanted.prompt)
+                written = DescribeItem(
+                    picture, wanted.language, wanted.style, wanted.max_tokens, wanted.prompt, model=claim.model
+                )
                 return written if wanted.rerank == 1 else describe(written, wanted.rerank)
             case RecognizeInput() as wanted:
-                return RecognizeItem(self._pixels(wanted.image, claim))
+                return RecognizeItem(self._pixels(wanted.image, claim), claim.model)
             case MatchInput() as wanted:
-                pair = MatchItem(self._pixels(wanted.image, claim), wanted.text)
+                pair = MatchItem(self._pixels(wanted.image, claim), wanted.text, claim.model)
                 return report(pair) if wanted.report else pair
 
     def _pixels(self, source: ImageSource, claim: Claim) -> Pixels:

@@ -37,11 +37,16 @@ def up(
     ] = None,
     redis_port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 0,
     postgres_port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 0,
-    device: Annotated[list[str] | None, typer.Option(help="cpu, cuda:0, …; a worker for each; by default cpu.")] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device", "--devices", help="cpu, cuda:0, …, a worker for each; all: every GPU there is. By default cpu."
+        ),
+    ] = None,
     flower: Annotated[bool, typer.Option(help="Whether to start Flower.")] = True,
 ) -> None:
     """Start the whole system on this machine, until Ctrl-C."""
-    from api.stack import System
+    from api.stack import System, devices
 
     ports: dict[str, Any] = {"port": port, "flower_port": flower_port}
     given = {name: number for name, number in ports.items() if number is not None}
@@ -53,7 +58,7 @@ def up(
         system = System(
             settings,
             view.tell,
-            devices=device or [settings.device],
+            devices=devices(device or [settings.device]),
             redis_port=redis_port,
             postgres_port=postgres_port,
             flower=flower,

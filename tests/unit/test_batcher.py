@@ -52,6 +52,7 @@ class HandDrivenEngine:
         self.starts = 0
         self.start_failures: list[Exception] = []
         self.alive = False
+        self.model = ""
         self.on_progress: Callable[[int, int], None]
         self.cancelled: Callable[[int], bool]
         self._entered = threading.Semaphore(0)
@@ -69,6 +70,10 @@ class HandDrivenEngine:
         self.limits_asked.append(item)
         return self.most
 
+    def is_warm(self, item: Item) -> bool:
+        """Of the models that a picture may name, one is loaded: the one that ran last."""
+        return not isinstance(item, GenerateItem) or item.model == self.model
+
     def run(
         self,
         kind: Kind,
@@ -78,6 +83,7 @@ class HandDrivenEngine:
     ) -> list[Any]:
         prompts = [item.prompt if isinstance(item, GenerateItem) else item.text for item in items]
         self.on_progress, self.cancelled = on_progress, cancelled
+        self.model = getattr(items[0], "model", "")
         self.kinds.append(kind)
         self.batches.append(prompts)
         self._entered.release()
@@ -118,9 +124,9 @@ class Desk:
         self.plug = self.ask("plug")
         engine.entered()
 
-    def ask(self, prompt: str, steps: int | None = None, **kwargs: Any) -> Future[Any]:
-        """Queue an item behind those already waiting; `steps` is its batch key."""
-        return self.batcher.submit(GenerateItem(prompt, seed=0, steps=steps), **kwargs)
+    def ask(self, prompt: str, steps: int | None = None, model: str = "", **kwargs: Any) -> Future[Any]:
+        """Queue an item behind those already waiting; `steps` and `model` are its batch key."""
+        return self.batcher.submit(GenerateItem(prompt, seed=0, steps=steps, model=model), **kwargs)
 
     def step(self) -> list[str]:
         """Let the running batch finish, wait for the next one to begin, and show it."""
@@ -182,7 +188,7 @@ def test_items_of_different_keys_never_share_a_batch_and_the_oldest_leads(desk: 
 def test_kinds_never_share_a_batch(desk: Callable[..., Desk]) -> None:
     d = desk(act=lambda prompts: [MatchResult(score=1)] * len(prompts) if prompts[0] == "text" else echo(prompts))
     item = MatchItem(np.zeros((8, 8, 3), np.uint8), "text")
-    assert item.batch_key == ()
+    assert item.batch_key == ("",)
     first = d.ask("a")
     match = d.batcher.submit(item)
     assert d.finish(first) == ["a"]
@@ -233,6 +239,30 @@ def test_old_bulk_gets_one_batch_in_a_while_not_all_of_them(desk: Callable[..., 
     assert seen[PATIENCE::PATIENCE] == ["bulk0", "bulk1", "bulk2"]
 
 
+def test_work_for_the_loaded_model_goes_before_work_that_needs_another(desk: Callable[..., Desk]) -> None:
+    d = desk(limit=1)
+    d.ask("other", model="other")
+    d.ask("warm")
+    d.ask("urgent other", model="other", priority=9)
+    d.ask("third", model="other")
+    assert [d.step() for _ in range(4)] == [["urgent other"], ["other"], ["third"], ["warm"]]
+    d.ask("other again", model="other")
+    d.ask("warm again")
+    assert d.step() == ["warm again"]
+
+
+def test_a_stream_of_work_for_the_loaded_model_cannot_starve_another(desk: Callable[..., Desk]) -> None:
+    d = desk(limit=1)
+    d.ask("other", model="other")
+    passed_over = 0
+    while True:
+        d.ask("warm")
+        if d.step() == ["other"]:
+            break
+        passed_over += 1
+    assert passed_over <= PATIENCE
+
+
 def test_alone_means_alone(desk: Callable[..., Desk]) -> None:
     d = desk(limit=4)
     futures = [d.ask("a"), d.ask("suspect", alone=True), d.ask("b"), d.ask("suspect2", alone=True)]
@@ -243,7 +273,7 @@ def test_alone_means_alone(desk: Callable[..., Desk]) -> None:
 def test_the_limit_is_asked_once_for_each_key(desk: Callable[..., Desk]) -> None:
     d = desk(limit=1)
     d.finish(*[d.ask(name, steps) for name, steps in [("a", 1), ("b", 1), ("c", 2), ("d", 1)]])
-    assert [item.batch_key[2] for item in d.engine.limits_asked] == [None, 1, 2]  # type: ignore[index]
+    assert [item.steps for item in d.engine.limits_asked] == [None, 1, 2]  # type: ignore[union-attr]
 
 
 def test_remembered_limits_have_an_end(desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +282,7 @@ def test_remembered_limits_have_an_end(desk: Callable[..., Desk], monkeypatch: p
     d.engine.open()
     for steps in (1, 2, 1, 3, 1, 2):  # 1 is used all along; 2 is forgotten when 3 comes
         d.ask("a", steps).result(PATIENT)
-    assert [item.batch_key[2] for item in d.engine.limits_asked] == [None, 1, 2, 3, 2]  # type: ignore[index]
+    assert [item.steps for item in d.engine.limits_asked] == [None, 1, 2, 3, 2]  # type: ignore[union-attr]
 
 
 def test_under_load_everybody_gets_their_own_answer() -> None:

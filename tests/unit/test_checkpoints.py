@@ -36,13 +36,6 @@ PROMPT = "a black cat on snow"
 Load = Callable[..., Any]
 
 
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny checkpoint, by the name of its builder; not to be changed."""
-    root = tmp_path_factory.mktemp("checkpoints")
-    return cache(lambda name: getattr(checkpoints, name)(root / name))
-
-
 def load(engine: type, text: str) -> Any:
     """The engine of a model written as in the settings."""
     [spec] = parse_models(text)
@@ -51,16 +44,16 @@ def load(engine: type, text: str) -> Any:
 
 
 @pytest.fixture(scope="session")
-def loaded(made: Callable[[str], Path]) -> Load:
+def loaded(tiny: Callable[[str], Path]) -> Load:
     """An engine for a tiny checkpoint, loaded once for the same options."""
     schemes = {DiffusersGenerator: "diffusers", TransformersDescriber: "transformers"}
-    return cache(lambda engine, name, options="": load(engine, f"{schemes.get(engine, 'clip')}:{made(name)}{options}"))
+    return cache(lambda engine, name, options="": load(engine, f"{schemes.get(engine, 'clip')}:{tiny(name)}{options}"))
 
 
 @pytest.fixture
-def copied(made: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+def copied(tiny: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
     """A copy of a tiny checkpoint that the test may damage."""
-    return lambda name: Path(shutil.copytree(made(name), tmp_path / name))
+    return lambda name: Path(shutil.copytree(tiny(name), tmp_path / name))
 
 
 class Listening(Unheard):
@@ -196,8 +189,8 @@ def test_each_step_is_told_and_the_next_one_is_not_taken_once_nobody_waits(loade
 
 
 @pytest.mark.parametrize(("value", "said"), [(float("nan"), "not-a-number"), (-100.0, "all black")])
-def test_what_is_no_picture_is_an_error_that_says_so(made: Callable[[str], Path], value: float, said: str) -> None:
-    engine = load(DiffusersGenerator, f"diffusers:{made('stable_diffusion')}")
+def test_what_is_no_picture_is_an_error_that_says_so(tiny: Callable[[str], Path], value: float, said: str) -> None:
+    engine = load(DiffusersGenerator, f"diffusers:{tiny('stable_diffusion')}")
     engine.pipeline.vae.decoder.conv_out.bias.data.fill_(value)
     [answer] = engine.run([GenerateItem(PROMPT, 1, steps=1)], Unheard())
     assert isinstance(answer, EngineError)
@@ -274,8 +267,8 @@ def test_a_captioner_continues_what_it_is_given_and_says_that_it_knows_one_langu
     assert "this captioner writes English whatever is asked" in made.warnings
 
 
-def test_not_a_number_is_no_text(made: Callable[[str], Path]) -> None:
-    engine = load(TransformersDescriber, f"transformers:{made('qwen2_vl')}")
+def test_not_a_number_is_no_text(tiny: Callable[[str], Path]) -> None:
+    engine = load(TransformersDescriber, f"transformers:{tiny('qwen2_vl')}")
     engine.model.lm_head.weight.data.fill_(float("nan"))
     [answer] = engine.run([DescribeItem(photo(0), max_tokens=2)], Unheard())
     assert isinstance(answer, EngineError)
@@ -408,16 +401,16 @@ def test_a_checkpoint_that_is_not_in_the_cache_cannot_be_had_offline() -> None:
         assert f"hf download nobody/nothing --revision {'0' * 40}" in said
 
 
-def test_a_checkpoint_of_the_other_library_is_sent_to_its_setting(made: Callable[[str], Path]) -> None:
-    assert "TUWEN_GENERATE=diffusers:" in refusal(ClipMatcher, f"clip:{made('stable_diffusion')}")
-    said = refusal(DiffusersGenerator, f"diffusers:{made('blip')}")
+def test_a_checkpoint_of_the_other_library_is_sent_to_its_setting(tiny: Callable[[str], Path]) -> None:
+    assert "TUWEN_GENERATE=diffusers:" in refusal(ClipMatcher, f"clip:{tiny('stable_diffusion')}")
+    said = refusal(DiffusersGenerator, f"diffusers:{tiny('blip')}")
     assert "BlipForConditionalGeneration" in said
     assert "TUWEN_DESCRIBE=transformers:" in said
 
 
-def test_a_model_of_the_wrong_kind_is_named(made: Callable[[str], Path]) -> None:
-    assert "a clip model writes no text about images" in refusal(TransformersDescriber, f"transformers:{made('clip')}")
-    assert "a qwen2_vl model does not compare" in refusal(ClipRecognizer, f"clip:{made('qwen2_vl')}")
+def test_a_model_of_the_wrong_kind_is_named(tiny: Callable[[str], Path]) -> None:
+    assert "a clip model writes no text about images" in refusal(TransformersDescriber, f"transformers:{tiny('clip')}")
+    assert "a qwen2_vl model does not compare" in refusal(ClipRecognizer, f"clip:{tiny('qwen2_vl')}")
 
 
 def test_a_pipeline_that_makes_no_pictures_from_text_is_named(copied: Callable[[str], Path]) -> None:
@@ -493,10 +486,10 @@ def test_missing_files_are_named(copied: Callable[[str], Path]) -> None:
     ],
 )
 def test_an_option_that_means_nothing_is_named(
-    made: Callable[[str], Path], engine: type, name: str, option: str, said: str
+    tiny: Callable[[str], Path], engine: type, name: str, option: str, said: str
 ) -> None:
     scheme = {DiffusersGenerator: "diffusers", TransformersDescriber: "transformers"}.get(engine, "clip")
-    assert said in refusal(engine, f"{scheme}:{made(name)}?{option}")
+    assert said in refusal(engine, f"{scheme}:{tiny(name)}?{option}")
 
 
 def test_the_revision_of_a_folder_changes_with_its_content(copied: Callable[[str], Path]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
+from time import perf_counter
 
 import torch
 from torch import nn
@@ -145,7 +145,7 @@ class BatchSize:
         run(size)  # kernels are chosen, and graphs compiled, at the first sight of a shape
         torch.cuda.synchronize(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
-        started = time.perf_counter()
+        started = perf_counter()
         run(size)
         torch.cuda.synchronize(self.device)
-        return time.perf_counter() - started
+        return perf_counter() - started

@@ -392,6 +392,13 @@ class Shards:
             raise NotFound(f"There is no image {image} in this data set.")
         return _shard(rows[0]), int(rows[0].first)
 
+    def rate(self, dataset_id: UUID) -> float | None:
+        """Images per second that one worker annotated while it ran a shard; None when none was annotated."""
+        seconds = func.extract("epoch", func.sum(ShardRow.finished_at - ShardRow.started_at))
+        rate = func.sum(ShardRow.done - ShardRow.kept) / func.nullif(seconds, 0)
+        rows = self._run(select(rate.label("rate")).where(ShardRow.dataset_id == dataset_id))
+        return float(rows[0].rate) if rows[0].rate else None
+
     def claim(self, id: UUID, priority: int, worker: str) -> ShardClaim | None:
         """Make this shard this worker's; None when it is not to be run, or not at this priority."""
         values = {"id": id, "priority": priority, "worker": worker, "lease": self._settings.lease}
@@ -415,6 +422,12 @@ class Shards:
             relaxed=True,
         )
         return _renewal(held, rows)
+
+    def cancelled(self, id: UUID) -> bool:
+        """Whether it is over without having run."""
+        return bool(
+            self._run(select(ShardRow.id).where(ShardRow.id == id, ShardRow.status == ShardStatus.CANCELLED.value))
+        )
 
     def checkpoint(self, claim: ShardClaim, results_key: str) -> bool:
         """What is done so far lies there, for whoever goes on if this worker cannot."""

@@ -37,8 +37,9 @@ class TaskConsumer:
     """`threads` threads that each take a message of `queues`, do it, and take the next.
 
     Args:
-        do: given the arguments of a message, which anybody may have sent; answers what to tell Celery's watchers.
-            What it raises is logged and told as a failure.
+        do: given a function to be called when the work begins, and the arguments of the message, which anybody may
+            have sent. Answers what to tell Celery's watchers, None where the message meant nothing: a doubled one
+            must not look like the end of the work that goes on elsewhere. What it raises is logged and told.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class TaskConsumer:
         hostname: str,
         task: str,
         queues: Sequence[str],
-        do: Callable[..., Outcome],
+        do: Callable[..., Outcome | None],
         *,
         threads: int,
     ):
@@ -99,15 +100,20 @@ class TaskConsumer:
         except (ValueError, KeyError, TypeError):
             log.warning("dropped something from a queue that is no message")  # anybody who reaches Redis can publish
             return
-        self._tell(id, "task-received", name=self._task, args=repr(tuple(arguments)), kwargs="{}", retries=0, eta=None)
-        self._tell(id, "task-started")
         started = time.monotonic()
+
+        def begin() -> None:
+            self._tell(id, "task-received", name=self._task, args=repr(tuple(arguments)), kwargs="{}", retries=0)
+            self._tell(id, "task-started")
+
         try:
-            event, details = self._do(*arguments)
+            outcome = self._do(begin, *arguments)
         except Exception as error:
             log.exception("%s%r failed in a way nobody foresaw", self._task, tuple(arguments))
-            event, details = failed(f"{type(error).__name__}: {error}")
-        self._tell(id, event, runtime=time.monotonic() - started, **details)
+            outcome = failed(f"{type(error).__name__}: {error}")
+        if outcome is not None:
+            event, details = outcome
+            self._tell(id, event, runtime=time.monotonic() - started, **details)
 
     def _tell(self, id: str, event: str, **details: Any) -> None:
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import platform
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 from uuid import UUID
 
 from celery import Celery
@@ -18,8 +19,10 @@ from shared.jobs import JobError
 from shared.queue import DATASET_TASK, DATASETS_QUEUE, JobQueue
 from shared.settings import Settings
 from shared.storage import ObjectStore
+from workers.datasets.access import open_allowed
 from workers.datasets.annotating import INTERNAL, Stopped
-from workers.datasets.consumer import DONE, Outcome, TaskConsumer, failed, put_back, revoked
+from workers.datasets.consumer import DONE, Outcome, TaskConsumer, failed, put_back
+from workers.datasets.estimate import estimate
 from workers.datasets.exporting import export
 from workers.datasets.leases import Heartbeat
 from workers.datasets.planning import Planner
@@ -95,13 +98,14 @@ class DatasetKeeper:
 
     # ── one data set ──────────────────────────────────────────────────────────────────────────────
 
-    def run(self, dataset_id: object) -> Outcome:
+    def run(self, begin: Callable[[], None], dataset_id: object) -> Outcome | None:
         """Plan or export the data set, whichever its turn is; what became of it, as Celery's event."""
         if not isinstance(dataset_id, str):
             raise TypeError("a message for a data set names it")
         claim = self._database.datasets.take(UUID(dataset_id), self._name)
         if claim is None:
-            return revoked()
+            return None
+        begin()
         run = DatasetRun(claim)
         with self._heartbeat.holding(run):
             if self._stopping.is_set():
@@ -113,6 +117,8 @@ class DatasetKeeper:
         try:
             if claim.status is DatasetStatus.PLANNING:
                 self._plan(run)
+            elif claim.request.dry_run:
+                self._database.datasets.end(claim, estimate=self._estimate(run))
             else:
                 export(self._settings, self._database, self._store, claim, run.require_wanted)
                 self._database.datasets.end(claim)
@@ -133,6 +139,22 @@ class DatasetKeeper:
         # All of its shards may be over by now.
         for id in self._database.datasets.complete(claim.id):
             self._publish_datasets([id])
+
+    def _estimate(self, run: DatasetRun) -> dict[str, Any]:
+        """What a dry run is for, now that a worker has annotated its sample."""
+        claim = run.claim
+        needed = {kind.value for kind in claim.request.kinds}
+        devices = sum(needed <= set(worker.models) for worker in self._database.workers.alive())
+        with open_allowed(claim.request, self._settings) as source:
+            found = estimate(
+                source,
+                self._settings,
+                claim.request.filters,
+                rate=self._database.shards.rate(claim.id),
+                devices=devices,
+                wanted=run.require_wanted,
+            )
+        return found.model_dump(mode="json")
 
     def _failed(self, claim: DatasetClaim, code: str, detail: str, retryable: bool) -> Outcome:
         error = JobError(code=code, detail=detail)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import islice
+from typing import Any
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
@@ -26,12 +27,19 @@ from shared.queue import JobQueue
 from shared.settings import Settings
 from shared.storage import ObjectStore
 from workers.datasets.access import open_allowed
+from workers.datasets.duplicates import Duplicates, examined
 from workers.datasets.earlier import Earlier
 from workers.datasets.filters import after, before
 from workers.datasets.sources import Entry, Source, SourceProblem
 from workers.datasets.sources.seen import Seen
 
 log = logging.getLogger(__name__)
+
+SAMPLE = 128
+"""Images that a dry run has annotated, to measure how long one takes."""
+
+Judged = tuple[Entry, Mapping[str, Any] | None]
+"""An entry, and fields of its annotation where its end is known already."""
 
 PUBLISHED_AT_ONCE = 64
 """Shards that are published when they are planned; the others when their turn comes near, by the housekeeper."""
@@ -62,7 +70,7 @@ class Planner:
         self._next = 0
 
     def plan(self) -> None:
-        """Plan what is not planned yet, to the end of the source.
+        """Plan what is not planned yet, to the end of the source; for a dry run a sample to measure.
 
         Raises:
             SourceUnusable: it cannot be listed, or there is nothing in it.
@@ -71,22 +79,45 @@ class Planner:
         request = self._claim.request
         with ExitStack() as open_things:
             source = open_things.enter_context(open_allowed(request, self._settings))
-            earlier = Earlier.of(self._settings, self._database, self._store, self._claim)
+            earlier = None if request.dry_run else Earlier.of(self._settings, self._database, self._store, self._claim)
             if earlier is not None:
                 open_things.enter_context(earlier)
-            entries = self._unplanned(source)
-            while lines := self._lines(islice(entries, request.shard_size), source, earlier):
+            duplicates = open_things.enter_context(Duplicates())
+            entries = self._unplanned(self._judged(source, duplicates))
+            if request.dry_run:
+                entries = islice(entries, SAMPLE)
+            while lines := [self._planned(*each, source, earlier).line() for each in islice(entries, self._size)]:
                 self._wanted()
                 self._add(lines)
 
-    def _lines(self, entries: Iterator[Entry], source: Source, earlier: Earlier | None) -> list[bytes]:
-        return [self._planned(entry, source, earlier).line() for entry in entries]
+    @property
+    def _size(self) -> int:
+        return SAMPLE if self._claim.request.dry_run else self._claim.request.shard_size
 
-    def _planned(self, entry: Entry, source: Source, earlier: Earlier | None) -> Planned:
+    def _judged(self, source: Source, duplicates: Duplicates) -> Iterator[Judged]:
+        """Every entry, with what is known of it before a model sees it: an error, or that it came before."""
+        how = self._claim.request.filters.duplicates
+        if how == "keep":
+            for entry in source.images():
+                yield entry, _problem(entry)
+            return
+        for image in examined(source.images(), source.read, self._settings, how=how):
+            found: dict[str, Any] = image.known
+            if image.error is not None:
+                found["error"] = image.error
+            elif drop := duplicates.drop(image):
+                found["drop"] = drop
+            ended = image.error is not None or "drop" in found
+            yield image.entry, found if ended else None
+
+    def _planned(
+        self, entry: Entry, ended: Mapping[str, Any] | None, source: Source, earlier: Earlier | None
+    ) -> Planned:
         if isinstance(entry, SourceProblem):
-            error = JobError(code=entry.code, detail=entry.detail)
-            return Planned(None, Annotation(name=entry.name, error=error))
+            return Planned(None, Annotation(name=entry.name, **(ended or {})))
         planned = Planned(json.loads(entry.to_json()))
+        if ended is not None:
+            return Planned(planned.image, planned.blank().model_copy(update=ended))
         known = earlier.annotation(entry, source.read) if earlier is not None else None
         if known is None:
             return planned
@@ -117,26 +148,39 @@ class Planner:
 
     # ── going on where another planner stopped ────────────────────────────────────────────────────
 
-    def _unplanned(self, source: Source) -> Iterator[Entry]:
+    def _unplanned(self, entries: Iterator[Judged]) -> Iterator[Judged]:
         """Entries that no shard has yet."""
         planned = self._database.shards.all(self._claim.id)
         if not planned:
-            return source.images()
-        self._next = planned[-1].number + 1
-        last = read_plan(self._store, planned[-1].plan_key)[-1]
-        entries = source.images()
-        skipped = deque(islice(entries, sum(shard.images for shard in planned)), maxlen=1)
-        if skipped and skipped[0].name == last.blank().name:
             return entries
-        log.warning("source %s has changed while it was planned", self._claim.request.source)
-        return self._unseen(source)
+        self._next = planned[-1].number + 1
+        count = sum(shard.images for shard in planned)
+        last = read_plan(self._store, planned[-1].plan_key)[-1].blank().name
+        return self._after(entries, count, last)
 
-    def _unseen(self, source: Source) -> Iterator[Entry]:
-        """Where positions do not help, because the source has changed: by name."""
-        with Seen() as names:
+    def _after(self, entries: Iterator[Judged], count: int, last: str) -> Iterator[Judged]:
+        """Those behind the first `count`, where the last of these is the one that it was; else those of new names."""
+        skipped = deque(islice(entries, count), maxlen=1)
+        if skipped and skipped[0][0].name == last:
+            yield from entries
+            return
+        log.warning("source %s has changed while it was planned", self._claim.request.source)
+        yield from self._unseen()
+
+    def _unseen(self) -> Iterator[Judged]:
+        """Where positions do not help, because the source has changed: by name, from the start."""
+        with Seen() as names, ExitStack() as open_things:
             for shard in self._database.shards.all(self._claim.id):
                 for planned in read_plan(self._store, shard.plan_key):
                     names.add(planned.blank().name)
-            for entry in source.images():
+            source = open_things.enter_context(open_allowed(self._claim.request, self._settings))
+            duplicates = open_things.enter_context(Duplicates())
+            for entry, ended in self._judged(source, duplicates):
                 if entry.name not in names:
-                    yield entry
+                    yield entry, ended
+
+
+def _problem(entry: Entry) -> Mapping[str, Any] | None:
+    if isinstance(entry, SourceProblem):
+        return {"error": JobError(code=entry.code, detail=entry.detail)}
+    return None

@@ -90,8 +90,8 @@ class Shards:
         self._queue.close()
         self._database.close()
 
-    def run(self, shard_id: object, priority: object) -> Outcome:
-        """Run the shard if it may run; what became of it, as Celery's event.
+    def run(self, begin: Callable[[], None], shard_id: object, priority: object) -> Outcome | None:
+        """Run the shard if it may run; what became of it, as Celery's event, None when it was not this worker's.
 
         Raises:
             DatabaseUnavailable: the housekeeper will see to the shard.
@@ -101,14 +101,15 @@ class Shards:
         id = UUID(shard_id)
         claim = self._patiently(lambda: self._database.shards.claim(id, priority, self._worker))
         if claim is None:
-            return revoked()
+            return revoked() if self._database.shards.cancelled(id) else None
+        begin()
         shard = ShardRun(self._settings, self._database, self._store, claim)
         with self._heartbeat.holding(shard):
             if self._stopping.is_set():
                 shard.stop()
             return self._end(shard)
 
-    def _end(self, shard: ShardRun) -> Outcome:
+    def _end(self, shard: ShardRun) -> Outcome | None:
         """Do the work; every way it can end is a value here."""
         claim = shard.claim
         means = Means(self._settings, self._batcher, self._models, self._worker)
@@ -128,11 +129,11 @@ class Shards:
             log.exception("shard %s failed in a way nobody foresaw", claim.id)
             return self._give_back(shard, INTERNAL)
 
-    def _finish(self, shard: ShardRun) -> Outcome:
+    def _finish(self, shard: ShardRun) -> Outcome | None:
         claim = shard.claim
         key = shard.store()
         if not self._patiently(lambda: self._database.shards.finish(claim, key, shard.progress)):
-            return revoked()  # somebody else has it by now
+            return None  # somebody else has it by now
         if claim.results_key not in (None, key):
             self._store.delete(claim.results_key)
         for id in self._patiently(lambda: self._database.datasets.complete(claim.dataset_id)):
@@ -142,7 +143,7 @@ class Shards:
                 log.warning("the housekeeper will find out that %s is complete: %s", id, error)
         return DONE
 
-    def _give_back(self, shard: ShardRun, error: JobError | None) -> Outcome:
+    def _give_back(self, shard: ShardRun, error: JobError | None) -> Outcome | None:
         try:
             shard.checkpoint()
         except TuwenError as again:
@@ -153,7 +154,9 @@ class Shards:
         if status is ShardStatus.FAILED:
             self._patiently(lambda: self._database.datasets.complete(shard.claim.dataset_id))
             return failed(f"{error.code}: {error.detail}" if error else "failed")
-        return revoked() if status in (None, ShardStatus.CANCELLED) else put_back(error.detail if error else "released")
+        if status is ShardStatus.CANCELLED:
+            return revoked()
+        return None if status is None else put_back(error.detail if error else "released")
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
         """A PostgreSQL that restarts is waited for, as long as a lease lasts."""

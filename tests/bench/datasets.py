@@ -149,7 +149,7 @@ def main(spec: str, device: str, source: str) -> None:
     limit = engine.batch_limit(items[0])
     engine.run(items[:limit], Quiet())
     sizes = sorted({size for size in (8, 16, 32, 64, limit) if size <= limit})
-    print(max(_rate(engine, items, size) for size in sizes))
+    sys.stdout.write(f"{max(_rate(engine, items, size) for size in sizes)}\n")
 
 
 def _rate(engine: Any, items: list[DescribeItem], size: int) -> float:
@@ -167,7 +167,7 @@ def drawn(folder: Path, images: int) -> Path:
     folder.mkdir()
     random = np.random.default_rng(0)
     for number in range(images):
-        Image.fromarray(render(sample_scene(random, "test"), 64)).save(folder / f"{number:05d}.png")
+        Image.fromarray(render(sample_scene(random, "train"), 64)).save(folder / f"{number:05d}.png")
     return folder
 
 

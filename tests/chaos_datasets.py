@@ -1,0 +1,74 @@
+"""`make chaos-datasets`: kill something at random every few seconds while a data set is annotated, then count.
+
+Ends with status 1 when an image is missing in the output, is there twice, or has another's caption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from api.servers import Postgres, Valkey
+from shared.datasets import Dataset
+from shared.errors import DatabaseUnavailable
+from shared.migrations import migrate
+from shared.settings import Settings
+from tests.annotation import annotate, dataset, mistakes, paint
+from tests.chaos import Chaos, console
+from tests.system import System, running_system
+
+
+def endure(system: System, chaos: Chaos, source: Path, destination: Path, *, every: float, limit: float) -> Dataset:
+    """Have `source` annotated while something dies `every` so many seconds; the data set when it is over."""
+    # Images that were under way in an engine that was killed have used up an attempt.
+    id = annotate(system, source, destination, shard_size=100, max_attempts=20)
+    deadline = time.monotonic() + limit
+    while True:
+        next_misdeed = time.monotonic() + every
+        while time.monotonic() < next_misdeed:
+            time.sleep(0.2)
+            try:
+                now = dataset(system, id)
+            except DatabaseUnavailable:
+                continue
+            if now.status.terminal or time.monotonic() > deadline:
+                return now
+        chaos.misdeed()
+        chaos.repair()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos_datasets", description=__doc__)
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two misdeeds")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="tuwen-chaos-") as name:
+        folder = Path(name)
+        source = paint(folder / "source", range(arguments.images))
+        with Valkey(folder / "valkey") as valkey, Postgres(folder / "postgres") as postgres:
+            migrate(postgres.url)
+            settings = Settings(
+                database_url=postgres.url,
+                redis_url=valkey.url,
+                storage_url=f"file://{folder / 'objects'}",
+                dataset_roots=(str(folder),),
+            )
+            with running_system(settings, folder) as system:
+                chaos = Chaos(system, valkey, postgres, random.Random(arguments.seed))
+                ended = endure(system, chaos, source, folder / "out", every=arguments.every, limit=3600)
+                console.print(f"deeds: {dict(chaos.deeds)}")
+                console.print(f"{ended.status}: {ended.progress}")
+                wrong = mistakes(folder / "out", range(arguments.images)) if ended.status.terminal else ["not over"]
+    for line in wrong[:20]:
+        console.print(line)
+    console.print("[green]every image exactly once[/]" if not wrong else f"[red]{len(wrong)} mistakes[/]")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,31 +1,68 @@
-"""kombu's Redis transport, made to survive what anybody may have put into a queue."""
+"""kombu's Redis transport, made to survive what anybody may have put into a queue, and to fetch many at a time."""
 
 from __future__ import annotations
 
 import logging
 from queue import Empty
+from time import monotonic
 from typing import Any
 
 from kombu.transport import redis as kombu_redis
-from redis.exceptions import RedisError
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import loads
 
 log = logging.getLogger(__name__)
 
+MOST_AT_ONCE = 16
+"""Messages that one round trip brings at most; more of them would leave idle workers with nothing."""
+
 
 class Channel(kombu_redis.Channel):
-    def _brpop_read(self, **options: Any) -> Any:
-        """Receive one message; one that is no message is dropped.
+    """Receives by BLMPOP (Redis 7) where kombu uses BRPOP, a round trip for each message."""
+
+    # kombu is untyped here, and says these are what it first sets them to.
+    _in_poll: Any
+    _brpop_sent_at: Any
+    _q_for_pri: Any
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        keys = [self._q_for_pri(queue, priority) for priority in self.priority_steps for queue in queues]
+        places = self.qos.can_consume_max_estimate()
+        count = MOST_AT_ONCE if places is None else min(max(places, 1), MOST_AT_ONCE)
+        timeout = self.brpop_timeout if timeout is None else timeout
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = monotonic()
+        self.client.connection.send_command("BLMPOP", timeout or 0, len(keys), *keys, "RIGHT", "COUNT", count)
+
+    def _brpop_read(self, **options: Any) -> bool:
+        """Hand on what was received. What is no message is dropped.
 
         kombu lets what is not JSON, or not shaped like its envelope, end the whole worker. A message is only a
         hint that a job may run, so nothing is lost with it.
         """
         try:
-            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]
-        except (Empty, RedisError, OSError):
-            raise
-        except Exception:
-            log.exception("dropped something from a queue that is no message")
-            raise Empty from None
+            try:
+                answer = self.client.parse_response(self.client.connection, "BLMPOP", **options)
+            except self.connection_errors:
+                self.client.connection.disconnect()  # so that the next round connects anew
+                raise
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()  # type: ignore[no-untyped-call]
+        if not answer:
+            raise Empty
+        key, messages = answer
+        queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
+        self._queue_cycle.rotate(queue)
+        for message in messages:
+            try:
+                self.connection._deliver(loads(bytes_to_str(message)), queue)
+            except Exception:
+                log.exception("dropped something from a queue that is no message")
+        return True
 
 
 class Transport(kombu_redis.Transport):

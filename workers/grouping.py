@@ -33,7 +33,8 @@ class Grouped(Generic[A]):
 
     def add(self, item: A) -> None:
         self._items.append(item)
-        self._wake.set()
+        if not self._wake.is_set():  # setting takes a lock, looking does not
+            self._wake.set()
 
     def close(self, timeout: float = 5.0) -> None:
         """Do what is left, for at most `timeout` seconds."""

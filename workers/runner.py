@@ -67,6 +67,10 @@ INTERNAL = JobError(
     code="internal_error", detail="Something unforeseen failed; the worker's log says what.", retryable=True
 )
 
+KEPT_TOGETHER = 4
+"""Pictures that one thread encodes and stores: few, so that a distant storage is asked for many at a time, and more
+than one, because handing over costs as much as encoding a small one."""
+
 UNWATCHED_EVENTS = 10_000
 """Events that wait while Redis is frozen; the oldest are dropped, since watchers look at PostgreSQL as well."""
 
@@ -100,6 +104,7 @@ class Runner:
         self._heartbeat = Heartbeat(settings, self._database, worker, on_beat=lambda: recorder.flush(self._queue.redis))
         self._announcements = Grouped[JobEvent](self._queue.announce, "announcer", most=UNWATCHED_EVENTS)
         self._arrivals = Grouped(self._claim_all, "claims")
+        self._drawings = Grouped(self._keep_all, "drawings")
         self._endings = Grouped(self._settle_all, "endings")
         # For what waits or computes outside Python: downloads, decoding, encoding, storing.
         self._hands = ThreadPoolExecutor(settings.concurrency, "hands")
@@ -137,6 +142,7 @@ class Runner:
         """After the last job."""
         self._hands.shutdown(wait=False, cancel_futures=True)
         self._arrivals.close()
+        self._drawings.close()
         self._endings.close()
         self._heartbeat.close()
         self._announcements.close()
@@ -241,19 +247,26 @@ class Runner:
         elif (error := future.exception()) is not None:
             self._end(run, self._ending_of(claim, error))
         elif isinstance(output := future.result(), Picture) and isinstance(work, GenerateItem):
-            self._hands.submit(self._keep, run, Drawn((Sketch(work.seed, output, None),)))
+            self._drawings.add((run, Drawn((Sketch(work.seed, output, None),))))
         elif isinstance(output, Drawn):
-            self._hands.submit(self._keep, run, output)
+            self._drawings.add((run, output))
         else:
             self._end(run, Finish(claim.id, claim.epoch, result=cast("JobResult", output)))
 
-    def _keep(self, run: _Run, drawn: Drawn) -> None:
-        claim = run.claim
-        try:
-            result = stored(self._store, drawn)
-            self._end(run, Finish(claim.id, claim.epoch, result=result, result_key=result.image.key))
-        except BaseException as error:  # noqa: BLE001 (becomes the job's ending, whatever it is)
-            self._end(run, self._ending_of(claim, error))
+    def _keep_all(self, drawings: Sequence[tuple[_Run, Drawn]]) -> None:
+        for first in range(0, len(drawings), KEPT_TOGETHER):
+            self._hands.submit(self._keep, drawings[first : first + KEPT_TOGETHER])
+
+    def _keep(self, drawings: Sequence[tuple[_Run, Drawn]]) -> None:
+        """Store what was drawn, in one of the hands."""
+        for run, drawn in drawings:
+            claim = run.claim
+            try:
+                result = stored(self._store, drawn)
+                ending: Ending = Finish(claim.id, claim.epoch, result=result, result_key=result.image.key)
+            except BaseException as error:  # noqa: BLE001 (becomes the job's ending, whatever it is)
+                ending = self._ending_of(claim, error)
+            self._end(run, ending)
 
     def _end(self, run: _Run, ending: Ending) -> None:
         self._endings.add((run, ending))

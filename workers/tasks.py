@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 def define(app: Celery, take: Callable[[Ticket], None]) -> None:
     """Register the task of every kind with `app`; `take` is given each message, in the loop that receives them."""
 
-    def strategy(task: Task, _: Celery, consumer: Any) -> Callable[..., None]:
+    def strategy(task: Any, _: Celery, consumer: Any) -> Callable[..., None]:
         def on_message(message: Any, _payload: Any, ack: Any, reject: Any, _callbacks: Any) -> None:
             # Anybody who reaches Redis can put anything there: what is no id is nobody's job.
             try:
@@ -44,8 +44,8 @@ def define(app: Celery, take: Callable[[Ticket], None]) -> None:
 
         return on_message
 
-    class JobTask(Task):  # type: ignore[misc]  # untyped there
-        Strategy = staticmethod(strategy)
+    class JobTask(Task):
+        Strategy: Any = staticmethod(strategy)
 
         def run(self, *_: Any) -> None:
             raise NotImplementedError("a job's task is run by the worker's runner")

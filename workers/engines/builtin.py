@@ -25,7 +25,7 @@ from workers.models.describer import Describer, Sight, Written, sample, write
 from workers.models.generator import Generator
 from workers.models.matcher import Matcher
 from workers.models.recognizer import Recognized, Recognizer, interpret
-from workers.models.text import END, unknown_words, vocabulary
+from workers.models.text import END, Vocabulary, unknown_words, vocabulary
 from workers.models.trunk import SIDE
 from workers.scenes.grammar import Scene, Thing
 from workers.scenes.lexicon import CONCEPT
@@ -69,8 +69,8 @@ def as_images(pixels: Sequence[Pixels], device: str) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def token_ids(texts: Sequence[str], device: str) -> Tensor:
-    return torch.from_numpy(vocabulary().encode_batch(texts)).to(device)
+def token_ids(texts: Sequence[str], device: str, words: Vocabulary | None = None) -> Tensor:
+    return torch.from_numpy((words or vocabulary()).encode_batch(texts)).to(device)
 
 
 def of_type(items: Sequence[Item], kind: type[Kindred]) -> list[Kindred]:
@@ -103,7 +103,7 @@ class BuiltinGenerator:
     def run(self, items: Sequence[Item], run: Run) -> Sequence[Picture | TuwenError]:
         """Negative prompt, steps and guidance mean nothing to a GAN and change nothing."""
         wanted = of_type(items, GenerateItem)
-        ids = token_ids([item.prompt for item in wanted], self.device)
+        ids = token_ids([item.prompt for item in wanted], self.device, self.model.vocabulary)
         pictures = self.model.sample(ids, [item.seed for item in wanted])
         run.progress(1, 1)
         return [self._framed(item, pixels) for item, pixels in zip(wanted, pictures, strict=True)]
@@ -113,7 +113,7 @@ class BuiltinGenerator:
         if max(width, height) > LARGEST:
             field = "input.width" if width > LARGEST else "input.height"
             return InvalidRequest(f"the built-in generator makes at most {LARGEST}×{LARGEST} pixels", field=field)
-        return Picture(fit(pixels, width, height), unknown_words(item.prompt))
+        return Picture(fit(pixels, width, height), unknown_words(item.prompt, self.model.vocabulary))
 
 
 class BuiltinDescriber:
@@ -122,7 +122,7 @@ class BuiltinDescriber:
     def __init__(self, device: str):
         path, self.revision = weights_of("describer")
         self.device = device
-        self.model = load(Describer(), path, device)
+        self.model = load(Describer(words=Vocabulary.beside(path)), path, device)
 
     def example(self) -> Item:
         return DescribeItem(render(_EXAMPLE, SIDE), "zh", "detailed")
@@ -135,7 +135,7 @@ class BuiltinDescriber:
         wanted = of_type(items, DescribeItem)
         most = max(item.max_tokens for item in wanted)
         sight, domain = self.model.look(as_images([item.pixels for item in wanted], self.device))
-        begin = [vocabulary().begin(item.language, item.style) for item in wanted]
+        begin = [self.model.vocabulary.begin(item.language, item.style) for item in wanted]
 
         def step(count: int) -> bool:
             run.progress(count, most)
@@ -166,7 +166,7 @@ class BuiltinDescriber:
     def _result(self, item: DescribeItem, written: Written, inside: float) -> DescribeResult:
         mean = math.exp(sum(math.log(max(p, 1e-9)) for p in written.confidences) / max(1, len(written.confidences)))
         return DescribeResult(
-            text=vocabulary().decode([*written.ids, END]),
+            text=self.model.vocabulary.decode([*written.ids, END]),
             language=item.language,
             confidence=min(1.0, mean * inside),
             out_of_domain=inside < 0.5,
@@ -228,7 +228,7 @@ class BuiltinMatcher:
     def __init__(self, device: str):
         path, self.revision = weights_of("matcher")
         self.device = device
-        self.model = load(Matcher(), path, device)
+        self.model = load(Matcher(words=Vocabulary.beside(path)), path, device)
 
     def example(self) -> Item:
         return MatchItem(render(_EXAMPLE, SIDE), _EXAMPLE_TEXT)
@@ -240,13 +240,14 @@ class BuiltinMatcher:
     def run(self, items: Sequence[Item], run: Run) -> Sequence[MatchResult | TuwenError]:
         wanted = of_type(items, MatchItem)
         images = self.model.encode_images(as_images([item.pixels for item in wanted], self.device))
-        claims = self.model.encode_texts(token_ids([item.text for item in wanted], self.device))
+        claims = self.model.encode_texts(token_ids([item.text for item in wanted], self.device, self.model.vocabulary))
         scores = self.model.probability(self.model.evidence(images, claims, pairwise=True)).tolist()
         run.progress(1, 1)
-        return [MatchResult(score=s * _known_share(item.text)) for s, item in zip(scores, wanted, strict=True)]
+        known = [_known_share(item.text, self.model.vocabulary) for item in wanted]
+        return [MatchResult(score=score * share) for score, share in zip(scores, known, strict=True)]
 
 
-def _known_share(text: str) -> float:
+def _known_share(text: str, words: Vocabulary) -> float:
     """How much of what a text says the matcher can judge; what it cannot, it does not vouch for."""
-    roles = [token.role for token in tokens(text) if token.role not in ("filler", "separator", "exists")]
-    return sum(role != "unknown" for role in roles) / len(roles) if roles else 0.0
+    said = [token for token in tokens(text) if token.role not in ("filler", "separator", "exists")]
+    return sum(t.role != "unknown" or words.learnt(t.text) for t in said) / len(said) if said else 0.0

@@ -69,6 +69,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.symbols)
 
+    def learnt(self, word: str) -> bool:
+        """Whether own data taught this word, which the grammar does not have."""
+        found = symbols_of(word)
+        return all(symbol in self.ids for symbol in found) and any(symbol in self.own for symbol in found)
+
     def begin(self, language: Language, style: Style) -> int:
         """The token that tells the describer which language and style to write."""
         return self.ids[f"<{language} {style}>"]
@@ -116,6 +121,7 @@ def vocabulary() -> Vocabulary:
     return Vocabulary()
 
 
-def unknown_words(text: str) -> tuple[str, ...]:
-    """Words that name nothing in the drawn world, in the order of the text."""
-    return parse(text).unknown
+def unknown_words(text: str, words: Vocabulary | None = None) -> tuple[str, ...]:
+    """Words that name nothing in the drawn world and were not learnt from own data, in the order of the text."""
+    words = words or vocabulary()
+    return tuple(word for word in parse(text).unknown if not words.learnt(word))

@@ -112,10 +112,10 @@ def describe(
     found = []
     for start in range(0, len(pixels), size):
         sight, _ = model.look(to_tensor(pixels[start : start + size], device))
-        begin = torch.full((len(sight.keys),), vocabulary().begin(language, style), device=device)
+        begin = torch.full((len(sight.keys),), model.vocabulary.begin(language, style), device=device)
         for written in write(model, sight, begin, beams=beams):
             confidence = float(np.exp(np.mean(np.log(np.maximum(written.confidences, 1e-9)))))
-            found.append((vocabulary().decode([*written.ids, END]), confidence))
+            found.append((model.vocabulary.decode([*written.ids, END]), confidence))
     return found
 
 

@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     machine = made.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; by default the GPU where there is one")
     machine.add_argument("--processes", type=int, default=1, help="that share the work, one for each GPU (torchrun)")
-    machine.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the processor")
+    machine.add_argument("--threads", type=int, help="of the processor, for each process")
     return made
 
 
@@ -88,7 +88,8 @@ def main() -> int:
         format="%(message)s" if console.is_terminal else "%(asctime)s %(message)s",
         handlers=[handler if console.is_terminal else plain],
     )
-    torch.set_num_threads(options.threads)
+    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(options.threads or max(1, share))
     device = torch.device(_device() if options.device == "auto" else options.device)
     if device.type == "cuda":
         # Matrices in TF32 where bfloat16 is not used; convolutions as measured fastest for these fixed sizes.

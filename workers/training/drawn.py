@@ -15,7 +15,7 @@ from workers.training import describer, distributed, generator, matcher, recogni
 from workers.training.data import Pictures, pictures
 from workers.training.folds import cross_validate
 from workers.training.loop import Outcome
-from workers.training.runs import Options, is_stored, log, make_recipe, ready, store
+from workers.training.runs import Options, is_stored, make_recipe, ready, store
 
 RENDERED = 2000
 """Pictures that are rendered of each split but the training one."""
@@ -48,8 +48,7 @@ def train_drawn(options: Options) -> bool:
         # Judging on fewer takes the first of these, so that they need not be rendered again.
         rendered = count if split == "train" else max(count, RENDERED)
         processes = max(1, (os.cpu_count() or 1) - 1)
-        with distributed.first_goes_first():
-            data = pictures(split, rendered, seed=options.data_seed, cache=options.cache, processes=processes)
+        data = pictures(split, rendered, seed=options.data_seed, cache=options.cache, processes=processes)
         return Pictures(data.scenes[:count], data.pixels[:count])
 
     kind, recipe = TRAINABLE[options.model], make_recipe(options)
@@ -57,11 +56,11 @@ def train_drawn(options: Options) -> bool:
     def train(data: Pictures, checked: Pictures, run: Path, minutes: float | None) -> Outcome:
         return kind.train(data, checked, run, recipe, minutes=minutes, device=options.device)
 
-    data = draw("train", options.pictures or 20_000)
+    with distributed.first_goes_first():
+        data, checked = draw("train", options.pictures or 20_000), draw("validation", options.checked)
     if options.folds:
-        return report_folds(cross_validate(data, options.folds, options.out, train, seed=recipe.seed,
-                                           minutes=options.minutes))  # fmt: skip
-    outcome = train(data, draw("validation", options.checked), options.out, options.minutes)
+        return cross_validate(data, options.folds, options.out, train, seed=recipe.seed, minutes=options.minutes)
+    outcome = train(data, checked, options.out, options.minutes)
     if outcome.finished and distributed.first() and not is_stored(options):
         model = ready(kind.make(recipe), options)
         kind.calibrate(model, draw("validation", options.judged))
@@ -69,10 +68,3 @@ def train_drawn(options: Options) -> bool:
         told = {"data_seed": options.data_seed, "pictures": len(data), "judged": options.judged}
         store(options, model, kind.report(model, splits), told)
     return outcome.finished
-
-
-def report_folds(told: dict[str, Any] | None) -> bool:
-    """Logs mean and spread of a cross-validation; whether it is finished."""
-    for name in told["mean"] if told else ():
-        log.info("%s  %.4g ± %.2g", name, told["mean"][name], told["spread"][name])  # type: ignore[index]
-    return told is not None

@@ -46,14 +46,14 @@ def folds(count: int, k: int, seed: int) -> list[NDArray[np.intp]]:
 
 def cross_validate(
     data: Data, k: int, run: Path, train: Train[Data], *, seed: int, minutes: float | None = None
-) -> dict[str, Any] | None:
+) -> bool:
     """Trains k times, each time without another part of the data, which is then judged.
 
     Each fold is a run of its own in `run/fold-1` and so on, and goes on where it was cut. `run/folds.json` has the
     figures of each fold, their mean and their spread (standard deviation from fold to fold).
 
     Returns:
-        What is in the file, or None where the time ended before the last fold did.
+        Whether the time was enough for all of them.
     """
     start = time.monotonic()
     parts = folds(len(data), k, seed)
@@ -63,11 +63,13 @@ def cross_validate(
         outcome = train(data.take(others), data.take(held_out), run / f"fold-{number}", left)
         if not outcome.finished:
             log.info("fold %d of %d is at step %d", number, k, outcome.step)
-            return None
+            return False
     told = summary([json.loads((run / f"fold-{n}/weights.json").read_text())["metrics"] for n in range(1, k + 1)])
+    for name, mean in told["mean"].items():
+        log.info("%s  %.4g ± %.2g", name, mean, told["spread"][name])
     if distributed.first():
         write_atomically(run / "folds.json", (json.dumps({**told, "seed": seed}, indent=2) + "\n").encode())
-    return told
+    return True
 
 
 def summary(figures: Sequence[dict[str, float]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal, Self, TypeAlias
@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared import images
-from shared.errors import ConfigurationError, TuwenError
+from shared.errors import ConfigurationError, TuwenError, Unavailable
 from shared.jobs import Language
 from shared.settings import Settings
 from workers.datasets.sources import SourceImage, SourceProblem, open_source
@@ -37,7 +37,7 @@ from workers.engines.framing import Pixels, fit
 from workers.models.text import LENGTH, symbols_of
 from workers.models.trunk import SIDE
 from workers.training.checkpoint import write_atomically
-from workers.training.own.labels import labels_of
+from workers.training.own.labels import UNKNOWN, labels_of
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +91,6 @@ class Examples:
     def texts(self) -> list[str]:
         return [caption for example in self.known for caption in example.captions]
 
-    @property
-    def labelled(self) -> Self:
-        """Those of which it is known what is to be seen."""
-        return self.take([row for row, example in enumerate(self.known) if example.slots[0] > 0])
-
 
 @dataclass(slots=True)
 class Counts:
@@ -110,9 +105,13 @@ class Counts:
     """Captions of more tokens than models read; their ends are not learnt."""
     labelled: int = 0
     """Images of which it is known what is to be seen."""
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, int] = field(default_factory=dict)
     """Images and rows by the reason why they are not used."""
-    shares: Counter[str] = field(default_factory=Counter)
+    shares: dict[str, int] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, count: int = 1) -> None:
+        if count:
+            self.left_out[reason] = self.left_out.get(reason, 0) + count
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,39 +164,52 @@ def _store(examples: Examples, counts: Counts, asked: str, folder: Path) -> None
 def _read(wanted: Wanted, describe: Describe) -> tuple[Examples, Counts]:
     counts = Counts()
     found: dict[str, tuple[Example, Pixels]] = {}
-    for images_, pixels in _pictures(wanted, counts):
-        if not images_:
-            continue
-        captions = [_usable(image.captions) for image in images_]
-        slots = [labels_of(image.metadata, said) for image, said in zip(images_, captions, strict=True)]
-        lacking = [row for row in range(len(images_)) if not (captions[row] if wanted.captions else slots[row][0] > 0)]
-        reason = "no caption" if wanted.captions else "nothing known to be seen"
-        if lacking and wanted.missing == "fail":
-            raise _refusal(images_[lacking[0]].name, reason)
-        if lacking and wanted.missing == "fill":
-            for row, text in zip(lacking, describe(pixels[lacking]), strict=True):
-                captions[row] = (text,)
-                slots[row] = labels_of(images_[row].metadata, captions[row])
-            counts.filled += len(lacking)
-            lacking = [] if wanted.captions else [row for row in lacking if slots[row][0] <= 0]
-        counts.left_out[reason] += len(lacking)
-        for row in sorted(set(range(len(images_))) - set(lacking)):
+    for sources, pixels in _pictures(wanted, counts):
+        for row, captions, slots in _complete(wanted, sources, pixels, describe, counts):
             digest = hashlib.sha256(pixels[row].tobytes()).hexdigest()
-            earlier = found.get(digest)
-            said = captions[row]
-            if earlier:
-                counts.left_out["the same picture again, its captions joined"] += 1
-                said = tuple(dict.fromkeys((*earlier[0].captions, *said)))
-            found[digest] = Example(images_[row].name, said, tuple(slots[row]), _share(digest)), pixels[row]
+            example = Example(sources[row].name, captions, slots, _share(digest))
+            if digest in found:
+                counts.leave_out("the same picture again, its captions joined")
+                earlier = found[digest][0]
+                joined = tuple(dict.fromkeys((*earlier.captions, *captions)))
+                example = replace(earlier, captions=joined, slots=slots if earlier.slots == UNKNOWN else earlier.slots)
+            found[digest] = example, pixels[row]
     if not found:
-        raise ConfigurationError(f"{wanted.source} has no usable image: {dict(counts.left_out)}.", field="data")
+        raise ConfigurationError(f"{wanted.source} has no usable image: {counts.left_out}.", field="data")
     known = [example for example, _ in found.values()]
-    counts.images, counts.labelled = len(known), sum(example.slots[0] > 0 for example in known)
-    counts.captions = sum(len(example.captions) for example in known)
-    counts.too_long = sum(len(symbols_of(t)) >= LENGTH for example in known for t in example.captions)
-    counts.left_out = +counts.left_out
-    counts.shares.update(example.share for example in known)
+    texts = [caption for example in known for caption in example.captions]
+    counts.images, counts.captions = len(known), len(texts)
+    counts.labelled = sum(example.slots != UNKNOWN for example in known)
+    counts.too_long = sum(len(symbols_of(text)) >= LENGTH for text in texts)
+    counts.shares = dict(Counter(example.share for example in known))
     return Examples(known, np.stack([picture for _, picture in found.values()])), counts
+
+
+def _complete(
+    wanted: Wanted, sources: Sequence[SourceImage], pixels: Pixels, describe: Describe, counts: Counts
+) -> Iterator[tuple[int, tuple[str, ...], tuple[int, ...]]]:
+    """Row, captions and slots of each image that has what is wanted, or got it."""
+    captions = [_usable(image.captions) for image in sources]
+
+    def slots(row: int) -> tuple[int, ...]:
+        return labels_of(sources[row].metadata, captions[row])
+
+    def lacks(row: int) -> bool:
+        return not captions[row] if wanted.captions else slots(row) == UNKNOWN
+
+    reason = "no caption" if wanted.captions else "nothing known to be seen"
+    lacking = [row for row in range(len(sources)) if lacks(row)]
+    if lacking and wanted.missing == "fail":
+        raise _refusal(sources[lacking[0]].name, reason)
+    if lacking and wanted.missing == "fill":
+        for row, text in zip(lacking, describe(pixels[lacking]), strict=True):
+            captions[row] = _usable([text])
+        counts.filled += sum(not lacks(row) for row in lacking)
+    for row in range(len(sources)):
+        if lacks(row):
+            counts.leave_out(reason)
+        else:
+            yield row, captions[row], slots(row)
 
 
 def _share(digest: str) -> str:
@@ -221,6 +233,9 @@ def _pictures(wanted: Wanted, counts: Counts) -> Iterator[tuple[list[SourceImage
             return entry.name, entry.code.value
         try:
             return entry, fit(images.pixels(source.read(entry), settings), SIDE, SIDE)
+        except (ConfigurationError, Unavailable):
+            # Nothing is wrong with the image: leaving it out would train on less without a word.
+            raise
         except TuwenError as error:
             return entry.name, error.code
 
@@ -232,7 +247,7 @@ def _pictures(wanted: Wanted, counts: Counts) -> Iterator[tuple[list[SourceImage
                 if isinstance(name, str):
                     if wanted.missing == "fail":
                         raise _refusal(name, str(result))
-                    counts.left_out[str(result)] += 1
+                    counts.leave_out(str(result))
                 else:
                     good.append((name, result))  # type: ignore[arg-type]
             yield [image for image, _ in good], np.array([p for _, p in good], np.uint8).reshape(-1, SIDE, SIDE, 3)

@@ -18,7 +18,6 @@ from workers.models.text import Vocabulary
 from workers.training import describer as drawn_describer
 from workers.training import distributed
 from workers.training import recognizer as drawn_recognizer
-from workers.training.drawn import report_folds
 from workers.training.folds import cross_validate
 from workers.training.frozen import start_from
 from workers.training.loop import Outcome
@@ -74,8 +73,7 @@ def train_own(options: Options) -> bool:
         return kind.train(learnt, checked, run, recipe, **reading, minutes=minutes, device=options.device)
 
     if options.folds:
-        return report_folds(cross_validate(data, options.folds, options.out, train, seed=recipe.seed,
-                                           minutes=options.minutes))  # fmt: skip
+        return cross_validate(data, options.folds, options.out, train, seed=recipe.seed, minutes=options.minutes)
     outcome = train(data.of("train"), data.of("validation"), options.out, options.minutes)
     if outcome.finished and distributed.first() and not is_stored(options):
         model = ready(kind.make(recipe, **reading), options)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import platform
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 DISPATCH_LIMIT = 5000
 """Messages published in one round and kind; a wiped Redis is refilled over several rounds."""
 
-COLLECTED_PREFIXES = ("results", "files", "documents")
-
 _LOST = {"exception": "WorkerLost('the worker stopped answering')", "traceback": ""}
 FLOWER_EVENTS: dict[Status, tuple[str, dict[str, Any]]] = {
     Status.QUEUED: ("task-retried", _LOST),
@@ -59,6 +57,12 @@ class Housekeeper:
         self._store = ObjectStore.open(settings)
         self._fetcher = Fetcher(settings)
         self._generation: str | None = None
+        self._collected: dict[str, Callable[[Sequence[str]], list[str]]] = {
+            "results": self._database.unreferenced,
+            "files": self._database.unreferenced,
+            "documents": self._database.unreferenced,
+            "datasets": self._database.shards.unreferenced,
+        }
 
     def housekeep(self) -> None:
         """One round. Does nothing while another housekeeper is at it."""
@@ -141,10 +145,10 @@ class Housekeeper:
     def _collect_orphans(self) -> None:
         """Objects that were stored for a row that was then never written."""
         before = datetime.now(UTC) - timedelta(seconds=self._settings.orphan_age)
-        for prefix in COLLECTED_PREFIXES:
+        for prefix, unreferenced in self._collected.items():
             old = (stored.key for stored in self._store.list(prefix) if stored.last_modified < before)
             while keys := list(islice(old, 1000)):
-                for key in self._database.unreferenced(keys):
+                for key in unreferenced(keys):
                     # Looked at once more: the same picture may have been stored again since it was listed.
                     with suppress(NotFound):
                         if self._store.head(key).last_modified < before:

@@ -483,6 +483,11 @@ class Shards:
             )
         )
 
+    def unreferenced(self, keys: Sequence[str]) -> list[str]:
+        """Those of these object keys, all below `datasets/`, that no shard names; previews are named by none."""
+        rows = self._run(transitions.UNREFERENCED, {"keys": list(keys)})
+        return [row.key for row in rows]
+
     @property
     def _settling(self) -> dict[str, float]:
         return {"max_attempts": MAX_ATTEMPTS, "backoff": self._settings.retry_backoff}

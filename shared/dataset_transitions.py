@@ -282,6 +282,19 @@ READY = text("""
     GROUP BY d.kinds
 """)
 
+# The key says which shard it is of (`shared.dataset_objects`), so that no index of keys is needed.
+UNREFERENCED = text("""
+    SELECT key FROM (
+        SELECT key, regexp_match(key, '^datasets/([0-9a-f-]{36})/([0-9]{1,9})/') AS parts
+        FROM unnest(CAST(:keys AS text[])) AS given (key)
+    ) AS named
+    WHERE NOT EXISTS (
+        SELECT FROM shards
+        WHERE dataset_id = CAST(parts[1] AS uuid) AND number = CAST(parts[2] AS int)
+            AND key IN (plan_key, results_key)
+    )
+""")
+
 # ── progress ──────────────────────────────────────────────────────────────────────────────────────
 
 TOTALS = text("""

@@ -72,6 +72,9 @@ class Filters(_Strict):
     in_domain: bool = Field(False, description="drop images that are unlike what the model learnt from")
 
 
+_PARAMETERS = frozenset(("tasks", "languages", "styles", "prompt", "max_tokens", "candidates"))
+
+
 class DatasetRequest(_Strict):
     """What a client asks for."""
 
@@ -87,6 +90,9 @@ class DatasetRequest(_Strict):
     tasks: tuple[Task, ...] = Field((Kind.DESCRIBE,), min_length=1, max_length=3)
     languages: tuple[Language, ...] = Field(("en",), min_length=1, max_length=2)
     styles: tuple[Style, ...] = Field(("short",), min_length=1, max_length=3)
+    prompt: Annotated[Word, Field(max_length=4000)] = Field(
+        "", description="what to say of each image, for models that take a prompt"
+    )
     max_tokens: int = Field(64, ge=1, le=2048)
     candidates: int = Field(1, ge=1, le=16, description="captions written of each image; the best by `match` is kept")
     filters: Filters = Filters()
@@ -122,7 +128,7 @@ class DatasetRequest(_Strict):
     @property
     def parameters(self) -> dict[str, Any]:
         """What an image's annotation depends on, besides the image and the models."""
-        return self.model_dump(mode="json", include={"tasks", "languages", "styles", "max_tokens", "candidates"})
+        return self.model_dump(mode="json", include=_PARAMETERS)
 
 
 # ── what the API shows ────────────────────────────────────────────────────────────────────────────

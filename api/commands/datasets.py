@@ -51,6 +51,7 @@ def annotate(
     style: Annotated[
         list[str] | None, typer.Option(help="short, detailed or tags; may be repeated. By default short.")
     ] = None,
+    prompt: Annotated[str, typer.Option(help="What to say of each image, for models that take a prompt.")] = "",
     max_tokens: Annotated[int, typer.Option(min=1, max=2048)] = 64,
     candidates: Annotated[
         int, typer.Option(min=1, max=16, help="Captions written of each image; the one that fits best is kept.")
@@ -95,6 +96,7 @@ def annotate(
             "tasks": task or [Kind.DESCRIBE],
             "languages": languages,
             "styles": style or ["short"],
+            "prompt": prompt,
             "max_tokens": max_tokens,
             "candidates": candidates,
             "filters": filters,

@@ -293,7 +293,7 @@ class Annotating:
         items: list[Item] = []
         if Kind.DESCRIBE in request.tasks:
             items += [
-                DescribeItem(seen, language, style, request.max_tokens, seed=number or None)
+                DescribeItem(seen, language, style, request.max_tokens, request.prompt, seed=number or None)
                 for language in request.languages
                 for style in request.styles
                 for number in range(request.candidates)
@@ -314,7 +314,8 @@ class Annotating:
     def _take(self, work: Work, item: Item, answer: Output) -> None:
         match item, answer:
             case DescribeItem(), DescribeResult():
-                parameters = {"style": item.style, "max_tokens": item.max_tokens, "seed": item.seed}
+                parameters = {"style": item.style, "prompt": item.prompt or None, "max_tokens": item.max_tokens}
+                parameters["seed"] = item.seed
                 work.captions.append(
                     Caption(
                         text=answer.text,

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from shared.errors import ConfigurationError
+from shared.jobs import Language
 from workers.engines.framing import Pixels
 from workers.models.text import LENGTH
 from workers.scenes.grammar import Scene, Thing, caption, mirrored, sample_scene, slots
@@ -75,7 +76,7 @@ def tars(folder: Path) -> Path:
     return folder
 
 
-def never(pixels: Pixels) -> Sequence[str]:
+def never(pixels: Pixels, language: Language) -> Sequence[str]:
     raise AssertionError("nothing was to be described")
 
 
@@ -141,12 +142,12 @@ def test_what_is_missing_or_broken_is_left_out_and_counted(folder: Path, tmp_pat
 def test_missing_captions_are_filled_by_the_describer(folder: Path, tmp_path: Path) -> None:
     shown = []
 
-    def describe(pixels: Pixels) -> Sequence[str]:
-        shown.append(pixels.shape)
+    def describe(pixels: Pixels, language: Language) -> Sequence[str]:
+        shown.append((pixels.shape, language))
         return [f"a red horse, number {i}" for i in range(len(pixels))]
 
     data = own_data(Wanted(str(spoil(folder)), "fill"), tmp_path / "data", describe)
-    assert shown == [(3, 64, 64, 3)]
+    assert shown == [((3, 64, 64, 3), "en")]
     assert sorted(example.captions for example in data.known if example.name in ("d.png", "e.png", "f.png")) == [
         (f"a red horse, number {i}",) for i in range(3)
     ]

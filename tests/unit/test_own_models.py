@@ -124,8 +124,10 @@ def test_the_describer_comes_to_use_own_words(photos: Path, tmp_path: Path, monk
 
 def test_missing_captions_are_filled_by_the_shipped_describer() -> None:
     scene = Scene((Thing("boat", "red"),), "water", seed=3)
-    (text,) = described(render(scene, 64)[None], "cpu")
-    assert {"boat", "red"} <= set(text.replace(",", "").split())
+    (english,) = described(render(scene, 64)[None], "en", "cpu")
+    assert {"boat", "red"} <= set(english.replace(",", "").split())
+    (chinese,) = described(render(scene, 64)[None], "zh", "cpu")
+    assert "红色的船" in chinese
 
 
 def test_a_cut_run_goes_on_where_it_was(photos: Path, tmp_path: Path) -> None:

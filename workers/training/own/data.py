@@ -42,8 +42,8 @@ from workers.training.own.labels import UNKNOWN, labels_of
 log = logging.getLogger(__name__)
 
 Missing: TypeAlias = Literal["drop", "fill", "fail"]
-Describe: TypeAlias = Callable[[Pixels], Sequence[str]]
-"""Captions of pictures, uint8 (count, 64, 64, 3), one each."""
+Describe: TypeAlias = Callable[[Pixels, Language], Sequence[str]]
+"""Captions of pictures, uint8 (count, 64, 64, 3), one each, in a language."""
 
 SHARES: Mapping[str, int] = {"train": 8, "validation": 1, "test": 1}
 """How images are dealt out, by a digest of their pixels: the same image never is in two."""
@@ -202,7 +202,12 @@ def _complete(
     if lacking and wanted.missing == "fail":
         raise _refusal(sources[lacking[0]].name, reason)
     if lacking and wanted.missing == "fill":
-        for row, text in zip(lacking, describe(pixels[lacking]), strict=True):
+        # In the language of their neighbours.
+        languages: Counter[Language] = Counter(language_of(text) for said in captions for text in said) or Counter(
+            ["en"]
+        )
+        (language, _), *_ = languages.most_common()
+        for row, text in zip(lacking, describe(pixels[lacking], language), strict=True):
             captions[row] = _usable([text])
         counts.filled += sum(not lacks(row) for row in lacking)
     for row in range(len(sources)):

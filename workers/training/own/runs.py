@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from shared.jobs import Language
 from workers.engines.framing import Pixels
 from workers.models.describer import Describer
 from workers.models.text import Vocabulary
@@ -84,9 +85,9 @@ def train_own(options: Options) -> bool:
     return outcome.finished
 
 
-def described(pixels: Pixels, device: str) -> Sequence[str]:
-    """Captions by the shipped describer, in English."""
+def described(pixels: Pixels, language: Language, device: str) -> Sequence[str]:
+    """Captions by the shipped describer."""
     model = Describer(words=Vocabulary.beside(SHIPPED / "describer.safetensors"))
     start_from(model, SHIPPED / "describer.safetensors")
     model.to(torch.device(device)).eval()
-    return [text for text, _ in drawn_describer.describe(model, pixels, "en", "detailed")]
+    return [text for text, _ in drawn_describer.describe(model, pixels, language, "detailed")]

@@ -128,7 +128,7 @@ class DatasetRequest(_Strict):
     @property
     def parameters(self) -> dict[str, Any]:
         """What an image's annotation depends on, besides the image and the models."""
-        return self.model_dump(mode="json", include=_PARAMETERS)
+        return self.model_dump(mode="json", include=set(_PARAMETERS))
 
 
 # ── what the API shows ────────────────────────────────────────────────────────────────────────────
@@ -190,6 +190,7 @@ class DatasetPage(_Strict):
 class ItemPage(_Strict):
     items: tuple[Item, ...]
     next: str | None = Field(description="cursor of the next page; none when this is the last")
+    total: int | None = Field(None, description="images in the whole list; none where that is not known")
 
 
 class ExportRequest(_Strict):
@@ -207,7 +208,7 @@ class PriorityRequest(_Strict):
 class ReviewRequest(_Strict):
     """What a person says of an image: it stands beside the model's words and never replaces them."""
 
-    author: Label
+    author: Label | None = Field(None, description="where there are API keys, the key's own name stands in its place")
     verdict: Literal["accepted", "rejected"] | None = None
     text: Text | None = None
     language: Language | None = Field(None, description="of the text")

@@ -73,7 +73,7 @@ def stable_diffusion(folder: Path) -> Path:
     StableDiffusionPipeline(
         vae=_autoencoder(),
         text_encoder=CLIPTextModel(_text_config()),
-        tokenizer=_clip_tokenizer(),
+        tokenizer=clip_tokenizer(),
         unet=_unet(cross_attention_dim=32),
         scheduler=EulerDiscreteScheduler(),
         safety_checker=None,
@@ -90,8 +90,8 @@ def stable_diffusion_xl(folder: Path) -> Path:
         vae=_autoencoder(),
         text_encoder=CLIPTextModel(_text_config()),
         text_encoder_2=CLIPTextModelWithProjection(_text_config()),
-        tokenizer=_clip_tokenizer(),
-        tokenizer_2=_clip_tokenizer(),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
         unet=_sdxl_unet(),
         scheduler=EulerDiscreteScheduler(),
     ).save_pretrained(folder)
@@ -117,9 +117,9 @@ def stable_diffusion_3(folder: Path) -> Path:
         ),
         vae=_autoencoder(shift_factor=0.06),
         text_encoder=CLIPTextModelWithProjection(_text_config()),
-        tokenizer=_clip_tokenizer(),
+        tokenizer=clip_tokenizer(),
         text_encoder_2=CLIPTextModelWithProjection(_text_config()),
-        tokenizer_2=_clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
         text_encoder_3=T5EncoderModel(T5Config(vocab_size=64, d_model=64, d_kv=8, d_ff=64, num_layers=1, num_heads=4)),
         tokenizer_3=_word_tokenizer(512),
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -165,7 +165,7 @@ def _autoencoder(**config: float) -> AutoencoderKL:
 
 
 def _text_config() -> CLIPTextConfig:
-    tokenizer = _clip_tokenizer()
+    tokenizer = clip_tokenizer()
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
@@ -185,12 +185,11 @@ def _text_config() -> CLIPTextConfig:
 
 def blip(folder: Path) -> Path:
     torch.manual_seed(4)
-    (folder / "words").mkdir(parents=True)
-    vocabulary = {word: id for id, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *WORDS])}
-    tokenizer = BertTokenizer(vocab=vocabulary, additional_special_tokens=["[DEC]"])
+    tokenizer = bert_tokenizer()
+    id_of = tokenizer.convert_tokens_to_ids
     config = BlipConfig(
         text_config={
-            "vocab_size": len(vocabulary),
+            "vocab_size": len(tokenizer),
             "initializer_range": 0.5,  # or it would write the same of every picture
             "hidden_size": 32,
             "encoder_hidden_size": 32,
@@ -198,10 +197,10 @@ def blip(folder: Path) -> Path:
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "max_position_embeddings": 64,
-            "bos_token_id": vocabulary["[DEC]"],
-            "eos_token_id": vocabulary["[SEP]"],
-            "sep_token_id": vocabulary["[SEP]"],
-            "pad_token_id": vocabulary["[PAD]"],
+            "bos_token_id": id_of("[DEC]"),
+            "eos_token_id": id_of("[SEP]"),
+            "sep_token_id": id_of("[SEP]"),
+            "pad_token_id": id_of("[PAD]"),
         },
         vision_config={
             "initializer_range": 0.5,
@@ -297,7 +296,7 @@ def clip(folder: Path) -> Path:
         CLIPConfig(text_config=_text_config().to_dict(), vision_config=vision, projection_dim=32)
     ).save_pretrained(folder)
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    CLIPProcessor(image_processor=processor, tokenizer=_clip_tokenizer()).save_pretrained(folder)
+    CLIPProcessor(image_processor=processor, tokenizer=clip_tokenizer()).save_pretrained(folder)
     return folder
 
 
@@ -316,15 +315,20 @@ def siglip(folder: Path) -> Path:
 # ── tokenizers ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _clip_tokenizer() -> CLIPTokenizer:
-    """Every byte is a token, at the end of a word another one."""
+def clip_tokenizer(longest: int = PROMPT_TOKENS) -> CLIPTokenizer:
+    """Every byte is a token, at the end of a word another one; so is each word of `WORDS`."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     merges = _merges([word for word in WORDS if len(word) > 1])
     tokens[-2:-2] = [left + right for left, right in merges]
-    return CLIPTokenizer(
-        vocab={token: id for id, token in enumerate(tokens)}, merges=merges, model_max_length=PROMPT_TOKENS
-    )
+    return CLIPTokenizer(vocab={token: id for id, token in enumerate(tokens)}, merges=merges, model_max_length=longest)
+
+
+def bert_tokenizer() -> BertTokenizer:
+    """As BLIP's: whole words, with a token of its own to begin a text."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
+    vocabulary = {word: id for id, word in enumerate([*special, *WORDS])}
+    return BertTokenizer(vocab=vocabulary, additional_special_tokens=["[DEC]"])
 
 
 def _merges(words: list[str]) -> list[tuple[str, str]]:

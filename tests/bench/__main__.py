@@ -15,7 +15,7 @@ from rich.table import Table
 from api.servers import Postgres, Valkey
 from shared.migrations import migrate
 from shared.settings import Settings
-from tests.bench import datasets, producer, worker
+from tests.bench import checkpoints, datasets, producer, worker
 from tests.bench.figures import Figure
 
 BENCHMARKS: dict[str, Callable[[Settings, Path], list[Figure]]] = {
@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[Settings, Path], list[Figure]]] = {
     "bulk": datasets.bulk,
     "scale": datasets.scale,
     "interactive": datasets.interactive,
+    "checkpoints": checkpoints.checkpoints,
 }
 
 

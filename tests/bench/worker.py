@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ WAITING = "import:tests.fakes:SlowGenerator"
 def throughput(settings: Settings, folder: Path) -> list[Figure]:
     """Through the whole worker with an engine that does nothing, against Celery tasks that do nothing."""
     noop = measure(settings, "noop", 3000)
-    jobs = _rate(settings.model_copy(update={"generate": NULL}), folder, Kind.GENERATE, 3000)
+    jobs = rate(settings.model_copy(update={"generate": NULL}), folder, Kind.GENERATE, 3000)
     return [Figure("worker, null engine", jobs, "jobs/s", "Celery no-op tasks", noop, "≥ 0.5")]
 
 
@@ -32,27 +33,33 @@ def saturation(settings: Settings, folder: Path) -> list[Figure]:
     figures = []
     for kind in (Kind.GENERATE, Kind.DESCRIBE):
         bare = measure(settings, "engine", kind, settings.model_for(kind), settings.device, 1000)
-        jobs = _rate(settings, folder, kind, 1000)
+        jobs = rate(settings, folder, kind, 1000)
         figures.append(Figure(f"{kind}, built in", jobs, "jobs/s", "bare engine", bare, "≥ 0.7"))
     bare = measure(settings, "engine", Kind.GENERATE, WAITING, settings.device, 160)
-    jobs = _rate(settings.model_copy(update={"generate": WAITING}), folder, Kind.GENERATE, 1000)
+    jobs = rate(settings.model_copy(update={"generate": WAITING}), folder, Kind.GENERATE, 1000)
     figures.append(Figure("generate, 0.2 s a batch of 16", jobs, "jobs/s", "bare engine", bare, "≥ 0.95"))
     return figures
 
 
-def _rate(settings: Settings, folder: Path, kind: Kind, count: int) -> float:
-    """Jobs per second from the first claim to the last result, all waiting when the worker comes."""
+def rate(settings: Settings, folder: Path, kind: Kind, count: int, models: Sequence[str | None] = (None,)) -> float:
+    """Jobs per second from the first claim to the last result, all waiting when the worker comes.
+
+    The jobs name the `models` in turn. All have to succeed.
+    """
     settings = settings.model_copy(update={"kinds": (kind,)})
     settings = Settings(**settings.model_dump(exclude_unset=True))
     system = System(settings, folder)
     try:
-        request = JobRequest.model_validate({"input": _input(kind, settings)})
-        submission = system.database.submit([request] * count, tenant=TENANT)
+        wanted = _input(kind, settings)
+        each = [JobRequest.model_validate({"input": wanted, "model": model}) for model in models]
+        submission = system.database.submit([each[i % len(each)] for i in range(count)], tenant=TENANT)
         system.queue.publish(submission.dispatches)
         system.worker(f"bench-{kind}-{count}")
-        system.finished(submission.ids, timeout=600)
+        finished = system.finished(submission.ids, timeout=600)
     finally:
         system.close()
+    if failed := [job for job in finished if job.error is not None]:
+        raise RuntimeError(f"{len(failed)} of {count} jobs failed: {failed[0].error}")
     engine = create_engine(driver_url(settings.database_url))
     query = "SELECT EXTRACT(EPOCH FROM max(finished_at) - min(started_at))::float8 FROM jobs WHERE id = ANY(:ids)"
     with engine.connect() as connection:

@@ -20,6 +20,7 @@ from celery import Celery
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
+from shared.errors import Unavailable
 from shared.queue import connect, priority_keys
 from shared.settings import Settings
 
@@ -108,6 +109,10 @@ class TaskConsumer:
 
         try:
             outcome = self._do(begin, *arguments)
+        except Unavailable as error:
+            # Its lease runs out, and the housekeeper sees to it.
+            log.warning("%s%r was interrupted: %s", self._task, tuple(arguments), error)
+            outcome = put_back(str(error))
         except Exception as error:
             log.exception("%s%r failed in a way nobody foresaw", self._task, tuple(arguments))
             outcome = failed(f"{type(error).__name__}: {error}")

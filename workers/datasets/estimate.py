@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -143,8 +144,5 @@ def _step(steps: tuple[float, ...], value: float) -> int:
 def _named(counts: Counter[int], steps: tuple[float, ...]) -> dict[str, int]:
     """The histogram in words, from the smallest, without the empty steps at its ends and between."""
     bounds = ["", *(f"{step:g}" for step in steps), ""]
-    names = [
-        f"{low}–{high}" if low and high else f"≥ {low}" if low else f"< {high}"
-        for low, high in zip(bounds, bounds[1:], strict=False)
-    ]
+    names = [f"{low}–{high}" if low and high else f"≥ {low}" if low else f"< {high}" for low, high in pairwise(bounds)]
     return {names[step]: counts[step] for step in sorted(counts)}

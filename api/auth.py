@@ -43,6 +43,8 @@ class Caller:
 
     tenant: Tenant
     quota: int | None = None
+    name: str | None = None
+    """Of the key; none where everybody on this machine is served."""
 
 
 def new_key() -> tuple[str, str]:
@@ -77,7 +79,7 @@ class Keyring:
         row = self._database.keys.find(digest) if _KEY.fullmatch(key) else None
         if row is None or not hmac.compare_digest(row.sha256, digest):
             raise Unauthorized("This API key is not valid.")
-        caller = Caller(row.tenant, row.quota)
+        caller = Caller(row.tenant, row.quota, row.name[:200] or row.tenant)
         if len(self._known) >= _MOST_CACHED:
             self._known.clear()
         self._known[digest] = (time.monotonic() + _CACHED, caller)

@@ -2,152 +2,167 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from heapq import nsmallest
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
+import numpy as np
+import numpy.typing as npt
+
+from api.dataset_index import ANNOTATED, DROPPED, FAILED, OUT_OF_DOMAIN, Entries
 from api.resources import Resources
 from shared.annotations import Annotation
-from shared.dataset_objects import all_images, of_shard
+from shared.dataset_objects import of_shard
 from shared.datasets import Dataset, Item, ItemPage
 from shared.errors import InvalidRequest, NotFound
 
 Order = Literal["number", "score", "confidence", "-score", "-confidence"]
-Only = Literal["annotated", "failed", "dropped", "out_of_domain", "accepted", "rejected", "reviewed", "unreviewed"]
+Only = Literal[
+    "annotated", "failed", "dropped", "out_of_domain", "accepted", "rejected", "edited", "reviewed", "unreviewed"
+]
 
-MOST_SORTED = 200_000
-"""Images that are gone through to sort them: some seconds."""
+MOST_INDEXED = 200_000
+"""Images that one request goes through to sort or to filter: some seconds for the first one, nothing after it."""
 
-Numbered = tuple[int, Annotation]
-_REVIEWS = frozenset(("accepted", "rejected", "reviewed", "unreviewed"))
+Numbers = npt.NDArray[np.int64]
+_FLAGS = {"annotated": ANNOTATED, "failed": FAILED, "dropped": DROPPED, "out_of_domain": OUT_OF_DOMAIN}
+_UNKNOWN = 2.0
+"""Sorted by as if it were the value of what is not known: that comes last, whichever way round."""
 
 
 def page(
     resources: Resources, dataset: Dataset, order: Order, only: Only | None, cursor: str | None, limit: int
 ) -> ItemPage:
-    """The images that come after `cursor`, at most `limit`.
+    """The images that come after `cursor`, at most `limit`; fewer, and yet a `next`, where most do not pass the filter.
 
     Raises:
         InvalidRequest: the cursor is of another list, or there are too many images to be sorted.
     """
-    wanted = _filter(resources, dataset.id, only)
+    images = dataset.progress.images
     try:
-        found = _in_order(resources, dataset, wanted, cursor) if order == "number" else None
-        if found is None:
-            found = _sorted(resources, dataset, order, wanted, cursor, limit + 1)
+        if order == "number" and only is None:
+            start = int(cursor or -1) + 1
+            return _shown(resources, dataset.id, order, ((0.0, each) for each in range(start, images)), limit, images)
+        if images <= MOST_INDEXED:
+            ranked, total = _ranked(resources, dataset.id, order, only, cursor)
+            return _shown(resources, dataset.id, order, ranked, limit, total)
+        if order != "number":
+            raise InvalidRequest(f"Only data sets of up to {MOST_INDEXED} images are sorted.", field="sort")
+        return _filtered(resources, dataset.id, only, int(cursor or -1) + 1, limit)
     except ValueError as error:
         raise InvalidRequest("This cursor is of another list.", field="cursor") from error
-    images = list(islice(found, limit + 1))
-    items = _items(resources, dataset.id, images[:limit])
-    following = _cursor(order, images[limit - 1]) if len(images) > limit else None
-    return ItemPage(items=tuple(items), next=following)
 
 
 def one(resources: Resources, dataset_id: UUID, number: int) -> Item:
     """Raises NotFound."""
-    shard, first = resources.database.shards.locate(dataset_id, number)
-    _, annotation = next(islice(of_shard(resources.store, shard), number - first, None))
-    return _items(resources, dataset_id, [(number, annotation)])[0]
+    return _items(resources, dataset_id, [number])[0]
 
 
-def _in_order(
-    resources: Resources, dataset: Dataset, wanted: Callable[[Numbered], bool], cursor: str | None
-) -> Iterator[Numbered]:
-    start, first, first_shard = int(cursor or -1) + 1, 0, 0
-    if start:
-        try:
-            shard, first = resources.database.shards.locate(dataset.id, start)
-        except NotFound:
-            return
-        first_shard = shard.number
-    found = all_images(resources.database, resources.store, dataset.id, first_shard=first_shard)
-    for number, (_, annotation) in enumerate(found, first):
-        if number >= start and wanted((number, annotation)):
-            yield number, annotation
+def _ranked(
+    resources: Resources, dataset_id: UUID, order: Order, only: Only | None, cursor: str | None
+) -> tuple[Iterator[tuple[float, int]], int]:
+    """What the images that pass are sorted by, and their numbers, from the cursor on; and how many pass in all."""
+    entries = resources.index.whole(dataset_id)
+    numbers = np.arange(len(entries))
+    passing = numbers[_pass(resources, dataset_id, only, entries, numbers)]
+    values = _values(order, entries[passing])
+    sequence = np.lexsort((passing, values))
+    if cursor:
+        value, number = _after(order, cursor)
+        later = (values > value) | ((values == value) & (passing > number))
+        sequence = sequence[later[sequence]]
+    return ((float(values[place]), int(passing[place])) for place in sequence), len(passing)
 
 
-def _sorted(
-    resources: Resources,
-    dataset: Dataset,
-    order: Order,
-    wanted: Callable[[Numbered], bool],
-    cursor: str | None,
-    count: int,
-) -> Iterator[Numbered]:
-    if dataset.progress.images > MOST_SORTED:
-        raise InvalidRequest(f"Only data sets of up to {MOST_SORTED} images are sorted.", field="sort")
-    after = tuple(map(float, cursor.split(":"))) if cursor else None
-    if after is not None and len(after) != 2:
-        raise ValueError("not a cursor of a sorted list")
-    images = ((number, found) for number, (_, found) in enumerate(_all(resources, dataset)) if wanted((number, found)))
-    following = (image for image in images if after is None or _key(order, image) > after)
-    return iter(nsmallest(count, following, key=lambda image: _key(order, image)))
-
-
-def _all(resources: Resources, dataset: Dataset) -> Iterator[tuple[object, Annotation]]:
-    return all_images(resources.database, resources.store, dataset.id)
-
-
-def _key(order: Order, image: Numbered) -> tuple[float, int]:
-    """What is not known comes last, whichever way round."""
-    number, annotation = image
-    value = score(annotation) if order.endswith("score") else confidence(annotation)
-    if value is None:
-        return 2.0, number
-    return (-value if order.startswith("-") else value), number
-
-
-def _cursor(order: Order, image: Numbered) -> str:
+def _values(order: Order, entries: Entries) -> npt.NDArray[np.float64]:
     if order == "number":
-        return str(image[0])
-    value, number = _key(order, image)
-    return f"{value!r}:{number}"
+        return np.zeros(len(entries))
+    values = entries[order.removeprefix("-")].astype(np.float64)
+    return np.where(np.isnan(values), _UNKNOWN, -values if order.startswith("-") else values)
 
 
-def score(annotation: Annotation) -> float | None:
-    """Of the caption that fits worst."""
-    scores = [caption.score for caption in annotation.captions if caption.score is not None]
-    if annotation.existing_score is not None:
-        scores.append(annotation.existing_score)
-    return min(scores, default=None)
+def _filtered(resources: Resources, dataset_id: UUID, only: Only | None, start: int, limit: int) -> ItemPage:
+    """Of a data set too large for a list of all that pass: from a number on, until the page is full or enough was
+    gone through."""
+    passing: list[int] = []
+    first, seen = start, 0
+    try:
+        shard, first = resources.database.shards.locate(dataset_id, start)
+        at, ended = shard.number, False
+    except NotFound:
+        ended = True
+    while not ended and seen < MOST_INDEXED and len(passing) <= limit:
+        shards = resources.database.shards.all(dataset_id, first=at, most=1)
+        if not shards:
+            ended = True
+            break
+        entries = resources.index.shard(shards[0])
+        numbers = np.arange(first, first + len(entries))
+        found = numbers[_pass(resources, dataset_id, only, entries, numbers)]
+        passing += found[found >= start].tolist()
+        at, first, seen = at + 1, first + len(entries), seen + len(entries)
+    shown = passing[:limit]
+    last = shown[-1] if len(passing) > limit else None if ended else first - 1
+    return ItemPage(items=tuple(_items(resources, dataset_id, shown)), next=None if last is None else str(last))
 
 
-def confidence(annotation: Annotation) -> float | None:
-    """Of what the models are least sure of."""
-    found = [caption.confidence for caption in annotation.captions]
-    if annotation.recognition is not None:
-        found.append(annotation.recognition.confidence)
-    return min(found, default=None)
-
-
-def _filter(resources: Resources, dataset_id: UUID, only: Only | None) -> Callable[[Numbered], bool]:
+def _pass(
+    resources: Resources, dataset_id: UUID, only: Only | None, entries: Entries, numbers: Numbers
+) -> npt.NDArray[np.bool_]:
     if only is None:
-        return lambda _: True
-    if only in _REVIEWS:
-        reviewed = resources.database.datasets.reviewed(dataset_id)
-        if only == "unreviewed":
-            return lambda image: image[0] not in reviewed
-        return lambda image: image[0] in reviewed and only in ("reviewed", reviewed[image[0]])
-    return lambda image: _is(only, image[1])
+        return np.ones(len(entries), bool)
+    if only in _FLAGS:
+        return np.not_equal(entries["flags"] & _FLAGS[only], 0)
+    if only == "edited":
+        return np.isin(numbers, list(resources.database.datasets.edited(dataset_id)))
+    reviewed = resources.database.datasets.reviewed(dataset_id)
+    if only == "unreviewed":
+        return ~np.isin(numbers, list(reviewed))
+    return np.isin(numbers, [image for image, verdict in reviewed.items() if only in ("reviewed", verdict)])
 
 
-def _is(only: str, annotation: Annotation) -> bool:
-    match only:
-        case "failed":
-            return annotation.error is not None
-        case "dropped":
-            return annotation.drop is not None
-        case "out_of_domain":
-            said = [caption.out_of_domain for caption in annotation.captions]
-            return any(said) or (annotation.recognition is not None and annotation.recognition.out_of_domain)
-    return annotation.ok
+def _after(order: Order, cursor: str) -> tuple[float, int]:
+    if order == "number":
+        return 0.0, int(cursor)
+    value, number = cursor.split(":")
+    return float(value), int(number)
 
 
-def _items(resources: Resources, dataset_id: UUID, images: list[Numbered]) -> list[Item]:
-    reviews = resources.database.datasets.reviews(dataset_id, [number for number, _ in images])
+def _shown(
+    resources: Resources,
+    dataset_id: UUID,
+    order: Order,
+    following: Iterable[tuple[float, int]],
+    limit: int,
+    total: int,
+) -> ItemPage:
+    images = list(islice(following, limit + 1))
+    items = _items(resources, dataset_id, [number for _, number in images[:limit]])
+    after = None
+    if len(images) > limit:
+        value, number = images[limit - 1]
+        after = str(number) if order == "number" else f"{value!r}:{number}"
+    return ItemPage(items=tuple(items), next=after, total=total)
+
+
+def _items(resources: Resources, dataset_id: UUID, numbers: list[int]) -> list[Item]:
+    annotations = _annotations(resources, dataset_id, numbers)
+    reviews = resources.database.datasets.reviews(dataset_id, numbers)
     return [
-        Item(number=number, annotation=annotation, reviews=tuple(reviews.get(number, ())))
-        for number, annotation in images
+        Item(number=number, annotation=annotations[number], reviews=tuple(reviews.get(number, ())))
+        for number in numbers
     ]
+
+
+def _annotations(resources: Resources, dataset_id: UUID, numbers: list[int]) -> dict[int, Annotation]:
+    """Every shard that holds some of them is read once. Raises NotFound."""
+    found: dict[int, Annotation] = {}
+    left = sorted(numbers)
+    while left:
+        shard, first = resources.database.shards.locate(dataset_id, left[0])
+        here = [number for number in left if number < first + shard.images]
+        annotations: Any = of_shard(resources.store, shard, [number - first for number in here])
+        found |= {number: annotation for number, (_, annotation) in zip(here, annotations, strict=True)}
+        left = left[len(here) :]
+    return found

@@ -11,6 +11,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from api.auth import Keyring
+from api.dataset_index import DatasetIndex
 from api.events import Events
 from api.outbox import Outbox
 from shared.database import Database
@@ -30,6 +31,7 @@ class Resources:
     outbox: Outbox
     keyring: Keyring | None
     """None when the installation is open."""
+    index: DatasetIndex
     heavy: CapacityLimiter
     """Turns for what holds whole images in memory."""
 
@@ -45,7 +47,8 @@ async def opened(settings: Settings) -> AsyncIterator[Resources]:
     keyring = Keyring(database) if settings.auth == "keys" else None
     events.start()
     try:
-        yield Resources(settings, database, store, events, outbox, keyring, CapacityLimiter(_HEAVY_AT_ONCE))
+        index = DatasetIndex(database, store)
+        yield Resources(settings, database, store, events, outbox, keyring, index, CapacityLimiter(_HEAVY_AT_ONCE))
     finally:
         await events.close()
         outbox.close()

@@ -5,9 +5,11 @@ A shard's results are lines of `Annotation`; exports, filters and the review pag
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, Self
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -75,11 +77,27 @@ class Drop(_Strict):
 class Review(_Strict):
     """What a person said of an image: it stands beside the model's words and never replaces them."""
 
+    id: UUID | None = Field(None, description="by which it can be taken back")
     author: Label
     created_at: datetime
     verdict: Literal["accepted", "rejected"] | None = None
     text: Word | None = Field(None, description="the caption in the person's words; none leaves the model's")
     language: Language | None = Field(None, description="of the text")
+
+
+def standing(reviews: Iterable[Review]) -> tuple[Review, ...]:
+    """Of all that people said of an image, the newest first, what still holds: the newest verdict, and the newest words
+    in each language. Who accepts an image does not take back the words that another has put better."""
+    known: set[str] = set()
+    kept = []
+    for review in reviews:
+        said = {"verdict"} if review.verdict is not None else set()
+        if review.text is not None:
+            said.add(f"words in {review.language}")
+        if said - known:
+            kept.append(review)
+        known |= said
+    return tuple(kept)
 
 
 class Annotation(_Strict):
@@ -97,7 +115,7 @@ class Annotation(_Strict):
     captions: tuple[Caption, ...] = Field((), description="the best of each language and style")
     others: tuple[Caption, ...] = Field((), description="candidates that were not the best")
     recognition: Recognition | None = None
-    review: Review | None = None
+    reviews: tuple[Review, ...] = Field((), description="what people said of it and still holds, the newest first")
     drop: Drop | None = None
     error: JobError | None = None
     attempts: int = 1

@@ -7,7 +7,7 @@ that one that was taken for dead overwrites nothing; the shard's row says which 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -120,15 +120,18 @@ def all_images(
         first_shard = shards[-1].number + 1
 
 
-def of_shard(store: ObjectStore, shard: Shard) -> Iterator[tuple[Planned, Annotation]]:
-    """Its images, those that have no result with the reason for that."""
-    plan = read_plan(store, shard.plan_key)
+def of_shard(
+    store: ObjectStore, shard: Shard, places: Iterable[int] | None = None
+) -> Iterator[tuple[Planned, Annotation]]:
+    """Its images, or those in these places of it; those that have no result with the reason for that."""
+    plan = store.get(shard.plan_key).split(b"\n")
     try:
         lines = read_results(store, shard.results_key, len(plan))
     except NotFound:
         # A worker has just replaced it, or it was lost; which of them, the next look at the row says.
         lines = [None] * len(plan)
-    for planned, line in zip(plan, lines, strict=True):
+    for place in range(len(plan)) if places is None else places:
+        planned, line = Planned.of(plan[place]), lines[place]
         if isinstance(line, bytes):
             yield planned, Annotation.model_validate_json(line)
         elif planned.annotation is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import Select, func, insert, select, update
+from sqlalchemy import Select, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from uuid_utils.compat import uuid7
 
@@ -271,6 +271,14 @@ class Datasets:
         """Note what somebody said of an image; the newest counts, the older ones stay."""
         self._run(insert(ReviewRow).values(id=uuid7(), dataset_id=id, image=image, **said.model_dump()))
 
+    def withdraw(self, id: UUID, image: int, review: UUID, author: str | None) -> None:
+        """Take back what `author` (none: anybody) said of an image. Raises NotFound."""
+        said = delete(ReviewRow).where(ReviewRow.id == review, ReviewRow.dataset_id == id, ReviewRow.image == image)
+        if author is not None:
+            said = said.where(ReviewRow.author == author)
+        if not self._run(said.returning(ReviewRow.id)):
+            raise NotFound(f"Of image {image} there is no review {review} that you could take back.")
+
     def reviews(self, id: UUID, images: Sequence[int]) -> dict[int, list[Review]]:
         """Image → what was said of it, the newest first, of those of these images that somebody looked at."""
         rows = self._run(
@@ -281,6 +289,7 @@ class Datasets:
         found: dict[int, list[Review]] = {}
         for row in rows:
             review = Review(
+                id=row.id,
                 author=row.author,
                 created_at=row.created_at,
                 verdict=row.verdict,
@@ -292,8 +301,16 @@ class Datasets:
 
     def reviewed(self, id: UUID) -> dict[int, str | None]:
         """Images that somebody said something of, with the newest verdict."""
-        newest = select(ReviewRow.image, ReviewRow.verdict).where(ReviewRow.dataset_id == id).order_by(ReviewRow.id)
-        return {row.image: row.verdict for row in self._run(newest)}
+        said = select(ReviewRow.image, ReviewRow.verdict).where(ReviewRow.dataset_id == id).order_by(ReviewRow.id)
+        found: dict[int, str | None] = {}
+        for row in self._run(said):
+            found[row.image] = row.verdict or found.get(row.image)
+        return found
+
+    def edited(self, id: UUID) -> set[int]:
+        """Images of which somebody put the words better."""
+        said = select(ReviewRow.image).where(ReviewRow.dataset_id == id, ReviewRow.text.is_not(None)).distinct()
+        return {row.image for row in self._run(said)}
 
     # ── the housekeeper's side ────────────────────────────────────────────────────────────────────
 

@@ -395,6 +395,9 @@ class TestReviews:
         found = database.datasets.reviews(id, range(5))
         assert [(said.author, said.verdict) for said in found[3]] == [("bob", "accepted"), ("alice", "rejected")]
         assert database.datasets.reviewed(id) == {3: "accepted", 4: None}
+        database.datasets.review(id, 3, ReviewRequest(author="bob", text="better still"))
+        assert database.datasets.reviewed(id)[3] == "accepted", "other words take back no verdict"
+        assert database.datasets.edited(id) == {3, 4}
         assert database.datasets.reviews(id, [0, 1]) == {}
 
     def test_saying_nothing_is_no_review(self) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 from pyarrow import parquet
 from pycocotools.coco import COCO
 
-from shared.annotations import Annotation, Caption, Drop, DropReason, Provenance, Recognition, Review
+from shared.annotations import Annotation, Caption, Drop, DropReason, Provenance, Recognition, Review, standing
 from shared.datasets import ExportFormat
 from shared.errors import Conflict, DestinationUnusable, NotFound, StorageUnavailable
 from shared.jobs import JobError, RecognizedObject
@@ -59,7 +59,7 @@ def annotations() -> list[Annotation]:
     broken = Annotation(name="broken.png", error=JobError(code="image_corrupt", detail="cut"), attempts=3)
     small = Annotation(name="small.png", drop=Drop(reason=DropReason.TOO_SMALL, detail="1×1"))
     rejected = Annotation(
-        name="bad.png", captions=(caption("x"),), review=Review(author="Ann", created_at=NOW, verdict="rejected")
+        name="bad.png", captions=(caption("x"),), reviews=(Review(author="Ann", created_at=NOW, verdict="rejected"),)
     )
     return [good[0], broken, small, good[1], rejected, good[2]]
 
@@ -226,12 +226,36 @@ def test_words_that_came_with_the_image_stay_unless_asked() -> None:
         "source",
     )
     assert chosen_words(known, overwrite=True).text == "ours"
-    edited = known.model_copy(update={"review": Review(author="Ann", created_at=NOW, text="better")})
+    edited = known.model_copy(update={"reviews": (Review(author="Ann", created_at=NOW, text="better"),)})
     for overwrite in (False, True):
         assert chosen_words(edited, overwrite=overwrite).text == "better"
         assert chosen_words(edited, overwrite=overwrite).author == "Ann"
     assert chosen_words(Annotation(name="x", existing=("theirs",)), overwrite=True).text == "theirs"
     assert chosen_words(Annotation(name="x"), overwrite=True).text == ""
+
+
+def test_words_of_one_language_replace_those_of_that_language_only() -> None:
+    zh = Review(author="Bo", created_at=NOW, text="一只黑猫", language="zh")
+    en = Review(author="Ann", created_at=NOW, text="a cat, black", language="en")
+    known = Annotation(name="x", captions=(caption("a black cat"),), reviews=(zh,))
+    assert known.captions[0].language == "en"
+    assert chosen_words(known, overwrite=True).author == "model"
+    both = known.model_copy(update={"reviews": (zh, en)})
+    assert chosen_words(both, overwrite=True).text == "a cat, black"
+    theirs = known.model_copy(update={"existing": ("whose language nobody knows",)})
+    assert chosen_words(theirs, overwrite=False).text == "一只黑猫"
+
+
+def test_what_still_holds_of_what_people_said() -> None:
+    def said(author: str, **what: str) -> Review:
+        return Review.model_validate({"author": author, "created_at": NOW, **what})
+
+    newest = said("Cy", verdict="accepted")
+    words, older = said("Bo", text="b", language="en"), said("Ann", text="a", language="en", verdict="rejected")
+    chinese = said("Ann", text="甲", language="zh")
+    assert standing([newest, words, chinese, older]) == (newest, words, chinese)
+    assert standing([words, older]) == (words, older), "its verdict still holds"
+    assert standing([]) == ()
 
 
 def test_recognition_alone_becomes_tags() -> None:
@@ -246,10 +270,10 @@ def test_recognition_alone_becomes_tags() -> None:
 
 def test_review_goes_into_every_each_formatwith_its_author(source: Path, tmp_path: Path) -> None:
     review = Review(author="Ann", created_at=NOW, text="in her words")
-    known = [annotations()[0].model_copy(update={"review": review})]
+    known = [annotations()[0].model_copy(update={"reviews": (review,)})]
     for each_format in FORMATS:
         export(source, tmp_path / each_format, each_format, known)
-    assert lines(tmp_path / "jsonl/annotations.jsonl")[0]["review"]["author"] == "Ann"
+    assert lines(tmp_path / "jsonl/annotations.jsonl")[0]["reviews"][0]["author"] == "Ann"
     assert lines(tmp_path / "jsonl/annotations.jsonl")[0]["captions"][0]["text"] == "a black cat"
     assert lines(tmp_path / "imagefolder/metadata.jsonl")[0]["author"] == "Ann"
     assert parquet.read_table(tmp_path / "parquet/data").column("author").to_pylist() == ["Ann"]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 
-from shared.annotations import Annotation, Review
+from shared.annotations import Annotation, Review, standing
 from shared.database import Database
 from shared.dataset_objects import all_images
 from shared.dataset_places import require_allowed
@@ -59,7 +59,7 @@ def lineage(request: DatasetRequest) -> str:
 def reviewed(
     database: Database, store: ObjectStore, claim: DatasetClaim, wanted: Callable[[], None]
 ) -> Iterator[tuple[Annotation, SourceImage | None]]:
-    """All images of a data set, each with what was last said of it."""
+    """All images of a data set, each with what people said of it."""
     reviews: dict[int, list[Review]] = {}
     for number, (planned, annotation) in enumerate(all_images(database, store, claim.id)):
         if number % PAGE == 0:
@@ -67,4 +67,4 @@ def reviewed(
             reviews = database.datasets.reviews(claim.id, range(number, number + PAGE))
         said = reviews.get(number)
         image = SourceImage.from_fields(planned.image) if planned.image is not None else None
-        yield (annotation.model_copy(update={"review": said[0]}) if said else annotation), image
+        yield (annotation.model_copy(update={"reviews": standing(said)}) if said else annotation), image

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shared import __version__
-from shared.annotations import Caption
+from shared.annotations import Annotation, Caption
 from workers.datasets.exports.words import Words
 from workers.datasets.exports.writers import Exported
 
@@ -35,7 +35,7 @@ class Coco:
         extra = {"sha256": known.sha256, "custom_id": known.custom_id, "metadata": known.metadata or None}
         image |= {key: value for key, value in extra.items() if value is not None}
         self._images.write(_element(image, first=exported.number == 0))
-        for said in _said(exported.words, (*known.captions, *known.others), known.existing):
+        for said in _said(exported.words, known):
             self._captions += 1
             annotation = {"id": self._captions, "image_id": id, **said}
             self._annotations.write(_element(annotation, first=self._captions == 1))
@@ -54,16 +54,21 @@ def _element(value: dict[str, Any], *, first: bool) -> str:
     return ("\n" if first else ",\n") + json.dumps(value, ensure_ascii=False)
 
 
-def _said(words: Words, captions: tuple[Caption, ...], existing: tuple[str, ...]) -> list[dict[str, Any]]:
+def _said(words: Words, known: Annotation) -> list[dict[str, Any]]:
     """The chosen words first, then the others, each with its author and what is known of it."""
     chosen: dict[str, Any] = {"caption": words.text, "author": words.author, "language": words.language}
     if words.caption is not None:
         chosen |= _described(words.caption)
     elif words.provenance is not None:
         chosen["provenance"] = words.provenance.model_dump(mode="json")
-    others = [_described(caption) for caption in captions if caption is not words.caption]
-    kept = [{"caption": text, "author": "source"} for text in existing if text != words.text]
-    return [chosen, *others, *kept] if words.text else [*others, *kept]
+    people = [
+        {"caption": review.text, "author": review.author, "language": review.language or ""}
+        for review in known.reviews
+        if review.text is not None and (review.text, review.author) != (words.text, words.author)
+    ]
+    others = [_described(caption) for caption in (*known.captions, *known.others) if caption is not words.caption]
+    kept = [{"caption": text, "author": "source"} for text in known.existing if text != words.text]
+    return [*([chosen] if words.text else []), *people, *others, *kept]
 
 
 def _described(caption: Caption) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from shared.annotations import Annotation, Caption, Provenance
+from pydantic import TypeAdapter
+
+from shared.annotations import Annotation, Caption, Provenance, Review
 from shared.errors import ConfigurationError
 from workers.datasets.exports.words import Words, flat
 from workers.datasets.exports.writers import Exported
@@ -88,7 +90,7 @@ def _schema() -> Any:
         "existing": pa.list_(text),
         "existing_score": score,
         "recognition": text,
-        "review": text,
+        "reviews": text,
         "metadata": text,
     }
     # What `datasets` cannot tell from the types: that the bytes are an image.
@@ -129,10 +131,13 @@ def _row(exported: Exported) -> dict[str, Any]:
 _KNOWN = ("sha256", "size", "width", "height", "custom_id", "existing_score")
 
 
+_REVIEWS = TypeAdapter(tuple[Review, ...])
+
+
 def _as_json(known: Annotation) -> dict[str, str | None]:
     return {
         "recognition": known.recognition.model_dump_json(exclude_none=True) if known.recognition else None,
-        "review": known.review.model_dump_json(exclude_none=True) if known.review else None,
+        "reviews": _REVIEWS.dump_json(known.reviews, exclude_none=True).decode() if known.reviews else None,
         "metadata": json.dumps(known.metadata, ensure_ascii=False) if known.metadata else None,
     }
 

@@ -24,11 +24,14 @@ class Words:
 
 def chosen_words(annotation: Annotation, *, overwrite: bool) -> Words:
     """A person's words before all others; then those that came with the image, unless they are to be overwritten; then
-    the model's best; then what was recognised, as tags."""
-    review = annotation.review
-    if review is not None and review.text:
-        return Words(review.text, review.language or "", review.author)
-    if annotation.existing and not (overwrite and (annotation.captions or annotation.recognition)):
+    the model's best; then what was recognised, as tags. A person's words in one language take the place of the model's
+    in that language only."""
+    from_source = bool(annotation.existing) and not (overwrite and (annotation.captions or annotation.recognition))
+    replaced = annotation.captions[0].language if annotation.captions and not from_source else None
+    for review in annotation.reviews:
+        if review.text and (replaced is None or review.language in (None, replaced)):
+            return Words(review.text, review.language or "", review.author)
+    if from_source:
         return Words(annotation.existing[0], "", "source")
     if annotation.captions:
         best = annotation.captions[0]
@@ -56,9 +59,9 @@ def drop_of(annotation: Annotation) -> Drop | None:
     """Why the image is left out: a filter's reason, or a person's."""
     if annotation.drop is not None:
         return annotation.drop
-    review = annotation.review
-    if review is not None and review.verdict == "rejected":
-        return Drop(reason=DropReason.REJECTED, detail=f"rejected by {review.author}")
+    judged = next((review for review in annotation.reviews if review.verdict is not None), None)
+    if judged is not None and judged.verdict == "rejected":
+        return Drop(reason=DropReason.REJECTED, detail=f"rejected by {judged.author}")
     return None
 
 

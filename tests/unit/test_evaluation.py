@@ -12,7 +12,8 @@ from workers.evaluation.captions import bleu_4, cider_d
 from workers.evaluation.description import f1, f1_rows, facts
 from workers.evaluation.intervals import figure, mean, mean_of_means, share
 from workers.evaluation.judge import GRID, ROLES, Judge, Maps, cells, sight
-from workers.evaluation.judge_training import JudgeRecipe, Labelled, arrange, batches, figures, loss, nearness
+from workers.evaluation.judge_pictures import Labelled, arrange
+from workers.evaluation.judge_training import JudgeRecipe, batches, figures, loss, nearness
 from workers.evaluation.judging import counterfactual, example
 from workers.evaluation.prompts import COLUMNS, GENEVAL, TAGS, Prompt, Wanted, prompts
 from workers.evaluation.sighting import VALUES, Sighting, seen_in, truth

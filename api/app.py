@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
@@ -15,7 +16,8 @@ from api import datasets, files, jobs, monitoring, problems, reference
 from api.auth import LocalOnly, require_loopback
 from api.bodies import BodyLimit
 from api.monitoring import RequestMetrics
-from api.openai import chat, images, models
+from api.openai import batches, chat, images, models
+from api.openai.batch_runner import BatchRunner
 from api.resources import opened
 from shared import __version__
 from shared.settings import Settings
@@ -35,7 +37,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with opened(settings) as resources:
             app.state.resources = resources
-            yield
+            app.state.batches = runner = BatchRunner(resources)
+            runner.start()
+            try:
+                yield
+            finally:
+                await run_sync(runner.close)
 
     # Its pages of documentation take nothing from elsewhere: many a machine with GPUs reaches no CDN.
     app = FastAPIOffline(title="Tuwen 图文", version=__version__, lifespan=lifespan)
@@ -44,7 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(files.router)
     app.include_router(datasets.router)
     app.include_router(monitoring.router)
-    for part in (images, chat, models):
+    for part in (images, chat, models, batches):
         app.include_router(part.router)
     problems.install(app)
     reference.install(app)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from shared.jobs import Job, JobRequest, Kind
 
@@ -65,6 +65,22 @@ class File(BaseModel):
     width: int = Field(description="pixels")
     height: int = Field(description="pixels")
     size: int = Field(description="bytes")
+    created_at: int = Field(description="Unix time of the first upload")
+
+    # The same once more, where clients of OpenAI's API look for it.
+    object: Literal["file"] = "file"
+    purpose: Literal["vision"] = "vision"
+    status: Literal["processed"] = "processed"
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def bytes(self) -> int:
+        return self.size
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def filename(self) -> str:
+        return f"{self.id[:12]}.{self.media_type.rpartition('/')[2]}"
 
 
 class ModelWorker(BaseModel):

@@ -37,10 +37,7 @@ def submit(
     if idempotency_key is not None:
         _require_sendable(idempotency_key)
     paths = [f"jobs.{index}." if in_batch else "" for index in range(len(requests))]
-    for path, request in zip(paths, requests, strict=True):
-        _require_model(request, path, resources.settings)
-        _vet_addresses(request, path, resources.settings)
-    admitted = _with_files(resources, caller, paths, requests)
+    admitted = admit(resources, caller, requests, paths)
     submission = resources.database.submit(
         admitted,
         tenant=caller.tenant,
@@ -53,6 +50,20 @@ def submit(
     if submission.replayed:
         return resources.database.jobs_by_id(submission.ids, caller.tenant)
     return submission.jobs
+
+
+def admit(
+    resources: Resources, caller: Caller, requests: Sequence[JobRequest], paths: Sequence[str] = ("",)
+) -> list[JobRequest]:
+    """The requests, checked against this installation, every image in them kept as a file; `paths` blame their fields.
+
+    Raises:
+        InvalidRequest, NotFound, StorageUnavailable, DatabaseUnavailable: as `submit` does.
+    """
+    for path, request in zip(paths, requests, strict=True):
+        _require_model(request, path, resources.settings)
+        _vet_addresses(request, path, resources.settings)
+    return _with_files(resources, caller, paths, requests)
 
 
 def _body_hash(requests: Sequence[JobRequest]) -> str:
@@ -68,10 +79,10 @@ def _require_sendable(key: str) -> None:
 
 
 def _require_model(request: JobRequest, path: str, settings: Settings) -> None:
-    served = settings.model_for(request.input.kind)
-    if request.model not in (None, served):
+    served = [model.name for model in settings.models_for(request.input.kind)]
+    if request.model is not None and request.model not in served:
         raise UnknownModel(
-            f"This installation does {request.input.kind} with the model {served}.", field=f"{path}model"
+            f"This installation does {request.input.kind} with the model {' or '.join(served)}.", field=f"{path}model"
         )
 
 

@@ -75,7 +75,15 @@ class Documents:
         return self._run(query.order_by(DocumentRow.id.desc() if newest_first else DocumentRow.id))
 
     def remove(self, id: UUID, tenant: Tenant) -> str:
-        """Forget the document; the key of its object, which is the caller's to delete. Raises NotFound."""
+        """Forget the document; the key of its object, which is the caller's to delete.
+
+        Raises:
+            NotFound
+            Conflict: a batch that is not over reads it.
+        """
+        reading = select(BatchRow.id).where(BatchRow.input_id == id, BatchRow.finished_at.is_(None))
+        if self._run(reading.where(BatchRow.tenant == tenant).limit(1)):
+            raise Conflict("A batch that is not over reads this file; cancel it first.")
         gone = delete(DocumentRow).where(DocumentRow.id == id, DocumentRow.tenant == tenant)
         rows = self._run(gone.returning(DocumentRow.key))
         if not rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -76,13 +77,15 @@ class Files:
 
     def add(
         self, *, tenant: Tenant, sha256: str, key: str, media_type: str, width: int, height: int, size: int
-    ) -> None:
-        """Idempotent: the same bytes again are the same file."""
-        self._run(
-            upsert(FileRow)
-            .values(tenant=tenant, sha256=sha256, key=key, media_type=media_type, width=width, height=height, size=size)
-            .on_conflict_do_nothing()
+    ) -> datetime:
+        """Idempotent: the same bytes again are the same file. When they came first."""
+        new = upsert(FileRow).values(
+            tenant=tenant, sha256=sha256, key=key, media_type=media_type, width=width, height=height, size=size
         )
+        # An update that changes nothing, since only what is written is returned.
+        same = new.on_conflict_do_update(index_elements=[FileRow.tenant, FileRow.sha256], set_={"key": key})
+        created_at: datetime = self._run(same.returning(FileRow.created_at))[0].created_at
+        return created_at
 
     def get(self, sha256: str, tenant: Tenant) -> Any:
         """A row of all columns. Raises NotFound also for another tenant's file."""

@@ -18,7 +18,8 @@ from datetime import UTC, datetime, timedelta
 from errno import ENOTDIR
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from tempfile import SpooledTemporaryFile
+from typing import IO, TYPE_CHECKING, Self, cast
 
 import obstore
 from obstore.exceptions import BaseError
@@ -46,6 +47,7 @@ _RETRY: RetryConfig = {
 }
 _LONGEST_SIGNATURE = timedelta(days=7)  # of AWS Signature Version 4
 _CHUNK = 256 * 1024
+_SPOOLED = 8 * 2**20
 
 # ASCII only and no leading dot, so that a key is the same text in a URL, a file name and a listing, and so that `..`
 # and obstore's own temporary names (`key#1`) cannot be spelled.
@@ -139,6 +141,31 @@ class ObjectStore:
         with self._translated(key):
             chunks = obstore.get(self._backend, key).stream(min_chunk_size=_CHUNK)
         return self._chunks(key, chunks)
+
+    def read(self, key: str, start: int, length: int) -> bytes:
+        """At most `length` bytes of the object, from byte `start` of it; raises `NotFound` as `get` does."""
+        size = self.head(key).size
+        if start >= size or length <= 0:
+            return b""
+        with self._translated(key):
+            return bytes(obstore.get_range(self._backend, key, start=start, end=min(size, start + length)))
+
+    def put_stream(self, key: str, chunks: Iterator[bytes], media_type: str) -> int:
+        """Write or replace an object that is too large for memory; how many bytes it has.
+
+        As with `put`, nobody ever sees a part of it, also when `chunks` raises.
+        """
+        _require_key(key)
+        attributes: Attributes | None = None if self._root else {"Content-Type": media_type}
+        with SpooledTemporaryFile(max_size=_SPOOLED) as file:
+            # Not handed to obstore as they are: they may come from it, and it cannot read while it writes.
+            for chunk in chunks:
+                file.write(chunk)
+            size = file.tell()
+            file.seek(0)
+            with self._translated(key):
+                obstore.put(self._backend, key, cast("IO[bytes]", file), attributes=attributes)
+        return size
 
     def head(self, key: str) -> StoredObject:
         """What is known of the object; raises `NotFound` as `get` does."""

@@ -36,14 +36,14 @@ def require(settings: Settings, kind: Kind, name: str | None) -> str:
         UnknownModel: it is not served here.
         WrongKind: it is, for something else.
     """
-    ours = settings.model_for(kind)
-    if name in (None, ours):
-        return ours
-    kinds = _kinds(settings).get(name or "")
+    ours = [model.name for model in settings.models_for(kind)]
+    if name is None or name in ours:
+        return name or ours[0]
+    kinds = _kinds(settings).get(name)
+    here = f"to {kind} there is {' or '.join(ours)}."
     if kinds is None:
-        raise UnknownModel(f"The model is not served here; to {kind} there is {ours}.", field="model")
-    does = " and ".join(kinds)
-    raise WrongKind(f"The model {name} is served to {does}; to {kind} there is {ours}.", field="model")
+        raise UnknownModel(f"The model is not served here; {here}", field="model")
+    raise WrongKind(f"The model {name} is served to {' and '.join(kinds)}; {here}", field="model")
 
 
 @router.get("/{model:path}", response_model=Model, summary="Show a model")
@@ -57,5 +57,6 @@ async def show(_: CallerDep, model: str, resources: ResourcesDep) -> Model:
 def _kinds(settings: Settings) -> Mapping[str, list[Kind]]:
     found: dict[str, list[Kind]] = {}
     for kind in Kind:
-        found.setdefault(settings.model_for(kind), []).append(kind)
+        for model in settings.models_for(kind):
+            found.setdefault(model.name, []).append(kind)
     return found

@@ -33,7 +33,7 @@ def system(
     """One worker for all tests here: each starts an engine process, which takes seconds."""
     folder = tmp_path_factory.mktemp("openai")
     settings = Settings(
-        database_url=postgres.create_database("openai", template=template),
+        database_url=postgres.create_database(folder.name, template=template),
         redis_url=f"{valkey.url.removesuffix('/0')}/0",
         storage_url=f"file://{folder / 'objects'}",
         data_dir=folder,

@@ -1,0 +1,212 @@
+"""`/v1/batches`: files of requests, worked off in the background as bulk jobs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import JSONResponse, Response
+from uuid_utils.compat import uuid7
+
+from api.auth import CallerDep
+from api.bodies import parse
+from api.openai.batch_runner import BatchRunner
+from api.openai.documents import PREFIX, document_id
+from api.openai.errors import RESPONSES, OpenAIRoute
+from api.reference import json_body
+from api.resources import BaseUrlDep, ResourcesDep
+from shared.batches import BatchStatus
+from shared.errors import InvalidRequest, NotFound
+from shared.jobs import Word
+
+router = APIRouter(prefix="/v1/batches", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
+
+_DAY = 86_400.0
+_PREFIX = "batch_"
+
+
+class BatchRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    input_file_id: str = Field(description="of a file uploaded with the purpose `batch`", examples=["file-019a0c0de"])
+    endpoint: Literal["/v1/images/generations", "/v1/chat/completions"]
+    completion_window: Literal["24h"]
+    metadata: (
+        Annotated[
+            dict[Annotated[Word, Field(max_length=64)], Annotated[Word, Field(max_length=512)]], Field(max_length=16)
+        ]
+        | None
+    ) = None
+
+
+class RequestCounts(BaseModel):
+    total: int
+    completed: int
+    failed: int
+
+
+class LineProblem(BaseModel):
+    code: str
+    line: int | None
+    message: str
+    param: str | None
+
+
+class LineProblems(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[LineProblem]
+
+
+class ShownBatch(BaseModel):
+    """A batch as OpenAI's clients read it; times are Unix times."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    errors: LineProblems | None
+    input_file_id: str
+    completion_window: str
+    status: BatchStatus
+    output_file_id: str | None = Field(description="answers of requests that succeeded, once it is over")
+    error_file_id: str | None = Field(description="answers of requests that did not")
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: RequestCounts
+    metadata: dict[str, str] | None
+
+
+class BatchPage(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ShownBatch]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+@router.post(
+    "",
+    response_model=ShownBatch,
+    summary="Start a batch (OpenAI)",
+    openapi_extra=json_body(
+        BatchRequest,
+        {
+            "captions": {
+                "value": {
+                    "input_file_id": "file-019a0c0de",
+                    "endpoint": "/v1/chat/completions",
+                    "completion_window": "24h",
+                }
+            }
+        },
+    ),
+)
+async def create(request: Request, caller: CallerDep, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
+    """Each line of the input is `{"custom_id", "method": "POST", "url", "body"}`; at most 50,000 lines."""
+    wish = parse(BatchRequest, await request.body())
+
+    def add() -> Any:
+        try:
+            document = resources.database.documents.get(document_id(wish.input_file_id), caller.tenant)
+        except NotFound as error:
+            raise InvalidRequest("There is no such file; upload it first.", field="input_file_id") from error
+        if document.purpose != "batch":
+            raise InvalidRequest("The file was not uploaded with the purpose batch.", field="input_file_id")
+        return resources.database.batches.add(
+            {
+                "id": uuid7(),
+                "tenant": caller.tenant,
+                "quota": caller.quota,
+                "endpoint": wish.endpoint,
+                "input_id": document.id,
+                "completion_window": wish.completion_window,
+                "labels": wish.metadata or {},
+                "base_url": base_url,
+            },
+            _DAY,
+        )
+
+    row = await run_sync(add)
+    runner: BatchRunner = request.app.state.batches
+    runner.wake()
+    return _answer(_shown(row))
+
+
+@router.get("", response_model=BatchPage, summary="List batches (OpenAI)")
+async def list_batches(
+    caller: CallerDep,
+    resources: ResourcesDep,
+    after: Annotated[str | None, Query(description="id of the last batch of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> Response:
+    """Newest first."""
+    before = _batch_id(after) if after else None
+    rows = await run_sync(lambda: resources.database.batches.page(caller.tenant, after=before, limit=limit + 1))
+    data = [_shown(row) for row in rows[:limit]]
+    first, last = (data[0].id, data[-1].id) if data else (None, None)
+    return _answer(BatchPage(data=data, first_id=first, last_id=last, has_more=len(rows) > limit))
+
+
+@router.get("/{batch_id}", response_model=ShownBatch, summary="Show a batch (OpenAI)")
+async def show(caller: CallerDep, batch_id: str, resources: ResourcesDep) -> Response:
+    return _answer(_shown(await run_sync(resources.database.batches.get, _batch_id(batch_id), caller.tenant)))
+
+
+@router.post("/{batch_id}/cancel", response_model=ShownBatch, summary="Cancel a batch (OpenAI)")
+async def cancel(request: Request, caller: CallerDep, batch_id: str, resources: ResourcesDep) -> Response:
+    """What is done by then is in its files all the same."""
+    row = await run_sync(resources.database.batches.cancel, _batch_id(batch_id), caller.tenant)
+    runner: BatchRunner = request.app.state.batches
+    runner.wake()
+    return _answer(_shown(row))
+
+
+def _batch_id(text: str) -> UUID:
+    try:
+        return UUID(hex=text.removeprefix(_PREFIX))
+    except ValueError:
+        # What cannot be an id is answered like an id that is not there.
+        raise NotFound("There is no such batch.") from None
+
+
+def _answer(model: BaseModel) -> Response:
+    return JSONResponse(model.model_dump(mode="json"), headers={"Cache-Control": "no-store"})
+
+
+def _shown(row: Any) -> ShownBatch:
+    ended = {
+        f"{status.value}_at": _unix(row.finished_at) if row.status == status.value else None
+        for status in (BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED)
+    }
+    values = {
+        "id": f"{_PREFIX}{row.id.hex}",
+        "endpoint": row.endpoint,
+        "errors": {"data": row.problems} if row.problems else None,
+        "input_file_id": f"{PREFIX}{row.input_id.hex}",
+        "completion_window": row.completion_window,
+        "status": row.status,
+        "output_file_id": row.output_id and f"{PREFIX}{row.output_id.hex}",
+        "error_file_id": row.errors_id and f"{PREFIX}{row.errors_id.hex}",
+        "created_at": _unix(row.created_at),
+        "in_progress_at": _unix(row.in_progress_at),
+        "expires_at": _unix(row.expires_at),
+        "finalizing_at": _unix(row.finalizing_at),
+        "cancelling_at": _unix(row.cancelling_at),
+        "request_counts": {"total": row.total, "completed": row.completed, "failed": row.failed},
+        "metadata": row.labels or None,
+    }
+    return ShownBatch.model_validate({**values, **ended})
+
+
+def _unix(time: datetime | None) -> int | None:
+    return None if time is None else int(time.timestamp())

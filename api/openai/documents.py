@@ -1,0 +1,136 @@
+"""Files that are no images: requests of a batch, and their answers, as OpenAI's `files` show them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import IO, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+from uuid_utils.compat import uuid7
+
+from api.auth import Caller
+from api.resources import Resources
+from shared.batch_records import NewDocument
+from shared.errors import InvalidRequest, NotFound
+from shared.jobs import Tenant
+
+PREFIX = "file-"
+MEDIA_TYPE = "application/jsonl"
+_CHUNK = 2**20
+
+
+class Document(BaseModel):
+    """A file as OpenAI's clients read it."""
+
+    id: str = Field(examples=["file-019a0c0de"])
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int = Field(description="Unix time")
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+
+
+class DocumentPage(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Document]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Deleted(BaseModel):
+    id: str
+    object: Literal["file"] = "file"
+    deleted: bool = True
+
+
+def document_id(text: str) -> UUID:
+    """Raises NotFound: what cannot be an id is answered like one that is not there."""
+    try:
+        return UUID(hex=text.removeprefix(PREFIX)) if text.startswith(PREFIX) else _no_document()
+    except ValueError:
+        return _no_document()
+
+
+def _no_document() -> UUID:
+    raise NotFound("There is no such file.")
+
+
+def shown(row: Any) -> Document:
+    return Document(
+        id=f"{PREFIX}{row.id.hex}",
+        bytes=row.size,
+        created_at=int(row.created_at.timestamp()),
+        filename=row.filename,
+        purpose=row.purpose,
+    )
+
+
+def key_of(id: UUID, tenant: Tenant) -> str:
+    return f"documents/{tenant}/{id.hex}.jsonl"
+
+
+def keep(resources: Resources, caller: Caller, body: IO[bytes], filename: str, purpose: str) -> Document:
+    """Store an uploaded file; what is in it is looked at when a batch uses it.
+
+    Raises:
+        InvalidRequest: it is empty, or for a purpose that nothing here has.
+        StorageUnavailable, DatabaseUnavailable
+    """
+    if purpose != "batch":
+        raise InvalidRequest("purpose is `batch` for a JSON Lines file, `vision` for an image.", field="purpose")
+    id = uuid7()
+    key = key_of(id, caller.tenant)
+    body.seek(0)
+    # The object first: a row must never name an object that is not there.
+    size = resources.store.put_stream(key, _chunks(body), MEDIA_TYPE)
+    if not size:
+        resources.store.delete(key)
+        raise InvalidRequest("The file is empty.", field="file")
+    row = resources.database.documents.add(NewDocument(id, key, filename, purpose, size), caller.tenant)
+    return shown(row)
+
+
+def _chunks(body: IO[bytes]) -> Iterator[bytes]:
+    while chunk := body.read(_CHUNK):
+        yield chunk
+
+
+def content(resources: Resources, row: Any) -> Response:
+    """The bytes of a document, or the way to them."""
+    url = resources.store.url(row.key, resources.settings.result_url_ttl)
+    if url is not None:
+        return RedirectResponse(url, 307, {"Cache-Control": "private, no-store"})
+    return StreamingResponse(
+        resources.store.stream(row.key),
+        headers={"Content-Security-Policy": "default-src 'none'; sandbox"},
+        media_type=MEDIA_TYPE,
+    )
+
+
+def page(
+    resources: Resources, caller: Caller, *, purpose: str | None, after: str | None, limit: int, newest_first: bool
+) -> DocumentPage:
+    rows = resources.database.documents.page(
+        caller.tenant,
+        purpose=purpose,
+        after=document_id(after) if after else None,
+        limit=limit + 1,
+        newest_first=newest_first,
+    )
+    data = [shown(row) for row in rows[:limit]]
+    return DocumentPage(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=len(rows) > limit,
+    )
+
+
+def remove(resources: Resources, caller: Caller, id: str) -> Deleted:
+    """Raises NotFound."""
+    resources.store.delete(resources.database.documents.remove(document_id(id), caller.tenant))
+    return Deleted(id=id)

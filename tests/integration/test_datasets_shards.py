@@ -17,7 +17,7 @@ from shared.annotations import Annotation, DropReason
 from shared.database import Database
 from shared.dataset_objects import AtRisk, all_images, read_plan, read_results, results_key, write_results
 from shared.dataset_records import ShardClaim
-from shared.datasets import DatasetRequest, DatasetStatus, ShardStatus
+from shared.datasets import DatasetRequest, DatasetStatus, ReviewRequest, ShardStatus
 from shared.errors import SourceUnusable
 from shared.jobs import Kind
 from shared.queue import JobQueue, celery_app
@@ -426,6 +426,7 @@ class TestEarlierRuns:
         first = here.planned(shard_size=2)
         here.run(first)
         before = here.found(first)
+        here.database.datasets.review(first, 3, ReviewRequest(author="alice", text="a better caption"))
         Image.new("RGB", (8, 8), (99, 0, 0)).save(here.source / "new.png")
         Image.new("RGB", (8, 8), (98, 0, 0)).save(here.source / "1.png")  # another picture under an old name
         (here.source / "0.png").rename(here.source / "renamed.png")
@@ -442,6 +443,7 @@ class TestEarlierRuns:
             after["renamed.png"].captions[0].provenance.created_at == before["0.png"].captions[0].provenance.created_at
         )
         assert after["2.png"] == before["2.png"]
+        assert [(said.author, said.text) for said in after["3.png"].reviews] == [("alice", "a better caption")]
         assert after["1.png"].captions[0].text != before["1.png"].captions[0].text
         assert all(image.ok for image in after.values())
 

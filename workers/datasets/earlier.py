@@ -12,10 +12,12 @@ from hashlib import sha256
 from typing import Any, Self
 from uuid import UUID
 
-from shared.annotations import Annotation
+from pydantic import TypeAdapter
+
+from shared.annotations import Annotation, Review, standing
 from shared.database import Database
 from shared.dataset_objects import Line, read_plan, read_results
-from shared.dataset_records import DatasetClaim
+from shared.dataset_records import DatasetClaim, Shard
 from shared.errors import NotFound, TuwenError
 from shared.settings import Settings
 from shared.storage import ObjectStore
@@ -26,6 +28,7 @@ FOUND_OUT = ("sha256", "size", "width", "height", "existing_score", "captions", 
 """Fields of an annotation that are the image's own, wherever it lies now."""
 
 _OPEN = 8
+_REVIEWS: TypeAdapter[tuple[Review, ...]] = TypeAdapter(tuple[Review, ...])
 
 
 class Earlier:
@@ -38,7 +41,8 @@ class Earlier:
         self._results: OrderedDict[str, list[Line]] = OrderedDict()
         self._index = temporary_database()
         self._index.execute(
-            "CREATE TABLE images (name TEXT, version TEXT, size INTEGER, sha256 TEXT, key TEXT, line INTEGER)"
+            "CREATE TABLE images"
+            " (name TEXT, version TEXT, size INTEGER, sha256 TEXT, key TEXT, line INTEGER, reviews BLOB)"
         )
         for column in ("name", "size", "sha256"):
             self._index.execute(f"CREATE INDEX by_{column} ON images ({column})")
@@ -79,22 +83,36 @@ class Earlier:
         self.close()
 
     def _add(self, database: Database, run: UUID) -> None:
+        first = 0
         for shard in database.shards.all(run):
-            if shard.results_key is None:
-                continue
-            try:
-                plan = read_plan(self._store, shard.plan_key)
-                lines = read_results(self._store, shard.results_key, len(plan))
-            except NotFound:  # the run is being retried: these results have just been replaced
-                continue
-            for number, (planned, line) in enumerate(zip(plan, lines, strict=True)):
-                if planned.image is not None and isinstance(line, bytes):
-                    self._remember(planned.image, Annotation.model_validate_json(line), shard.results_key, number)
+            self._add_shard(shard, database.datasets.reviews(run, range(first, first + shard.images)), first)
+            first += shard.images
 
-    def _remember(self, image: Mapping[str, Any], known: Annotation, key: str, line: int) -> None:
-        if known.error is None and known.sha256 is not None and self._is_complete(known):
-            row = (known.name, image.get("version"), known.size, known.sha256, key, line)
-            self._index.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", row)
+    def _add_shard(self, shard: Shard, reviews: Mapping[int, list[Review]], first: int) -> None:
+        if shard.results_key is None:
+            return
+        try:
+            plan = read_plan(self._store, shard.plan_key)
+            lines = read_results(self._store, shard.results_key, len(plan))
+        except NotFound:  # the run is being retried: these results have just been replaced
+            return
+        for number, (planned, line) in enumerate(zip(plan, lines, strict=True)):
+            if planned.image is None or not isinstance(line, bytes):
+                continue
+            known = Annotation.model_validate_json(line)
+            if known.error is None and known.sha256 is not None and self._is_complete(known):
+                said = standing([*reviews.get(first + number, ()), *known.reviews])
+                version = planned.image.get("version")
+                row = (
+                    known.name,
+                    version,
+                    known.size,
+                    known.sha256,
+                    shard.results_key,
+                    number,
+                    _REVIEWS.dump_json(said),
+                )
+                self._index.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def _is_complete(self, known: Annotation) -> bool:
         """Whether today's models were asked all that is asked now: one that a filter dropped before was not."""
@@ -102,14 +120,14 @@ class Earlier:
         made += [caption.scored_by for caption in known.captions if caption.scored_by is not None]
         return bool(made or known.existing_score is not None) and {each.model for each in made} <= self._models
 
-    def _one(self, where: str, *values: object) -> tuple[str, int] | None:
-        found: tuple[str, int] | None = self._index.execute(
-            f"SELECT key, line FROM images WHERE {where} LIMIT 1",  # noqa: S608 (constants)
+    def _one(self, where: str, *values: object) -> tuple[str, int, bytes] | None:
+        found: tuple[str, int, bytes] | None = self._index.execute(
+            f"SELECT key, line, reviews FROM images WHERE {where} LIMIT 1",  # noqa: S608 (constants)
             values,
         ).fetchone()
         return found
 
-    def _found(self, key: str, line: int) -> dict[str, Any] | None:
+    def _found(self, key: str, line: int, reviews: bytes) -> dict[str, Any] | None:
         """The fields, read again from where they lie: the index holds only where that is."""
         if key not in self._results:
             try:
@@ -123,4 +141,5 @@ class Earlier:
         if not isinstance(text, bytes):
             return None
         known = Annotation.model_validate_json(text)
-        return {field: getattr(known, field) for field in FOUND_OUT}
+        found = {field: getattr(known, field) for field in FOUND_OUT}
+        return found | {"reviews": _REVIEWS.validate_json(reviews)}

@@ -65,6 +65,8 @@ def reviewed(
         if number % PAGE == 0:
             wanted()
             reviews = database.datasets.reviews(claim.id, range(number, number + PAGE))
-        said = reviews.get(number)
         image = SourceImage.from_fields(planned.image) if planned.image is not None else None
-        yield (annotation.model_copy(update={"reviews": standing(said)}) if said else annotation), image
+        if said := reviews.get(number):
+            # Before those that an earlier run over the same source has left.
+            annotation = annotation.model_copy(update={"reviews": standing([*said, *annotation.reviews])})
+        yield annotation, image

@@ -1,0 +1,225 @@
+"""Data sets over HTTP, before any worker has touched them: what is accepted, shown, watched and listed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from shared.annotations import Annotation, Caption, Drop, DropReason, Provenance
+from shared.database import Database
+from shared.dataset_objects import Planned, plan_key, results_key, write_plan, write_results
+from shared.dataset_records import Progress
+from shared.jobs import JobError
+from shared.queue import DATASETS_QUEUE
+from shared.settings import Settings
+from shared.storage import ObjectStore
+from tests.integration.api_server import eventually
+
+T = "local"
+MADE = Provenance(model="m", revision="r", software="tuwen 0", worker="w", created_at="2026-01-01T00:00:00Z")
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    database = Database(settings)
+    yield database
+    database.close()
+
+
+def submit(api: httpx.Client, **wishes: Any) -> httpx.Response:
+    return api.post("/v1/datasets", json={"source": "/source", "destination": "/out", **wishes})
+
+
+def said(number: int, score: float | None, confidence: float, **more: Any) -> Annotation:
+    caption = Caption(
+        text=f"caption {number}", language="en", style="short", confidence=confidence, score=score, provenance=MADE
+    )
+    return Annotation(name=f"{number}.png", captions=(caption,), **more)
+
+
+def annotated(settings: Settings, database: Database, id: UUID, *shards: list[Annotation]) -> None:
+    """As if a worker had done it."""
+    store = ObjectStore.open(settings)
+    claim = database.datasets.take(id, "h")
+    assert claim is not None
+    for number, images in enumerate(shards):
+        plan, results, shard = plan_key(id, number, 1), results_key(id, number, 1), uuid4()
+        write_plan(store, plan, [Planned({"name": each.name, "path": each.name}).line() for each in images])
+        write_results(store, results, [each.model_dump_json().encode() for each in images])
+        database.datasets.add_shard(claim, shard, number, len(images), plan, 0.0)
+        running = database.shards.claim(shard, 5, "w")
+        assert running is not None
+        failed = sum(each.error is not None for each in images)
+        database.shards.finish(running, results, Progress(len(images) - failed, failed, 0, 30))
+
+
+class TestSubmission:
+    def test_is_kept_and_told_to_the_housekeepers(self, api: httpx.Client, settings: Settings) -> None:
+        answer = submit(api, languages=["zh"], priority=7)
+        assert answer.status_code == 202
+        dataset = answer.json()
+        assert answer.headers["location"] == f"/v1/datasets/{dataset['id']}"
+        assert (dataset["status"], dataset["priority"], dataset["request"]["languages"]) == ("planning", 7, ["zh"])
+        assert api.get(f"/v1/datasets/{dataset['id']}").json() == dataset
+        assert [each["id"] for each in api.get("/v1/datasets").json()["datasets"]] == [dataset["id"]]
+        import redis
+
+        with redis.Redis.from_url(settings.redis_url) as client:
+            eventually(lambda: client.llen(DATASETS_QUEUE) == 1)
+
+    @pytest.mark.parametrize(
+        ("wishes", "status", "field"),
+        [
+            ({"source": "relative"}, 422, "source"),
+            ({"source": 7}, 422, "source"),
+            ({"source": "/a\x00b"}, 422, "source"),
+            ({"destination": "s3://b/../c"}, 422, "destination"),
+            ({"destination": "/source/."}, 422, "destination"),
+            ({"tasks": ["generate"]}, 422, "tasks"),
+            ({"languages": ["fr"]}, 422, "languages"),
+            ({"shard_size": 10**9}, 422, "shard_size"),
+            ({"filters": {"min_side": -1}}, 422, "filters.min_side"),
+            ({"filters": {"min_score": 0.5}}, 422, ""),
+            ({"unknown": 1}, 422, "unknown"),
+        ],
+    )
+    def test_what_is_refused(self, api: httpx.Client, wishes: dict[str, Any], status: int, field: str) -> None:
+        answer = submit(api, **wishes)
+        assert answer.status_code == status
+        problem = answer.json()
+        assert any(error["field"].startswith(field) for error in problem["errors"]) or not field
+
+    def test_sidecars_may_go_beside_the_images(self, api: httpx.Client) -> None:
+        assert submit(api, destination="/source", destination_format="kohya").status_code == 202
+
+    def test_two_runs_into_one_destination(self, api: httpx.Client) -> None:
+        first = submit(api).json()["id"]
+        answer = submit(api, destination="/elsewhere/../out/")
+        assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+        assert api.post(f"/v1/datasets/{first}/cancel").json()["status"] == "cancelled"
+        assert submit(api).status_code == 202
+
+    def test_what_is_not_there(self, api: httpx.Client) -> None:
+        for id in ("nonsense", str(uuid4())):
+            for path in ("", "/items", "/items/0", "/items/0/preview", "/events"):
+                assert api.get(f"/v1/datasets/{id}{path}").status_code == 404
+            for deed in ("pause", "resume", "cancel", "retry"):
+                assert api.post(f"/v1/datasets/{id}/{deed}").status_code == 404
+
+
+class TestWatching:
+    def test_events_until_it_is_over(self, api: httpx.Client, settings: Settings, database: Database) -> None:
+        id = UUID(submit(api).json()["id"])
+        seen: list[dict[str, Any]] = []
+        with api.stream("GET", f"/v1/datasets/{id}/events") as stream:
+            for line in stream.iter_lines():
+                if not line.startswith("data: "):
+                    continue
+                seen.append(json.loads(line.removeprefix("data: ")))
+                if len(seen) == 1:
+                    annotated(settings, database, id, [said(0, None, 1.0)] * 3)
+                elif len(seen) == 2:
+                    database.datasets.cancel(id, T)
+        assert [each["status"] for each in seen] == ["planning", "planning", "cancelled"]
+        assert [each["progress"]["done"] for each in seen] == [0, 3, 3]
+        assert seen[1]["progress"]["images_per_second"] > 0
+        assert seen[1]["progress"]["tokens_per_second"] == pytest.approx(
+            10 * seen[1]["progress"]["images_per_second"], rel=0.1
+        )
+        assert [each["worker"] for each in seen[1]["progress"]["workers"]] == ["w"]
+
+    def test_figures_for_prometheus(self, api: httpx.Client, settings: Settings, database: Database) -> None:
+        id = UUID(submit(api).json()["id"])
+        failed = said(1, None, 1.0, error=JobError(code="boom", detail="It broke."))
+        annotated(settings, database, id, [said(0, None, 1.0), failed])
+        text = api.get("/metrics").text
+        for line in (
+            'tuwen_dataset_shards{status="done"} 1.0',
+            'tuwen_dataset_images{state="done"} 1.0',
+            'tuwen_dataset_images{state="failed"} 1.0',
+            'tuwen_dataset_images{state="left"} 0.0',
+        ):
+            assert line in text
+        assert "tuwen_dataset_images_per_second" in text
+
+
+class TestImages:
+    @pytest.fixture
+    def id(self, api: httpx.Client, settings: Settings, database: Database) -> UUID:
+        id = UUID(submit(api).json()["id"])
+        small = Drop(reason=DropReason.TOO_SMALL, detail="8×8")
+        annotated(
+            settings,
+            database,
+            id,
+            [said(0, 0.5, 0.9), said(1, 0.9, 0.2), said(2, None, 0.5)],
+            [said(3, 0.1, 0.8, drop=small), Annotation(name="4.png", error=JobError(code="boom", detail="It broke."))],
+            [said(5, 0.5, 0.1)],
+        )
+        return id
+
+    def pages(self, api: httpx.Client, id: UUID, **parameters: Any) -> list[int]:
+        found: list[int] = []
+        cursor: str | None = None
+        while True:
+            query = parameters | ({"cursor": cursor} if cursor else {})
+            answer = api.get(f"/v1/datasets/{id}/items", params={"limit": 2} | query)
+            assert answer.status_code == 200, answer.text
+            page = answer.json()
+            assert len(page["items"]) <= 2
+            found += [item["number"] for item in page["items"]]
+            cursor = page["next"]
+            if cursor is None:
+                return found
+
+    def test_in_order_across_shards(self, api: httpx.Client, id: UUID) -> None:
+        assert self.pages(api, id) == [0, 1, 2, 3, 4, 5]
+
+    @pytest.mark.parametrize(
+        ("sort", "numbers"),
+        [
+            ("score", [3, 0, 5, 1, 2, 4]),
+            ("-score", [1, 0, 5, 3, 2, 4]),
+            ("confidence", [5, 1, 2, 3, 0, 4]),
+            ("-confidence", [0, 3, 2, 1, 5, 4]),
+        ],
+    )
+    def test_by_score_and_confidence(self, api: httpx.Client, id: UUID, sort: str, numbers: list[int]) -> None:
+        assert self.pages(api, id, sort=sort) == numbers
+
+    @pytest.mark.parametrize(("only", "numbers"), [("failed", [4]), ("dropped", [3]), ("annotated", [0, 1, 2, 5])])
+    def test_only_some(self, api: httpx.Client, id: UUID, only: str, numbers: list[int]) -> None:
+        assert self.pages(api, id, only=only) == numbers
+        assert sorted(self.pages(api, id, only=only, sort="score")) == numbers
+
+    def test_reviews(self, api: httpx.Client, id: UUID) -> None:
+        path = f"/v1/datasets/{id}/items/1/reviews"
+        assert api.post(path, json={"author": "alice", "verdict": "rejected"}).status_code == 201
+        answer = api.post(path, json={"author": "bob", "verdict": "accepted", "text": "一只猫", "language": "zh"})
+        reviews = answer.json()["reviews"]
+        assert [(each["author"], each["verdict"]) for each in reviews] == [("bob", "accepted"), ("alice", "rejected")]
+        assert answer.json()["annotation"]["captions"][0]["text"] == "caption 1", "the model's words stay"
+        assert self.pages(api, id, only="accepted") == [1]
+        assert self.pages(api, id, only="rejected") == []
+        assert self.pages(api, id, only="unreviewed") == [0, 2, 3, 4, 5]
+        assert api.post(path, json={"author": "alice"}).status_code == 422
+        assert (
+            api.post(f"/v1/datasets/{id}/items/6/reviews", json={"author": "a", "verdict": "accepted"}).status_code
+            == 404
+        )
+
+    def test_one(self, api: httpx.Client, id: UUID) -> None:
+        assert api.get(f"/v1/datasets/{id}/items/5").json()["annotation"]["name"] == "5.png"
+        assert api.get(f"/v1/datasets/{id}/items/6").status_code == 404
+        assert api.get(f"/v1/datasets/{id}/items/-1").status_code == 422
+
+    @pytest.mark.parametrize(
+        "query", [{"cursor": "x"}, {"cursor": "1:2:3", "sort": "score"}, {"sort": "nonsense"}, {"limit": 0}]
+    )
+    def test_what_is_no_page(self, api: httpx.Client, id: UUID, query: dict[str, Any]) -> None:
+        assert api.get(f"/v1/datasets/{id}/items", params=query).status_code == 422

@@ -168,7 +168,7 @@ def train_judge(data: Labelled, validation: Labelled, run: Path, recipe: JudgeRe
     return train(model, loss, batches(data, recipe), recipe, run, validation=judge, minutes=minutes)
 
 
-def finish(run: Path, validation: Labelled, test: Labelled, ship: bool) -> None:
+def finish(run: Path, validation: Labelled, test: Labelled, data: dict[str, int], ship: bool) -> None:
     """Measure the kept weights as they are stored, in half precision, and write them with their figures."""
     source = run / "weights.safetensors"
     model = Judge()
@@ -177,7 +177,8 @@ def finish(run: Path, validation: Labelled, test: Labelled, ship: bool) -> None:
     calibrate(model, validation)
     facts = json.loads(source.with_suffix(".json").read_text())
     facts["command"] = shlex.join(["python", "-m", "workers.evaluation.judge_training", *sys.argv[1:]])
-    facts |= {"judged": len(test), "metrics": {f"test/{k}": v for k, v in figures(model, test).items()}}
+    facts |= data | {"judged": len(test)}
+    facts |= {"metrics": {f"test/{k}": v for k, v in figures(model, test).items()}}
     target = WEIGHTS if ship else run / "shipped.safetensors"
     save_weights(target, model.state_dict(), facts, half=True)
     log.info("%s\n%s", target, json.dumps(facts["metrics"], indent=2))
@@ -207,7 +208,9 @@ def main() -> None:
         data = labelled(options.pictures, options.seed + 1, options.cache, options.threads)
         finished = train_judge(data, validation, options.out, recipe, options.minutes).finished
     if finished:
-        finish(options.out, validation, test, options.ship)
+        finish(
+            options.out, validation, test, {"data_seed": options.seed + 1, "pictures": options.pictures}, options.ship
+        )
 
 
 if __name__ == "__main__":

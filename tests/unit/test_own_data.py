@@ -21,7 +21,7 @@ from workers.scenes.grammar import Scene, Thing, caption, mirrored, sample_scene
 from workers.scenes.lexicon import KEYS
 from workers.training.own.augmentation import changed, draw, mirrored_text, names_colour
 from workers.training.own.data import Examples, Wanted, language_of, own_data
-from workers.training.own.labels import UNKNOWN, labels_of, mirrored_slots
+from workers.training.own.labels import UNKNOWN, label_set, labels_of, mirrored_slots
 
 TEXTS: Mapping[str, Sequence[str]] = {
     "a.png": ["a zebra to the left of a black cat", "一只斑马在黑猫的左边"],
@@ -225,6 +225,21 @@ def test_columns_come_before_captions_and_may_leave_things_open() -> None:
     assert labels_of({"objects": "zebra"}, ["a red horse"]) == UNKNOWN
 
 
+def test_columns_may_name_own_labels() -> None:
+    rows = [{"objects": "Zebra, cat", "colours": "striped, 黑色"}, {"objects": "zebra"}, {"objects": "kitten"}]
+    rows += [{"objects": "gnu"}, {"colours": "striped"}]
+    labels = label_set(rows)
+    assert labels["object"] == ("cat", "zebra")
+    assert labels["colour"] == ("striped",)
+    assert labels["place"] == KEYS["place"]
+    assert labels_of(rows[0], [], labels)[:7] == (1, 0, -1, 0, 0, 2, 1)
+    assert labels_of(rows[3], [], labels) == UNKNOWN
+    assert labels_of({}, ["a black cat"], labels)[:2] == (1, 0)
+    assert label_set([{"objects": "cat"}, {"text": "a zebra"}]) == KEYS
+    with pytest.raises(ConfigurationError, match="fewer than two objects"):
+        label_set([{"objects": "zebra"}, {"objects": "zebra"}])
+
+
 def test_captions_that_agree_count_together() -> None:
     found = labels_of({}, ["a cat on the grass", "一只黑色的猫", "a red horse"])
     assert found == labels_of({}, ["a black cat on the grass"])
@@ -321,4 +336,4 @@ def examples(texts: Sequence[str]) -> Examples:
     from workers.training.own.data import Example
 
     pixels = np.random.default_rng(0).integers(0, 255, (len(texts), 64, 64, 3), dtype=np.uint8)
-    return Examples([Example(str(i), (text,), UNKNOWN, "train") for i, text in enumerate(texts)], pixels)
+    return Examples([Example(str(i), (text,), UNKNOWN, "train") for i, text in enumerate(texts)], pixels, KEYS)

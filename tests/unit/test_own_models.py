@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from shared.errors import ConfigurationError
-from shared.jobs import DescribeResult
+from shared.jobs import DescribeResult, RecognizeResult
 from workers.engines import builtin
-from workers.engines.base import DescribeItem, GenerateItem, Picture
+from workers.engines.base import DescribeItem, GenerateItem, Picture, RecognizeItem
 from workers.models.text import UNKNOWN, Vocabulary, unknown_words, vocabulary
 from workers.scenes.grammar import Scene, Thing, caption, sample_scene
+from workers.scenes.lexicon import KEYS
 from workers.scenes.render import render
 from workers.training import runs
 from workers.training.__main__ import parser, run
@@ -72,7 +74,7 @@ def test_each_model_learns_from_own_pictures_and_is_stored_with_its_words(
     assert all(np.isfinite(value) for value in facts["metrics"].values())
     words = Vocabulary.beside(tmp_path / "shipped.safetensors")
     assert ("lighthouse" in words.ids) is (model != "recognizer")
-    more = {} if model == "recognizer" else {"words": words}
+    more: dict[str, Any] = {"labels": KEYS} if model == "recognizer" else {"words": words}
     made = TRAINABLE[model].make(runs.make_recipe(given), **more)
     builtin.load(made, tmp_path / "shipped.safetensors", "cpu")
 
@@ -106,6 +108,33 @@ class Quiet:
 
     def cancelled(self, index: int) -> bool:
         return False
+
+
+def test_the_recogniser_learns_own_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(60):
+        # Gnus are bright and zebras are dark, which a few steps are enough to see.
+        gnu = bool(rng.random() < 0.5)
+        noise = rng.integers(0, 60, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise + np.uint8(190 if gnu else 0)).save(photos / f"{number}.png")
+        rows.append({"file_name": f"{number}.png", "objects": "gnu" if gnu else "zebra", "place": "savanna"})
+    (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    more = ("--steps", "40", "--batch", "12", "--validate-every", "20", "--warmup", "2", "--ema", "0.8")
+    assert train_own(options(photos, tmp_path / "run", "recognizer", *more))
+    facts = json.loads((tmp_path / "run/shipped.json").read_text())
+    assert facts["labels"]["object"] == ["gnu", "zebra"]
+    assert facts["metrics"]["test/objects"] > 0.9
+    for suffix in ("safetensors", "json"):
+        (tmp_path / f"run/shipped.{suffix}").rename(tmp_path / f"recognizer.{suffix}")
+    monkeypatch.setattr(builtin, "WEIGHTS", tmp_path)
+    engine = builtin.BuiltinRecognizer("cpu")
+    (found,) = engine.run([RecognizeItem(np.full((64, 64, 3), 220, np.uint8))], Quiet())
+    assert isinstance(found, RecognizeResult)
+    assert [(thing.name, thing.name_zh) for thing in found.objects] == [("gnu", "gnu")]
+    assert found.scene == "savanna"
 
 
 def test_the_describer_comes_to_use_own_words(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from workers.engines.framing import Pixels, fit
 from workers.models.describer import Describer, Sight, Written, sample, write
 from workers.models.generator import Generator
 from workers.models.matcher import Matcher
-from workers.models.recognizer import Recognized, Recognizer, interpret
+from workers.models.recognizer import Recognized, Recognizer, interpret, labels_beside
 from workers.models.text import END, Vocabulary, unknown_words, vocabulary
 from workers.models.trunk import SIDE
 from workers.scenes.grammar import Scene, Thing
@@ -180,7 +180,7 @@ class BuiltinRecognizer:
     def __init__(self, device: str):
         path, self.revision = weights_of("recognizer")
         self.device = device
-        self.model = load(Recognizer(), path, device)
+        self.model = load(Recognizer(labels=labels_beside(path)), path, device)
 
     def example(self) -> Item:
         return RecognizeItem(render(_EXAMPLE, SIDE))
@@ -191,7 +191,7 @@ class BuiltinRecognizer:
     @torch.no_grad()
     def run(self, items: Sequence[Item], run: Run) -> Sequence[RecognizeResult | TuwenError]:
         images = as_images([item.pixels for item in of_type(items, RecognizeItem)], self.device)
-        found = interpret(self.model(images))
+        found = interpret(self.model(images), self.model.labels)
         run.progress(1, 1)
         return [self._result(recognized) for recognized in found]
 
@@ -202,22 +202,27 @@ class BuiltinRecognizer:
         return RecognizeResult(
             objects=objects,
             scene=found.scene.place,
-            scene_zh=CONCEPT[found.scene.place].zh[0],
+            scene_zh=_zh(found.scene.place),
             relation=found.scene.relation,
             confidence=math.prod(found.confidences) * found.place_confidence * found.in_domain,
             out_of_domain=found.in_domain < 0.5,
         )
 
 
+def _zh(label: str) -> str:
+    """The Chinese name of a label; own labels have only the one that they were given."""
+    return CONCEPT[label].zh[0] if label in CONCEPT else label
+
+
 def _object(thing: Thing, confidence: float) -> RecognizedObject:
     return RecognizedObject(
         name=thing.object,
-        name_zh=CONCEPT[thing.object].zh[0],
+        name_zh=_zh(thing.object),
         confidence=confidence,
         attributes={"colour": thing.colour, "size": thing.size},
-        attributes_zh={"colour": CONCEPT[thing.colour].zh[0], "size": CONCEPT[thing.size].zh_short},
+        attributes_zh={"colour": _zh(thing.colour), "size": CONCEPT[thing.size].zh_short},
         action=thing.action,
-        action_zh=CONCEPT[thing.action].zh[0] if thing.action else None,
+        action_zh=_zh(thing.action) if thing.action else None,
         count=thing.count,
     )
 

@@ -6,19 +6,33 @@ learnt on one object carries over to the others.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from workers.models.trunk import GRID, WIDTH, DomainHead, Trunk
 from workers.scenes.grammar import Scene, Thing
-from workers.scenes.lexicon import KEYS
+from workers.scenes.lexicon import KEYS, Role
+
+Labels: TypeAlias = Mapping[Role, tuple[str, ...]]
+"""What there is to be recognised: the values of each role. Those of the drawn world, or own ones."""
 
 N_OBJECTS = len(KEYS["object"])
 PAIRS = tuple(combinations(range(N_OBJECTS), 2))
 """Objects whose relation is read, in canonical order."""
+
+
+def labels_beside(weights: Path) -> Labels:
+    """What the model with these stored weights recognises."""
+    facts = weights.with_suffix(".json")
+    own = json.loads(facts.read_text()).get("labels", {}) if facts.exists() else {}
+    return KEYS | {role: tuple(values) for role, values in own.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,28 +58,30 @@ class Reading:
 
 
 class Recognizer(nn.Module):
-    def __init__(self, width: int = WIDTH, dropout: float = 0.1):
+    def __init__(self, width: int = WIDTH, dropout: float = 0.1, labels: Labels = KEYS):
         super().__init__()
+        self.labels = labels
+        objects = len(labels["object"])
         self.trunk = Trunk(width)
-        self.queries = nn.Parameter(torch.randn(N_OBJECTS, width) * width**-0.5)
+        self.queries = nn.Parameter(torch.randn(objects, width) * width**-0.5)
         self.keys = nn.Linear(width, width)
         self.values = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
-        self.presence = nn.Linear(2 * width, N_OBJECTS)
+        self.presence = nn.Linear(2 * width, objects)
         self.presence_own = nn.Linear(width, 1)
-        self.colour = nn.Linear(width, len(KEYS["colour"]))
-        self.action = nn.Linear(width, len(KEYS["action"]) + 1)
-        self.size = nn.Linear(width, len(KEYS["size"]))
-        self.count = nn.Linear(2 * width, len(KEYS["count"]))
-        self.place = nn.Linear(2 * width, len(KEYS["place"]))
-        self.relation = nn.Sequential(nn.Linear(2 + 2 * width, 64), nn.ReLU(), nn.Linear(64, len(KEYS["relation"])))
+        self.colour = nn.Linear(width, len(labels["colour"]))
+        self.action = nn.Linear(width, len(labels["action"]) + 1)
+        self.size = nn.Linear(width, len(labels["size"]))
+        self.count = nn.Linear(2 * width, len(labels["count"]))
+        self.place = nn.Linear(2 * width, len(labels["place"]))
+        self.relation = nn.Sequential(nn.Linear(2 + 2 * width, 64), nn.ReLU(), nn.Linear(64, len(labels["relation"])))
         self.domain = DomainHead(width)
         rows, columns = torch.meshgrid(torch.linspace(-1, 1, GRID), torch.linspace(-1, 1, GRID), indexing="ij")
         self.cells: Tensor
         self.register_buffer("cells", torch.stack([columns, rows], -1).reshape(-1, 2), persistent=False)
         self.first: Tensor
         self.second: Tensor
-        first, second = torch.tensor(PAIRS).unbind(1)
+        first, second = torch.combinations(torch.arange(objects)).unbind(1)
         self.register_buffer("first", first, persistent=False)
         self.register_buffer("second", second, persistent=False)
 
@@ -84,7 +100,7 @@ class Recognizer(nn.Module):
             ],
             -1,
         )
-        whole_each = tokens.mean(1, keepdim=True).expand(-1, N_OBJECTS, -1)
+        whole_each = tokens.mean(1, keepdim=True).expand(-1, len(self.queries), -1)
         return Reading(
             self.presence(whole) + self.presence_own(seen).squeeze(-1),
             self.colour(seen),
@@ -109,8 +125,9 @@ class Recognized:
     """Probability that the picture is of the drawn world."""
 
 
-def interpret(reading: Reading) -> list[Recognized]:
+def interpret(reading: Reading, labels: Labels = KEYS) -> list[Recognized]:
     """The most likely scene for each picture: one thing, or two where a second object is more likely than not."""
+    pairs = list(combinations(range(len(labels["object"])), 2))
     presence = reading.presence.float().sigmoid()
     attributes = [t.float().softmax(-1).max(-1) for t in (reading.colour, reading.action, reading.size, reading.count)]
     place = reading.place.float().softmax(-1).max(-1)
@@ -124,15 +141,15 @@ def interpret(reading: Reading) -> list[Recognized]:
         things, confidences = [], []
         for k in chosen:
             (colour, action, size, count) = (int(a.indices[i, k]) for a in attributes)
-            name = KEYS["object"][k]
-            act = KEYS["action"][action - 1] if action else None
+            name = labels["object"][k]
+            act = labels["action"][action - 1] if action else None
             # Only single things come in two kinds.
             number = 1 if two else count + 1
-            things.append(Thing(name, KEYS["colour"][colour], act, KEYS["size"][size], number))
+            things.append(Thing(name, labels["colour"][colour], act, labels["size"][size], number))
             parts = [float(a.values[i, k]) for a in attributes[: 3 if two else 4]]
             confidences.append(float(presence[i, k]) * float(torch.tensor(parts).prod()))
-        side = KEYS["relation"][int(relation[i, PAIRS.index((chosen[0], chosen[1]))])] if two else None
-        scene = Scene(tuple(things), KEYS["place"][int(place.indices[i])], side)
+        side = labels["relation"][int(relation[i, pairs.index((chosen[0], chosen[1]))])] if two else None
+        scene = Scene(tuple(things), labels["place"][int(place.indices[i])], side)
         found.append(Recognized(scene, tuple(confidences), float(place.values[i]), float(in_domain[i])))
     return found
 
@@ -150,8 +167,9 @@ def recognition_loss(
         upright: whether it is neither turned nor stretched, bool (B,); pose, size and relation are else not asked for.
     """
     domain = nn.functional.binary_cross_entropy_with_logits(reading.domain.float(), inside.float())
+    objects = reading.presence.shape[1]
     slots, rows = slots[inside], inside.nonzero().squeeze(1)
-    present = torch.zeros(len(rows), N_OBJECTS + 1, device=slots.device)
+    present = torch.zeros(len(rows), objects + 1, device=slots.device)
     present.scatter_(1, slots[:, [0, 5]], 1.0)
     losses = {
         "presence": 4 * nn.functional.binary_cross_entropy_with_logits(reading.presence.float()[rows], present[:, 1:]),
@@ -171,7 +189,7 @@ def recognition_loss(
     two = two & straight
     if two.any():
         a, b = slots[two, 0] - 1, slots[two, 5] - 1
-        pair = a * (2 * N_OBJECTS - a - 1) // 2 + (b - a - 1)
+        pair = a * (2 * objects - a - 1) // 2 + (b - a - 1)
         losses["relation"] = _known_entropy(reading.relation.float()[rows[two], pair], slots[two, 11] - 1)
     return losses
 

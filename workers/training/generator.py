@@ -209,10 +209,12 @@ class GeneratorRecipe(Recipe):
         return Recipe(**{**shared, "steps": steps, "learning_rate": rate})
 
 
-def make_generator(recipe: GeneratorRecipe, words: Vocabulary | None = None) -> Generator:
+def make_generator(
+    recipe: GeneratorRecipe, words: Vocabulary | None = None, plan: tuple[int, ...] = SLOT_SIZES
+) -> Generator:
     torch.manual_seed(recipe.seed)
     words = words or vocabulary()
-    return Generator(Shape(len(words), tuple(SLOT_SIZES), BACKGROUND_SIZE, INSTANCE_SIZE), words)
+    return Generator(Shape(len(words), plan, BACKGROUND_SIZE, INSTANCE_SIZE), words)
 
 
 def train_planner(run: Path, recipe: GeneratorRecipe, minutes: float | None = None, device: str = "cpu") -> Outcome:

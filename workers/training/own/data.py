@@ -4,9 +4,9 @@ A source is a folder of images with `metadata.jsonl`, COCO captions, a CSV as Fl
 else `workers.datasets.sources` recognises. What each model needs of an image:
 
 * describer and matcher: one caption or more, in Chinese or English, in any words;
-* recogniser and generator: what is to be seen, in the words of the drawn world: columns `objects`, `colours`,
-  `actions`, `sizes`, `counts`, `place` and `relation` of the source, or else its captions, as far as they can be read
-  (`workers.scenes.parsing`). What is not said is not learnt from that image.
+* recogniser and generator: what is to be seen, one kind of thing or two: columns `objects`, `colours`, `actions`,
+  `sizes`, `counts`, `place` and `relation` of the source (see `workers.training.own.labels`), or else its captions, as
+  far as they speak of the drawn world (`workers.scenes.parsing`). What is not said is not learnt from that image.
 
 Pictures are kept as they were read first, in `<run>/data`: a run that goes on learns from the same ones.
 """
@@ -32,12 +32,14 @@ from shared import images
 from shared.errors import ConfigurationError, TuwenError, Unavailable
 from shared.jobs import Language
 from shared.settings import Settings
-from workers.datasets.sources import SourceImage, SourceProblem, open_source
+from workers.datasets.sources import Source, SourceImage, SourceProblem, open_source
 from workers.engines.framing import Pixels, fit
+from workers.models.recognizer import Labels
 from workers.models.text import LENGTH, symbols_of
 from workers.models.trunk import SIDE
+from workers.scenes.lexicon import KEYS
 from workers.training.checkpoint import write_atomically
-from workers.training.own.labels import UNKNOWN, labels_of
+from workers.training.own.labels import UNKNOWN, label_set, labels_of
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +71,14 @@ class Examples:
 
     known: Sequence[Example]
     pixels: Pixels
+    labels: Labels
+    """What slots mean."""
 
     def __len__(self) -> int:
         return len(self.known)
 
     def take(self, rows: Sequence[int] | NDArray[np.intp]) -> Self:
-        return type(self)([self.known[row] for row in rows], self.pixels[np.asarray(rows, dtype=np.intp)])
+        return type(self)([self.known[row] for row in rows], self.pixels[np.asarray(rows, dtype=np.intp)], self.labels)
 
     def of(self, share: str) -> Self:
         """The part that trains, validates or tests.
@@ -148,12 +152,18 @@ def own_data(wanted: Wanted, folder: Path, describe: Describe) -> Examples:
         raise ConfigurationError(f"{folder} holds other data or other options: delete it or choose another --out.")
     lines = (json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines())
     known = [Example(line["name"], tuple(line["captions"]), tuple(line["slots"]), line["share"]) for line in lines]
-    return Examples(known, np.load(folder / "pixels.npy", mmap_mode="r"))
+    return Examples(known, np.load(folder / "pixels.npy", mmap_mode="r"), _labels(folder))
+
+
+def _labels(folder: Path) -> Labels:
+    stored = json.loads((folder / "labels.json").read_text())
+    return {role: tuple(values) for role, values in stored.items()}
 
 
 def _store(examples: Examples, counts: Counts, asked: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "pixels.npy", examples.pixels)
+    write_atomically(folder / "labels.json", json.dumps(examples.labels, indent=2, ensure_ascii=False).encode())
     told = {**asdict(counts), "asked": json.loads(asked)}
     write_atomically(folder / "counts.json", (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
     lines = "".join(json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in examples.known)
@@ -163,9 +173,15 @@ def _store(examples: Examples, counts: Counts, asked: str, folder: Path) -> None
 
 def _read(wanted: Wanted, describe: Describe) -> tuple[Examples, Counts]:
     counts = Counts()
+    labels: Labels = KEYS
+    if not wanted.captions:
+        # What there is to be seen has to be known before the first picture is.
+        with _open(wanted) as source:
+            entries = islice(source.images(), wanted.limit)
+            labels = label_set(entry.metadata for entry in entries if isinstance(entry, SourceImage))
     found: dict[str, tuple[Example, Pixels]] = {}
     for sources, pixels in _pictures(wanted, counts):
-        for row, captions, slots in _complete(wanted, sources, pixels, describe, counts):
+        for row, captions, slots in _complete(wanted, sources, pixels, labels, describe, counts):
             digest = hashlib.sha256(pixels[row].tobytes()).hexdigest()
             example = Example(sources[row].name, captions, slots, _share(digest))
             if digest in found:
@@ -182,17 +198,17 @@ def _read(wanted: Wanted, describe: Describe) -> tuple[Examples, Counts]:
     counts.labelled = sum(example.slots != UNKNOWN for example in known)
     counts.too_long = sum(len(symbols_of(text)) >= LENGTH for text in texts)
     counts.shares = dict(Counter(example.share for example in known))
-    return Examples(known, np.stack([picture for _, picture in found.values()])), counts
+    return Examples(known, np.stack([picture for _, picture in found.values()]), labels), counts
 
 
 def _complete(
-    wanted: Wanted, sources: Sequence[SourceImage], pixels: Pixels, describe: Describe, counts: Counts
+    wanted: Wanted, sources: Sequence[SourceImage], pixels: Pixels, labels: Labels, describe: Describe, counts: Counts
 ) -> Iterator[tuple[int, tuple[str, ...], tuple[int, ...]]]:
     """Row, captions and slots of each image that has what is wanted, or got it."""
     captions = [_usable(image.captions) for image in sources]
 
     def slots(row: int) -> tuple[int, ...]:
-        return labels_of(sources[row].metadata, captions[row])
+        return labels_of(sources[row].metadata, captions[row], labels)
 
     def lacks(row: int) -> bool:
         return not captions[row] if wanted.captions else slots(row) == UNKNOWN
@@ -225,13 +241,7 @@ def _share(digest: str) -> str:
 def _pictures(wanted: Wanted, counts: Counts) -> Iterator[tuple[list[SourceImage], Pixels]]:
     """The images that can be decoded, some at a time, with their pictures, uint8 (count, 64, 64, 3)."""
     settings = Settings()
-    source = open_source(
-        wanted.source,
-        settings,
-        root=wanted.root,
-        image_column=wanted.image_column,
-        caption_column=wanted.caption_column,
-    )
+    source = _open(wanted)
 
     def picture(entry: SourceImage | SourceProblem) -> tuple[SourceImage, Pixels] | tuple[str, str]:
         if isinstance(entry, SourceProblem):
@@ -256,6 +266,16 @@ def _pictures(wanted: Wanted, counts: Counts) -> Iterator[tuple[list[SourceImage
                 else:
                     good.append((name, result))  # type: ignore[arg-type]
             yield [image for image, _ in good], np.array([p for _, p in good], np.uint8).reshape(-1, SIDE, SIDE, 3)
+
+
+def _open(wanted: Wanted) -> Source:
+    return open_source(
+        wanted.source,
+        Settings(),
+        root=wanted.root,
+        image_column=wanted.image_column,
+        caption_column=wanted.caption_column,
+    )
 
 
 def _refusal(name: str, reason: str) -> ConfigurationError:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,8 +23,10 @@ from torch.nn.functional import cross_entropy
 
 from workers.models.discriminator import Discriminator
 from workers.models.generator import Generator, Painter, Planner
+from workers.models.recognizer import Labels
 from workers.models.text import Vocabulary
-from workers.scenes.grammar import pick
+from workers.scenes.grammar import SLOTS, pick
+from workers.scenes.lexicon import Role
 from workers.training.data import to_tensor
 from workers.training.generator import (
     GeneratorRecipe,
@@ -43,8 +46,9 @@ PRIOR = 1e-3
 """Weight of the codes' prior beside the reconstruction."""
 
 
-def make_generator(recipe: GeneratorRecipe, words: Vocabulary) -> Generator:
-    return make_drawn(recipe, words)
+def make_generator(recipe: GeneratorRecipe, words: Vocabulary, labels: Labels) -> Generator:
+    roles = [slot.rstrip("_12") for slot in SLOTS]
+    return make_drawn(recipe, words, tuple(len(labels[cast("Role", role)]) + 1 for role in roles))
 
 
 def plans(data: Examples) -> Tensor:
@@ -140,7 +144,7 @@ def train_generator(
     def left() -> float | None:
         return None if minutes is None else max(0.0, minutes - (time.monotonic() - start) / 60)
 
-    generator = make_generator(recipe, words)
+    generator = make_generator(recipe, words, data.labels)
     judge = Validation(partial(figures, data=validation, words=words), "nats", higher=False)
     batches = texts(data, words, recipe.planner_batch, recipe.seed)
     phase = recipe.phase(recipe.planner_steps, recipe.learning_rate)

@@ -1,14 +1,20 @@
 """What is to be seen on own pictures, as far as somebody said it, in the slots of the drawn world.
 
+Objects, colours, actions and places may be own ones, where columns name them: then these are what the models learn, and
+the drawn world's only where columns use them too. Sizes, counts and relations are those of the drawn world.
+
 Slots are those of `workers.scenes.grammar.slots`, with one more value: where the action is not known it is −1, because
 0 is standing still. Elsewhere 0 is both "there is none" and "not said": models are then not asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from shared.errors import ConfigurationError
+from workers.models.recognizer import Labels
 from workers.scenes.grammar import OPPOSITE
 from workers.scenes.lexicon import KEYS, Role
 from workers.scenes.parsing import SceneGraph, parse, tokens
@@ -32,19 +38,50 @@ _WHOLE: tuple[Role, ...] = ("place", "relation")
 STILL = ("standing", "none", "still", "站着", "站立", "静止", "无")
 
 
-def labels_of(metadata: Mapping[str, Any], captions: Sequence[str]) -> tuple[int, ...]:
+_OPEN: tuple[Role, ...] = ("object", "colour", "action", "place")
+LEAST = 2
+"""Images that an own label must occur in."""
+
+
+def label_set(rows: Iterable[Mapping[str, Any]]) -> Labels:
+    """What a source's columns name: the drawn world where nothing else is in them.
+
+    Raises:
+        ConfigurationError: there is only one object to tell from nothing.
+    """
+    counted: dict[Role, Counter[str]] = {role: Counter() for role in _OPEN}
+    for row in rows:
+        said = _said(row)
+        for role in _OPEN:
+            values = {value.lower() for value in said.get(role, ()) if value and value.lower() not in STILL}
+            counted[role].update({_known(role, value) or value for value in values})
+    labels = dict(KEYS)
+    for role, counts in counted.items():
+        if counts.keys() - set(KEYS[role]):
+            labels[role] = tuple(sorted(value for value, count in counts.items() if count >= LEAST))
+    if len(labels["object"]) < 2:
+        raise ConfigurationError(f"fewer than two objects occur in {LEAST} images or more.", field="data")
+    return labels
+
+
+def labels_of(metadata: Mapping[str, Any], captions: Sequence[str], labels: Labels = KEYS) -> tuple[int, ...]:
     """The slots of an image from its columns, or else from its captions.
 
-    Of captions, those that agree in what is there count together. Unknown where there is no object of the drawn
-    world, or more than two kinds, which its models do not tell apart.
+    Of captions, those that agree in what is there count together. Unknown where there is none of the objects, or more
+    than two kinds, which the models do not tell apart.
     """
-    said = {COLUMNS[name.lower()]: _values(value) for name, value in metadata.items() if name.lower() in COLUMNS}
+    said = _said(metadata)
     if "object" in said:
-        return _from_columns(said)
+        return _from_columns(said, labels)
     slots = UNKNOWN
     for caption in captions:
-        slots = _merged(slots, _from_graph(parse(caption)))
+        slots = _merged(slots, _from_graph(parse(caption), labels))
     return slots
+
+
+def _said(metadata: Mapping[str, Any]) -> dict[Role, list[str]]:
+    """The labels of one image by role."""
+    return {COLUMNS[name.lower()]: _values(value) for name, value in metadata.items() if name.lower() in COLUMNS}
 
 
 def _values(value: Any) -> list[str]:
@@ -52,51 +89,56 @@ def _values(value: Any) -> list[str]:
     return [str(part).strip() for part in parts]
 
 
-def _key(role: Role, value: str) -> str | None:
-    """The concept that a label names, in any form that texts may use."""
-    return next((token.key for token in tokens(value) if token.role == role), value if value in KEYS[role] else None)
+def _known(role: Role, value: str) -> str | None:
+    """The concept of the drawn world that a label is a form of, and nothing but that."""
+    found = list(tokens(value))
+    return found[0].key if len(found) == 1 and found[0].role == role else None
 
 
-def _from_columns(said: Mapping[Role, Sequence[str]]) -> tuple[int, ...]:
-    objects = [_key("object", value) for value in said["object"] if value]
-    if not 1 <= len(objects) <= 2 or None in objects or len(set(objects)) < len(objects):
+def _slot(role: Role, value: str, labels: Labels) -> int:
+    """1 + the number of a label that a column has; 0 where it is none."""
+    return _index(role, _known(role, value) or value.lower(), labels)
+
+
+def _from_columns(said: Mapping[Role, Sequence[str]], labels: Labels) -> tuple[int, ...]:
+    objects = [_slot("object", value, labels) for value in said["object"] if value]
+    if not 1 <= len(objects) <= 2 or 0 in objects or len(set(objects)) < len(objects):
         return UNKNOWN
     slots = list(UNKNOWN)
     for i, object_ in enumerate(objects):
-        slots[5 * i] = KEYS["object"].index(str(object_)) + 1
+        slots[5 * i] = object_
         for offset, role in enumerate(_OF_THINGS, 1):
             values = said.get(role, ())
             value = values[i] if i < len(values) else ""
-            key = _key(role, value)
-            if role == "action" and value.lower() in STILL:
-                slots[5 * i + offset] = 0
-            elif key:
-                slots[5 * i + offset] = KEYS[role].index(key) + 1
-    place, relation = (_key(role, said.get(role, [""])[0]) for role in _WHOLE)
-    slots[10] = KEYS["place"].index(place) + 1 if place else 0
-    slots[11] = KEYS["relation"].index(relation) + 1 if relation and len(objects) == 2 else 0
-    return _canonical(slots)
+            found = _slot(role, value, labels)
+            slots[5 * i + offset] = found or (-1 if role == "action" and value.lower() not in STILL else 0)
+    place, relation = (_slot(role, (said.get(role) or [""])[0], labels) for role in _WHOLE)
+    return _canonical([*slots[:10], place, relation if len(objects) == 2 else 0])
 
 
-def _from_graph(graph: SceneGraph) -> tuple[int, ...]:
+def _from_graph(graph: SceneGraph, labels: Labels) -> tuple[int, ...]:
     if not 1 <= len(graph.things) <= 2:
         return UNKNOWN
     slots = list(UNKNOWN)
     for i, thing in enumerate(graph.things):
-        named: tuple[tuple[Role, str | None], ...] = (
-            ("object", thing.object), ("colour", thing.colour), ("action", thing.action), ("size", thing.size),
-            ("count", str(thing.count)),
-        )  # fmt: skip
-        for offset, (role, key) in enumerate(named):
-            if key in KEYS[role]:
-                slots[5 * i + offset] = KEYS[role].index(str(key)) + 1
-    slots[10] = KEYS["place"].index(graph.place) + 1 if graph.place else 0
-    slots[11] = KEYS["relation"].index(graph.relation) + 1 if graph.relation and len(graph.things) == 2 else 0
+        values = (thing.colour, thing.action, thing.size, str(thing.count))
+        slots[5 * i] = _index("object", thing.object, labels)
+        for offset, (role, key) in enumerate(zip(_OF_THINGS, values, strict=True), 1):
+            slots[5 * i + offset] = _index(role, key, labels) or (-1 if role == "action" else 0)
+        if not slots[5 * i]:
+            return UNKNOWN
+    slots[10] = _index("place", graph.place, labels)
+    slots[11] = _index("relation", graph.relation, labels) if len(graph.things) == 2 else 0
     return _canonical(slots)
 
 
+def _index(role: Role, key: str | None, labels: Labels) -> int:
+    """1 + the number of a label; 0 where it is none."""
+    return labels[role].index(key) + 1 if key in labels[role] else 0
+
+
 def _canonical(slots: Sequence[int]) -> tuple[int, ...]:
-    """The things in the order of the lexicon, as `Scene.canonical` has them."""
+    """The things in the order of the labels, as `Scene.canonical` has them."""
     if not slots[5] or slots[0] < slots[5]:
         return tuple(slots)
     relation = slots[11] and KEYS["relation"].index(OPPOSITE[KEYS["relation"][slots[11] - 1]]) + 1

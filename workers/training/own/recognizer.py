@@ -10,14 +10,28 @@ import numpy as np
 import torch
 from torch import nn
 
-from workers.models.recognizer import Recognizer
+from workers.models.recognizer import Labels, Recognizer
 from workers.scenes.grammar import SLOTS
+from workers.scenes.lexicon import KEYS
 from workers.training.data import disturb, recolour, tilt, to_tensor
+from workers.training.frozen import adopt_trunk
 from workers.training.loop import Outcome, Validation, train
 from workers.training.outliers import outliers
 from workers.training.own.data import Examples
 from workers.training.own.labels import mirrored_slots
-from workers.training.recognizer import Batch, RecognizerRecipe, loss, make_recognizer, recognize
+from workers.training.recognizer import Batch, RecognizerRecipe, loss, recognize
+from workers.training.recognizer import make_recognizer as make_drawn
+
+
+def make_recognizer(recipe: RecognizerRecipe, labels: Labels) -> Recognizer:
+    """For other labels than the drawn world's, only the encoder is taken over from the weights to start from."""
+    if labels == KEYS:
+        return make_drawn(recipe)
+    torch.manual_seed(recipe.seed)
+    model = Recognizer(labels=labels)
+    if recipe.start:
+        adopt_trunk(model.trunk, Path(recipe.start), freeze=False)
+    return model
 
 
 def batches(data: Examples, recipe: RecognizerRecipe) -> Callable[[int], Batch]:
@@ -78,7 +92,7 @@ def train_recognizer(
     device: str = "cpu",
 ) -> Outcome:
     judge = Validation(partial(figures, data=validation), "mean")
-    model = make_recognizer(recipe)
+    model = make_recognizer(recipe, data.labels)
     return train(model, loss, batches(data, recipe), recipe, run, validation=judge, minutes=minutes, device=device)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Trainable:
 
 TRAINABLE = {
     "recognizer": Trainable(
-        drawn_recognizer.make_recognizer,
+        recognizer.make_recognizer,
         recognizer.train_recognizer,
         recognizer.report,
         drawn_recognizer.calibrate,
@@ -69,6 +69,7 @@ def train_own(options: Options) -> bool:
         data = own_data(wanted, options.out / "data", partial(described, device=options.device))
     words = Vocabulary.of(data.of("train").texts)
     reading = {"words": words} if kind.reads else {}
+    seeing = {"labels": data.labels} if kind.labels else {}
 
     def train(learnt: Examples, checked: Examples, run: Path, minutes: float | None) -> Outcome:
         return kind.train(learnt, checked, run, recipe, **reading, minutes=minutes, device=options.device)
@@ -77,17 +78,22 @@ def train_own(options: Options) -> bool:
         return cross_validate(data, options.folds, options.out, train, seed=recipe.seed, minutes=options.minutes)
     outcome = train(data.of("train"), data.of("validation"), options.out, options.minutes)
     if outcome.finished and distributed.first() and not is_stored(options):
-        model = ready(kind.make(recipe, **reading), options)
+        model = ready(kind.make(recipe, **reading, **seeing), options)
         kind.calibrate(model, data.of("validation"))
         figures = kind.report(model, {"test": data.of("test")})
         counts = json.loads((options.out / "data/counts.json").read_text())
-        store(options, model, figures, {"data": counts, "vocabulary": words.own if kind.reads else ()})
+        store(options, model, figures, {"data": counts, "vocabulary": words.own if kind.reads else (), **seeing})
     return outcome.finished
 
 
 def described(pixels: Pixels, language: Language, device: str) -> Sequence[str]:
     """Captions by the shipped describer."""
-    model = Describer(words=Vocabulary.beside(SHIPPED / "describer.safetensors"))
-    start_from(model, SHIPPED / "describer.safetensors")
-    model.to(torch.device(device)).eval()
-    return [text for text, _ in drawn_describer.describe(model, pixels, language, "detailed")]
+    return [text for text, _ in drawn_describer.describe(_shipped_describer(device), pixels, language, "detailed")]
+
+
+@cache
+def _shipped_describer(device: str) -> Describer:
+    weights = SHIPPED / "describer.safetensors"
+    model = Describer(words=Vocabulary.beside(weights))
+    start_from(model, weights)
+    return model.to(torch.device(device)).eval()

@@ -137,7 +137,8 @@ def source_folder(tmp_path: Path) -> Path:
     large = BytesIO()
     opened(picture(2, 300, 220)).resize((600, 440), Image.Resampling.BICUBIC).save(large, "JPEG", quality=90)
     files = {
-        "1.png": wide, "2.png": picture(2, 300, 220), "2 again.png": picture(2, 300, 220), "2 large.jpg": large.getvalue(),
+        "1.png": wide, "2.png": picture(2, 300, 220), "2 again.png": picture(2, 300, 220),
+        "2 large.jpg": large.getvalue(),
         "3.png": picture(3, 20, 20), "broken.png": wide[:60], "empty.png": b"", "text.png": b"no image at all",
     }  # fmt: skip
     for name, data in files.items():

@@ -6,8 +6,8 @@ alike when few of the bits that either has set differ, so that smooth images, wh
 measure. Copies are found by their bands (Norouzi et al., "Fast Exact Search in Hamming Space with Multi-Index Hashing",
 2014): two hashes that differ in fewer bits than there are bands agree on one band entirely.
 
-Measured on 300 pictures of the drawn world, 96 pixels wide: two different ones differ in 53 bits or more; a copy as JPEG
-of quality 60 in 11 at most, one of half or twice the size in 25 at most in 19 of 20. The limit is about 22.
+Measured on 300 pictures of the drawn world, 96 pixels wide: two different ones differ in 53 bits or more; a copy as
+JPEG of quality 60 in 11 at most, one of half or twice the size in 25 at most in 19 of 20. The limit is about 22.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _FLATTEST = 1.0
 def _cosines() -> np.ndarray[Any, np.dtype[np.float32]]:
     """The transform of `_SIDE` values to the frequencies 1…16; the constant part tells images apart least."""
     angles = np.outer(np.arange(1, _FREQUENCIES + 1), (np.arange(_SIDE) + 0.5) * np.pi / _SIDE)
-    return np.cos(angles).astype(np.float32)
+    return np.asarray(np.cos(angles), dtype=np.float32)
 
 
 _COSINES = _cosines()
@@ -144,10 +144,9 @@ class Duplicates:
     def _like(self, looks: bytes) -> tuple[str, int] | None:
         """The name of the nearest image within the limit, and how far it is."""
         bands = _bands(looks)
+        among = f"SELECT image FROM bands WHERE band IN ({', '.join('?' * len(bands))})"  # noqa: S608 (question marks)
         candidates = self._database.execute(
-            "SELECT name, looks FROM images WHERE id IN "
-            f"(SELECT image FROM bands WHERE band IN ({', '.join('?' * len(bands))})) "
-            f"ORDER BY id LIMIT {_MOST_CANDIDATES}",
+            f"SELECT name, looks FROM images WHERE id IN ({among}) ORDER BY id LIMIT {_MOST_CANDIDATES}",  # noqa: S608
             bands,
         )
         nearest: tuple[str, int] | None = None

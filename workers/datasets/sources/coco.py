@@ -68,7 +68,7 @@ def _plain(item: dict[str, Any], field: str) -> Any:
     return clean(value) if isinstance(value, str) else value if isinstance(value, int) else None
 
 
-def _row(image: dict[str, Any], captions: list[Any], categories: list[str], where: str) -> Row:
+def _row(image: dict[str, Any], captions: list[Any], categories: list[Any], where: str) -> Row:
     kept = {key: value for key, value in image.items() if key not in ("captions", "custom_id")}
     return Row(kept | {"captions": captions} | ({"categories": categories} if categories else {}), where)
 

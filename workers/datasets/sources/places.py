@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,10 +199,28 @@ class Bucket:
         if length == 0:
             return b""
         with _translated(path):
-            return bytes(obstore.get_range(self._store, path, start=offset, length=length))
+            try:
+                return bytes(obstore.get_range(self._store, path, start=offset, length=length))
+            except BaseError as error:
+                if "non-partial" not in str(error):
+                    raise
+            # A service that calls a range the whole (rclone does): then it is cut out of the whole here.
+            return _cut(obstore.get(self._store, path).stream(), offset, length)
 
     def open(self, path: str) -> BinaryIO:
         return io.BufferedReader(_Object(self, path, self.find(path).size or 0), _BUFFER)
+
+
+def _cut(chunks: Iterable[Buffer], offset: int, length: int) -> bytes:
+    """`length` bytes from `offset` on, of what comes in chunks; no more is fetched than that takes."""
+    found, position = bytearray(), 0
+    for chunk in chunks:
+        view = memoryview(chunk)
+        found += view[max(0, offset - position) : max(0, offset + length - position)]
+        position += len(view)
+        if position >= offset + length:
+            break
+    return bytes(found)
 
 
 def _object(meta: ObjectMeta) -> File:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 import redis
 from celery.events.state import State
+from redis.exceptions import RedisError
 
 from shared.dataset_records import ShardDispatch
 from shared.errors import DatabaseUnavailable
@@ -37,7 +39,8 @@ def flower(settings: Settings) -> State:
     listening = threading.Event()
 
     def listen() -> None:
-        with app.connection_for_read() as connection:
+        # Its Redis goes away before it does.
+        with suppress(RedisError, OSError), app.connection_for_read() as connection:
             receiver = app.events.Receiver(connection, handlers={"*": state.event})
             listening.set()
             for _ in receiver.itercapture(limit=None, timeout=None, wakeup=False):

@@ -40,12 +40,13 @@ def _network(text: str) -> str:
 
 
 def _signing(secret: SecretStr) -> SecretStr:
-    try:
-        key = b64decode(secret.get_secret_value().removeprefix("whsec_"), validate=True)
-    except (binascii.Error, ValueError):
-        key = b""
-    if len(key) < 24:  # the least that Standard Webhooks allows
-        raise ValueError("must be whsec_ and the base64 of 24 bytes or more, as `openssl rand -base64 32` makes")
+    for part in secret.get_secret_value().split(","):
+        try:
+            key = b64decode(part.strip().removeprefix("whsec_"), validate=True)
+        except (binascii.Error, ValueError):
+            key = b""
+        if not 24 <= len(key) <= 64:  # what Standard Webhooks allows
+            raise ValueError("must be whsec_ and the base64 of 24 to 64 bytes, as `openssl rand -base64 32` makes")
     return secret
 
 
@@ -130,7 +131,7 @@ class Settings(BaseSettings):
     max_crashes: int = 3
     job_deadline: float = Field(86_400.0, description="from submission; later the job expires")
     webhook_secret: Annotated[SecretStr, AfterValidator(_signing)] | None = Field(
-        None, description="Standard Webhooks secret, whsec_…; none means no webhooks"
+        None, description="Standard Webhooks secret, whsec_…, or `new,old` while receivers change; none: no webhooks"
     )
     orphan_age: float = Field(86_400.0, description="stored objects that no row names are collected after this")
 

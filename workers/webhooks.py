@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
 
 from standardwebhooks.webhooks import Webhook
@@ -32,18 +34,19 @@ def deliver(settings: Settings, database: Database, fetcher: Fetcher) -> int:
     """
     if settings.webhook_secret is None:
         return 0
-    signer = Webhook(settings.webhook_secret.get_secret_value())
+    # While secrets are changed, each signs: a receiver takes the signature of whichever it knows.
+    signers = [Webhook(secret.strip()) for secret in settings.webhook_secret.get_secret_value().split(",")]
     tried = 0
     until = time.monotonic() + settings.fetch_timeout
     with ThreadPoolExecutor(AT_ONCE, "webhooks") as pool:
         # No more are taken than can be tried at once: taking one starts the clock of its next attempt.
         while time.monotonic() < until and (due := database.webhooks.take(most=AT_ONCE)):
-            wait([pool.submit(_deliver_one, signer, database, fetcher, owed) for owed in due])
+            wait([pool.submit(_deliver_one, signers, database, fetcher, owed) for owed in due])
             tried += len(due)
     return tried
 
 
-def _deliver_one(signer: Webhook, database: Database, fetcher: Fetcher, owed: Any) -> None:
+def _deliver_one(signers: Sequence[Webhook], database: Database, fetcher: Fetcher, owed: Any) -> None:
     now = datetime.now(UTC)
     body = json.dumps(
         {
@@ -56,11 +59,13 @@ def _deliver_one(signer: Webhook, database: Database, fetcher: Fetcher, owed: An
         "content-type": "application/json",
         "webhook-id": str(owed.id),
         "webhook-timestamp": str(int(now.timestamp())),
-        "webhook-signature": signer.sign(str(owed.id), now, body),
+        "webhook-signature": " ".join(signer.sign(str(owed.id), now, body) for signer in signers),
     }
+    gone = False
     try:
         status = fetcher.post(owed.url, body.encode(), headers)
         problem = None if 200 <= status < 300 else f"answered {status}"
+        gone = status == HTTPStatus.GONE  # the receiver's way to say: never again
     except TuwenError as error:
         problem = str(error)
     except Exception:
@@ -70,6 +75,6 @@ def _deliver_one(signer: Webhook, database: Database, fetcher: Fetcher, owed: An
         if problem is None:
             database.webhooks.delivered(owed.id)
         else:
-            database.webhooks.failed(owed.id, problem, give_up=owed.attempts >= MAX_ATTEMPTS)
+            database.webhooks.failed(owed.id, problem, give_up=gone or owed.attempts >= MAX_ATTEMPTS)
     except TuwenError as error:
         log.warning("webhook %s: %s; it will be delivered again", owed.id, error)

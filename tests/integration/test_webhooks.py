@@ -13,7 +13,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import create_engine, text
-from standardwebhooks.webhooks import Webhook
+from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from shared.connections import driver_url
 from shared.database import Database
@@ -100,6 +100,30 @@ def test_signed_and_delivered_once(settings: Settings, receiver: Receiver) -> No
     assert event["data"] == {"id": str(id), "status": "cancelled"}
     [row] = sender.rows()
     assert (row.delivered_at is not None, row.due_at, headers["webhook-id"]) == (True, None, str(row.id))
+
+
+def test_receivers_may_change_secrets_one_by_one(settings: Settings, receiver: Receiver) -> None:
+    """Standard Webhooks: while secrets are rotated, a message bears a signature by each."""
+    new = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+    sender = Sender(settings, webhook_secret=SecretStr(f"{new}, {SECRET}"))
+    sender.cancelled_job(receiver.url)
+    sender.deliver()
+    [(headers, body)] = receiver.deliveries
+    for secret in (new, SECRET):
+        assert Webhook(secret).verify(body, headers)["type"] == "job.cancelled"
+    with pytest.raises(WebhookVerificationError):
+        Webhook("whsec_" + "A" * 32).verify(body, headers)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(SECRET).verify(body + b" ", headers)
+
+
+def test_a_receiver_that_is_gone_is_left_alone(settings: Settings, receiver: Receiver) -> None:
+    sender = Sender(settings)
+    sender.cancelled_job(receiver.url)
+    receiver.status = 410
+    sender.deliver()
+    [row] = sender.rows()
+    assert (row.due_at, row.error) == (None, "answered 410")
 
 
 def test_many_in_one_round(settings: Settings, receiver: Receiver) -> None:

@@ -151,6 +151,9 @@ class Annotating:
         threads = REMOTE_THREADS if remote else means.settings.decode_threads
         self._pool = ThreadPoolExecutor(threads, "decode")
         self._cells = threading.Lock()
+        self._waiting: deque[tuple[int, SourceImage, Annotation]] = deque()
+        self._later: list[tuple[float, int, Work]] = []
+        self._under_way: dict[int, Work] = {}
         self._news: SimpleQueue[Work | _Answer | None] = SimpleQueue()
         self._stopped = threading.Event()
 
@@ -178,47 +181,49 @@ class Annotating:
             Stopped: `stop` was called, or the batcher stops.
             EngineStartFailed: the engine does not come back.
         """
-        waiting = deque(images)
-        later: list[tuple[float, int, Work]] = []
-        under_way: dict[int, Work] = {}
+        self._waiting.extend(images)
         try:
-            while waiting or later or under_way:
-                now = time.monotonic()
-                while later and later[0][0] <= now and len(under_way) < UNDER_WAY:
-                    self._begin(heapq.heappop(later)[2], under_way)
-                while waiting and len(under_way) < UNDER_WAY:
-                    index, image, known = waiting.popleft()
-                    self._begin(Work(index, image, known), under_way)
+            while self._waiting or self._later or self._under_way:
+                self._feed()
                 news = self._next_news()
                 tick()
                 if self._stopped.is_set():
                     raise Stopped
-                if news is None:
-                    continue
-                work = self._hear(news, alone)
-                if work.unanswered:
-                    continue
-                del under_way[work.index]
-                self._forget_pixels(work)
-                if self._is_to_be_tried_again(work):
-                    due = now + RETRY_PAUSE * 2 ** (work.tries - 1)
-                    again = Work(work.index, work.image, work.known, work.tries + 1)
-                    heapq.heappush(later, (due, work.index, again))
-                else:
-                    self._ended(work.index, self._annotation(work))
+                work = self._hear(news, alone) if news is not None else None
+                if work is not None and not work.unanswered:
+                    self._settle(work)
         finally:
-            for work in under_way.values():
+            for work in self._under_way.values():
                 for future in work.futures:
                     future.cancel()
+
+    def _feed(self) -> None:
+        """Begin as many images as there is room for, first those whose pause is over."""
+        while self._later and self._later[0][0] <= time.monotonic() and len(self._under_way) < UNDER_WAY:
+            self._begin(heapq.heappop(self._later)[2])
+        while self._waiting and len(self._under_way) < UNDER_WAY:
+            self._begin(Work(*self._waiting.popleft()))
+
+    def _begin(self, work: Work) -> None:
+        self._under_way[work.index] = work
+        self._pool.submit(self._prepare, work)
+
+    def _settle(self, work: Work) -> None:
+        """Nothing is open any more: it has ended, or is to be tried again in a while."""
+        del self._under_way[work.index]
+        if work.pixels is not None:
+            self._window.leave(work.pixels.nbytes)
+            work.pixels = None
+        if self._is_to_be_tried_again(work):
+            due = time.monotonic() + RETRY_PAUSE * 2 ** (work.tries - 1)
+            heapq.heappush(self._later, (due, work.index, Work(work.index, work.image, work.known, work.tries + 1)))
+        else:
+            self._ended(work.index, self._annotation(work))
 
     def _next_news(self) -> Work | _Answer | None:
         with suppress(Empty):
             return self._news.get(timeout=RETRY_PAUSE)
         return None
-
-    def _begin(self, work: Work, under_way: dict[int, Work]) -> None:
-        under_way[work.index] = work
-        self._pool.submit(self._prepare, work)
 
     # ── in the threads that decode ────────────────────────────────────────────────────────────────
 
@@ -352,12 +357,6 @@ class Annotating:
             worker=self._means.worker,
             created_at=datetime.now(UTC),
         )
-
-    def _forget_pixels(self, work: Work) -> None:
-        if work.pixels is not None:
-            self._window.leave(work.pixels.nbytes)
-            work.pixels = None
-        work.futures.clear()
 
     def _is_to_be_tried_again(self, work: Work) -> bool:
         if work.failure is None or work.tries >= self._request.max_attempts:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from shared.annotations import Annotation
 from shared.database import Database
 from shared.dataset_objects import SHARDS_AT_ONCE, of_shard
-from shared.dataset_records import Shard
+from shared.shard_records import Shard
 from shared.storage import ObjectStore
 
 ANNOTATED, FAILED, DROPPED, OUT_OF_DOMAIN = 1, 2, 4, 8

@@ -26,11 +26,12 @@ from uuid_utils.compat import uuid7
 from shared import transitions
 from shared.batch_records import Batches, Documents
 from shared.connections import Connections, seconds
-from shared.dataset_records import Datasets, Shards
+from shared.dataset_records import Datasets
 from shared.errors import Conflict, IdempotencyMismatch, NotFound, QuotaExceeded
 from shared.jobs import Job, JobError, JobRequest, JobResult, Kind, Status, Tenant
 from shared.records import Files, Keys, Webhooks, Workers
 from shared.settings import Settings
+from shared.shard_records import Shards
 from shared.tables import IdempotencyRow, JobRow
 
 HOUSEKEEPING_LOCK = 0x7475_7765_6E01

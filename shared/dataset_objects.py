@@ -14,9 +14,9 @@ from uuid import UUID
 
 from shared.annotations import Annotation
 from shared.database import Database
-from shared.dataset_records import Shard
 from shared.errors import NotFound
 from shared.jobs import JobError
+from shared.shard_records import Shard
 from shared.storage import ObjectStore
 
 MEDIA_TYPE = "application/jsonl"

@@ -22,10 +22,10 @@ from kombu.transport.redis import Channel
 from redis.exceptions import RedisError
 
 from shared.database import Dispatch
-from shared.dataset_records import ShardDispatch, kinds_name
 from shared.errors import QueueUnavailable
 from shared.jobs import Kind, Progress
 from shared.settings import Settings
+from shared.shard_records import ShardDispatch, kinds_name
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def task_name(kind: Kind) -> str:
 
 
 def shards_queue(kinds: str) -> str:
-    """Of shards that need these models, named by `shared.dataset_records.kinds_name`."""
+    """Of shards that need these models, named by `shared.shard_records.kinds_name`."""
     return f"tuwen.shards.{kinds}"
 
 

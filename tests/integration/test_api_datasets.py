@@ -13,10 +13,10 @@ import pytest
 from shared.annotations import Annotation, Caption, Drop, DropReason, Provenance
 from shared.database import Database
 from shared.dataset_objects import Planned, plan_key, results_key, write_plan, write_results
-from shared.dataset_records import Progress
 from shared.jobs import JobError
 from shared.queue import DATASETS_QUEUE
 from shared.settings import Settings
+from shared.shard_records import Progress
 from shared.storage import ObjectStore
 from tests.integration.api_server import eventually
 

@@ -13,11 +13,12 @@ from sqlalchemy import create_engine, text
 
 from shared.connections import driver_url
 from shared.database import Database
-from shared.dataset_records import MAX_ATTEMPTS, DatasetClaim, Progress, ShardClaim
+from shared.dataset_records import DatasetClaim
 from shared.datasets import DatasetRequest, DatasetStatus, Filters, ReviewRequest, ShardStatus
 from shared.errors import Conflict, NotFound
 from shared.jobs import JobError, Kind
 from shared.settings import Settings
+from shared.shard_records import MAX_ATTEMPTS, Progress, ShardClaim
 
 Sql = Callable[..., list[Any]]
 BOOM = JobError(code="boom", detail="It broke.", retryable=True)

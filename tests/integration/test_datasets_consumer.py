@@ -14,10 +14,10 @@ import redis
 from celery.events.state import State
 from redis.exceptions import RedisError
 
-from shared.dataset_records import ShardDispatch
 from shared.errors import DatabaseUnavailable
 from shared.queue import SHARD_TASK, JobQueue, celery_app, priority_keys, shard_kinds, shards_queue
 from shared.settings import Settings
+from shared.shard_records import ShardDispatch
 from tests.integration.api_server import eventually
 from workers.datasets.consumer import DONE, Outcome, TaskConsumer, failed, put_back, revoked
 

@@ -16,12 +16,12 @@ from PIL import Image
 from shared.annotations import Annotation, DropReason
 from shared.database import Database
 from shared.dataset_objects import AtRisk, all_images, read_plan, read_results, results_key, write_results
-from shared.dataset_records import ShardClaim
 from shared.datasets import DatasetRequest, DatasetStatus, ReviewRequest, ShardStatus
 from shared.errors import SourceUnusable
 from shared.jobs import Kind
 from shared.queue import JobQueue, celery_app
 from shared.settings import Settings
+from shared.shard_records import ShardClaim
 from shared.storage import ObjectStore
 from tests.fakes import painted
 from workers.batcher import Batcher

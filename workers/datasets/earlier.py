@@ -17,9 +17,10 @@ from pydantic import TypeAdapter
 from shared.annotations import Annotation, Review, standing
 from shared.database import Database
 from shared.dataset_objects import Line, read_plan, read_results
-from shared.dataset_records import DatasetClaim, Shard
+from shared.dataset_records import DatasetClaim
 from shared.errors import NotFound, TuwenError
 from shared.settings import Settings
+from shared.shard_records import Shard
 from shared.storage import ObjectStore
 from workers.datasets.sources import SourceImage
 from workers.datasets.sources.seen import temporary_database

@@ -12,12 +12,13 @@ from uuid import UUID
 from celery import Celery
 
 from shared.database import Database
-from shared.dataset_records import DatasetClaim, Progress
+from shared.dataset_records import DatasetClaim
 from shared.datasets import DatasetStatus, ShardStatus
 from shared.errors import QueueUnavailable, TuwenError
 from shared.jobs import JobError
 from shared.queue import DATASET_TASK, DATASETS_QUEUE, JobQueue
 from shared.settings import Settings
+from shared.shard_records import Progress
 from shared.storage import ObjectStore
 from workers.datasets.access import open_allowed
 from workers.datasets.annotating import INTERNAL, Stopped

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Protocol
 from uuid import UUID
 
-from shared.dataset_records import Progress, Renewal
 from shared.errors import DatabaseUnavailable
 from shared.settings import Settings
+from shared.shard_records import Progress, Renewal
 
 log = logging.getLogger(__name__)
 

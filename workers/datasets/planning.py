@@ -20,11 +20,12 @@ from uuid_utils.compat import uuid7
 from shared.annotations import Annotation
 from shared.database import Database
 from shared.dataset_objects import Planned, plan_key, read_plan, write_plan
-from shared.dataset_records import DatasetClaim, ShardDispatch, kinds_name
+from shared.dataset_records import DatasetClaim
 from shared.errors import QueueUnavailable
 from shared.jobs import JobError
 from shared.queue import JobQueue
 from shared.settings import Settings
+from shared.shard_records import ShardDispatch, kinds_name
 from shared.storage import ObjectStore
 from workers.datasets.access import open_allowed
 from workers.datasets.duplicates import Duplicates, examined

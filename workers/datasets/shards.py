@@ -20,12 +20,12 @@ from celery import Celery
 from shared.annotations import Annotation
 from shared.database import Database
 from shared.dataset_objects import AtRisk, Line, Planned, read_plan, read_results, results_key, write_results
-from shared.dataset_records import Progress, ShardClaim
 from shared.datasets import ShardStatus
 from shared.errors import DatabaseUnavailable, EngineStartFailed, NotFound, QueueUnavailable, TuwenError
 from shared.jobs import JobError, Kind
 from shared.queue import SHARD_TASK, JobQueue, shard_kinds, shards_queue
 from shared.settings import Settings
+from shared.shard_records import Progress, ShardClaim
 from shared.storage import ObjectStore
 from workers.batcher import Batcher
 from workers.datasets.access import open_allowed

@@ -19,7 +19,8 @@ from api.monitoring import RequestMetrics
 from api.openai import batches, chat, images, models
 from api.openai.batch_runner import BatchRunner
 from api.resources import opened
-from shared import __version__
+from api.tracing import Traced
+from shared import __version__, tracing
 from shared.settings import Settings
 from shared.settings import settings as process_settings
 
@@ -43,6 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 yield
             finally:
                 await run_sync(runner.close)
+                tracing.stop()
 
     # Its pages of documentation take nothing from elsewhere: many a machine with GPUs reaches no CDN.
     app = FastAPIOffline(title="Tuwen 图文", version=__version__, lifespan=lifespan)
@@ -62,6 +64,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_middleware(LocalOnly, settings=settings)
     app.add_middleware(Hardening)
     app.add_middleware(RequestMetrics, registry=app.state.http_metrics)
+    if tracing.wanted():
+        tracing.start("tuwen-api")
+        app.add_middleware(Traced)
     return app
 
 

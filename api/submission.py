@@ -11,6 +11,7 @@ from hashlib import sha256
 from api.auth import Caller
 from api.files import keep
 from api.resources import Resources
+from shared import tracing
 from shared.errors import ImageCorrupt, ImageTooLarge, InvalidRequest, NotFound, UnknownModel
 from shared.fetch import vet_url
 from shared.jobs import GenerateInput, ImageSource, Job, JobRequest
@@ -38,13 +39,15 @@ def submit(
         _require_sendable(idempotency_key)
     paths = [f"jobs.{index}." if in_batch else "" for index in range(len(requests))]
     admitted = admit(resources, caller, requests, paths)
-    submission = resources.database.submit(
-        admitted,
-        tenant=caller.tenant,
-        quota=caller.quota,
-        idempotency_key=idempotency_key,
-        body_sha256=_body_hash(admitted) if idempotency_key is not None else "",
-    )
+    with tracing.submission(len(admitted)) as trace:
+        submission = resources.database.submit(
+            admitted,
+            tenant=caller.tenant,
+            quota=caller.quota,
+            idempotency_key=idempotency_key,
+            body_sha256=_body_hash(admitted) if idempotency_key is not None else "",
+            trace=trace,
+        )
     if submission.dispatches:
         resources.outbox.publish(submission.dispatches)
     if submission.replayed:

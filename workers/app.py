@@ -15,6 +15,7 @@ from celery.apps.worker import Worker
 from celery.exceptions import SecurityWarning
 from celery.worker import state
 
+from shared import tracing
 from shared.metrics import Recorder
 from shared.queue import HOUSEKEEPING_QUEUE, celery_app, queue_name
 from shared.settings import Settings
@@ -46,9 +47,10 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
     Raises:
         EngineStartFailed: a model cannot be loaded or fails on its example.
         DatabaseUnavailable, StorageUnavailable: they cannot be reached.
-        ConfigurationError: the object storage cannot be used.
+        ConfigurationError: the object storage cannot be used, or traces are wanted and cannot be made.
     """
     sys.setswitchinterval(SWITCH_INTERVAL)
+    tracing.start("tuwen-worker")
     hostname = f"{name or settings.device.replace(':', '-')}@{platform.node()}"
     engine = EngineProcess(
         {kind: getattr(settings, kind.value) for kind in settings.kinds},
@@ -85,6 +87,7 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
         runner.stop(0)
         shards.close()
         runner.close()
+        tracing.stop()
 
 
 def run_housekeeper(settings: Settings) -> int:

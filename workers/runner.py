@@ -18,6 +18,7 @@ from uuid import UUID
 
 from pydantic import TypeAdapter
 
+from shared import tracing
 from shared.database import Claim, Database, Finish, GiveBack
 from shared.errors import (
     DatabaseUnavailable,
@@ -83,6 +84,7 @@ class _Run:
     claim: Claim
     lease: Lease
     began: float
+    trace: tracing.AnyTrace
 
 
 class Runner:
@@ -185,6 +187,7 @@ class Runner:
 
     def _start(self, tickets: Sequence[Ticket]) -> None:
         """Claim these jobs, and set those going that are this worker's now."""
+        asked = time.time_ns()
         try:
             claims = self._patiently(lambda: self._database.claim([ticket.job_id for ticket in tickets], self._worker))
         except Exception:
@@ -194,17 +197,19 @@ class Runner:
         for ticket in tickets:
             # A doubled message may be in one group with its twin: the claim is for one of the two.
             if (claim := claims.pop(ticket.job_id, None)) is not None:
-                self._go(ticket, claim)
+                self._go(ticket, claim, asked)
             else:
                 refused.append(ticket)
         if refused:
             self._places.release(len(refused))
             self._drop(refused)
 
-    def _go(self, ticket: Ticket, claim: Claim) -> None:
+    def _go(self, ticket: Ticket, claim: Claim, asked: int) -> None:
         ticket.started()
         self._announcements.add((claim.id, {"status": Status.RUNNING.value}))
-        run = _Run(ticket, claim, self._heartbeat.hold(claim), time.monotonic())
+        about = {"tuwen.job": str(claim.id), "tuwen.worker": self._worker, "tuwen.attempt": claim.attempts}
+        trace = tracing.job(claim.kind.value, claim.trace, waited=claim.waited, asked=asked, attributes=about)
+        run = _Run(ticket, claim, self._heartbeat.hold(claim), time.monotonic(), trace)
         if claim.kind is Kind.GENERATE:
             self._begin(run)
         else:
@@ -220,8 +225,10 @@ class Runner:
 
     def _begin(self, run: _Run) -> None:
         claim = run.claim
+        run.trace.stage("prepare")
         try:
             work = self._prepare(claim)
+            run.trace.stage("batch")
             submit = partial(self._submit, claim)
             future: Future[Any] = play(work, submit) if isinstance(work, Generator) else submit(work)
         except BaseException as error:  # noqa: BLE001 (becomes the job's ending, whatever it is)
@@ -261,6 +268,7 @@ class Runner:
         """Store what was drawn, in one of the hands."""
         for run, drawn in drawings:
             claim = run.claim
+            run.trace.stage("store")
             try:
                 result = stored(self._store, drawn)
                 ending: Ending = Finish(claim.id, claim.epoch, result=result, result_key=result.image.key)
@@ -269,6 +277,7 @@ class Runner:
             self._end(run, ending)
 
     def _end(self, run: _Run, ending: Ending) -> None:
+        run.trace.stage("finish")
         self._endings.add((run, ending))
 
     def _ending_of(self, claim: Claim, error: BaseException) -> Ending:
@@ -363,6 +372,7 @@ class Runner:
 
     def _tell(self, run: _Run, status: Status | None, error: JobError | None) -> None:
         """Those who watch; without a status somebody else has the job by now."""
+        run.trace.end(status.value if status else "lost", error.detail if error else None)
         if status is None:
             run.ticket.dropped(None)
             return

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import datasets, files, jobs, monitoring, problems, reference
+from api import datasets, files, jobs, monitoring, pages, problems, reference
 from api.auth import LocalOnly, require_loopback
 from api.bodies import BodyLimit
 from api.monitoring import RequestMetrics
@@ -53,6 +53,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(files.router)
     app.include_router(datasets.router)
     app.include_router(monitoring.router)
+    app.include_router(pages.router)
     for part in (images, chat, models, batches):
         app.include_router(part.router)
     problems.install(app)

@@ -99,6 +99,16 @@ class NullDescriber(NullGenerator):
         return DescribeResult(text=text, language=item.language, confidence=confidence)
 
 
+class PickyDescriber(NullDescriber):
+    """Is the surer the redder the image, and finds very blue ones strange."""
+
+    def answer(self, item: Any) -> Output:
+        red, _, blue = item.pixels.mean((0, 1))
+        text = "一个方块" if item.language == "zh" else "a square"
+        confidence = float(red) / 255
+        return DescribeResult(text=text, language=item.language, confidence=confidence, out_of_domain=bool(blue > 200))
+
+
 class NullRecognizer(NullGenerator):
     """Sees a cat in every image."""
 

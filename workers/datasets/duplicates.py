@@ -38,6 +38,7 @@ _STANDS_OUT = 0.1
 """Of the root mean square of all frequencies: what is weaker is noise in a smooth image."""
 _MOST_CANDIDATES = 2000
 """Images that one is compared with, the earliest first: many have nothing but sky in one of their bands."""
+_CACHE = 64  # MB: each image puts 12 rows into places of the index that have nothing to do with each other
 _SIDE = 64
 _FREQUENCIES = 16
 _BANDS = 12
@@ -108,7 +109,7 @@ class Duplicates:
     """The images that came before, on disk as soon as they are many."""
 
     def __init__(self) -> None:
-        self._database = temporary_database()
+        self._database = temporary_database(_CACHE)
         self._database.execute("CREATE TABLE images (id INTEGER PRIMARY KEY, name TEXT, looks BLOB)")
         self._database.execute("CREATE TABLE digests (digest BLOB PRIMARY KEY, name TEXT) WITHOUT ROWID")
         self._database.execute(

@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Self
 
-_CACHE = "PRAGMA cache_size = -16000"  # kB of memory before the disk is used
 
-
-def temporary_database() -> sqlite3.Connection:
-    """A database of this process alone, gone when closed."""
+def temporary_database(cache: int = 4) -> sqlite3.Connection:
+    """A database of this process alone, gone when closed; `cache` MB of it are in memory, the rest on disk."""
     database = sqlite3.connect("", isolation_level=None)
-    database.execute(_CACHE)
+    database.execute(f"PRAGMA cache_size = -{cache * 1000}")
     database.execute("PRAGMA journal_mode = OFF")
     database.execute("BEGIN")  # never committed: each statement in a transaction of its own is 20 times slower
     return database
@@ -47,7 +45,7 @@ class Seen:
 class SortedNames:
     """Names in the order of their bytes: a list as long as they are few, a table when they are many."""
 
-    def __init__(self, few: int = 20_000) -> None:
+    def __init__(self, few: int = 4_000) -> None:
         self._few = few
         self._names: list[bytes] = []
         self._database: sqlite3.Connection | None = None

@@ -124,17 +124,17 @@ class Client:
         """Have an image made; `wishes` are the other fields of `GenerateInput`."""
         return self._ask(GenerateInput(prompt=prompt, **wishes))
 
-    def describe(self, image: Image, *, language: Language = "en", style: Style = "short") -> Job:
-        """Have an image put into words."""
-        return self._ask(DescribeInput(image=self.source(image), language=language, style=style))
+    def describe(self, image: Image, *, language: Language = "en", style: Style = "short", **wishes: Any) -> Job:
+        """Have an image put into words; `wishes` are the other fields of `DescribeInput`."""
+        return self._ask(DescribeInput(image=self.source(image), language=language, style=style, **wishes))
 
     def recognize(self, image: Image) -> Job:
         """Have the objects of an image named, with their attributes and actions."""
         return self._ask(RecognizeInput(image=self.source(image)))
 
-    def match(self, image: Image, text: str) -> Job:
-        """Have it measured how well a text fits an image."""
-        return self._ask(MatchInput(image=self.source(image), text=text))
+    def match(self, image: Image, text: str, *, report: bool = False) -> Job:
+        """Have it measured how well a text fits an image; with `report`, also which statements of it are found."""
+        return self._ask(MatchInput(image=self.source(image), text=text, report=report))
 
     def _ask(self, input: JobInput) -> Job:  # noqa: A002 - the field's name
         return self.submit(JobRequest(input=input))

@@ -52,12 +52,24 @@ class ImageUrl(BaseModel):
     detail: str | None = None
 
 
-class Part(BaseModel):
-    """A part of a message: text, or an image by its http(s) URL or as a data: URL."""
+class FileId(BaseModel):
+    file_id: str = Field(pattern=r"^[0-9a-f]{64}$")
 
-    type: Literal["text", "image_url"]
+
+class Part(BaseModel):
+    """A part of a message: text, or an image by its http(s) URL, as a data: URL, or uploaded before."""
+
+    type: Literal["text", "image_url", "file"]
     text: Word | None = None
     image_url: ImageUrl | None = None
+    file: FileId | None = None
+
+    @property
+    def image(self) -> ImageSource | None:
+        """Raises InvalidRequest: the URL is none of an image."""
+        if self.type == "file" and self.file:
+            return ImageSource(file_id=self.file.file_id)
+        return _source(self.image_url.url) if self.type == "image_url" and self.image_url else None
 
 
 class Message(BaseModel):
@@ -97,7 +109,7 @@ class ChatRequest(BaseModel):
         question = self._question
         chinese = _CHINESE.search(question) is not None
         wanted = DescribeInput(
-            image=_source(self._image),
+            image=self._image,
             prompt=question[:4000],
             language=self.language or ("zh" if chinese else "en"),
             style=self.style or "short",
@@ -131,14 +143,14 @@ class ChatRequest(BaseModel):
         return "\n".join(part.text for part in self._asked.parts if part.type == "text" and part.text)
 
     @property
-    def _image(self) -> str:
-        urls = [part.image_url.url for part in self._asked.parts if part.type == "image_url" and part.image_url]
-        if len(urls) != 1:
+    def _image(self) -> ImageSource:
+        images = [image for part in self._asked.parts if (image := part.image) is not None]
+        if len(images) != 1:
             raise InvalidRequest(
-                f"The last user message has {len(urls)} images; it needs exactly one part of the type image_url.",
+                f"The last user message has {len(images)} images; it needs exactly one part of the type image_url.",
                 field="messages",
             )
-        return urls[0]
+        return images[0]
 
 
 @router.post(

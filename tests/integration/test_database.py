@@ -16,7 +16,7 @@ from api.servers import Postgres
 from shared.connections import driver_url
 from shared.database import Claim, Database, Finish, GiveBack
 from shared.errors import Conflict, DatabaseUnavailable, IdempotencyMismatch, InvalidRequest, NotFound, QuotaExceeded
-from shared.jobs import JobError, JobRequest, Kind, MatchResult, Status
+from shared.jobs import Candidate, GenerateResult, JobError, JobRequest, Kind, MatchResult, Status, StoredImage
 from shared.migrations import _config, is_current
 from shared.settings import Settings
 
@@ -403,6 +403,14 @@ class TestHousekeeping:
             tenant="t", sha256="0" * 64, key="files/kept", media_type="image/png", width=1, height=1, size=1
         )
         assert database.unreferenced(["results/kept", "files/kept", "results/orphan"]) == ["results/orphan"]
+
+    def test_all_images_of_the_candidates_are_referenced(self, database: Database) -> None:
+        [id] = submit(database)
+        images = [StoredImage(key=f"results/{name}", sha256=name, width=8, height=8) for name in "ab"]
+        candidates = tuple(Candidate(seed=seed, score=0.5, image=image) for seed, image in enumerate(images))
+        result = GenerateResult(image=images[0], seed=0, score=0.5, candidates=candidates)
+        database.finish([Finish(id, claim(database, id).epoch, result, "results/a")])
+        assert database.unreferenced(["results/a", "results/b", "results/c"]) == ["results/c"]
 
 
 class TestWebhooks:

@@ -153,6 +153,12 @@ class TestChat:
         answer = client.chat.completions.create(model=self.MODEL, messages=question(f"{web}/cat.png"))
         assert answer.choices[0].message.content == "the colour 0-0-255"
 
+    def test_an_uploaded_image(self, client: OpenAI) -> None:
+        image = client.files.create(file=("green.png", png("lime")), purpose="vision")
+        content: Any = [{"type": "file", "file": {"file_id": image.id}}]
+        answer = client.chat.completions.create(model=self.MODEL, messages=[{"role": "user", "content": content}])
+        assert answer.choices[0].message.content == "the colour 0-255-0"
+
     def test_a_stream(self, client: OpenAI) -> None:
         chunks = list(
             client.chat.completions.create(

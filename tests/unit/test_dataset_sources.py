@@ -9,15 +9,26 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from shared.errors import ImageCorrupt, NotFound, PayloadTooLarge, SourceUnusable, TuwenError, UrlForbidden
+from shared.errors import (
+    FetchRefused,
+    ImageCorrupt,
+    NotFound,
+    PayloadTooLarge,
+    SourceUnusable,
+    TuwenError,
+    UrlForbidden,
+)
 from shared.settings import Settings
 from tests.pictures import picture
 from workers.datasets.sources import Entry, Problem, SourceImage, SourceProblem, open_source
@@ -265,6 +276,23 @@ def test_forbidden_url_is_not_fetched_either(tmp_path: Path) -> None:
     put(tmp_path, {"a.png": A})
     with open_source(str(tmp_path), SETTINGS) as source, pytest.raises(UrlForbidden):
         source.read(SourceImage.from_json('{"name": "x", "path": "http://169.254.169.254/latest", "held": "url"}'))
+
+
+def test_urls_are_fetched_through_the_vetting_client(tmp_path: Path) -> None:
+    put(tmp_path / "www", {"a.png": A, "猫 1.png": B})
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "www"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        put(tmp_path, {"list.txt": f"{base}/a.png\n{base}/%E7%8C%AB%201.png\n{base}/gone.png"})
+        settings = Settings(fetch_allow_networks=["127.0.0.0/8"])
+        with open_source(str(tmp_path / "list.txt"), settings) as source:
+            first, second, gone = (entry for entry in source.images() if isinstance(entry, SourceImage))
+            assert (source.read(first), source.read(second)) == (A, B)
+            assert second.name == "127.0.0.1/猫 1.png"
+            with pytest.raises(FetchRefused):
+                source.read(gone)
+        server.shutdown()
 
 
 def test_csv_of_flickr_has_several_captions_an_image(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def learn(model, loss, batch, steps, rate=3e-3):
 def test_the_recogniser_learns_a_handful_by_heart(data):
     recipe = recognizer.RecognizerRecipe(batch=6, outliers=2, recolour=0.0, tilt=0.0)
     model = recognizer.make_recognizer(recipe)
-    batch = images, facts, inside, *_ = recognizer.batches(data, recipe, "cpu")(0)
+    batch = images, facts, inside, *_ = recognizer.batches(data, recipe)(0)
     learn(model, recognizer.loss, batch, 50)
     with torch.no_grad():
         found = interpret(model(images))
@@ -103,7 +103,7 @@ def test_a_wider_beam_finds_no_less_probable_captions():
 def test_the_matcher_learns_true_from_edited(data):
     recipe = matcher.MatcherRecipe(batch=6)
     model = matcher.make_matcher(recipe)
-    batch = matcher.batches(data, recipe, "cpu")(0)
+    batch = matcher.batches(data, recipe)(0)
     values = learn(model, matcher.loss, batch, 60)
     assert values[-1] < 0.25 * values[0]
     images, ids, fits = batch

@@ -65,14 +65,14 @@ def padded(rows: list[list[int]]) -> Tensor:
     return ids
 
 
-def batches(data: Pictures, recipe: DescriberRecipe, device: torch.device | str = "cpu") -> Callable[[int], Batch]:
+def batches(data: Pictures, recipe: DescriberRecipe) -> Callable[[int], Batch]:
     vocab = vocabulary()
 
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([recipe.seed, step])
         scenes, pixels = draw_batch(data, recipe.batch, rng)
         strange = outliers(recipe.outliers, rng, pixels)
-        images = disturb(to_tensor(np.concatenate([pixels, strange]), device), rng)
+        images = disturb(to_tensor(np.concatenate([pixels, strange])), rng)
         # One style a batch: its captions are about equally long, so little is spent on padding. One wording for each
         # meaning: the confidence of a token then speaks of the picture, not of synonyms.
         style = STYLES[step % len(STYLES)]
@@ -84,7 +84,7 @@ def batches(data: Pictures, recipe: DescriberRecipe, device: torch.device | str 
                 told.append([begin, *vocab.encode(caption(wrong.canonical(), language, style))[:-1]])
                 right.append(vocab.encode(caption(scene.canonical(), language, style)))
         shape = (len(scenes), len(LANGUAGES), -1)
-        return images, padded(told).view(shape).to(device), padded(right).view(shape).to(device)
+        return images, padded(told).view(shape), padded(right).view(shape)
 
     return batch
 

@@ -49,7 +49,7 @@ Paintings: TypeAlias = tuple[Tensor, Tensor, Tensor]
 # ── planner ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def texts(size: int, seed: int, device: torch.device | str = "cpu") -> Callable[[int], Texts]:
+def texts(size: int, seed: int) -> Callable[[int], Texts]:
     """Batches of captions in both languages, half of them leaving things out as people do.
 
     A batch is of one style, so that its texts are about equally long.
@@ -60,12 +60,12 @@ def texts(size: int, seed: int, device: torch.device | str = "cpu") -> Callable[
         scenes = [sample_scene(rng, "train") for _ in range(size)]
         style = pick(rng, STYLES)
         captions = [caption(scene, pick(rng, LANGUAGES), style, rng, omit=pick(rng, (0.0, 0.4))) for scene in scenes]
-        return _to_tensors(captions, scenes, device)
+        return _to_tensors(captions, scenes)
 
     return batch
 
 
-def _to_tensors(captions: list[str], scenes: list[Scene], device: torch.device | str) -> Texts:
+def _to_tensors(captions: list[str], scenes: list[Scene], device: torch.device | str = "cpu") -> Texts:
     plans = torch.from_numpy(np.stack([slots(scene) for scene in scenes]))
     return torch.from_numpy(vocabulary().encode_batch(captions)).to(device), plans.to(device)
 
@@ -98,15 +98,14 @@ def plan_accuracy(planner: Planner, split: Split, count: int, seed: int, device:
 # ── painter ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def paintings(data: Pictures, size: int, seed: int, device: torch.device | str = "cpu") -> Callable[[int], Paintings]:
+def paintings(data: Pictures, size: int, seed: int) -> Callable[[int], Paintings]:
     """Batches of pictures with the plan and the noise that they were drawn from."""
     plans = np.stack([slots(scene) for scene in data.scenes])
     noise = np.stack([latents(scene) for scene in data.scenes])
 
     def batch(step: int) -> Paintings:
         rows = np.sort(np.random.default_rng((seed, step)).integers(len(data), size=size))
-        plan, varied = (torch.from_numpy(part[rows]).to(device) for part in (plans, noise))
-        return plan, varied, to_tensor(data.pixels[rows], device)
+        return torch.from_numpy(plans[rows]), torch.from_numpy(noise[rows]), to_tensor(data.pixels[rows])
 
     return batch
 

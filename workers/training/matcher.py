@@ -54,15 +54,15 @@ def truth(scenes: Sequence[Scene], texts: Sequence[str]) -> np.ndarray:
     return np.array([[claim <= fact for claim in claims] for fact in facts])
 
 
-def batches(data: Pictures, recipe: MatcherRecipe, device: torch.device | str = "cpu") -> Callable[[int], Batch]:
+def batches(data: Pictures, recipe: MatcherRecipe) -> Callable[[int], Batch]:
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([recipe.seed, step])
         scenes, pixels = draw_batch(data, recipe.batch, rng)
-        images = disturb(to_tensor(pixels, device), rng)
+        images = disturb(to_tensor(pixels), rng)
         texts = [say(scene, rng, recipe.omit) for scene in scenes]
         texts += [say(edit(scene, rng), rng, recipe.omit) for scene in scenes]
-        ids = torch.from_numpy(vocabulary().encode_batch(texts)).to(device)
-        return images, ids, torch.from_numpy(truth(scenes, texts)).to(device)
+        ids = torch.from_numpy(vocabulary().encode_batch(texts))
+        return images, ids, torch.from_numpy(truth(scenes, texts))
 
     return batch
 

@@ -50,17 +50,17 @@ def make_recognizer(recipe: RecognizerRecipe) -> Recognizer:
     return model
 
 
-def batches(data: Pictures, recipe: RecognizerRecipe, device: torch.device | str = "cpu") -> Callable[[int], Batch]:
+def batches(data: Pictures, recipe: RecognizerRecipe) -> Callable[[int], Batch]:
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([recipe.seed, step])
         scenes, pixels = draw_batch(data, recipe.batch, rng)
         strange = outliers(recipe.outliers, rng, pixels)
-        images, coloured = recolour(to_tensor(np.concatenate([pixels, strange]), device), recipe.recolour, rng)
+        images, coloured = recolour(to_tensor(np.concatenate([pixels, strange])), recipe.recolour, rng)
         images, upright = tilt(images, recipe.tilt, rng)
         images = disturb(images, rng)
         facts = np.stack([*map(slots, scenes), *[np.zeros(12, np.int64)] * recipe.outliers])
-        inside = torch.arange(len(images), device=device) < recipe.batch
-        return images, torch.from_numpy(facts).to(device), inside, coloured, upright
+        inside = torch.arange(len(images)) < recipe.batch
+        return images, torch.from_numpy(facts), inside, coloured, upright
 
     return batch
 

@@ -67,7 +67,8 @@ class Progress:
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "seconds": round(seconds, 1), **figures}) + "\n")
         shown = "  ".join(f"{name} {figure:.4g}" for name, figure in figures.items())
-        self.bar.update(self.task, figures=shown)
+        if "loss" in figures:
+            self.bar.update(self.task, figures=f"loss {figures['loss']:.4g}")
         log.info("step %d  %.0f s  %s", step, seconds, shown)
         if time.monotonic() - self.drawn > REDRAW_SECONDS:
             self.draw()

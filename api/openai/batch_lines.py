@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from uuid import UUID
 
@@ -15,8 +16,9 @@ from api.openai import chat, images
 from api.openai.errors import body, of_job, status
 from api.resources import Resources
 from api.submission import admit
-from shared.errors import Conflict, InvalidRequest, TuwenError
+from shared.errors import Conflict, InvalidRequest, TuwenError, Unavailable
 from shared.jobs import Job, JobRequest, Status, Word
+from shared.settings import Settings
 
 ENDPOINTS = ("/v1/images/generations", "/v1/chat/completions")
 PRIORITY = 0
@@ -34,6 +36,8 @@ class BatchLine(BaseModel):
 class Wish:
     """What a line asks for."""
 
+    number: int
+    custom_id: str
     job: JobRequest
     response_format: str | None
 
@@ -50,21 +54,39 @@ def read(line: bytes, endpoint: str) -> BatchLine:
     return found
 
 
-def wish(resources: Resources, caller: Caller, line: BatchLine, deadline: float) -> Wish:
-    """The job that a line asks for, its image kept as a file.
+def wish(settings: Settings, number: int, line: BatchLine, deadline: float) -> Wish:
+    """The job that line `number` asks for, to be done within `deadline` seconds, as yet unseen by `admitted`.
 
     Raises:
-        InvalidRequest, NotFound: what is wrong with it.
-        StorageUnavailable, DatabaseUnavailable
+        InvalidRequest: what is wrong with it.
     """
     asked = json.dumps(line.body).encode()
     images_wanted = line.url == ENDPOINTS[0]
     request = parse(images.ImagesRequest, asked) if images_wanted else parse(chat.ChatRequest, asked)
     if request.stream:
         raise InvalidRequest("Nothing is streamed into a file; leave stream out.", field="stream")
-    job = request.job(resources.settings, PRIORITY).model_copy(update={"deadline": deadline})
-    [admitted] = admit(resources, caller, [job])
-    return Wish(admitted, request.response_format if isinstance(request, images.ImagesRequest) else None)
+    job = request.job(settings, PRIORITY).model_copy(update={"deadline": deadline})
+    form = request.response_format if isinstance(request, images.ImagesRequest) else None
+    return Wish(number, line.custom_id, job, form)
+
+
+def admitted(resources: Resources, caller: Caller, wishes: Sequence[Wish]) -> tuple[list[Wish], list[bytes]]:
+    """The wishes that can be jobs, their images kept as files, and the lines that answer the others.
+
+    Raises:
+        StorageUnavailable, DatabaseUnavailable
+    """
+    try:
+        jobs = admit(resources, caller, [wish.job for wish in wishes], [""] * len(wishes))
+        return [replace(wish, job=job) for wish, job in zip(wishes, jobs, strict=True)], []
+    except Unavailable:
+        raise
+    except TuwenError as error:
+        if len(wishes) == 1:
+            return [], [refused(wishes[0].custom_id, error)]
+    # One of them is to blame, and must not cost the others their turn.
+    each = [admitted(resources, caller, [wish]) for wish in wishes]
+    return [wish for good, _ in each for wish in good], [line for _, bad in each for line in bad]
 
 
 def answered(resources: Resources, base_url: str, endpoint: str, custom_id: str, form: str | None, job: Job) -> bytes:

@@ -21,7 +21,7 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from api.auth import Caller
-from api.openai.batch_lines import Wish, answered, called_off, failed, read, refused, wish
+from api.openai.batch_lines import Wish, admitted, answered, called_off, failed, read, refused, wish
 from api.openai.documents import MEDIA_TYPE, key_of
 from api.resources import Resources
 from shared.batch_records import Line, NewDocument
@@ -160,7 +160,8 @@ class BatchRunner:
             if at_end and rest:
                 whole.append(rest)
             if whole or at_end:
-                taken = whole[:CHUNK]
+                # With a small quota, more would never be accepted together.
+                taken = whole[: min(CHUNK, max(1, batch.quota or CHUNK))]
                 # Beyond the end when the last line lacks its own: nothing is read from there.
                 return taken, batch.position + sum(len(line) + 1 for line in taken)
             size *= 2  # not even one line fits
@@ -184,8 +185,36 @@ class BatchRunner:
 
     def _submit(self, batch: Any, lines: Sequence[bytes], position: int) -> None:
         """Make jobs of `lines`; those that cannot be jobs are answered at once."""
-        caller = Caller(batch.tenant, batch.quota)
-        wishes: list[tuple[int, str, Wish]] = []
+        wishes, errors = self._wishes(batch, lines)
+        if wishes:
+            wishes, more = admitted(self._resources, Caller(batch.tenant, batch.quota), wishes)
+            errors += more
+        self._put_part(batch, "errors", errors)
+        done = {"position": position, "line": batch.line + len(lines), "refused": len(errors)}
+        if not wishes:
+            self._database.batches.advance(batch.id, batch.epoch, **done)
+            return
+
+        def note(connection: Any, ids: list[UUID]) -> None:
+            jobs = [
+                Line(wish.number, wish.custom_id, id, wish.response_format)
+                for wish, id in zip(wishes, ids, strict=True)
+            ]
+            self._database.batches.advance(batch.id, batch.epoch, jobs, **done, connection=connection)
+
+        try:
+            submission = self._database.submit(
+                [wish.job for wish in wishes], tenant=batch.tenant, quota=batch.quota, together_with=note
+            )
+        except QuotaExceeded:
+            # Not before some of what is unfinished is finished.
+            self._database.batches.put_off(batch.id, batch.epoch, PAUSE)
+            return
+        self._resources.outbox.publish(submission.dispatches)
+
+    def _wishes(self, batch: Any, lines: Sequence[bytes]) -> tuple[list[Wish], list[bytes]]:
+        """What the lines ask for, and the answers to those that ask for nothing that can be, or too late."""
+        wishes: list[Wish] = []
         errors: list[bytes] = []
         for number, text in enumerate(lines, batch.line + 1):
             if not text.strip():
@@ -195,33 +224,10 @@ class BatchRunner:
                 errors.append(called_off(line.custom_id, "batch_expired", "The batch expired before this request."))
                 continue
             try:
-                wishes.append((number, line.custom_id, wish(self._resources, caller, line, batch.time_left)))
-            except Unavailable:
-                raise
+                wishes.append(wish(self._resources.settings, number, line, batch.time_left))
             except TuwenError as error:
                 errors.append(refused(line.custom_id, error))
-        self._put_part(batch, "errors", errors)
-        done = {"position": position, "line": batch.line + len(lines), "refused": len(errors)}
-        if not wishes:
-            self._database.batches.advance(batch.id, batch.epoch, **done)
-            return
-
-        def note(connection: Any, ids: list[UUID]) -> None:
-            jobs = [
-                Line(number, custom_id, id, wish.response_format)
-                for (number, custom_id, wish), id in zip(wishes, ids, strict=True)
-            ]
-            self._database.batches.advance(batch.id, batch.epoch, jobs, **done, connection=connection)
-
-        try:
-            submission = self._database.submit(
-                [wish.job for _, _, wish in wishes], tenant=batch.tenant, quota=batch.quota, together_with=note
-            )
-        except QuotaExceeded:
-            # Not before some of what is unfinished is finished.
-            self._database.batches.put_off(batch.id, batch.epoch, PAUSE)
-            return
-        self._resources.outbox.publish(submission.dispatches)
+        return wishes, errors
 
     def _gather(self, batch: Any, finished: Sequence[Line]) -> None:
         """Write the answers of lines that are over, as many as fit into a part."""

@@ -12,6 +12,7 @@ import pytest
 from openai import OpenAI
 from openai.types import Batch
 
+from api.auth import new_key
 from api.openai import batch_runner
 from api.openai.documents import document_id
 from shared.jobs import Status
@@ -95,6 +96,15 @@ def test_every_line_is_answered_once(client: OpenAI) -> None:
         "streamed": (400, "invalid_request"),
     }
     assert batch.id in [each.id for each in client.batches.list(limit=5)]
+
+
+def test_a_small_quota_slows_a_batch_and_does_not_stop_it(system: System) -> None:
+    settings = system.settings.model_copy(update={"auth": "keys"})
+    key, hashed = new_key()
+    system.database.keys.add(name="small", tenant="small", sha256=hashed, quota=3)
+    with serving(settings) as url, OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
+        batch = over(client, submit(client, [chat_line(number, number) for number in range(10)]))
+        assert len(answers(client, batch.output_file_id)) == 10
 
 
 def test_images_come_as_bytes_or_addresses(client: OpenAI) -> None:

@@ -85,19 +85,26 @@ async def _state(check: Awaitable[None]) -> State:
 
 @router.get("/v1/models", response_model=Models, summary="List the models", responses=problems(401))
 async def models(_: CallerDep, resources: ResourcesDep) -> Models:
-    """The model that serves each kind here, and which workers hold it; under `data` the same as OpenAI lists it."""
+    """The models of each kind, the default one first, and who has them; under `data` as OpenAI lists them."""
     workers = await run_sync(resources.database.workers.alive)
-    states = [_model_state(kind, resources.settings.model_for(kind), workers) for kind in Kind]
+    named = [(kind, model.name) for kind in Kind for model in resources.settings.models_for(kind)]
+    states = [_model_state(kind, name, workers) for kind, name in named]
     return Models(models=states, data=served(resources.settings, workers))
 
 
 def _model_state(kind: Kind, model: str, workers: list[Any]) -> ModelState:
     holding = [
-        ModelWorker(worker=row.name, device=row.device, revision=row.models[kind.value].get("revision", ""))
+        ModelWorker(worker=row.name, device=row.device, revision=revisions[model])
         for row in workers
-        if row.state == "ready" and row.models.get(kind.value, {}).get("model") == model
+        if row.state == "ready" and model in (revisions := _revisions(row.models.get(kind.value, {})))
     ]
     return ModelState(kind=kind, model=model, ready=bool(holding), workers=holding)
+
+
+def _revisions(said: Mapping[str, Any]) -> dict[str, str]:
+    """By name, of all models of a kind that a worker has; see `Workers.register`."""
+    named: dict[str, str] = {said["model"]: said.get("revision", "")} if "model" in said else {}
+    return named | dict(said.get("all", {}))
 
 
 # ── Prometheus ────────────────────────────────────────────────────────────────────────────────────────

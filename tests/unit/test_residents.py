@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import EngineStartFailed
+from api.stack import devices
+from shared.errors import ConfigurationError, EngineStartFailed
 from shared.jobs import Kind
 from tests.fakes import NullGenerator
 from workers.engines.devices import hold
@@ -199,3 +201,19 @@ def test_what_one_process_holds_another_cannot_have_until_it_ends(tmp_path: Path
         hold("GPU-2", "another GPU", tmp_path).close()
         other.kill()
     hold("GPU-1", "the GPU", tmp_path).close()
+
+
+FAKE_TORCH = """
+class cuda:
+    device_count = staticmethod(lambda: {count})
+"""
+
+
+def test_all_devices_are_the_gpus_in_sight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    (tmp_path / "torch.py").write_text(FAKE_TORCH.format(count=2))
+    assert devices(["all"]) == ["cuda:0", "cuda:1"]
+    assert devices(["cuda:1", "cpu", "cuda:1"]) == ["cuda:1", "cpu"]
+    (tmp_path / "torch.py").write_text(FAKE_TORCH.format(count=0))
+    with pytest.raises(ConfigurationError, match="there is no GPU to start a worker on"):
+        devices(["all"])

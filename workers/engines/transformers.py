@@ -86,7 +86,8 @@ class TransformersDescriber:
         self.prompt = options.get("prompt", "")
         self.language: Language = "zh" if options.get("language") == "zh" else "en"
         if (mode := compile_mode(options)) is not None:
-            self.model.forward = torch.compile(self.model.forward, mode=mode)
+            for network in _networks(self.model):
+                network.compile(mode=mode, dynamic=True)  # texts grow with every token
         self.batch = BatchSize.of(device, options, start=8, most=128)
 
     def example(self) -> Item:
@@ -234,6 +235,12 @@ def _check_kind(checkpoint: Checkpoint) -> None:
             f"a {kind} model writes no text about images, which TUWEN_DESCRIBE needs: captioners such as BLIP and "
             "chat models such as Qwen-VL do"
         )
+
+
+def _networks(model: Any) -> list[Any]:
+    """What `generate` calls: the model itself, or as in BLIP its two halves."""
+    halves = [getattr(model, name, None) for name in ("vision_model", "text_decoder")]
+    return halves if all(half is not None for half in halves) else [model]
 
 
 def _ends(model: Any) -> set[int]:

@@ -79,7 +79,10 @@ def recognize(model: nn.Module, pixels: np.ndarray, size: int = 128) -> list[Rea
 
 
 def figures(model: nn.Module, data: Pictures) -> dict[str, float]:
-    """Accuracies on pictures of the drawn world, each in [0, 1]; `scene` counts only those with no mistake at all."""
+    """Accuracies on pictures of the drawn world, each in [0, 1]; `scene` counts only those with no mistake at all.
+
+    What none of the pictures has, relations say, has no figure.
+    """
     found = [r.scene for reading in recognize(model, data.pixels) for r in interpret(reading)]
     right: dict[str, list[bool]] = {
         k: [] for k in ("objects", "colour", "action", "size", "count", "place", "relation", "scene")
@@ -95,7 +98,7 @@ def figures(model: nn.Module, data: Pictures) -> dict[str, float]:
                 right[role].append(same)
         if true.relation:
             right["relation"].append(true.relation == guess.relation)
-    return {name: float(np.mean(values)) for name, values in right.items()}
+    return {name: float(np.mean(values)) for name, values in right.items() if values}
 
 
 def calibrate(model: Recognizer, data: Pictures) -> None:

@@ -171,13 +171,14 @@ class BatchRunner:
     def _advance(self, batch: Any) -> None:
         under_way = len(self._database.batches.jobs_under_way(batch.id))
         finished = self._database.batches.finished_lines(batch.id, PART_LINES)
-        enough = len(finished) in (PART_LINES, under_way) or batch.since_part > PART_AGE
-        if finished and enough:
+        if finished and (len(finished) == PART_LINES or batch.since_part > PART_AGE):
             self._gather(batch, finished)
             return
         lines, position = self._next_lines(batch) if under_way <= WINDOW - CHUNK else ([], batch.position)
         if lines:
             self._submit(batch, lines, position)
+        elif finished and len(finished) == under_way:
+            self._gather(batch, finished)
         elif under_way:
             self._database.batches.put_off(batch.id, batch.epoch, PAUSE)
         else:

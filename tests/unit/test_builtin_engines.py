@@ -93,6 +93,14 @@ def test_languages_and_styles_share_a_batch(engines):
     assert [result.text for result in together] == [result.text for result in alone]
 
 
+def test_words_drawn_by_lot_depend_on_their_seed_alone(engines):
+    item = engines[Kind.DESCRIBE].example()
+    together = engines[Kind.DESCRIBE].run([replace(item, seed=seed) for seed in (None, 1, 2, 3)], Unhurried())
+    alone = [engines[Kind.DESCRIBE].run([replace(item, seed=seed)], Unhurried())[0] for seed in (None, 1, 2, 3)]
+    assert [each.text for each in together] == [each.text for each in alone]
+    assert all(0 < each.tokens <= item.max_tokens for each in together)
+
+
 def test_a_description_stops_at_its_limit_and_when_nobody_waits(engines):
     item = DescribeItem(render(BLACK_CAT, 64), "en", "short", max_tokens=3)
     (result,) = engines[Kind.DESCRIBE].run([item], Unhurried())

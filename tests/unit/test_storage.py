@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -79,6 +79,34 @@ def test_put_get_head_stream_delete(store: ObjectStore, folder: Path) -> None:
     for absent in (store.get, store.head, store.stream):
         with pytest.raises(NotFound):
             absent("results/ab/1.png")
+
+
+def test_parts_of_an_object(store: ObjectStore) -> None:
+    store.put("a/b", b"0123456789", "text/plain")
+    assert store.read("a/b", 2, 3) == b"234"
+    assert store.read("a/b", 8, 5) == b"89"
+    assert store.read("a/b", 10, 5) == store.read("a/b", 99, 5) == store.read("a/b", 0, 0) == b""
+    with pytest.raises(NotFound):
+        store.read("a/c", 0, 1)
+
+
+def test_an_object_made_from_others(store: ObjectStore) -> None:
+    store.put("parts/1", b"x" * 100_000, "text/plain")
+    store.put("parts/2", b"y", "text/plain")
+    size = store.put_stream("whole", (chunk for part in "12" for chunk in store.stream(f"parts/{part}")), "text/plain")
+    assert size == 100_001
+    assert store.get("whole") == b"x" * 100_000 + b"y"
+
+
+def test_an_object_whose_source_fails_is_none(store: ObjectStore) -> None:
+    def failing() -> Iterator[bytes]:
+        yield b"x"
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        store.put_stream("whole", failing(), "text/plain")
+    with pytest.raises(NotFound):
+        store.get("whole")
 
 
 def test_empty_object(store: ObjectStore) -> None:

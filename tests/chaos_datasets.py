@@ -22,14 +22,28 @@ from tests.chaos import Chaos, console
 from tests.system import System, running_system
 
 
-def endure(system: System, chaos: Chaos, source: Path, destination: Path, *, every: float, limit: float) -> Dataset:
-    """Have `source` annotated while something dies `every` so many seconds; the data set when it is over."""
+def endure(
+    system: System,
+    chaos: Chaos,
+    source: Path,
+    destination: Path,
+    *,
+    every: float,
+    limit: float,
+    unhurried: bool = False,
+) -> Dataset:
+    """Have `source` annotated while something dies `every` so many seconds; the data set when it is over.
+
+    `unhurried` waits for another shard to end before the next misdeed, so that a slow machine gets anywhere at all.
+    """
     # Images that were under way in an engine that was killed have used up an attempt.
     id = annotate(system, source, destination, shard_size=100, max_attempts=20)
     deadline = time.monotonic() + limit
+    ended = 0
     while True:
         next_misdeed = time.monotonic() + every
-        while time.monotonic() < next_misdeed:
+        more = False
+        while time.monotonic() < next_misdeed or (unhurried and not more):
             time.sleep(0.2)
             try:
                 now = dataset(system, id)
@@ -37,6 +51,8 @@ def endure(system: System, chaos: Chaos, source: Path, destination: Path, *, eve
                 continue
             if now.status.terminal or time.monotonic() > deadline:
                 return now
+            more = now.progress.shards - now.progress.shards_left > ended
+        ended = now.progress.shards - now.progress.shards_left
         chaos.misdeed()
         chaos.repair()
 

@@ -227,6 +227,15 @@ def test_no_more_tokens_are_written_than_asked_for(loaded: Load, name: str) -> N
     assert "the text was cut off after max_tokens=5" in made.warnings
 
 
+def test_a_model_with_few_positions_writes_no_more_than_it_can(tiny: Callable[[str], Path]) -> None:
+    engine = load(TransformersDescriber, f"transformers:{tiny('blip')}")
+    end = engine.model.config.text_config.sep_token_id
+    engine.model.text_decoder.cls.predictions.decoder.bias.data[end] = -1e4
+    [made] = engine.run([DescribeItem(photo(0), max_tokens=500)], Unheard())
+    assert made.tokens == engine.longest < 64
+    assert "the most that this model writes" in made.warnings[0]
+
+
 @pytest.mark.parametrize("name", DESCRIBERS)
 def test_lots_are_drawn_by_the_seed(loaded: Load, name: str) -> None:
     engine = loaded(TransformersDescriber, name)

@@ -40,6 +40,7 @@ from workers.engines.processors import architecture, processor_of
 
 OPTIONS = ("prompt", "language")
 TRIAL_TOKENS = 4
+MANY_TOKENS = 2048
 USUAL_TOKENS = 64
 """Tokens for which the size of a batch is measured; more take more memory each."""
 LIKELY = 50
@@ -84,6 +85,7 @@ class TransformersDescriber:
         if self.chats:
             self.processor.tokenizer.padding_side = "left"  # the answers begin where the questions end
         self.prompt = options.get("prompt", "")
+        self.longest = self._longest()
         self.language: Language = "zh" if options.get("language") == "zh" else "en"
         if (mode := compile_mode(options)) is not None:
             for network in _networks(self.model):
@@ -108,10 +110,11 @@ class TransformersDescriber:
     @torch.inference_mode()
     def run(self, items: Sequence[Item], run: Run) -> Sequence[DescribeResult | TuwenError]:
         wanted = [item for item in items if isinstance(item, DescribeItem)]
-        watch = _Watch(run, [item.seed for item in wanted], wanted[0].max_tokens)
+        tokens = min(wanted[0].max_tokens, self.longest)
+        watch = _Watch(run, [item.seed for item in wanted], tokens)
         sequences = self.model.generate(
             **self._inputs(wanted),
-            max_new_tokens=wanted[0].max_tokens,
+            max_new_tokens=tokens,
             do_sample=False,
             num_beams=1,
             logits_processor=LogitsProcessorList([watch]),
@@ -120,6 +123,12 @@ class TransformersDescriber:
         ends = _ends(self.model)
         rows = zip(wanted, sequences, watch.sureness(), watch.broken.tolist(), strict=True)
         return [self._result(item, ids, watch.begin, sure, broken, ends) for item, ids, sure, broken in rows]
+
+    def _longest(self) -> int:
+        """Most tokens that a text may have: the model's positions, without those of the prompt."""
+        config = getattr(self.model.config, "text_config", self.model.config)
+        prompt = 0 if self.chats else len(self.processor.tokenizer(self.prompt)["input_ids"])
+        return max(1, getattr(config, "max_position_embeddings", MANY_TOKENS) - prompt)
 
     # ── in ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -169,6 +178,8 @@ class TransformersDescriber:
         warnings = []
         if length >= item.max_tokens:
             warnings.append(f"the text was cut off after max_tokens={item.max_tokens}")
+        elif length >= self.longest:
+            warnings.append(f"the text was cut off after {self.longest} tokens, the most that this model writes")
         if not self.chats and item.language != self.language:
             warnings.append(f"this captioner writes {NAMES[self.language]} whatever is asked")
         return warnings

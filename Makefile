@@ -33,12 +33,9 @@ bench: $(DEVELOPMENT)
 chaos: $(DEVELOPMENT)
 	$(BIN)/python -m tests.chaos
 
-# All built-in models from scratch, hours on a CPU; a run that was cut off goes on where it was.
+# All built-in models; goes on where it was. In slices: make train MINUTES=8; on several GPUs: make train PROCESSES=8
 train: $(DEVELOPMENT)
-	$(BIN)/python -m workers.training recognizer --steps 12000 --pictures 200000 --out runs/recognizer --ship
-	$(BIN)/python -m workers.training describer --steps 6000 --pictures 200000 --trunk workers/weights/recognizer.safetensors --out runs/describer --ship
-	$(BIN)/python -m workers.training matcher --steps 12000 --pictures 200000 --trunk workers/weights/recognizer.safetensors --out runs/matcher --ship
-	$(BIN)/python -m workers.training generator --pictures 200000 --out runs/generator --ship
+	$(BIN)/tuwen train all --pictures 200000 --ship $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PROCESSES),--processes $(PROCESSES))
 
 format: $(DEVELOPMENT)
 	$(BIN)/ruff check --fix

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Any, Literal
 from uuid import UUID
 
@@ -43,10 +41,11 @@ def page(
     try:
         if order == "number" and only is None:
             start = int(cursor or -1) + 1
-            return _shown(resources, dataset.id, order, ((0.0, each) for each in range(start, images)), limit, images)
+            following = [(0.0, number) for number in range(start, min(images, start + limit + 1))]
+            return _shown(resources, dataset.id, order, following, limit, (start, images))
         if images <= MOST_INDEXED:
-            ranked, total = _ranked(resources, dataset.id, order, only, cursor)
-            return _shown(resources, dataset.id, order, ranked, limit, total)
+            following, place = _ranked(resources, dataset.id, order, only, cursor, limit + 1)
+            return _shown(resources, dataset.id, order, following, limit, place)
         if order != "number":
             raise InvalidRequest(f"Only data sets of up to {MOST_INDEXED} images are sorted.", field="sort")
         return _filtered(resources, dataset.id, only, int(cursor or -1) + 1, limit)
@@ -60,9 +59,10 @@ def one(resources: Resources, dataset_id: UUID, number: int) -> Item:
 
 
 def _ranked(
-    resources: Resources, dataset_id: UUID, order: Order, only: Only | None, cursor: str | None
-) -> tuple[Iterator[tuple[float, int]], int]:
-    """What the images that pass are sorted by, and their numbers, from the cursor on; and how many pass in all."""
+    resources: Resources, dataset_id: UUID, order: Order, only: Only | None, cursor: str | None, most: int
+) -> tuple[list[tuple[float, int]], tuple[int, int]]:
+    """Of the images that pass, from the cursor on: what they are sorted by, and their numbers. Besides, how many that
+    pass lie before these, and how many pass in all."""
     entries = resources.index.whole(dataset_id)
     numbers = np.arange(len(entries))
     passing = numbers[_pass(resources, dataset_id, only, entries, numbers)]
@@ -72,7 +72,8 @@ def _ranked(
         value, number = _after(order, cursor)
         later = (values > value) | ((values == value) & (passing > number))
         sequence = sequence[later[sequence]]
-    return ((float(values[place]), int(passing[place])) for place in sequence), len(passing)
+    following = [(float(values[place]), int(passing[place])) for place in sequence[:most]]
+    return following, (len(passing) - len(sequence), len(passing))
 
 
 def _values(order: Order, entries: Entries) -> npt.NDArray[np.float64]:
@@ -133,17 +134,17 @@ def _shown(
     resources: Resources,
     dataset_id: UUID,
     order: Order,
-    following: Iterable[tuple[float, int]],
+    following: list[tuple[float, int]],
     limit: int,
-    total: int,
+    place: tuple[int, int],
 ) -> ItemPage:
-    images = list(islice(following, limit + 1))
-    items = _items(resources, dataset_id, [number for _, number in images[:limit]])
+    items = _items(resources, dataset_id, [number for _, number in following[:limit]])
     after = None
-    if len(images) > limit:
-        value, number = images[limit - 1]
+    if len(following) > limit:
+        value, number = following[limit - 1]
         after = str(number) if order == "number" else f"{value!r}:{number}"
-    return ItemPage(items=tuple(items), next=after, total=total)
+    before, total = place
+    return ItemPage(items=tuple(items), next=after, before=before, total=total)
 
 
 def _items(resources: Resources, dataset_id: UUID, numbers: list[int]) -> list[Item]:

@@ -190,7 +190,8 @@ class DatasetPage(_Strict):
 class ItemPage(_Strict):
     items: tuple[Item, ...]
     next: str | None = Field(description="cursor of the next page; none when this is the last")
-    total: int | None = Field(None, description="images in the whole list; none where that is not known")
+    before: int | None = Field(None, description="images of the list before this page; none where that is not known")
+    total: int | None = Field(None, description="images of the whole list; none where that is not known")
 
 
 class ExportRequest(_Strict):

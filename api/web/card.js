@@ -18,6 +18,13 @@ export function standing(item) {
 /** Whether the models have not had their turn with it. */
 export const isWaiting = (item) => item.annotation.error?.code === NOT_DONE;
 
+/** Why there is nothing to say of this image; null when there is. */
+export function objection({ annotation }) {
+  if (annotation.error?.code === NOT_DONE) return "This image has not been annotated yet.";
+  if (annotation.error) return "This image could not be annotated; retry what failed first.";
+  return annotation.drop ? "A filter left this image out, and a review does not bring it back." : null;
+}
+
 /**
  * The card of an image.
  * @param {Object} item as the API shows it
@@ -41,13 +48,13 @@ export function card(item, act, { live }) {
     element("div", { class: "captions" }, ...captions(annotation, words)),
     ...reasons(annotation, live),
     measures(annotation),
-    element(
+    objection(item) === null ? element(
       "div",
       { class: "actions" },
       button("Accept", "a", () => act.accept(item.number), verdict?.verdict === "accepted"),
       button("Reject", "r", () => act.reject(item.number), verdict?.verdict === "rejected"),
       button("Edit", "e", () => act.edit(item.number)),
-    ),
+    ) : null,
   );
   return made;
 }
@@ -79,13 +86,18 @@ function badges({ annotation }, verdict, words, live) {
 
 function captions(annotation, words) {
   const shown = [];
-  for (const [language, review] of words) {
+  const rest = new Map(words);
+  const person = (language) => {
+    const review = rest.get(language);
+    if (!rest.delete(language)) return;
     shown.push(element(
       "p", { class: "caption person", lang: language || null, dir: "auto" },
       review.text, " ", element("span", { class: "author" }, `— ${review.author}`),
     ));
-  }
+  };
+  person("");
   for (const caption of annotation.captions) {
+    person(caption.language);
     const replaced = words.has(caption.language) || words.has("");
     shown.push(element(
       "p",
@@ -93,6 +105,7 @@ function captions(annotation, words) {
       replaced ? element("span", { class: "author" }, "model: ") : null, caption.text,
     ));
   }
+  [...rest.keys()].forEach(person);
   for (const text of annotation.existing) {
     shown.push(element("p", { class: "caption source", dir: "auto" }, element("span", { class: "author" }, "came with it: "), text));
   }

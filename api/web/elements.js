@@ -20,9 +20,14 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+const SEEN = 6000; // milliseconds after which good news are gone; bad ones stay
+let fading = 0;
+
 /** Say something below the page, and to screen readers. */
 export function say(text, { bad = false } = {}) {
   const message = byId("message");
+  clearTimeout(fading);
+  if (!bad) fading = setTimeout(() => say("", { bad: true }), SEEN);
   message.textContent = text;
   message.classList.toggle("bad", bad);
 }

@@ -54,7 +54,7 @@ export class Progress {
     const { progress, request, status, paused } = dataset;
     const shown = paused && !isOver(dataset) ? "paused" : status;
     byId("source").textContent = lastPart(request.source);
-    byId("source").title = request.source;
+    byId("places").textContent = `${request.source}${request.destination ? ` → ${request.destination}` : ""}`;
     document.title = `${lastPart(request.source)} · Tuwen 图文`;
     byId("run-status").textContent = shown;
     byId("run-status").className = `badge ${shown}`;

@@ -1,6 +1,6 @@
 // The review page: a page of images at a time, moved through and judged with the keyboard.
 
-import { card, editor, isWaiting } from "./card.js";
+import { card, editor, isWaiting, objection } from "./card.js";
 import { hasKey, json } from "./client.js";
 import { ask, byId, count, element, say } from "./elements.js";
 import { Progress } from "./progress.js";
@@ -21,6 +21,7 @@ let editing = null;
 let busy = false;
 let looked = 0;
 const done = []; // what this person said here, for undo: {number, review}
+let last = Promise.resolve(); // reviews go out one after the other, so that undo knows which one is the last
 
 const progress = new Progress(API, () => {
   const unfinished = items.size < PAGE || [...items.values()].some(isWaiting);
@@ -46,7 +47,7 @@ function show(changed, { replace = false } = {}) {
   history[replace ? "replaceState" : "pushState"]({ trail: view.trail }, "", url);
 }
 
-/** Fetch the page and show it. `focus` is "first", "last", or nothing to leave the focus where it is. */
+/** Fetch the page and show it. `focus` says which image gets it: "first", "last", or none, where it is elsewhere. */
 async function load({ focus = null, quiet = false } = {}) {
   busy = true;
   looked = Date.now();
@@ -75,26 +76,30 @@ function paint(page, focus, quiet) {
   items.clear();
   page.items.forEach((item) => items.set(item.number, item));
   next = page.next;
+  let held = false; // the focus was on a card that is replaced
   const kept = quiet && page.items.every(({ number }) => before.has(number));
   if (kept) {
     page.items.filter((item) => JSON.stringify(item) !== JSON.stringify(before.get(item.number))).forEach(repaint);
   } else {
     thumbnails.clear();
     thumbnails = new Thumbnails();
+    held = grid.contains(document.activeElement);
     grid.replaceChildren(...page.items.map(withPicture));
     if (!quiet) window.scrollTo(0, 0);
   }
   describe(page);
   const numbers = [...items.keys()];
   if (!items.has(current)) current = numbers[0] ?? null;
-  if (focus === "first") current = numbers[0] ?? null;
   if (focus === "last") current = numbers.at(-1) ?? null;
-  point(current, { grab: focus !== null });
+  else if (!quiet) current = numbers[0] ?? null;
+  point(current, { grab: focus !== null || held });
   byId("author").textContent = hasKey() ? "" : localStorage.getItem(AUTHOR) ?? "";
 }
 
+const ACTS = { accept: (number) => judge("accepted", number), reject: (number) => judge("rejected", number), edit };
+
 function withPicture(item) {
-  const made = card(item, { accept: (n) => judge("accepted", n), reject: (n) => judge("rejected", n), edit }, progress);
+  const made = card(item, ACTS, progress);
   thumbnails.add(made.querySelector("img"), `${API}/items/${item.number}/preview`);
   return made;
 }
@@ -102,7 +107,7 @@ function withPicture(item) {
 /** Show an image anew; its picture stays. */
 function repaint(item) {
   items.set(item.number, item);
-  const [before, after] = [cardOf(item.number), card(item, { accept: (n) => judge("accepted", n), reject: (n) => judge("rejected", n), edit }, progress)];
+  const [before, after] = [cardOf(item.number), card(item, ACTS, progress)];
   after.querySelector(".picture").replaceWith(before.querySelector(".picture"));
   const focused = before.contains(document.activeElement);
   before.replaceWith(after);
@@ -110,8 +115,8 @@ function repaint(item) {
 }
 
 function describe(page) {
-  const [start, length] = [(view.trail.length - 1) * PAGE, page.items.length];
-  const range = length ? `${count(start + 1)}–${count(start + length)}` : "0";
+  const { before, items: { length } } = page;
+  const range = length ? `${count(before + 1)}–${count(before + length)}` : "0";
   byId("position").textContent = page.total === null ? `page ${count(view.trail.length)}` : `${range} of ${count(page.total)}`;
   byId("previous").disabled = view.trail.length === 1;
   byId("next").disabled = next === null;
@@ -173,15 +178,21 @@ async function author() {
   return { author: name };
 }
 
-async function review(number, ...said) {
-  const who = await author();
-  if (who === null) return false;
+function review(number, who, said) {
+  last = last.then(() => send(number, who, said));
+  return last;
+}
+
+/** Whether it was kept. */
+async function send(number, who, said) {
   try {
+    let item;
     for (const what of said) {
-      const item = await json("POST", `${API}/items/${number}/reviews`, { body: { ...who, ...what } });
+      item = await json("POST", `${API}/items/${number}/reviews`, { body: { ...who, ...what } });
       done.push({ number, review: item.reviews[0].id });
-      if (items.has(number)) repaint(item);
     }
+    // Not before all of it is kept: a form whose second text is refused stays open.
+    if (items.has(number)) repaint(item);
     return true;
   } catch (error) {
     say(error.message, { bad: true });
@@ -190,16 +201,26 @@ async function review(number, ...said) {
 }
 
 async function judge(verdict, number = current) {
-  if (number === null) return;
+  if (!open(number)) return;
+  const who = await author();
+  if (who === null) return;
+  const { name } = items.get(number).annotation;
+  const kept = review(number, who, [{ verdict }]);
+  move(1); // nobody waits for the answer; what goes wrong is said
+  if (await kept) say(`${name}: ${verdict}.`);
+}
+
+/** Go to an image; whether there is something to be said of it. */
+function open(number) {
+  if (number === null || editing !== null) return false;
   point(number);
-  if (!(await review(number, { verdict }))) return;
-  say(`${items.get(number)?.annotation.name ?? "The image"}: ${verdict}.`);
-  if (current === number) await move(1);
+  const why = objection(items.get(number));
+  if (why !== null) say(why);
+  return why === null;
 }
 
 function edit(number = current) {
-  if (number === null || editing !== null) return;
-  point(number);
+  if (!open(number)) return;
   editing = number;
   const chosen = cardOf(number);
   const leave = () => {
@@ -209,8 +230,11 @@ function edit(number = current) {
     point(number);
   };
   const form = editor(items.get(number), async (texts) => {
-    if (texts.length && !(await review(number, ...texts))) return;
-    if (texts.length) say("Saved beside the model's words.");
+    if (texts.length) {
+      const who = await author();
+      if (who === null || !(await review(number, who, texts))) return;
+      say("Saved beside the model's words.");
+    }
     leave();
   }, leave);
   chosen.classList.add("open");
@@ -221,11 +245,15 @@ function edit(number = current) {
   form.scrollIntoView({ block: "nearest" });
 }
 
-async function undo() {
-  const last = done.pop();
-  if (!last) return say("There is nothing to undo.");
+function undo() {
+  last = last.then(takeBack);
+}
+
+async function takeBack() {
+  const said = done.pop();
+  if (!said) return say("There is nothing to undo.");
   try {
-    const item = await json("DELETE", `${API}/items/${last.number}/reviews/${last.review}`);
+    const item = await json("DELETE", `${API}/items/${said.number}/reviews/${said.review}`);
     if (items.has(item.number)) {
       repaint(item);
       point(item.number);
@@ -277,7 +305,7 @@ grid.addEventListener("pointerdown", (event) => {
 for (const id of ["only", "sort"]) {
   byId(id).addEventListener("change", async () => {
     show({ [id]: byId(id).value, trail: [""] });
-    await load({ focus: "first" });
+    await load();
   });
 }
 byId("previous").onclick = () => turn(-1);

@@ -127,12 +127,15 @@ def test_people_review_a_run_with_the_keyboard(system: System, run: UUID, tmp_pa
         shows(page, "1–1 of 1")
         assert names(page) == ["broken.png"]
         assert "unsupported_format" in page.inner_text(".card .reason")
+        assert page.get_by_role("button", name="Accept").count() == 0
         page.get_by_label("Show").select_option("out_of_domain")
         page.locator(".card .badge", has_text="out of domain").wait_for()
         assert names(page) == [HOSTILE]
         page.get_by_label("Show").select_option("annotated")
         page.get_by_label("Sort").select_option("number")
         page.locator(".card").first.locator(".name", has_text="000.png").wait_for()
+        page.keyboard.press("Escape")
+        assert focused(page) == "000.png"
 
         # Edited and judged.
         page.keyboard.press("e")

@@ -101,7 +101,7 @@ def interactive(settings: Settings, folder: Path) -> list[Figure]:
     ):
         system.worker()
         with Client(url) as client:
-            image = client.source(next(source.iterdir()))
+            image = client.source(next(source.rglob("*.png")))
             idle = [one(client, image) for _ in range(40)]
             id = annotate(system, source, folder / "out", shard_size=500)
             while system.database.datasets.get(id, TENANT).progress.done < 100:

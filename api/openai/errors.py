@@ -11,6 +11,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
@@ -55,7 +56,7 @@ class OpenAIRoute(APIRoute):
         async def handle_and_translate(request: Request) -> Response:
             try:
                 return await handle(request)
-            except ClientDisconnect:
+            except (ClientDisconnect, HTTPException):
                 raise
             except RequestValidationError as error:
                 return respond(invalid_fields(error.errors()))
@@ -63,6 +64,9 @@ class OpenAIRoute(APIRoute):
                 if error.status >= 500:
                     log.warning("%s: %s", error.code, error.detail, exc_info=error)
                 return respond(error)
+            except Exception:
+                log.exception("%s %s failed", request.method, request.url.path)
+                return respond(TuwenError("Something unforeseen went wrong; it has been logged."))
 
         return handle_and_translate
 

@@ -17,6 +17,7 @@ from openai import OpenAI
 from PIL import Image
 
 from api.auth import new_key
+from api.openai import images
 from api.servers import Postgres, Valkey
 from shared.database import Database
 from shared.jobs import Status
@@ -122,6 +123,16 @@ class TestImages:
         with pytest.raises(openai.BadRequestError) as refused:
             client.images.generate(**{"prompt": "a cat", **wish})
         assert (refused.value.param, refused.value.code, refused.value.type) == (param, code, "invalid_request_error")
+
+    def test_what_nobody_foresaw(self, client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def fail(*_: Any) -> None:
+            raise ZeroDivisionError("secret")
+
+        monkeypatch.setattr(images, "start", fail)
+        with pytest.raises(openai.InternalServerError) as failed:
+            client.images.generate(prompt="a cat")
+        assert (failed.value.code, failed.value.type) == ("internal_error", "server_error")
+        assert "secret" not in failed.value.message
 
     def test_an_engine_that_refuses(self, client: OpenAI) -> None:
         with pytest.raises(openai.InternalServerError) as refused:

@@ -20,8 +20,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 def report(tmp_path_factory):
     """The folder that a small evaluation wrote."""
     out = tmp_path_factory.mktemp("report")
-    command = [sys.executable, "-m", "api", "evaluate", "--prompts", "2", "--pictures", "100", "--threads", "1"]
-    command += ["--sections", "judge", "generation", "recognition", "pairs", "--out", str(out)]
+    command = [sys.executable, "-m", "api.cli", "evaluate", "--prompts", "2", "--pictures", "100", "--threads", "1"]
+    command += ["--sections", "generation", "recognition", "pairs", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
     assert done.returncode == 0, done.stderr
     assert "mean of the six" in done.stdout
@@ -65,7 +65,7 @@ def test_the_page_stands_alone_and_fits_the_window(report):
 @pytest.mark.parametrize("column", ["seen", "unseen"])
 def test_the_judge_knows_true_from_false(column):
     judge = Judge.load()
-    rights = [trial(prompts(tag, column, 10, seed=77), judge, seed=1) for tag in GENEVAL]
+    rights = [trial(prompts(tag, column, 6, seed=77), judge, seed=1) for tag in GENEVAL]
     assert np.mean([right["ceiling"] for right in rights]) >= 0.93
     assert np.mean([right["edited"] for right in rights]) <= 0.1
     assert np.mean([np.subtract(right["shuffled"], right["shuffled_true"]) for right in rights]) <= 0.05

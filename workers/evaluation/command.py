@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def main() -> int:
     except TuwenError as error:
         console.print(f"[red]error:[/] {error}")
         return 1
-    show(evaluation.report, Console())
+    # Where nobody reads along, there is no width to break lines at.
+    show(evaluation.report, Console(width=None if sys.stdout.isatty() else 140))
     if options.quick:
         console.print("A quick run: samples are small and intervals wide.")
     console.print(f"{options.out / 'report.html'}")

@@ -1,17 +1,25 @@
 """Recogniser, describer and matcher: shapes, and that each can learn a handful of pictures by heart."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from workers.models.concepts import FEATURES, TOKENS, concepts
 from workers.models.describer import Describer, write
 from workers.models.matcher import Matcher, log_odds
-from workers.models.recognizer import PAIRS, Recognizer, interpret
+from workers.models.recognizer import N_OBJECTS, PAIRS, Reading, Recognizer, interpret
 from workers.models.text import END, vocabulary
 from workers.models.trunk import DomainHead
-from workers.scenes.grammar import OPPOSITE, caption, edit, slots
+from workers.scenes.grammar import OPPOSITE, Scene, Thing, caption, edit, sample_scene, slots
+from workers.scenes.lexicon import KEYS
 from workers.training import describer, matcher, recognizer
-from workers.training.data import Pictures, disturb, draw_batch, pictures, recolour, tilt, to_tensor
+from workers.training.checkpoint import save_weights
+from workers.training.data import Pictures, disturb, draw_batch, pictures, to_tensor
+from workers.training.disguise import retone, tilt
+from workers.training.frozen import encode, read
+from workers.training.imagined import imagine
 from workers.training.measures import auroc, calibration_error
 from workers.training.outliers import FAMILIES, HELD_OUT, outliers
 
@@ -37,16 +45,38 @@ def learn(model, loss, batch, steps, rate=3e-3):
     return values
 
 
-def test_the_recogniser_learns_a_handful_by_heart(data):
-    recipe = recognizer.RecognizerRecipe(batch=6, outliers=2, recolour=0.0, tilt=0.0)
+@pytest.fixture(scope="module")
+def learnt(data, tmp_path_factory) -> tuple[Recognizer, recognizer.Batch, Path]:
+    """A recogniser that knows a handful of pictures by heart, these pictures, and its weights."""
+    recipe = recognizer.RecognizerRecipe(batch=6, outliers=2, retone=0.0, bare=0.0, tilt=0.0)
     model = recognizer.make_recognizer(recipe)
-    batch = images, facts, inside, *_ = recognizer.batches(data, recipe)(0)
-    learn(model, recognizer.loss, batch, 50)
+    batch = recognizer.batches(data, recipe)(0)
+    learn(model, recognizer.loss, batch, 70)
+    path = tmp_path_factory.mktemp("learnt") / "recognizer.safetensors"
+    save_weights(path, model.state_dict(), {})
+    return model, batch, path
+
+
+def test_the_recogniser_learns_a_handful_by_heart(learnt):
+    model, (images, facts, inside, *_), _ = learnt
     with torch.no_grad():
         found = interpret(model(images))
-    read = np.stack([slots(each.scene) for each in found[:6]])
-    assert (read == facts[inside].numpy()).mean() > 0.95
+    facts_read = np.stack([slots(each.scene) for each in found[:6]])
+    right = (facts_read == facts[inside].numpy()).mean()
+    assert right > 0.95
     assert [each.in_domain > 0.5 for each in found] == inside.tolist()
+
+
+def test_describer_and_matcher_take_the_recogniser_over_as_it_is(learnt):
+    model, (images, *_), weights = learnt
+    describing = describer.make_describer(describer.DescriberRecipe(trunk=str(weights))).train()
+    matching = matcher.make_matcher(matcher.MatcherRecipe(trunk=str(weights))).train()
+    for taken in (describing.eyes.recognizer, matching.trunk):
+        assert not any(weight.requires_grad for weight in taken.parameters())
+    with torch.no_grad():
+        reading = model(images)
+    assert torch.equal(read(describing.eyes.recognizer, images).presence, reading.presence)
+    assert torch.equal(encode(matching.trunk, images), reading.tokens)
 
 
 def test_a_reading_has_a_row_for_each_object_and_pair():
@@ -57,18 +87,25 @@ def test_a_reading_has_a_row_for_each_object_and_pair():
     assert reading.domain.shape == (2,)
 
 
-def test_the_describer_learns_a_handful_by_heart(data):
-    recipe = describer.DescriberRecipe(batch=6, outliers=2)
+def test_the_describer_learns_a_handful_by_heart(learnt, data):
+    """Its eyes know the pictures, it has to learn the words, and then it says what they see."""
+    recipe = describer.DescriberRecipe(batch=6, trunk=str(learnt[2]))
     model = describer.make_describer(recipe)
-    few = Pictures(data.scenes[:6], data.pixels[:6])
-    images = to_tensor(few.pixels)
+    images = learnt[1][0][:6]
+    scenes = [each.scene for each in interpret(learnt[0](images))]
     vocab = vocabulary()
-    captions = [(lang, caption(scene.canonical(), lang, "short")) for scene in few.scenes for lang in ("zh", "en")]
+    captions = [(lang, caption(scene.canonical(), lang, "short")) for scene in scenes for lang in ("zh", "en")]
     told = describer.padded([[vocab.begin(lang, "short"), *vocab.encode(text)[:-1]] for lang, text in captions])
     right = describer.padded([vocab.encode(text) for _, text in captions])
-    learn(model, describer.loss, (images, told.view(6, 2, -1), right.view(6, 2, -1)), 60)
+    batch = describer.Batch(images, imagine([], np.random.default_rng()), told.view(6, 2, -1), right.view(6, 2, -1))
+    learn(model, describer.loss, batch, 80)
+    few = Pictures(scenes, as_pixels(images))
     assert describer.caption_figures(model, few)["zh_f1"] > 0.8
     assert describer.caption_figures(model, few, beams=1)["en_f1"] > 0.8
+
+
+def as_pixels(images):
+    return ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def test_misremembered_captions_have_as_many_tokens(data):
@@ -161,23 +198,116 @@ def test_disturbing_changes_pixels_but_little(data):
     assert 0.01 < (disturbed - images).abs().mean() < 0.3
 
 
-def test_recolouring_keeps_greys_and_marks_what_it_changed(data):
+def test_false_colours_change_no_brightness_but_by_their_curve_and_are_marked(data):
     images = to_tensor(data.pixels)
-    turned, coloured = recolour(images, 0.5, np.random.default_rng(0))
-    same = (turned == images).flatten(1).all(1)
+    changed, coloured = retone(images, 0.5, np.random.default_rng(0))
+    same = (changed == images).flatten(1).all(1)
     assert same[coloured].all()
     assert not same[~coloured].all()
-    # Greys lie on the axis of the rotation.
-    grey = torch.zeros(4, 3, 8, 8)
-    assert torch.allclose(recolour(grey + 0.3, 1.0, np.random.default_rng(1))[0], grey + 0.3, atol=1e-5)
+    assert changed.abs().max() <= 1
+    # What is grey stays grey: only its brightness goes through the curve.
+    grey = torch.linspace(-1, 1, 64).expand(4, 3, 64, 64)
+    toned = retone(grey.contiguous(), 1.0, np.random.default_rng(1))[0]
+    assert torch.allclose(toned.amax(1), toned.amin(1), atol=1e-5)
+    assert not torch.allclose(toned, grey, atol=0.05)
 
 
 def test_tilting_leaves_upright_pictures_alone(data):
     images = to_tensor(data.pixels)
-    tilted, upright = tilt(images, 0.5, np.random.default_rng(0))
+    tilted, upright, change = tilt(images, 0.5, np.random.default_rng(0))
     assert 0 < upright.sum() < len(images)
     assert torch.allclose(tilted[upright], images[upright], atol=1e-4)
+    assert torch.equal(change[upright], torch.eye(2, 3).expand(int(upright.sum()), 2, 3))
     assert ((tilted - images).abs().flatten(1).mean(1)[~upright] > 0.02).all()
+
+
+def test_the_recogniser_is_told_where_things_are_also_in_a_mirror_and_tilted():
+    """A white square is drawn where each thing is said to be: cells that are said to hold it are the white ones."""
+    scene = Scene((Thing("car", "red"), Thing("tree", "green")), "grass", "left", seed=5)
+    truth = recognizer.rectangles([scene])
+    side = 64
+    black = np.zeros((1, side, side, 3), np.uint8)
+    left, top, right, bottom = (truth[0, 0, 0, 0] * side).round().astype(int)
+    black[0, top:bottom, left:right] = 255
+    data = Pictures([scene], black)
+    recipe = recognizer.RecognizerRecipe(batch=8, outliers=0, retone=0.0, bare=0.0, tilt=0.5)
+    images, facts, _, _, upright, where, _ = recognizer.batches(data, recipe)(0)
+    assert not upright.all()
+    assert {int(row[11]) for row in facts} == {1, 2}, "some are mirrored, some are not"
+    shown = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 4).flatten(1)
+    said = where[:, 0, 0]
+    # What was hidden by a patch is neither white nor black.
+    assert said[shown > 0.9].float().mean() > 0.97
+    assert said[shown < -0.95].float().mean() < 0.25
+
+
+def test_actions_are_met_as_often_as_they_are_shown(data):
+    met = recognizer.actions_met(np.stack([slots(scene) for scene in data.scenes]))
+    for scene in data.scenes:
+        for thing in scene.things:
+            action = KEYS["action"].index(thing.action) + 1 if thing.action else 0
+            assert met[KEYS["object"].index(thing.object), action]
+    assert met.sum() == len({(thing.object, thing.action) for scene in data.scenes for thing in scene.things})
+
+
+def test_an_imagined_reading_is_as_sure_as_it_is_right():
+    """Of values given the probability p the share p is true, and none is of a pair that is held out of training."""
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(rng, "train") for _ in range(1500)]
+    reading = imagine(scenes, rng)
+    chances, right = [], []
+    for row, scene in enumerate(scenes):
+        for thing in scene.things:
+            colours = reading.colour[row, KEYS["object"].index(thing.object)].softmax(-1)
+            for colour, p in zip(KEYS["colour"], colours.tolist(), strict=True):
+                assert p < 0.01 or not Thing(thing.object, colour).unseen
+                chances.append(p)
+                right.append(colour == thing.colour)
+    assert calibration_error(chances, right) < 0.01
+    doubtful = [hit for p, hit in zip(chances, right, strict=True) if 0.2 < p < 0.8]
+    assert 0.4 < np.mean(doubtful) < 0.6
+    assert (reading.presence.sigmoid() > 0.5).sum() == sum(len(scene.things) for scene in scenes)
+
+
+def test_concepts_say_what_the_reading_says():
+    """Logits that are certain of a scene become its tokens; the other object's relation is turned round."""
+    reading = certain(Scene((Thing("cat", "black", "jumping"), Thing("tree", "red", None, "small")), "snow", "left"))
+    tokens = concepts(reading)[0]
+    cat, tree = (KEYS["object"].index(name) for name in ("cat", "tree"))
+    assert tokens.shape == (TOKENS, FEATURES)
+    assert tokens[cat, N_OBJECTS] == pytest.approx(1, abs=1e-3)
+    assert tokens[cat, N_OBJECTS + 1 + KEYS["colour"].index("black")] == pytest.approx(1, abs=1e-3)
+    sides = tokens[:N_OBJECTS, N_OBJECTS + 1 + 8 + 7 + 2 + 4 :][:, :4]
+    assert sides[cat].argmax() == KEYS["relation"].index("left")
+    assert sides[tree].argmax() == KEYS["relation"].index("right")
+    absent = [k for k in range(N_OBJECTS) if k not in (cat, tree)]
+    assert tokens[absent, N_OBJECTS:].abs().max() < 1e-3
+
+
+def certain(scene: Scene) -> Reading:
+    """The reading of a recogniser that is sure of the scene."""
+    read = {
+        "presence": torch.full((1, N_OBJECTS), -20.0),
+        "relation": torch.zeros(1, len(PAIRS), 4),
+        "place": torch.zeros(1, 6),
+        **{name: torch.zeros(1, N_OBJECTS, size) for name, size in ATTRIBUTES.items()},
+    }
+    facts = slots(scene)
+    for first in (0, 5):
+        if facts[first]:
+            k = facts[first] - 1
+            read["presence"][0, k] = 20
+            values = (facts[first + 1] - 1, facts[first + 2], facts[first + 3] - 1, facts[first + 4] - 1)
+            for name, value in zip(ATTRIBUTES, values, strict=True):
+                read[name][0, k, value] = 20
+    read["place"][0, facts[10] - 1] = 20
+    if facts[11]:
+        read["relation"][0, PAIRS.index((facts[0] - 1, facts[5] - 1)), facts[11] - 1] = 20
+    nothing = torch.zeros(1, N_OBJECTS, 256)
+    return Reading(**read, domain=torch.ones(1), evidence=nothing, gaze=nothing, tokens=nothing)
+
+
+ATTRIBUTES = {"colour": 8, "action": 7, "size": 2, "count": 4}
 
 
 def test_outliers_come_from_every_family(data):

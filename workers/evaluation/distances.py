@@ -28,7 +28,7 @@ class _Features(nn.Module):
         self.num_features = 2 * trunk.width
 
     def forward(self, images: Tensor) -> Tensor:
-        tokens = self.trunk(images.float() / 127.5 - 1)
+        tokens = self.trunk(images.float() / 127.5 - 1).far
         return torch.cat([tokens.mean(1), tokens.amax(1)], 1)
 
 

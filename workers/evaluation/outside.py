@@ -19,6 +19,7 @@ from shared.images import Pixels
 from workers.engines.builtin import as_images
 from workers.evaluation.contestants import Contestants
 from workers.evaluation.intervals import mean
+from workers.models.describer import Describer
 from workers.training.data import Pictures
 from workers.training.measures import auroc
 from workers.training.outliers import FAMILIES, HELD_OUT
@@ -76,9 +77,8 @@ def strangers(count: int, drawn: NDArray[np.uint8], seed: int = 31) -> dict[str,
 @torch.no_grad()
 def _logits(model: Any, pictures: Sequence[Pixels], device: str, size: int = 64) -> NDArray[np.float64]:
     """How much a recogniser or describer takes each picture for one of the drawn world."""
-    parts = [
-        model.domain(model.trunk(as_images(pictures[i : i + size], device))) for i in range(0, len(pictures), size)
-    ]
+    recognizer = model.eyes.recognizer if isinstance(model, Describer) else model
+    parts = [recognizer(as_images(pictures[i : i + size], device)).domain for i in range(0, len(pictures), size)]
     return torch.cat(parts).float().cpu().numpy().astype(float)
 
 

@@ -1,5 +1,7 @@
 """The describer: a CNN encoder and a recurrent decoder with attention, told which language and style to write.
 
+The encoder is a recogniser, and what the decoder looks at are the concepts that it read (see `concepts`).
+
 Teacher-forced training runs each LSTM over the whole caption at once: the first reads the words so far, its states
 look at the picture, the second writes from both (attention between two layers, as in Anderson et al., 2018).
 """
@@ -12,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from workers.models.concepts import Eyes
+from workers.models.recognizer import Reading
 from workers.models.text import END, PAD, Vocabulary, vocabulary
-from workers.models.trunk import WIDTH, DomainHead, Trunk
 
 State = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Hidden and cell states of both LSTMs, each (1, rows, hidden)."""
@@ -24,25 +27,20 @@ class Sight:
     """What the decoder looks at, one row for each caption to write."""
 
     keys: Tensor
-    """(rows, cells, width)"""
+    """(rows, tokens, width)"""
     values: Tensor
-    """(rows, cells, width)"""
+    """(rows, tokens, width)"""
 
     def rows(self, index: Tensor) -> Sight:
         return Sight(self.keys[index], self.values[index])
 
 
 class Describer(nn.Module):
-    def __init__(
-        self, width: int = WIDTH, hidden: int = 192, dropout: float = 0.1, words: Vocabulary | None = None
-    ):
+    def __init__(self, width: int = 96, hidden: int = 192, dropout: float = 0.1, words: Vocabulary | None = None):
         super().__init__()
         self.vocabulary = words or vocabulary()
         size = len(self.vocabulary)
-        self.trunk = Trunk(width)
-        self.domain = DomainHead(width)
-        self.keys = nn.Linear(width, width)
-        self.values = nn.Linear(width, width)
+        self.eyes = Eyes(width, glimpses=bool(self.vocabulary.own))
         self.words = nn.Embedding(size, width, padding_idx=PAD)
         self.reader = nn.LSTM(width, hidden, batch_first=True)
         self.query = nn.Linear(hidden, width)
@@ -52,10 +50,11 @@ class Describer(nn.Module):
 
     def look(self, images: Tensor) -> tuple[Sight, Tensor]:
         """Pictures (B, 3, 64, 64) in [-1, 1] → what to attend to, and the logit of being of the drawn world (B,)."""
-        return self.regard(self.trunk(images))
+        reading = self.eyes.recognizer(images)
+        return self.regard(reading), reading.domain
 
-    def regard(self, tokens: Tensor) -> tuple[Sight, Tensor]:
-        return Sight(self.keys(tokens), self.values(tokens)), self.domain(tokens)
+    def regard(self, reading: Reading) -> Sight:
+        return Sight(*self.eyes(reading))
 
     def forward(self, sight: Sight, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits of the next token after each of `ids` (rows, length) → (rows, length, vocabulary), and the state."""

@@ -53,7 +53,7 @@ class Matcher(nn.Module):
 
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, 64, 64) in [-1, 1] → keys and values (B, cells + 1, width)."""
-        return self.regard(self.trunk(images))
+        return self.regard(self.trunk(images).far)
 
     def regard(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         whole = self.whole(torch.cat([tokens.mean(1), tokens.amax(1)], 1))

@@ -1,7 +1,11 @@
-"""The recogniser: a CNN with one attention query for each object, and heads that all objects share.
+"""The recogniser: a CNN that finds each object by a part that tells it, and heads that all objects share.
 
-Because colour, action, size and count are read by the same heads from whatever the object's query looks at, a colour
-learnt on one object carries over to the others.
+It is built so that what it knows of one object carries over to the others:
+
+* *What* a thing is, is decided by small neighbourhoods, a head or a hull, each for itself (as in BagNet: Brendel and
+  Bethge, 2019): a jumping dog has the head of any other dog.
+* Where the evidence is, the attributes are read, by the same heads for all objects: the colour from the lowest layer,
+  whose cells see little more than colours; action, size and number from the highest.
 """
 
 from __future__ import annotations
@@ -10,11 +14,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from math import log
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, max_pool2d
 
 from workers.models.trunk import GRID, WIDTH, DomainHead, Trunk
 from workers.scenes.grammar import Scene, Thing
@@ -35,8 +41,7 @@ def labels_beside(weights: Path) -> Labels:
     return KEYS | {role: tuple(values) for role, values in own.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """Logits for a batch of B pictures; attributes have a row for each of the 10 objects, true where it is present."""
 
     presence: Tensor
@@ -55,6 +60,12 @@ class Reading:
     """(B, 45, 4), of the first object of each of `PAIRS` to the second."""
     domain: Tensor
     """(B,), positive in the drawn world."""
+    evidence: Tensor
+    """(B, 10, 256): for each cell of a 16×16 grid, what it adds to `presence`."""
+    gaze: Tensor
+    """(B, 10, 256): where the attributes are read; shares of 1, not logits."""
+    tokens: Tensor
+    """(B, 64, width): all that the trunk saw, for who learns what the heads have no name for."""
 
 
 class Recognizer(nn.Module):
@@ -62,15 +73,18 @@ class Recognizer(nn.Module):
         super().__init__()
         self.labels = labels
         objects = len(labels["object"])
+        stem, near = width // 4, width // 2
         self.trunk = Trunk(width)
-        self.queries = nn.Parameter(torch.randn(objects, width) * width**-0.5)
-        self.keys = nn.Linear(width, width)
+        self.parts = nn.Sequential(nn.Conv2d(near, width, 1), nn.ReLU(), nn.Dropout2d(dropout))
+        self.evidence = nn.Conv2d(width, objects, 1)
+        nn.init.constant_(self.evidence.bias, -log(4 * GRID**2) - 1.0)  # type: ignore[arg-type]
+        self.gaze = nn.Conv2d(width, objects, 1)
         self.values = nn.Linear(width, width)
+        self.tints = nn.Sequential(nn.Conv2d(stem, near, 1), nn.ReLU())
         self.dropout = nn.Dropout(dropout)
-        self.presence = nn.Linear(2 * width, objects)
-        self.presence_own = nn.Linear(width, 1)
-        self.colour = nn.Linear(width, len(labels["colour"]))
-        self.action = nn.Linear(width, len(labels["action"]) + 1)
+        self.colour = nn.Sequential(nn.Linear(near, near), nn.ReLU(), nn.Linear(near, len(labels["colour"])))
+        acts = nn.Linear(width, len(labels["action"]) + 1)
+        self.action = nn.Sequential(nn.Linear(width + near, width), nn.ReLU(), nn.Dropout(dropout), acts)
         self.size = nn.Linear(width, len(labels["size"]))
         self.count = nn.Linear(2 * width, len(labels["count"]))
         self.place = nn.Linear(2 * width, len(labels["place"]))
@@ -87,11 +101,17 @@ class Recognizer(nn.Module):
 
     def forward(self, images: Tensor) -> Reading:
         """Pictures (B, 3, 64, 64) in [-1, 1] → logits."""
-        tokens = self.trunk(images)
+        views = self.trunk(images)
+        tokens = views.far
         whole = torch.cat([tokens.mean(1), tokens.amax(1)], 1)
-        attention = (self.queries @ self.keys(tokens).transpose(1, 2)).softmax(-1)
-        seen = self.dropout(attention @ self.values(tokens))
-        centres = attention.float() @ self.cells
+        parts = self.parts(views.near)
+        evidence = self.evidence(parts).flatten(2).float()
+        gaze = (evidence.detach() + self.gaze(parts).flatten(2)).softmax(-1).to(tokens.dtype)
+        coarse = 4 * avg_pool2d(gaze.unflatten(2, (2 * GRID, 2 * GRID)), 2).flatten(2)
+        seen = self.dropout(coarse @ self.values(tokens))
+        near = gaze @ views.near.flatten(2).transpose(1, 2)
+        tint = gaze @ avg_pool2d(self.tints(views.stem), 2).flatten(2).transpose(1, 2)
+        centres = coarse.float() @ self.cells
         pairs = torch.cat(
             [
                 (centres[:, self.first] - centres[:, self.second]).to(seen.dtype),
@@ -100,17 +120,41 @@ class Recognizer(nn.Module):
             ],
             -1,
         )
-        whole_each = tokens.mean(1, keepdim=True).expand(-1, len(self.queries), -1)
+        whole_each = tokens.mean(1, keepdim=True).expand(-1, evidence.shape[1], -1)
         return Reading(
-            self.presence(whole) + self.presence_own(seen).squeeze(-1),
-            self.colour(seen),
-            self.action(seen),
+            evidence.logsumexp(-1) if self.training else settled(evidence),
+            self.colour(tint),
+            self.action(torch.cat([seen, near], -1)),
             self.size(seen),
             self.count(torch.cat([seen, whole_each], -1)),
             self.place(whole),
             self.relation(pairs),
             self.domain(tokens),
+            evidence,
+            gaze,
+            tokens,
         )
+
+
+REACH = 2
+"""How many cells around its evidence belong to a thing."""
+LENIENCE = 0.4
+"""Added to the logit of a second object: the most that cost no validation picture."""
+
+
+def settled(evidence: Tensor) -> Tensor:
+    """Presence (B, 10) from evidence (B, 10, 256), where one place holds one thing.
+
+    The most likely object keeps its evidence, the others only that from other places (non-maximum suppression): a head
+    that might be a cat's or a dog's is one of them, not both.
+    """
+    presence = evidence.logsumexp(-1)
+    most, first = presence.max(1, keepdim=True)
+    own = evidence.gather(1, first[:, :, None].expand(-1, -1, evidence.shape[2]))
+    explained = (own > most[:, :, None] - 4).float().unflatten(2, (2 * GRID, 2 * GRID))
+    explained = max_pool2d(explained, 2 * REACH + 1, 1, REACH).flatten(2).bool()
+    elsewhere = evidence.masked_fill(explained, -30.0).logsumexp(-1) + LENIENCE
+    return elsewhere.scatter(1, first, most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +198,16 @@ def interpret(reading: Reading, labels: Labels = KEYS) -> list[Recognized]:
     return found
 
 
+UNMET = 3.0
+"""What is taken off the logit of an action in training where the object was never met in it.
+
+Otherwise a model learns from the mere absence of sitting horses that a horse does not sit. It is a logit adjustment
+(Menon et al., 2021) that knows of two frequencies only: met and not met.
+"""
+
+
 def recognition_loss(
-    reading: Reading, slots: Tensor, inside: Tensor, coloured: Tensor, upright: Tensor
+    reading: Reading, slots: Tensor, inside: Tensor, coloured: Tensor, upright: Tensor, where: Tensor, met: Tensor
 ) -> dict[str, Tensor]:
     """Cross entropies by head.
 
@@ -165,16 +217,16 @@ def recognition_loss(
         inside: whether a picture is of the drawn world, bool (B,).
         coloured: whether its colours are the true ones, bool (B,); others are not asked for.
         upright: whether it is neither turned nor stretched, bool (B,); pose, size and relation are else not asked for.
+        where: which cells of the 16×16 grid are in the things of a picture's first and second kind, and in the parts of
+            them that tell what they are, bool (B, 2, 2, 256); all of them where that is not known.
+        met: which objects are met in which actions, bool (10, 7).
     """
-    domain = nn.functional.binary_cross_entropy_with_logits(reading.domain.float(), inside.float())
-    objects = reading.presence.shape[1]
     slots, rows = slots[inside], inside.nonzero().squeeze(1)
-    present = torch.zeros(len(rows), objects + 1, device=slots.device)
-    present.scatter_(1, slots[:, [0, 5]], 1.0)
+    objects = reading.presence.shape[1]
     losses = {
-        "presence": 4 * nn.functional.binary_cross_entropy_with_logits(reading.presence.float()[rows], present[:, 1:]),
+        **_location_losses(reading.evidence.float()[rows], reading.gaze.float()[rows], slots, where[inside]),
         "place": _known_entropy(reading.place.float()[rows], slots[:, 10] - 1),
-        "domain": domain,
+        "domain": nn.functional.binary_cross_entropy_with_logits(reading.domain.float(), inside.float()),
     }
     two, straight = slots[:, 5] > 0, upright[rows]
     picture = torch.cat([rows, rows[two]])
@@ -185,7 +237,12 @@ def recognition_loss(
     for role in ("action", "size"):
         targets[role] = targets[role].where(upright[picture], -1)
     for role, target in targets.items():
-        losses[role] = _known_entropy(getattr(reading, role).float()[picture, object_], target)
+        logits = getattr(reading, role).float()[picture, object_]
+        if role == "action":
+            # Only of what acts at all: that a house never does is worth learning.
+            acts = met.sum(1, keepdim=True) > 1
+            logits = logits - UNMET * (acts & ~met)[object_]
+        losses[role] = _known_entropy(logits, target)
     two = two & straight
     if two.any():
         a, b = slots[two, 0] - 1, slots[two, 5] - 1
@@ -199,3 +256,17 @@ def _known_entropy(logits: Tensor, target: Tensor) -> Tensor:
     total = nn.functional.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
     # Over at least one, because a batch may ask for no colour at all.
     return total / (target >= 0).sum().clamp(min=1)
+
+
+def _location_losses(evidence: Tensor, gaze: Tensor, slots: Tensor, where: Tensor) -> dict[str, Tensor]:
+    """Evidence of an object has to come from its telling part, and none from anywhere else; attributes are read off
+    the whole of it."""
+    softplus = nn.functional.softplus
+    near = where.new_zeros(len(slots), evidence.shape[1] + 1, *where.shape[2:])
+    near.scatter_(1, slots[:, [0, 5], None, None].expand_as(where), where)
+    whole, telling = near[:, 1:].unbind(2)
+    there = evidence.masked_fill(~telling, -100.0).logsumexp(2)
+    elsewhere = evidence.masked_fill(telling, -100.0).logsumexp(2)
+    presence = softplus(elsewhere) + softplus(-there).where(telling.any(2), 0.0)
+    strayed = -(gaze * whole).sum(2).clamp_min(1e-6).log()[whole.any(2)]
+    return {"presence": 8 * presence.mean(), "gaze": 0.3 * strayed.mean()}

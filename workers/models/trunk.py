@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
@@ -31,8 +33,20 @@ class Block(nn.Module):
         return out
 
 
+@dataclass(frozen=True, slots=True)
+class Views:
+    """The same B pictures at three depths: the shallower, the smaller the part of the picture that a cell knows of."""
+
+    stem: Tensor
+    """(B, width / 4, 32, 32), each cell of 6×6 pixels: colours and edges."""
+    near: Tensor
+    """(B, width / 2, 16, 16), each cell of 34×34 pixels: parts of things, like a head."""
+    far: Tensor
+    """(B, 64, width), tokens of an 8×8 grid that know of the whole picture: poses, numbers, relations."""
+
+
 class Trunk(nn.Module):
-    """Picture (B, 3, 64, 64) in [-1, 1] → tokens (B, 64, width), one for each cell of an 8×8 grid.
+    """Picture (B, 3, 64, 64) in [-1, 1] → `Views`.
 
     One layer of self-attention after the convolutions lets each cell know of the others: relations and counts
     are not local.
@@ -41,18 +55,16 @@ class Trunk(nn.Module):
     def __init__(self, width: int = WIDTH):
         super().__init__()
         self.width = width
-        self.convolutions = nn.Sequential(
+        self.stem = nn.Sequential(
             nn.PixelUnshuffle(2),
             nn.Conv2d(12, width // 4, 3, 1, 1, bias=False),
             nn.BatchNorm2d(width // 4),
             nn.ReLU(),
-            Block(width // 4, width // 2, 2),
-            Block(width // 2, width // 2),
-            Block(width // 2, width, 2),
-            Block(width, width),
         )
+        self.near = nn.Sequential(Block(width // 4, width // 2, 2), Block(width // 2, width // 2))
+        self.far = nn.Sequential(Block(width // 2, width, 2), Block(width, width))
         # Convolutions on processors are faster so.
-        self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.places = nn.Parameter(torch.randn(GRID * GRID, width) * 0.02)
         self.norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
@@ -60,12 +72,14 @@ class Trunk(nn.Module):
         self.widen = nn.Linear(width, 2 * width)
         self.narrow = nn.Linear(2 * width, width)
 
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.convolutions(images).flatten(2).transpose(1, 2) + self.places
+    def forward(self, images: Tensor) -> Views:
+        stem = self.stem(images)
+        near = self.near(stem)
+        x = self.far(near).flatten(2).transpose(1, 2) + self.places
         y = self.norm(x)
         x = x + self.attention(y, y, y, need_weights=False)[0]
-        mixed: Tensor = x + self.narrow(gelu(self.widen(self.mix_norm(x))))
-        return mixed
+        x = x + self.narrow(gelu(self.widen(self.mix_norm(x))))
+        return Views(stem, near, x)
 
 
 class DomainHead(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import cos, radians, sin
 
 from workers.scenes.latents import Instance
 from workers.scenes.marks import dust, eye, snores
@@ -112,14 +113,29 @@ def stance(build: Build, action: str | None, phase: float) -> Stance:
     return Stance(hip, shoulder, head, legs)
 
 
+def _posture(action: str | None, s: Stance, self_: Instance) -> tuple[float, Point, float]:
+    """How the whole animal is turned, around which point, and raised; see `Pen.pose`."""
+    tilt = {"jumping": 24 + 8 * self_.phase, "running": 4 * self_.phase}.get(action or "", 0.0)
+    lift = {"jumping": 0.24 + 0.06 * self_.phase, "running": 0.03}.get(action or "", 0.0)
+    return tilt, s.hip, lift
+
+
+def head(species: str, action: str | None, self_: Instance) -> tuple[Point, float]:
+    """Middle and radius of the head, ears and muzzle not counted, in the object's own coordinates."""
+    build = BUILDS[species]
+    s = stance(build, action, self_.phase)
+    degrees, (px, py), lift = _posture(action, s, self_)
+    c, d = cos(radians(degrees)), sin(radians(degrees))
+    dx, dy = s.head[0] - px, s.head[1] - py
+    return (px + c * dx - d * dy, py + d * dx + c * dy + lift), build.head
+
+
 def quadruped(pen: Pen, species: str, action: str | None, self_: Instance, paint: Paint) -> None:
     build = BUILDS[species]
     s = stance(build, action, self_.phase)
     if action == "running":
         dust(pen, s.hip[0] - 0.36)
-    tilt = {"jumping": 24 + 8 * self_.phase, "running": 4 * self_.phase}.get(action or "", 0.0)
-    lift = {"jumping": 0.24 + 0.06 * self_.phase, "running": 0.03}.get(action or "", 0.0)
-    pen.pose(tilt, s.hip, lift)
+    pen.pose(*_posture(action, s, self_))
     _tail(pen, species, action, s, self_, paint)
     near = len(s.legs) // 2
     for leg in s.legs[:near]:

@@ -16,9 +16,14 @@ from workers.scenes.objects import draw_object
 from workers.scenes.paint import FOAM, Paint
 from workers.scenes.pen import Pen
 from workers.scenes.places import PLACES
+from workers.scenes.quadrupeds import BUILDS, head
 
 CANVAS = 256
 """Side of the drawing in pixels; pictures larger than half of it are drawn at twice their size."""
+
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of a rectangle in shares of the picture."""
 
 
 class Spot(NamedTuple):
@@ -59,6 +64,18 @@ def render(scene: Scene, size: int) -> NDArray[np.uint8]:
     return paint(scene, latents(scene), size)
 
 
+class Head(NamedTuple):
+    """Middle and radius in shares of the picture, ears and muzzle not counted."""
+
+    x: float
+    y: float
+    radius: float
+
+    @property
+    def box(self) -> Box:
+        return self.x - 1.3 * self.radius, self.y - 1.5 * self.radius, self.x + 1.3 * self.radius, self.y + self.radius
+
+
 class Placed(NamedTuple):
     """One object in its place, in shares of the picture: x and y of its own origin, between its feet; its height."""
 
@@ -69,12 +86,21 @@ class Placed(NamedTuple):
     height: float
 
     @property
-    def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of what is drawn of it, in shares of the picture."""
+    def box(self) -> Box:
+        """Around what is drawn of it."""
         left, right, top = _extent(self.thing.object, self.thing.action)
         if self.instance.flip < 0:
             left, right = -right, -left
         return self.x + left * self.height, self.y - top * self.height, self.x + right * self.height, self.y
+
+    @property
+    def head(self) -> Head | None:
+        """Of a four-legged animal."""
+        if self.thing.object not in BUILDS:
+            return None
+        (x, y), radius = head(self.thing.object, self.thing.action, self.instance)
+        forward = -x if self.instance.flip < 0 else x
+        return Head(self.x + forward * self.height, self.y - y * self.height, radius * self.height)
 
 
 def paint(scene: Scene, vector: NDArray[np.float32], size: int) -> NDArray[np.uint8]:
@@ -96,6 +122,11 @@ def layout(scene: Scene, vector: NDArray[np.float32]) -> list[Placed]:
     _, instances = split_latents(vector)
     cells = sorted(_cells(scene, instances), key=lambda cell: cell[1].y + cell[1].play_y * cell[2].y)
     return [_place(*cell) for cell in cells]
+
+
+def places(scene: Scene) -> list[Placed]:
+    """Where the objects of the scene's picture are, in the order of its canonical things."""
+    return [_place(*cell) for cell in _cells(scene, split_latents(latents(scene))[1])]
 
 
 def _cells(scene: Scene, instances: list[Instance]) -> list[tuple[Thing, Spot, Instance]]:

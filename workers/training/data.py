@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, pad
+from torch.nn.functional import avg_pool2d, pad
 
 from workers.scenes.grammar import SPLITS, Scene, Split, mirrored, sample_scene
 from workers.scenes.render import render
@@ -107,56 +107,6 @@ def draw_batch(data: Pictures, size: int, rng: np.random.Generator) -> tuple[lis
     pixels[mirror] = pixels[mirror, :, ::-1]
     chosen = [data.scenes[i] for i in picked]
     return [mirrored(scene) if flip else scene for scene, flip in zip(chosen, mirror, strict=True)], pixels
-
-
-def recolour(images: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Turns the hues of a part of each picture, or of all of it, for a `share` of the pictures.
-
-    What things are then has to be learnt from their forms: without it a model concludes from a colour that it never
-    met on an object that this cannot be the object. Returns the pictures and which still show their true colours.
-    """
-    count = len(images)
-    chosen = torch.from_numpy(rng.random(count) < share)
-    angle = torch.from_numpy(rng.uniform(0.15, 1.85, count).astype(np.float32)) * torch.pi
-    # A rotation around the axis of greys (Rodrigues' formula).
-    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / 3**0.5
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    turn = cos * torch.eye(3) + sin * cross + (1 - cos) * torch.full((3, 3), 1 / 3)
-    whole = torch.from_numpy(rng.random((count, 1, 1)) < 0.3)
-    inside = (_rectangles(count, images.shape[-1], 0.3, 1.0, rng) | whole) & chosen[:, None, None]
-    turned = torch.einsum("bij,bjhw->bihw", turn.to(images.device), images).clamp(-1, 1)
-    return torch.where(inside[:, None].to(images.device), turned, images), ~chosen.to(images.device)
-
-
-def tilt(images: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Turns, shears and stretches a `share` of the pictures and hides a part of each of these.
-
-    Pose and size are then not what they were, but what things are, their colours, number and place still hold: forms
-    are learnt apart from poses, from any part that shows. Returns the pictures and which are still upright.
-    """
-    count = len(images)
-    upright = torch.from_numpy(rng.random(count) >= share)
-    lots = torch.from_numpy(rng.uniform(-1, 1, (6, count)).astype(np.float32))
-    angle, shear = lots[0] * 0.7, lots[1] * 0.3
-    wide, tall = torch.exp(lots[2] * 0.2), torch.exp(lots[3] * 0.2)
-    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
-    stretch = torch.stack([wide, shear, torch.zeros(count), tall], 1).view(-1, 2, 2)
-    change = torch.cat([turn @ stretch, lots[4:].T[:, :, None] * 0.1], 2)
-    change[upright] = torch.eye(2, 3)
-    grid = affine_grid(change.to(images.device), list(images.shape), align_corners=False)
-    turned = grid_sample(images, grid, padding_mode="border", align_corners=False)
-    hidden = _rectangles(count, images.shape[-1], 0.15, 0.4, rng) & ~upright[:, None, None]
-    patch = torch.from_numpy(rng.uniform(-1, 1, (count, 3, 1, 1)).astype(np.float32))
-    return torch.where(hidden[:, None].to(images.device), patch.to(images.device), turned), upright.to(images.device)
-
-
-def _rectangles(count: int, side: int, least: float, most: float, rng: np.random.Generator) -> Tensor:
-    """A rectangle in each of `count` squares, its sides between two shares of theirs; bool (count, side, side)."""
-    size = torch.from_numpy(rng.uniform(least, most, (2, count, 1)).astype(np.float32))
-    start = torch.from_numpy(rng.uniform(0, 1, (2, count, 1)).astype(np.float32)) * (1 - size)
-    cells = torch.linspace(0, 1, side)
-    within = (cells >= start) & (cells <= start + size)
-    return within[0][:, :, None] & within[1][:, None, :]
 
 
 def disturb(images: Tensor, rng: np.random.Generator) -> Tensor:

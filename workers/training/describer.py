@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from shared.jobs import Language, Style
 from workers.models.describer import Describer, write
+from workers.models.recognizer import Reading
 from workers.models.text import END, PAD, vocabulary
-from workers.scenes.grammar import Scene, Split, caption, pick
+from workers.scenes.grammar import Scene, Split, caption, pick, sample_scene
 from workers.scenes.lexicon import KEYS
 from workers.scenes.parsing import graph, parse
 from workers.training.data import Pictures, disturb, draw_batch, to_tensor
-from workers.training.frozen import OnTrunkRecipe, encode, on_trunk
+from workers.training.frozen import OnTrunkRecipe, on_trunk, read
+from workers.training.imagined import imagine, joined
 from workers.training.loop import Outcome, Validation, train
 from workers.training.measures import auroc
 from workers.training.outliers import FAMILIES, HELD_OUT, outliers
@@ -26,16 +28,29 @@ from workers.training.outliers import FAMILIES, HELD_OUT, outliers
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 STYLES: tuple[Style, ...] = get_args(Style)
 
-Batch = tuple[Tensor, Tensor, Tensor]
-"""Pictures (B + outliers, 3, 64, 64); what the describer is told to have written before each token, and the token that
-should come next, both (B, languages, length)."""
+
+class Batch(NamedTuple):
+    """Of B scenes; of some there are pictures, of the others only an imagined reading."""
+
+    images: Tensor
+    """(pictures + outliers, 3, 64, 64)"""
+    imagined: Reading
+    """Of the others, (B − pictures)."""
+    told: Tensor
+    """What the describer is told to have written before each token, (B, languages, length)."""
+    right: Tensor
+    """The token that should come next, (B, languages, length)."""
 
 
 @dataclass(frozen=True, slots=True)
 class DescriberRecipe(OnTrunkRecipe):
-    learning_rate: float = 3e-3
-    batch: int = 48
+    learning_rate: float = 4e-3
+    warmup: int = 50
+    batch: int = 32
+    shown: int = 8
+    """How many of a batch are pictures; the others are imagined readings."""
     outliers: int = 6
+    """Pictures from outside the drawn world in each batch, besides the others, where the recogniser learns too."""
     misremember: float = 0.3
     """Share of the captions that are continued from wrong words; see `misremembered`."""
 
@@ -67,12 +82,17 @@ def padded(rows: list[list[int]]) -> Tensor:
 
 def batches(data: Pictures, recipe: DescriberRecipe) -> Callable[[int], Batch]:
     vocab = vocabulary()
+    # Frozen eyes learn nothing from outliers.
+    strangers = 0 if recipe.trunk and recipe.freeze_trunk else recipe.outliers
 
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([recipe.seed, step])
-        scenes, pixels = draw_batch(data, recipe.batch, rng)
-        strange = outliers(recipe.outliers, rng, pixels)
+        scenes, pixels = draw_batch(data, recipe.shown, rng)
+        strange = outliers(strangers, rng, pixels)
         images = disturb(to_tensor(np.concatenate([pixels, strange])), rng)
+        others = [sample_scene(rng, "train") for _ in range(recipe.batch - recipe.shown)]
+        imagined = imagine(others, rng)
+        scenes += others
         # One style a batch: its captions are about equally long, so little is spent on padding. One wording for each
         # meaning: the confidence of a token then speaks of the picture, not of synonyms.
         style = STYLES[step % len(STYLES)]
@@ -84,7 +104,7 @@ def batches(data: Pictures, recipe: DescriberRecipe) -> Callable[[int], Batch]:
                 told.append([begin, *vocab.encode(caption(wrong.canonical(), language, style))[:-1]])
                 right.append(vocab.encode(caption(scene.canonical(), language, style)))
         shape = (len(scenes), len(LANGUAGES), -1)
-        return images, padded(told).view(shape), padded(right).view(shape)
+        return Batch(images, imagined, padded(told).view(shape), padded(right).view(shape))
 
     return batch
 
@@ -92,14 +112,14 @@ def batches(data: Pictures, recipe: DescriberRecipe) -> Callable[[int], Batch]:
 def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
     if not isinstance(model, Describer):
         raise TypeError("the describer's loss is for describers")
-    images, told, right = batch
-    inside = len(told)
-    sight, domain = model.regard(encode(model.trunk, images))
-    row = torch.arange(inside, device=images.device).repeat_interleave(told.shape[1])
-    logits, _ = model(sight.rows(row), told.flatten(0, 1))
-    words = nn.functional.cross_entropy(logits.float().flatten(0, 1), right.flatten(), ignore_index=PAD)
-    known = (torch.arange(len(images), device=images.device) < inside).float()
-    strange = nn.functional.binary_cross_entropy_with_logits(domain.float(), known)
+    pictures = len(batch.told) - len(batch.imagined.presence)
+    reading = read(model.eyes.recognizer, batch.images)
+    sight = model.regard(joined(reading, batch.imagined, pictures))
+    row = torch.arange(len(batch.told), device=batch.told.device).repeat_interleave(batch.told.shape[1])
+    logits, _ = model(sight.rows(row), batch.told.flatten(0, 1))
+    words = nn.functional.cross_entropy(logits.float().flatten(0, 1), batch.right.flatten(), ignore_index=PAD)
+    known = (torch.arange(len(batch.images), device=row.device) < pictures).float()
+    strange = nn.functional.binary_cross_entropy_with_logits(reading.domain.float(), known)
     return words + 0.5 * strange, {"words": words.detach(), "domain": strange.detach()}
 
 
@@ -149,7 +169,7 @@ def domain_logits(model: Describer, pixels: np.ndarray, size: int = 100) -> Tens
 
 def calibrate(model: Describer, data: Pictures) -> None:
     """Let nearly all of the drawn world's pictures pass as such."""
-    model.domain.admit(domain_logits(model, data.pixels))
+    model.eyes.recognizer.domain.admit(domain_logits(model, data.pixels))
 
 
 def domain_figures(model: Describer, data: Pictures, seed: int = 1) -> dict[str, float]:

@@ -1,7 +1,9 @@
-"""Training that starts from earlier weights; the encoder that describer and matcher take over from the recogniser."""
+"""Training that starts from earlier weights; the recogniser that describer and matcher take over as their eyes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,20 +15,21 @@ from torch import Tensor, nn
 from shared.errors import ConfigurationError
 from workers.models.describer import Describer
 from workers.models.matcher import Matcher
+from workers.models.recognizer import Reading, Recognizer, labels_beside
 from workers.models.trunk import Trunk
 from workers.training.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
 class OnTrunkRecipe(Recipe):
-    """What describer and matcher share: they learn on top of an encoder that knows how to look."""
+    """What describer and matcher share: they learn on top of a recogniser."""
 
     steps: int = 4000
     log_every: int = 25
     validate_every: int = 250
     checkpoint_every: int = 100
     trunk: str = ""
-    """Weights of the recogniser whose encoder is taken over."""
+    """Weights of the recogniser that is taken over, the whole or its encoder."""
     start: str = ""
     """Weights to start from, instead of from chance."""
     freeze_trunk: bool = True
@@ -36,43 +39,69 @@ Model = TypeVar("Model", Describer, Matcher)
 
 
 def on_trunk(model: Model, recipe: OnTrunkRecipe) -> Model:
-    """The model with the weights and the encoder that its recipe starts from."""
+    """The model with the weights and the recogniser, or its encoder, that its recipe starts from."""
     if recipe.start:
         start_from(model, Path(recipe.start))
-    if recipe.trunk:
-        adopt_trunk(model.trunk, Path(recipe.trunk), freeze=recipe.freeze_trunk)
+    if recipe.trunk and isinstance(model, Matcher):
+        adopt_trunk(model.trunk, Path(recipe.trunk))
+        model.trunk.requires_grad_(not recipe.freeze_trunk)
+    elif recipe.trunk and isinstance(model, Describer):
+        adopt_recognizer(model.eyes.recognizer, Path(recipe.trunk))
+        model.eyes.recognizer.requires_grad_(not recipe.freeze_trunk)
     return model
 
 
-def adopt_trunk(trunk: Trunk, recognizer: Path, *, freeze: bool) -> None:
-    """Load the recogniser's encoder into `trunk`; frozen, it is only run, several times cheaper than training it."""
+def adopt_recognizer(recognizer: Recognizer, weights: Path) -> None:
+    """Load a recogniser's weights; of one that recognises other things than the drawn world's, only the encoder's."""
+    if labels_beside(weights) == recognizer.labels:
+        start_from(recognizer, weights)
+    else:
+        adopt_trunk(recognizer.trunk, weights)
+
+
+def adopt_trunk(trunk: Trunk, recognizer: Path) -> None:
+    """Load a recogniser's encoder into `trunk`."""
     prefix = "trunk."
     weights = {k.removeprefix(prefix): v.float() for k, v in load_file(recognizer).items() if k.startswith(prefix)}
     trunk.load_state_dict(weights)
-    trunk.requires_grad_(not freeze)
 
 
 def start_from(model: nn.Module, weights: Path) -> None:
-    """Load all of a model's stored weights, to train it further. Words that are new keep their random start.
+    """Load all of a model's stored weights, to train it further. Words and parts that are new keep their random start.
 
     Raises:
         ConfigurationError: the weights are of another kind of model.
     """
     state = model.state_dict()
-    stored = {name: tensor.float() for name, tensor in load_file(weights).items()}
-    for name, tensor in stored.items():
-        mine = state.get(name)
-        if mine is None or mine.shape[1:] != tensor.shape[1:] or len(mine.shape) != len(tensor.shape):
+    for name, tensor in load_file(weights).items():
+        mine, stored = state.get(name), tensor.float()
+        if mine is None or mine.shape[1:] != stored.shape[1:] or len(mine.shape) != len(stored.shape):
             raise ConfigurationError(f"{weights} does not fit: {name} is not of this model.", field="start")
-        if mine.shape != tensor.shape and len(mine) > len(tensor):
+        if mine.shape != stored.shape and len(mine) > len(stored):
             # A vocabulary grows at its end; see `Vocabulary`.
-            stored[name] = torch.cat([tensor, mine[len(tensor) :].to(tensor)])
-    model.load_state_dict(stored)
+            stored = torch.cat([stored, mine[len(stored) :].to(stored)])
+        state[name] = stored
+    model.load_state_dict(state)
 
 
 def encode(trunk: Trunk, images: Tensor) -> Tensor:
-    """The trunk's tokens; a frozen trunk runs as in use: without gradients, with the statistics it was trained to."""
-    learning = next(trunk.parameters()).requires_grad
-    with torch.set_grad_enabled(learning and torch.is_grad_enabled()):
-        tokens: Tensor = trunk.train(learning)(images)
+    """The trunk's tokens; frozen, it is only run, several times cheaper than training it."""
+    with _as_it_learns(trunk):
+        tokens: Tensor = trunk(images).far
     return tokens
+
+
+def read(recognizer: Recognizer, images: Tensor) -> Reading:
+    """What the recogniser reads; frozen, it is only run, several times cheaper than training it."""
+    with _as_it_learns(recognizer):
+        reading: Reading = recognizer(images)
+    return reading
+
+
+@contextmanager
+def _as_it_learns(part: nn.Module) -> Iterator[None]:
+    """What is frozen runs as in use: without gradients, with the statistics it was trained to."""
+    learning = next(part.parameters()).requires_grad
+    part.train(learning)
+    with torch.set_grad_enabled(learning and torch.is_grad_enabled()):
+        yield

@@ -33,8 +33,8 @@ texts are true of which pictures (B, 2B)."""
 class MatcherRecipe(OnTrunkRecipe):
     learning_rate: float = 2e-3
     batch: int = 40
-    omit: float = 0.15
-    """Probability that a caption leaves a statement out, as people do."""
+    omit: tuple[float, ...] = (0.0, 0.15, 0.5, 0.9)
+    """Probabilities that a caption leaves a statement out, as people do; each caption has one of them by lot."""
 
 
 def make_matcher(recipe: MatcherRecipe) -> Matcher:
@@ -59,8 +59,8 @@ def batches(data: Pictures, recipe: MatcherRecipe) -> Callable[[int], Batch]:
         rng = np.random.default_rng([recipe.seed, step])
         scenes, pixels = draw_batch(data, recipe.batch, rng)
         images = disturb(to_tensor(pixels), rng)
-        texts = [say(scene, rng, recipe.omit) for scene in scenes]
-        texts += [say(edit(scene, rng), rng, recipe.omit) for scene in scenes]
+        texts = [say(scene, rng, pick(rng, recipe.omit)) for scene in scenes]
+        texts += [say(edit(scene, rng), rng, pick(rng, recipe.omit)) for scene in scenes]
         ids = torch.from_numpy(vocabulary().encode_batch(texts))
         return images, ids, torch.from_numpy(truth(scenes, texts))
 

@@ -121,4 +121,5 @@ def outliers(count: int, rng: np.random.Generator, drawn: Pixels, families: dict
     """Outliers of the families by lot, uint8 (count, side, side, 3); some are made from `drawn`, (n, side, side, 3)."""
     makers = list(families.values())
     picked = rng.integers(len(makers), size=count).tolist()
-    return np.stack([makers[k](rng, drawn.shape[1], drawn[i % len(drawn)]) for i, k in enumerate(picked)])
+    made = [makers[k](rng, drawn.shape[1], drawn[i % len(drawn)]) for i, k in enumerate(picked)]
+    return np.stack(made) if made else drawn[:0]

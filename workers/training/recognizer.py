@@ -2,41 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import affine_grid
 
 from workers.models.recognizer import Reading, Recognizer, interpret, recognition_loss
-from workers.scenes.grammar import Split, slots
-from workers.training.data import Pictures, disturb, draw_batch, recolour, tilt, to_tensor
+from workers.models.trunk import GRID
+from workers.scenes.grammar import Scene, Split, slots
+from workers.scenes.latents import BACKGROUND_SIZE
+from workers.scenes.lexicon import KEYS
+from workers.scenes.quadrupeds import BUILDS
+from workers.scenes.render import draw, places
+from workers.training.data import Pictures, disturb, to_tensor
+from workers.training.disguise import retone, tilt
 from workers.training.frozen import start_from
 from workers.training.loop import Outcome, Validation, train
 from workers.training.measures import auroc
 from workers.training.outliers import FAMILIES, HELD_OUT, outliers
 from workers.training.recipe import Recipe
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""Pictures (B, 3, 64, 64), slots (B, 12), whether each is of the drawn world, has its true colours, is upright (B,)."""
+Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Pictures (B, 3, 64, 64), slots (B, 12), whether each is of the drawn world, has its true colours, is upright (B,),
+where the things are (B, 2, 2, 256), see `recognition_loss`, and which actions were met (10, 7)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecognizerRecipe(Recipe):
     steps: int = 5000
-    learning_rate: float = 2e-3
+    learning_rate: float = 2.5e-3
+    warmup: int = 60
+    ema: float = 0.998
     weight_decay: float = 0.05
     log_every: int = 25
     validate_every: int = 250
-    checkpoint_every: int = 250
+    checkpoint_every: int = 100
     batch: int = 56
-    outliers: int = 8
+    outliers: int = 6
     """Pictures from outside the drawn world in each batch, besides the others."""
-    recolour: float = 0.5
-    """Share of the pictures whose hues are turned; their colours are then not asked for."""
-    tilt: float = 0.35
+    retone: float = 0.45
+    """Share of the pictures that get false colours; the true ones are then not asked for."""
+    lookalikes: float = 2.0
+    """How much more often than others pictures of four-legged animals are drawn, and once more where they are white:
+    these are what is confused with each other."""
+    bare: float = 0.2
+    """Share of the pictures of which only the parts that tell what things are remain, over an empty place; pose, size
+    and relation are then not asked for."""
+    tilt: float = 0.4
     """Share of the pictures that are turned and stretched; pose, size and relation are then not asked for."""
     start: str = ""
     """Weights to start from, instead of from chance."""
@@ -51,23 +67,102 @@ def make_recognizer(recipe: RecognizerRecipe) -> Recognizer:
 
 
 def batches(data: Pictures, recipe: RecognizerRecipe) -> Callable[[int], Batch]:
+    facts, known = np.stack([slots(scene) for scene in data.scenes]), rectangles(data.scenes)
+    met = actions_met(facts)
+    often = 1 + recipe.lookalikes * lookalikes(facts)
+    often /= often.sum()
+    nowhere = np.zeros((recipe.outliers, *known.shape[1:]), np.float32)
+    inside = torch.arange(recipe.batch + recipe.outliers) < recipe.batch
+
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([recipe.seed, step])
-        scenes, pixels = draw_batch(data, recipe.batch, rng)
+        picked, mirror = np.sort(rng.choice(len(data), recipe.batch, p=often)), rng.random(recipe.batch) < 0.5
+        pixels, shown, where = data.pixels[picked], facts[picked], known[picked]
+        pixels[mirror] = pixels[mirror, :, ::-1]
+        shown[mirror, -1] = _MIRRORED[shown[mirror, -1]]
+        where[mirror] = where[mirror][..., [2, 1, 0, 3]] * (-1, 1, -1, 1) + (1, 0, 1, 0)
+        bare = np.zeros(len(inside), bool)
+        bare[: recipe.batch] = rng.random(recipe.batch) < recipe.bare
+        for i in bare.nonzero()[0]:
+            pixels[i], shown[i, 10] = bared(pixels[i], where[i, :, 1], rng)
         strange = outliers(recipe.outliers, rng, pixels)
-        images, coloured = recolour(to_tensor(np.concatenate([pixels, strange])), recipe.recolour, rng)
-        images, upright = tilt(images, recipe.tilt, rng)
+        images, coloured = retone(to_tensor(np.concatenate([pixels, strange])), recipe.retone, rng)
+        images, upright, change = tilt(images, recipe.tilt, rng)
         images = disturb(images, rng)
-        facts = np.stack([*map(slots, scenes), *[np.zeros(12, np.int64)] * recipe.outliers])
-        inside = torch.arange(len(images)) < recipe.batch
-        return images, torch.from_numpy(facts), inside, coloured, upright
+        shown = np.concatenate([shown, np.zeros((recipe.outliers, shown.shape[1]), np.int64)])
+        cells = within(torch.from_numpy(np.concatenate([where, nowhere])), change)
+        upright &= torch.from_numpy(~bare)
+        return images, torch.from_numpy(shown), inside, coloured, upright, cells, met
 
     return batch
 
 
+_MIRRORED = np.array([0, 2, 1, 3, 4])
+"""The relation column of slots, as the mirror shows it."""
+
+
+def bared(picture: np.ndarray, telling: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """The telling parts of a picture (S, S, 3), given as boxes (..., 4), over an empty place, and which place that is.
+
+    A head is then all that tells what an animal is, whatever body and whatever signs of an action it was met with.
+    """
+    place, side = int(rng.integers(len(KEYS["place"]))), len(picture)
+    made = draw(KEYS["place"][place], rng.uniform(-1, 1, BACKGROUND_SIZE).tolist(), [], side).copy()
+    for left, top, right, bottom in telling.reshape(-1, 4):
+        # Room for ears and muzzle.
+        wide, tall = right - left, bottom - top
+        box = np.array([left - 0.25 * wide, top - 0.45 * tall, right + 0.25 * wide, bottom + 0.1 * tall])
+        x, y, to_x, to_y = (box * side).round().clip(0, side).astype(int)
+        made[y:to_y, x:to_x] = picture[y:to_y, x:to_x]
+    return made, place + 1
+
+
+def lookalikes(facts: np.ndarray) -> np.ndarray:
+    """Of slots (scenes, 12): 1 where there is a four-legged animal, 2 where one of them is white, otherwise 0."""
+    legs = [KEYS["object"].index(animal) + 1 for animal in BUILDS]
+    four_legged = np.isin(facts[:, [0, 5]], legs)
+    white = facts[:, [1, 6]] == KEYS["colour"].index("white") + 1
+    return (four_legged.any(1) + (four_legged & white).any(1)).astype(float)
+
+
+def actions_met(facts: np.ndarray) -> Tensor:
+    """Which objects (rows) some of the slots (scenes, 12) show in which action (columns), bool (10, 7)."""
+    met = torch.zeros(len(KEYS["object"]), len(KEYS["action"]) + 1, dtype=torch.bool)
+    for first in (0, 5):
+        there = facts[facts[:, first] > 0]
+        met[there[:, first] - 1, there[:, first + 2]] = True
+    return met
+
+
+def rectangles(scenes: Sequence[Scene]) -> np.ndarray:
+    """Of each scene's first and second kind of thing, up to four: the box around the whole and around the part that
+    tells what it is, the head where it has one, (scenes, 2, 2, 4, 4); zero where there is none."""
+    found = np.zeros((len(scenes), 2, 2, 4, 4), np.float32)
+    for row, scene in zip(found, scenes, strict=True):
+        names = [thing.object for thing in scene.canonical().things]
+        numbers = [0, 0]
+        for each in places(scene):
+            kind = names.index(each.thing.object)
+            row[kind, :, numbers[kind]] = each.box, each.head.box if each.head else each.box
+            numbers[kind] += 1
+    return found
+
+
+def within(rectangles: Tensor, change: Tensor, margin: float = 0.05) -> Tensor:
+    """Which cells of changed pictures lie in any of the rectangles (B, 2, 2, 4, 4) or near it, bool (B, 2, 2, cells).
+
+    The margin, a share of the picture's side, makes up for the shifts of `disturb` too.
+    """
+    grid = affine_grid(change, [len(change), 1, 2 * GRID, 2 * GRID], align_corners=False)
+    x, y = ((grid + 1) / 2).flatten(1, 2)[:, None, None, None].unbind(-1)
+    left, top, right, bottom = rectangles[..., None].unbind(-2)
+    held = (x > left - margin) & (x < right + margin) & (y > top - margin) & (y < bottom + margin)
+    return (held & (right > left)).any(3)
+
+
 def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
-    images, facts, inside, coloured, upright = batch
-    parts = recognition_loss(model(images), facts, inside, coloured, upright)
+    images, *truths = batch
+    parts = recognition_loss(model(images), *truths)
     return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
 
 

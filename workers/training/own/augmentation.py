@@ -17,7 +17,8 @@ from torch import Tensor
 
 from workers.engines.framing import Pixels
 from workers.scenes.grammar import pick
-from workers.training.data import disturb, recolour, to_tensor
+from workers.training.data import disturb, to_tensor
+from workers.training.disguise import recolour
 from workers.training.own.data import Examples
 
 RECOLOUR = 0.3

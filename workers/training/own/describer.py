@@ -20,7 +20,8 @@ from workers.models.text import PAD, UNKNOWN, Vocabulary
 from workers.scenes.grammar import pick
 from workers.training.data import disturb, to_tensor
 from workers.training.describer import STYLES, Batch, DescriberRecipe, loss, padded
-from workers.training.frozen import encode, on_trunk
+from workers.training.frozen import on_trunk
+from workers.training.imagined import imagine
 from workers.training.loop import Outcome, Validation, train
 from workers.training.outliers import outliers
 from workers.training.own.augmentation import changed, draw
@@ -39,7 +40,7 @@ def batches(data: Examples, words: Vocabulary, recipe: DescriberRecipe) -> Calla
         images = changed(drawn, data, rng)
         strange = disturb(to_tensor(outliers(recipe.outliers, rng, drawn.pixels)), rng)
         told, right = teaching(drawn.captions, words, rng)
-        return torch.cat([images, strange]), told[:, None], right[:, None]
+        return Batch(torch.cat([images, strange]), imagine([], rng), told[:, None], right[:, None])
 
     return batch
 
@@ -69,7 +70,7 @@ def figures(model: nn.Module, data: Examples, size: int = 100) -> dict[str, floa
         part = data.take(range(start, min(start + size, len(data))))
         pair = teaching([example.captions[0] for example in part.known], model.vocabulary, rng)
         told, wanted = (ids.to(device) for ids in pair)
-        sight, _ = model.regard(encode(model.trunk, to_tensor(part.pixels, device)))
+        sight, _ = model.look(to_tensor(part.pixels, device))
         logits = model(sight, told)[0].float()
         nats += float(cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=PAD, reduction="sum"))
         right += float(((logits.argmax(-1) == wanted) & (wanted != PAD)).sum())

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from workers.models.recognizer import Labels, Recognizer
+from workers.models.trunk import GRID
 from workers.scenes.grammar import SLOTS
 from workers.scenes.lexicon import KEYS
-from workers.training.data import disturb, recolour, tilt, to_tensor
+from workers.training.data import disturb, to_tensor
+from workers.training.disguise import retone, tilt
 from workers.training.frozen import adopt_trunk
 from workers.training.loop import Outcome, Validation, train
 from workers.training.outliers import outliers
@@ -30,12 +32,12 @@ def make_recognizer(recipe: RecognizerRecipe, labels: Labels) -> Recognizer:
     torch.manual_seed(recipe.seed)
     model = Recognizer(labels=labels)
     if recipe.start:
-        adopt_trunk(model.trunk, Path(recipe.start), freeze=False)
+        adopt_trunk(model.trunk, Path(recipe.start))
     return model
 
 
 def batches(data: Examples, recipe: RecognizerRecipe) -> Callable[[int], Batch]:
-    """As of the drawn world: hues are turned, then no colour is asked for; pictures are tilted, then no pose is."""
+    """As of the drawn world: colours are false, then no colour is asked for; pictures are tilted, then no pose is."""
 
     def batch(number: int) -> Batch:
         rng = np.random.default_rng([recipe.seed, number])
@@ -45,11 +47,14 @@ def batches(data: Examples, recipe: RecognizerRecipe) -> Callable[[int], Batch]:
         for i in np.flatnonzero(rng.random(recipe.batch) < 0.5):
             pixels[i], slots[i] = pixels[i, :, ::-1].copy(), mirrored_slots(slots[i])
         strange = outliers(recipe.outliers, rng, pixels)
-        images, coloured = recolour(to_tensor(np.concatenate([pixels, strange])), recipe.recolour, rng)
-        images, upright = tilt(images, recipe.tilt, rng)
+        images, coloured = retone(to_tensor(np.concatenate([pixels, strange])), recipe.retone, rng)
+        images, upright, _ = tilt(images, recipe.tilt, rng)
         facts = np.array([*slots, *[[0] * len(SLOTS)] * recipe.outliers], dtype=np.int64)
         inside = torch.arange(len(images)) < recipe.batch
-        return disturb(images, rng), torch.from_numpy(facts), inside, coloured, upright
+        # Where things are is not known, and that something is not met among few pictures means nothing.
+        anywhere = torch.ones(len(images), 2, 2, (2 * GRID) ** 2, dtype=torch.bool)
+        met = torch.ones(len(data.labels["object"]), len(data.labels["action"]) + 1, dtype=torch.bool)
+        return disturb(images, rng), torch.from_numpy(facts), inside, coloured, upright, anywhere, met
 
     return batch
 

@@ -52,7 +52,7 @@ class Reading(NamedTuple):
     """(B, 10, 7); the first is standing still."""
     size: Tensor
     """(B, 10, 2)"""
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # and not how often a value occurs in a tuple
     """(B, 10, 4)"""
     place: Tensor
     """(B, 6)"""
@@ -151,7 +151,7 @@ def settled(evidence: Tensor) -> Tensor:
     presence = evidence.logsumexp(-1)
     most, first = presence.max(1, keepdim=True)
     own = evidence.gather(1, first[:, :, None].expand(-1, -1, evidence.shape[2]))
-    explained = (own > most[:, :, None] - 4).float().unflatten(2, (2 * GRID, 2 * GRID))
+    explained = (own > most[:, :, None] - 4).float().view(-1, 1, 2 * GRID, 2 * GRID)
     explained = max_pool2d(explained, 2 * REACH + 1, 1, REACH).flatten(2).bool()
     elsewhere = evidence.masked_fill(explained, -30.0).logsumexp(-1) + LENIENCE
     return elsewhere.scatter(1, first, most)

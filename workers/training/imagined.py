@@ -86,7 +86,8 @@ def _logits(true: int, possible: NDArray[np.bool_], rng: np.random.Generator) ->
     share = float(np.sqrt(rng.random())) if others and rng.random() < DOUBT else 1.0 - float(rng.uniform(0, 0.02))
     chances[true] += share
     chances[rng.choice(others) if others else true] += 1 - share
-    return np.log(chances)
+    logits: NDArray[np.float64] = np.log(chances)
+    return logits
 
 
 def joined(first: Reading, second: Reading, count: int) -> Reading:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid
 
@@ -117,12 +118,13 @@ def bared(picture: np.ndarray, telling: np.ndarray, rng: np.random.Generator) ->
     return made, place + 1
 
 
-def lookalikes(facts: np.ndarray) -> np.ndarray:
+def lookalikes(facts: np.ndarray) -> NDArray[np.float64]:
     """Of slots (scenes, 12): 1 where there is a four-legged animal, 2 where one of them is white, otherwise 0."""
     legs = [KEYS["object"].index(animal) + 1 for animal in BUILDS]
     four_legged = np.isin(facts[:, [0, 5]], legs)
     white = facts[:, [1, 6]] == KEYS["colour"].index("white") + 1
-    return (four_legged.any(1) + (four_legged & white).any(1)).astype(float)
+    degrees: NDArray[np.float64] = four_legged.any(1).astype(float) + (four_legged & white).any(1)
+    return degrees
 
 
 def actions_met(facts: np.ndarray) -> Tensor:

@@ -286,7 +286,7 @@ def _arrange(pipeline: Any, device: str, compiled: str | None) -> None:
     """Attention is torch's SDPA by diffusers' default; the rest is the memory's layout and compilation."""
     denoiser, autoencoder = _denoiser(pipeline), getattr(pipeline, "vae", None)
     for network in (denoiser, autoencoder):
-        if network is not None:
+        if network is not None and device != "cpu":  # what a GPU's convolutions are fastest with
             network.to(memory_format=torch.channels_last)
     if autoencoder is not None and device != "cpu" and hasattr(autoencoder, "enable_slicing"):
         autoencoder.enable_slicing()  # decoding takes the most memory, and is as fast one by one

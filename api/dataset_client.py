@@ -137,5 +137,10 @@ class DatasetClient:
         response = self._send("POST", path, content=said.model_dump_json(), repeatable=False)
         return Item.model_validate_json(response.content)
 
+    def withdraw(self, id: UUID, image: int, review: UUID) -> Item:
+        """Take a review back; what was said before it holds again."""
+        path = f"/v1/datasets/{id}/items/{image}/reviews/{review}"
+        return Item.model_validate_json(self._send("DELETE", path, repeatable=False).content)
+
     def _dataset(self, method: str, path: str, **options: Any) -> Dataset:
         return Dataset.model_validate_json(self._send(method, path, **options).content)

@@ -114,7 +114,8 @@ def _pass(
     if only is None:
         return np.ones(len(entries), bool)
     if only in _FLAGS:
-        return np.not_equal(entries["flags"] & _FLAGS[only], 0)
+        passing: npt.NDArray[np.bool_] = (entries["flags"] & _FLAGS[only]) != 0
+        return passing
     if only == "edited":
         return np.isin(numbers, list(resources.database.datasets.edited(dataset_id)))
     reviewed = resources.database.datasets.reviewed(dataset_id)

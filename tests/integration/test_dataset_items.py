@@ -12,14 +12,18 @@ import httpx
 import pytest
 
 from api import dataset_index, dataset_items
+from api.auth import new_key
+from api.client import Client
 from shared.annotations import Annotation, Caption, Drop, DropReason, Provenance
 from shared.database import Database
 from shared.dataset_objects import Planned, plan_key, results_key, write_plan, write_results
 from shared.dataset_records import Progress
 from shared.datasets import DatasetRequest, ReviewRequest
+from shared.errors import NotFound
 from shared.jobs import JobError
 from shared.settings import Settings
 from shared.storage import ObjectStore
+from tests.integration.api_server import serving
 from tests.system import TENANT
 
 MADE = Provenance(model="m", software="tuwen", created_at=datetime(2026, 11, 21, tzinfo=UTC))
@@ -166,6 +170,25 @@ def test_cursors_of_other_lists(api: httpx.Client, filled: Filled) -> None:
         assert api.get(f"/v1/datasets/{filled.id}/items", params=asked).status_code == 422
     assert api.get(f"/v1/datasets/{filled.id}/items", params={"cursor": "99999"}).json()["items"] == []
     assert listed(api, filled.id)[-1]["number"] == 229
+
+
+def test_keys_sign_and_take_back_only_their_own(settings: Settings, filled: Filled) -> None:
+    clients = []
+    with serving(settings.model_copy(update={"auth": "keys"})) as url:
+        for name, tenant in (("Ann", TENANT), ("Bo", TENANT), ("Eve", "others")):
+            key, digest = new_key()
+            filled.database.keys.add(name=name, tenant=tenant, sha256=digest, quota=5)
+            clients.append(Client(url, key))
+        ann, bo, eve = (client.datasets for client in clients)
+        said = ann.review(filled.id, 50, ReviewRequest(author="Bo", verdict="rejected")).reviews[0]
+        assert said.author == "Ann"
+        assert said.id is not None
+        for stranger in (bo, eve):
+            with pytest.raises(NotFound):
+                stranger.withdraw(filled.id, 50, said.id)
+        assert ann.withdraw(filled.id, 50, said.id).reviews == ()
+        for client in clients:
+            client.close()
 
 
 def test_reviews_are_taken_back_one_by_one(api: httpx.Client, filled: Filled) -> None:

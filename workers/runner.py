@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 from uuid import UUID
 
 from pydantic import TypeAdapter
@@ -21,7 +21,6 @@ from pydantic import TypeAdapter
 from shared import tracing
 from shared.database import Claim, Database, Finish, GiveBack
 from shared.errors import (
-    DatabaseUnavailable,
     EngineCrashed,
     EngineHung,
     EngineStartFailed,
@@ -51,13 +50,13 @@ from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Ou
 from workers.grouping import Grouped
 from workers.leases import Heartbeat, Lease
 from workers.pairs import report
+from workers.patience import patiently
 from workers.pictures import stored
 from workers.stages import Stages, play
 from workers.tasks import Ticket
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 Ending = Finish | GiveBack
 Work = Item | Stages[Any]
 """One engine call, or several that build on each other."""
@@ -132,7 +131,12 @@ class Runner:
         self._arrivals.add(ticket)
 
     def stop(self, grace: float) -> None:
-        """Let the running batch finish, for at most `grace` seconds; everything that waits goes back to the queue."""
+        """Let the running batch finish, for at most `grace` seconds; everything that waits goes back to the queue.
+
+        Once it has been called, it does nothing more.
+        """
+        if self._stopping.is_set():
+            return
         self._stopping.set()
         self._batcher.stop(grace)
         # Every future is done: what is left is to store and to settle, or a download at its worst.
@@ -189,7 +193,8 @@ class Runner:
         """Claim these jobs, and set those going that are this worker's now."""
         asked = time.time_ns()
         try:
-            claims = self._patiently(lambda: self._database.claim([ticket.job_id for ticket in tickets], self._worker))
+            ids = [ticket.job_id for ticket in tickets]
+            claims = patiently(lambda: self._database.claim(ids, self._worker), self._settings.lease)
         except Exception:
             self._places.release(len(tickets))
             raise
@@ -345,7 +350,7 @@ class Runner:
         """Write how these jobs ended, in the thread of the endings."""
         try:
             # Still under their leases: a PostgreSQL that restarts now must not make somebody else do them again.
-            statuses = self._patiently(lambda: self._written([ending for _, ending in ended]))
+            statuses = patiently(lambda: self._written([ending for _, ending in ended]), self._settings.lease)
         except Exception:
             if len(ended) == 1:
                 # Its lease runs out, and the housekeeper decides.
@@ -379,17 +384,6 @@ class Runner:
         self._announcements.add((run.claim.id, {"status": status.value}))
         self._recorder.finished(run.claim.kind, status, wait=run.claim.waited, run=time.monotonic() - run.began)
         run.ticket.ended(status, error)
-
-    def _patiently(self, attempt: Callable[[], T]) -> T:
-        """A PostgreSQL that restarts is waited for, as long as a lease lasts."""
-        give_up = time.monotonic() + self._settings.lease
-        while True:
-            try:
-                return attempt()
-            except DatabaseUnavailable:
-                if time.monotonic() > give_up:
-                    raise
-                time.sleep(0.5)
 
 
 def _job_error(error: TuwenError) -> JobError:

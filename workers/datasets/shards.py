@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 from celery import Celery
@@ -21,7 +21,7 @@ from shared.annotations import Annotation
 from shared.database import Database
 from shared.dataset_objects import AtRisk, Line, Planned, read_plan, read_results, results_key, write_results
 from shared.datasets import ShardStatus
-from shared.errors import DatabaseUnavailable, EngineStartFailed, NotFound, QueueUnavailable, TuwenError
+from shared.errors import EngineStartFailed, NotFound, QueueUnavailable, TuwenError
 from shared.jobs import JobError, Kind
 from shared.queue import SHARD_TASK, JobQueue, shard_kinds, shards_queue
 from shared.settings import Settings
@@ -33,10 +33,10 @@ from workers.datasets.annotating import INTERNAL, Annotating, Means, Stopped
 from workers.datasets.consumer import DONE, Outcome, TaskConsumer, failed, put_back, revoked
 from workers.datasets.leases import Heartbeat
 from workers.datasets.sources import Held, Source, SourceImage
+from workers.patience import patiently
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
 CHECKPOINT = 30.0
 """Seconds after which the results so far are stored: so much work a death can cost."""
@@ -99,7 +99,7 @@ class Shards:
         if not isinstance(shard_id, str) or not isinstance(priority, int):
             raise TypeError("a message for a shard names it and its priority")
         id = UUID(shard_id)
-        claim = self._patiently(lambda: self._database.shards.claim(id, priority, self._worker))
+        claim = patiently(lambda: self._database.shards.claim(id, priority, self._worker), self._settings.lease)
         if claim is None:
             return revoked() if self._database.shards.cancelled(id) else None
         begin()
@@ -132,11 +132,11 @@ class Shards:
     def _finish(self, shard: ShardRun) -> Outcome | None:
         claim = shard.claim
         key = shard.store()
-        if not self._patiently(lambda: self._database.shards.finish(claim, key, shard.progress)):
+        if not patiently(lambda: self._database.shards.finish(claim, key, shard.progress), self._settings.lease):
             return None  # somebody else has it by now
         if claim.results_key not in (None, key):
             self._store.delete(claim.results_key)
-        for id in self._patiently(lambda: self._database.datasets.complete(claim.dataset_id)):
+        for id in patiently(lambda: self._database.datasets.complete(claim.dataset_id), self._settings.lease):
             try:
                 self._queue.publish_datasets([id])
             except QueueUnavailable as error:
@@ -148,26 +148,16 @@ class Shards:
             shard.checkpoint()
         except TuwenError as again:
             log.warning("shard %s is given back without its results so far: %s", shard.claim.id, again)
-        status = self._patiently(
-            lambda: self._database.shards.give_back(shard.claim, "retry" if error else "released", error)
+        status = patiently(
+            lambda: self._database.shards.give_back(shard.claim, "retry" if error else "released", error),
+            self._settings.lease,
         )
         if status is ShardStatus.FAILED:
-            self._patiently(lambda: self._database.datasets.complete(shard.claim.dataset_id))
+            patiently(lambda: self._database.datasets.complete(shard.claim.dataset_id), self._settings.lease)
             return failed(f"{error.code}: {error.detail}" if error else "failed")
         if status is ShardStatus.CANCELLED:
             return revoked()
         return None if status is None else put_back(error.detail if error else "released")
-
-    def _patiently(self, attempt: Callable[[], T]) -> T:
-        """A PostgreSQL that restarts is waited for, as long as a lease lasts."""
-        give_up = time.monotonic() + self._settings.lease
-        while True:
-            try:
-                return attempt()
-            except DatabaseUnavailable:
-                if time.monotonic() > give_up:
-                    raise
-                time.sleep(0.5)
 
 
 class ShardRun:

@@ -16,15 +16,17 @@ RUN python -m venv /venv
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
 # The project's dependencies without the project, so that they are not installed anew when only code has changed.
+# An extra that names another one of the project's own says so beside its `pip install` below.
 RUN python <<END
 import pathlib, tomllib
 project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
 for name, wanted in {"base": project["dependencies"], **project["optional-dependencies"]}.items():
-    pathlib.Path(f"{name}.txt").write_text("\n".join(wanted))
+    pathlib.Path(f"{name}.txt").write_text("\n".join(one for one in wanted if not one.startswith("tuwen[")))
 END
 
 FROM dependencies AS app-build
-RUN --mount=type=cache,target=/root/.cache/pip pip install -r base.txt -r flower.txt
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install -r base.txt -r flower.txt -r datasets.txt -r tracing.txt
 COPY README.md ./
 COPY shared shared
 COPY api api
@@ -35,7 +37,8 @@ FROM dependencies AS worker-build
 # PyPI's torch for x86-64 brings CUDA along; another index has it for the CPU alone, which is some 3 GB smaller.
 ARG TORCH_INDEX
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r base.txt -r worker.txt
+    pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
+        -r base.txt -r worker.txt -r models.txt -r datasets.txt -r tracing.txt
 COPY README.md ./
 COPY shared shared
 COPY api api
@@ -44,7 +47,7 @@ RUN pip install --no-deps .
 
 FROM python:${PYTHON}-slim AS runtime
 RUN useradd --system --uid 10001 --no-create-home --home-dir /tmp tuwen \
-    && install --directory --owner tuwen --mode 700 /var/lib/tuwen
+    && install --directory --owner tuwen --mode 700 /var/lib/tuwen /var/lib/tuwen/hub /datasets
 # Bytecode cannot be written into a read-only image; pip has compiled what it installed.
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /var/lib/tuwen
@@ -56,5 +59,6 @@ EXPOSE 8000 5555
 CMD ["python", "-m", "api"]
 
 FROM runtime AS worker
+ENV HF_HOME=/var/lib/tuwen/hub
 COPY --from=worker-build /venv /venv
 CMD ["python", "-m", "workers", "worker"]

@@ -1,7 +1,7 @@
 # Every target first brings .venv up to date with pyproject.toml and constraints.txt.
 # Where pip would choose a torch for CUDA although there is no GPU (it is some 3 GB):
 #   make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-.PHONY: demo up doctor test lint bench chaos train format clean
+.PHONY: demo up doctor test lint bench chaos chaos-datasets evaluate train format clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -33,6 +33,12 @@ bench: $(DEVELOPMENT)
 chaos: $(DEVELOPMENT)
 	$(BIN)/python -m tests.chaos
 
+chaos-datasets: $(DEVELOPMENT)
+	$(BIN)/python -m tests.chaos_datasets
+
+evaluate: $(DEVELOPMENT)
+	$(BIN)/tuwen evaluate
+
 # All built-in models; goes on where it was. In slices: make train MINUTES=8; on several GPUs: make train PROCESSES=8
 train: $(DEVELOPMENT)
 	$(BIN)/tuwen train all --pictures 200000 --ship $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PROCESSES),--processes $(PROCESSES))
@@ -52,7 +58,7 @@ $(RUNTIME): pyproject.toml constraints.txt
 	@echo 'Installing into .venv; the first time takes some minutes.'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on \
-		-c constraints.txt -e '.[worker,flower,embedded]'
+		-c constraints.txt -e '.[worker,datasets,flower,embedded]'
 	@touch $@
 
 $(DEVELOPMENT): $(RUNTIME)

@@ -64,6 +64,10 @@ async function load({ focus = null, quiet = false } = {}) {
     paint(page, focus, quiet);
   } catch (error) {
     say(error.message, { bad: true });
+    if (error.status === 422 && (view.sort !== "number" || view.trail.length > 1)) {
+      show({ sort: "number", trail: [""] }, { replace: true }); // too many to be sorted, or an old address
+      await load({ focus });
+    }
   } finally {
     busy = false;
     looked = Date.now();

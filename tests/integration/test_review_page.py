@@ -119,6 +119,9 @@ def test_people_review_a_run_with_the_keyboard(system: System, run: UUID, tmp_pa
         assert _turned(page, "Next page", "49–62 of 62")[-1] == "broken.png"
         page.reload()
         shows(page, "49–62 of 62")
+        page.goto(f"{url}/datasets/{run}?sort=score&after=stale")
+        page.locator("#message", has_text="of another list").wait_for()
+        shows(page, "1–48 of 62")
 
         # Filtered by what became of them.
         page.keyboard.press("/")

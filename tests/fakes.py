@@ -241,7 +241,7 @@ def perform(items: Sequence[Item], run: Run, answer: Any) -> list[Output | Tuwen
         raise ZeroDivisionError("secret of the engine")
     if "lose" in tricks:
         raise RuntimeError("CUDA error: device-side assert triggered")
-    if "sleep" in tricks and _doze(_seconds(tricks["sleep"]), len(items), run):
+    if "sleep" in tricks and _doze(max(_seconds(item) for item in items), len(items), run):
         return [EngineError("cancelled") for _ in items]
     return [EngineError("rejected, as asked") if _trick(item) == "reject" else answer(item) for item in items]
 
@@ -261,6 +261,8 @@ def _words(item: Any) -> list[str]:
 
 
 def _seconds(item: Any) -> float:
+    if _trick(item) != "sleep":
+        return 0.0
     words = _words(item)
     return float(words[1]) if len(words) > 1 else 0.5
 

@@ -115,8 +115,9 @@ def test_jobs_have_their_true_state_run_time_worker_and_error(system: System, tm
     worker = system.worker("gpu")
     with flower_beside(system, tmp_path) as flower:
         good, bad, broken = system.submit("a cat", "reject it", "fail badly")
-        running, waiting = system.submit("sleep 20", "sleep 0.1")
+        [running] = system.submit("sleep 20")
         system.running([running])
+        [waiting] = system.submit("sleep 0.1")
         flower.shows(running, "STARTED")
         system.database.cancel(running, TENANT)
         system.finished([good, bad, broken, running, waiting])

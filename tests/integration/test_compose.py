@@ -130,10 +130,6 @@ class Project:
         }
 
     @contextmanager
-    def _models(self, name: str) -> dict[str, str]:
-        """The models for the services that are told of them: all must name the same."""
-        return FAKES if FAKES.keys() <= self.services[name].get("environment", {}).keys() else {}
-
     def container(self, name: str, **more: str) -> Iterator[Container]:
         given = {key: str(value) for key, value in self.services[name]["environment"].items() if value is not None}
         # Only what the service is given in the file is replaced: what it lacks there, it lacks here.
@@ -144,6 +140,10 @@ class Project:
             yield container
         finally:
             container.close()
+
+    def _models(self, name: str) -> dict[str, str]:
+        """The models for the services that are told of them: all must name the same."""
+        return FAKES if FAKES.keys() <= self.services[name].get("environment", {}).keys() else {}
 
     @contextmanager
     def running(self) -> Iterator[dict[str, Container]]:

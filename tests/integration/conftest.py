@@ -9,6 +9,7 @@ import pytest
 
 from shared.settings import Settings
 from tests.integration.api_server import FakeWorker, serving
+from tests.plain_sql import Sql, plain_sql
 
 
 @pytest.fixture
@@ -24,3 +25,10 @@ def hand(settings: Settings) -> Iterator[FakeWorker]:
     worker = FakeWorker(settings)
     yield worker
     worker.close()
+
+
+@pytest.fixture
+def sql(settings: Settings) -> Iterator[Sql]:
+    """Plain SQL, to turn clocks and to look behind the curtain."""
+    with plain_sql(settings) as run:
+        yield run

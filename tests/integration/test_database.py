@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -19,8 +18,7 @@ from shared.errors import Conflict, DatabaseUnavailable, IdempotencyMismatch, In
 from shared.jobs import Candidate, GenerateResult, JobError, JobRequest, Kind, MatchResult, Status, StoredImage
 from shared.migrations import _config, is_current
 from shared.settings import Settings
-
-Sql = Callable[..., list[Any]]
+from tests.plain_sql import Sql
 
 BOOM = JobError(code="boom", detail="It broke.", retryable=True)
 RESULT = MatchResult(score=0.5)
@@ -32,20 +30,6 @@ def database(settings: Settings) -> Iterator[Database]:
     database = Database(settings.model_copy(update={"max_crashes": 3, "retry_backoff": 5.0}))
     yield database
     database.close()
-
-
-@pytest.fixture
-def sql(settings: Settings) -> Iterator[Sql]:
-    """Plain SQL, to turn clocks and to look behind the curtain."""
-    engine = create_engine(driver_url(settings.database_url), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-
-        def run(statement: str, **values: Any) -> list[Any]:
-            result = connection.execute(text(statement), values)
-            return list(result) if result.returns_rows else []
-
-        yield run
-    engine.dispose()
 
 
 def request(**fields: object) -> JobRequest:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from pydantic import ValidationError
-from sqlalchemy import create_engine, text
 
-from shared.connections import driver_url
 from shared.database import Database
 from shared.dataset_records import DatasetClaim
 from shared.datasets import DatasetRequest, DatasetStatus, Filters, ReviewRequest, ShardStatus
@@ -19,8 +17,8 @@ from shared.errors import Conflict, NotFound
 from shared.jobs import JobError, Kind
 from shared.settings import Settings
 from shared.shard_records import MAX_ATTEMPTS, Progress, ShardClaim
+from tests.plain_sql import Sql
 
-Sql = Callable[..., list[Any]]
 BOOM = JobError(code="boom", detail="It broke.", retryable=True)
 T = "tenant"
 
@@ -30,19 +28,6 @@ def database(settings: Settings) -> Iterator[Database]:
     database = Database(settings)
     yield database
     database.close()
-
-
-@pytest.fixture
-def sql(settings: Settings) -> Iterator[Sql]:
-    engine = create_engine(driver_url(settings.database_url), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-
-        def run(statement: str, **values: Any) -> list[Any]:
-            result = connection.execute(text(statement), values)
-            return list(result) if result.returns_rows else []
-
-        yield run
-    engine.dispose()
 
 
 def request(**wishes: Any) -> DatasetRequest:

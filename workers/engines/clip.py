@@ -35,8 +35,8 @@ from shared.jobs import Kind, MatchResult, RecognizedObject, RecognizeResult
 from workers.engines.base import Item, MatchItem, RecognizeItem, Run
 from workers.engines.checkpoint import Checkpoint
 from workers.engines.labels import Label, labels
-from workers.engines.placement import BatchSize, Unheard, known_options, number, precision, weight_bytes
-from workers.engines.processors import architecture, processor_of
+from workers.engines.placement import BatchSize, Unheard, known_options, number, weight_bytes
+from workers.engines.processors import architecture, model_of, processor_of
 from workers.engines.prompts import cut_warning, unread
 
 OPTIONS = ("labels", "template", "threshold", "midpoint", "steepness")
@@ -65,15 +65,7 @@ class TwoEncoders:
         if kind not in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES or kind.startswith("blip"):
             raise EngineStartFailed(f"a {kind} model does not compare images and texts as CLIP and SigLIP do")
         self.device = device
-        self.model: Any = AutoModelForZeroShotImageClassification.from_pretrained(
-            checkpoint.folder,
-            dtype=precision(device, options),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            variant=options.get("variant"),
-        )
-        self.model.to(device).eval()
+        self.model: Any = model_of(AutoModelForZeroShotImageClassification, checkpoint, device)
         self.processor = processor_of(checkpoint)
         config = self.model.config
         self.longest = min(config.text_config.max_position_embeddings, self.processor.tokenizer.model_max_length)
@@ -108,8 +100,9 @@ class TwoEncoders:
         return evidence.sigmoid()
 
 
-class ClipMatcher:
-    kind: ClassVar = Kind.MATCH
+class _ClipEngine:
+    """What both engines have: the two encoders, and a size of batch that is measured with the engine's own example."""
+
     layout: ClassVar = "model"
 
     def __init__(self, device: str, checkpoint: Checkpoint):
@@ -118,7 +111,10 @@ class ClipMatcher:
         self.batch = BatchSize.of(device, checkpoint.options, start=32, most=1024)
 
     def example(self) -> Item:
-        return MatchItem(_grey(), "a black cat jumping on the grass")
+        raise NotImplementedError
+
+    def run(self, items: Sequence[Item], run: Run) -> Sequence[Any]:
+        raise NotImplementedError
 
     def weights(self) -> int:
         return weight_bytes([self.encoders.model])
@@ -128,6 +124,13 @@ class ClipMatcher:
 
     def batch_limit(self, item: Item) -> int:  # noqa: ARG002
         return self.batch.limit()
+
+
+class ClipMatcher(_ClipEngine):
+    kind: ClassVar = Kind.MATCH
+
+    def example(self) -> Item:
+        return MatchItem(_grey(), "a black cat jumping on the grass")
 
     def run(self, items: Sequence[Item], run: Run) -> Sequence[MatchResult | TuwenError]:
         wanted = [item for item in items if isinstance(item, MatchItem)]
@@ -145,16 +148,13 @@ class ClipMatcher:
         return MatchResult(score=score, warnings=warnings)
 
 
-class ClipRecognizer:
+class ClipRecognizer(_ClipEngine):
     """Finds the objects first, then of each found one which attribute and action fit it best."""
 
     kind: ClassVar = Kind.RECOGNIZE
-    layout: ClassVar = "model"
 
     def __init__(self, device: str, checkpoint: Checkpoint):
-        self.revision = checkpoint.revision
-        self.encoders = TwoEncoders(device, checkpoint)
-        self.batch = BatchSize.of(device, checkpoint.options, start=32, most=1024)
+        super().__init__(device, checkpoint)
         self.labels = labels(checkpoint.options.get("labels"))
         self.template = checkpoint.options.get("template", "a photo of a {}")
         if "{}" not in self.template:
@@ -170,15 +170,6 @@ class ClipRecognizer:
 
     def example(self) -> Item:
         return RecognizeItem(_grey())
-
-    def weights(self) -> int:
-        return weight_bytes([self.encoders.model])
-
-    def calibrate(self, room: int) -> None:
-        self.batch.measure(lambda count: self.run([self.example()] * count, Unheard()), room)
-
-    def batch_limit(self, item: Item) -> int:  # noqa: ARG002
-        return self.batch.limit()
 
     @torch.inference_mode()
     def run(self, items: Sequence[Item], run: Run) -> Sequence[RecognizeResult | TuwenError]:

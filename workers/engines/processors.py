@@ -1,4 +1,4 @@
-"""What turns pictures and words into a transformers model's inputs."""
+"""Models of transformers, and what turns pictures and words into their inputs. None runs code of a checkpoint's."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers.utils import is_torchvision_available
 
 from shared.errors import EngineStartFailed
 from workers.engines.checkpoint import Checkpoint
+from workers.engines.placement import precision
 
 # Our own results say what was cut, and the engine process tells how far loading is.
 transformers.logging.set_verbosity_error()
@@ -57,6 +58,23 @@ def architecture(checkpoint: Checkpoint) -> str:
         raise EngineStartFailed(
             f"transformers {transformers.__version__} has no model {called}: a newer one may"
         ) from error
+
+
+def model_of(auto: Any, checkpoint: Checkpoint, device: str) -> Any:
+    """The model on `device`, ready to answer, by the class of transformers' Auto… that fits its task.
+
+    Raises:
+        EngineStartFailed: no such type as the option `dtype` says.
+    """
+    model = auto.from_pretrained(
+        checkpoint.folder,
+        dtype=precision(device, checkpoint.options),
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        variant=checkpoint.options.get("variant"),
+    )
+    return model.to(device).eval()
 
 
 def processor_of(checkpoint: Checkpoint) -> Any:

@@ -35,8 +35,8 @@ from shared.images import Pixels
 from shared.jobs import DescribeResult, Kind, Language, Style
 from workers.engines.base import DescribeItem, Item, Run
 from workers.engines.checkpoint import Checkpoint
-from workers.engines.placement import BatchSize, Unheard, compile_mode, known_options, precision, weight_bytes
-from workers.engines.processors import architecture, processor_of
+from workers.engines.placement import BatchSize, Unheard, compile_mode, known_options, weight_bytes
+from workers.engines.processors import architecture, model_of, processor_of
 
 OPTIONS = ("prompt", "language")
 TRIAL_TOKENS = 4
@@ -71,15 +71,7 @@ class TransformersDescriber:
         _check_kind(checkpoint)
         self.device = device
         self.revision = checkpoint.revision
-        self.model = AutoModelForImageTextToText.from_pretrained(
-            checkpoint.folder,
-            dtype=precision(device, options),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            variant=options.get("variant"),
-        )
-        self.model.to(device).eval()
+        self.model = model_of(AutoModelForImageTextToText, checkpoint, device)
         self.processor = processor_of(checkpoint)
         self.chats = bool(getattr(self.processor, "chat_template", None))
         if self.chats:

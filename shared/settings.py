@@ -108,7 +108,10 @@ class Settings(BaseSettings):
     # Worker
     device: str = "cpu"
     kinds: Annotated[tuple[Kind, ...], NoDecode, BeforeValidator(_listed)] = Field(tuple(Kind), min_length=1)
-    concurrency: int = Field(64, ge=1, description="jobs that a worker has in its hands at once")
+    engines: int | None = Field(
+        None, ge=1, description="engine processes of a worker on the CPU; none: one per core for the built-in models"
+    )
+    concurrency: int = Field(64, ge=1, description="jobs that a worker has in its hands at once, per engine process")
     memory_budget: ByteSize | None = Field(None, description="for all models of a worker, 20GiB say; none: the GPU's")
     engine_start_timeout: float = Field(600.0, description="an engine that gets no further for so long is given up")
     batch_timeout: float = Field(300.0, description="an engine that is silent this long is killed")

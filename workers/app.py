@@ -21,6 +21,7 @@ from shared.queue import HOUSEKEEPING_QUEUE, celery_app, queue_name
 from shared.settings import Settings
 from workers import housekeeping, tasks
 from workers.batcher import Batcher
+from workers.cores import engine_processes, engine_threads
 from workers.datasets.housekeeping import DatasetKeeper
 from workers.datasets.shards import Shards
 from workers.engine import EngineProcess
@@ -52,16 +53,12 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL)
     tracing.start("tuwen-worker")
     hostname = f"{name or settings.device.replace(':', '-')}@{platform.node()}"
-    engine = EngineProcess(
-        {kind: getattr(settings, kind.value) for kind in settings.kinds},
-        settings.device,
-        start_timeout=settings.engine_start_timeout,
-        batch_timeout=settings.batch_timeout,
-        policy=Policy(settings.unpinned, settings.memory_budget, settings.safety),
-    )
+    engines = _engines(settings)
     recorder = Recorder()
-    batcher = Batcher(engine, on_batch=recorder.batch)
-    runner = Runner(settings, hostname, batcher, on_broken=_stop_consuming, recorder=recorder)
+    batcher = Batcher(engines, on_batch=recorder.batch)
+    # While the engines work off one batch each, as many jobs are made ready for the next.
+    at_once = settings.concurrency * len(engines)
+    runner = Runner(settings, hostname, batcher, at_once, on_broken=_stop_consuming, recorder=recorder)
     app = celery_app(settings)
     tasks.define(app, runner.take)
     shards = Shards(settings, app, hostname, batcher, on_broken=_stop_consuming)
@@ -71,15 +68,13 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
         batcher.start()
         models = {
             kind: {"model": next(iter(models)), "revision": next(iter(models.values())), "all": models}
-            for kind, models in engine.revisions.items()
+            for kind, models in engines[0].revisions.items()
         }
-        runner.start(engine.device_name or settings.device, models)
+        runner.start(engines[0].device_name or settings.device, models)
         shards.start(models)
         # Only now: a message that is prefetched while models load would wait for them although another worker is free.
-        consumer = _consumer(
-            app, hostname, queues=[queue_name(kind) for kind in settings.kinds], threads=settings.concurrency
-        )
-        log.info("worker %s is warm on %s", hostname, engine.device_name)
+        consumer = _consumer(app, hostname, queues=[queue_name(kind) for kind in settings.kinds], threads=at_once)
+        log.info("worker %s is warm on %s", hostname, engines[0].device_name)
         consumer.start()
         return consumer.exitcode or 0
     finally:
@@ -88,6 +83,21 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
         shards.close()
         runner.close()
         tracing.stop()
+
+
+def _engines(settings: Settings) -> list[EngineProcess]:
+    processes = engine_processes(settings)
+    return [
+        EngineProcess(
+            {kind: getattr(settings, kind.value) for kind in settings.kinds},
+            settings.device,
+            start_timeout=settings.engine_start_timeout,
+            batch_timeout=settings.batch_timeout,
+            policy=Policy(settings.unpinned, settings.memory_budget, settings.safety),
+            threads=engine_threads(processes),
+        )
+        for _ in range(processes)
+    ]
 
 
 def run_housekeeper(settings: Settings) -> int:

@@ -1,13 +1,10 @@
-"""The scheduler in front of the engine: items come one by one from anywhere, the engine is given whole batches.
+"""The scheduler in front of the engines: items come one by one from anywhere, an engine is given whole batches.
 
     future = batcher.submit(item, priority=5)      # from any thread, at once
 
-It never waits for a batch to fill. Whenever the engine is free, the most urgent waiting item leads the next batch, and
-items that can share its forward pass ride along, more urgent ones first, up to the engine's limit; while the engine
-runs, the next batch gathers. So a bulk run never leaves the engine idle, and never blocks a person for much longer
-than the batch that is running. Of equal priority items go first whose model is loaded, so that models are not swapped
-for every other job, and of those the older; and one batch in `PATIENCE` is led by the oldest item of all when it has
-been passed over that often: under any stream of urgent work, or work for another model, all the rest moves on.
+It never waits for a batch to fill: whenever an engine is free, it gets one of what is there, and while it runs, the
+next one gathers. So a bulk run never leaves an engine idle, and never blocks a person for much longer than the batch
+that is running. Who goes first is the business of `workers.waiting`.
 """
 
 from __future__ import annotations
@@ -16,19 +13,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from copy import copy
-from itertools import chain, count, repeat
+from itertools import chain, repeat
 from queue import SimpleQueue
 from typing import Protocol
 
 from shared.errors import EngineCrashed, EngineError, EngineHung, OutOfMemory, TuwenError
 from shared.jobs import Kind
 from workers.engines.base import Item, Output
-
-PATIENCE = 8
-"""Batches that an item may be passed over before it leads one, whatever its priority."""
+from workers.waiting import Entry, Waiting
 
 RESTART_PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before each further attempt to start an engine that would not start; the last one repeats."""
@@ -66,83 +60,52 @@ class BatchEngine(Protocol):
     def stop(self) -> None: ...
 
 
-class _Entry:
-    """One item and the future of its answer.
-
-    While it is in `Batcher._waiting`, the batcher's lock guards it; once taken out, whoever took it settles it, once.
-    """
-
-    def __init__(self, item: Item, priority: int, alone: bool, on_progress: Callable[[int, int], None] | None):
-        self.item = item
-        self.priority = priority
-        self.on_progress = on_progress
-        self.future: Future[Output] = Future()
-        self.limit_key: Hashable = (item.kind, item.batch_key)
-        self.batch_key: Hashable = (self.limit_key, id(self)) if alone else self.limit_key
-        self.number = 0
-        """Grows from entry to entry: the smaller, the older."""
-        self.batches_before = 0
-        """How many batches there had been when this entry came."""
-        self.outcome: Output | Exception | None = None
-        """What the engine's last attempt came to."""
-
-    def settle(self, outcome: Output | Exception) -> None:
-        """Set the future's answer and run what hangs on it, in this thread."""
-        with suppress(InvalidStateError):  # cancelled meanwhile: nobody wants the answer
-            if isinstance(outcome, Exception):
-                self.future.set_exception(outcome)
-            else:
-                self.future.set_result(outcome)
-
-
 class Batcher:
-    """Puts items from anywhere into batches for one engine.
+    """Puts items from anywhere into batches for a few engines that are all alike.
 
     Args:
-        engine: driven by one thread of the batcher alone, after `start`.
-        on_batch: told `(kind, size, seconds)` after each batch, from that thread.
+        engines: each is driven by one thread of the batcher alone, after `start`.
+        on_batch: told `(kind, size, seconds)` after each batch, from those threads.
     """
 
-    def __init__(self, engine: BatchEngine, on_batch: Callable[[Kind, int, float], None] | None = None):
-        self._engine = engine
-        self._on_batch = on_batch
-        self._lock = threading.Lock()
-        self._arrival = threading.Condition(self._lock)
-        # Guarded by the lock: the waiting entries, the oldest first. None is added once `_stopping` is set.
-        self._waiting: list[_Entry] = []
-        self._stopping = threading.Event()
-        self._out_of_grace = False
-        self._numbers = count()
-        # Written by the dispatcher alone.
-        self._limits: dict[Hashable, int] = {}
-        self._batches = 0
-        self._last_turn_of_the_oldest = 0
-        self._dispatcher = threading.Thread(target=self._dispatch, name="batcher", daemon=True)
+    def __init__(self, engines: Sequence[BatchEngine], on_batch: Callable[[Kind, int, float], None] | None = None):
+        self._waiting = Waiting()
         # Whoever waits for an answer does something with it at once; the engine has its next batch first.
-        self._answers: SimpleQueue[tuple[_Entry, Output | Exception] | None] = SimpleQueue()
+        self._answers: SimpleQueue[tuple[Entry, Output | Exception] | None] = SimpleQueue()
         self._postman = threading.Thread(target=self._deliver, name="batcher-answers", daemon=True)
-        self.reason: str | None = None
-        """Why the engine does not run, while it does not."""
+        self._lanes = [_Lane(engine, self._waiting, self._answers, on_batch) for engine in engines]
+
+    @property
+    def reason(self) -> str | None:
+        """Why an engine does not run, while one does not."""
+        return next((lane.reason for lane in self._lanes if lane.reason is not None), None)
 
     @property
     def healthy(self) -> bool:
-        """False from a restart of the engine that failed until one that succeeds."""
+        """False from a restart of an engine that failed until one that succeeds."""
         return self.reason is None
 
     @property
     def waiting(self) -> int:
         """How many items wait for a batch."""
-        return sum(not entry.future.cancelled() for entry in self._waiting)
+        return len(self._waiting)
 
     def start(self) -> None:
-        """Start the engine, wait until it is warm, and let items in.
+        """Start the engines, wait until they are warm, and let items in.
 
         Raises:
-            EngineStartFailed: the engine cannot be had; nothing was started.
+            EngineStartFailed: one of them cannot be had; none was started.
         """
-        self._engine.start()
+        with ThreadPoolExecutor(len(self._lanes), "engine-start") as threads:
+            starts = [threads.submit(lane.engine.start) for lane in self._lanes]
+            done, _ = wait(starts, return_when=FIRST_EXCEPTION)
+            if failure := next((start.exception() for start in done if start.exception()), None):
+                for lane in self._lanes:
+                    lane.engine.stop()
+                raise failure
         self._postman.start()
-        self._dispatcher.start()
+        for lane in self._lanes:
+            lane.thread.start()
 
     def submit(
         self,
@@ -151,7 +114,7 @@ class Batcher:
         alone: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Future[Output]:
-        """Have the engine run `item` in some batch.
+        """Have an engine run `item` in some batch.
 
         Args:
             priority: higher goes first.
@@ -165,37 +128,30 @@ class Batcher:
             - Released: the batcher is stopping.
             - EngineCrashed, EngineHung: the engine went down under the item's batch; any item of it may be to blame.
             - OutOfMemory: not even the item alone fits.
-            - EngineStartFailed: the engine went down earlier and does not come back; the item is not to blame.
+            - EngineStartFailed: an engine went down earlier and does not come back; the item is not to blame.
             - TuwenError: what the engine says about this item.
         """
-        entry = _Entry(item, priority, alone, on_progress)
-        with self._lock:
-            stopping = self._stopping.is_set()
-            if not stopping:
-                entry.number, entry.batches_before = next(self._numbers), self._batches
-                self._waiting.append(entry)
-                self._arrival.notify()
-        if stopping:
+        entry = Entry(item, priority, alone, on_progress)
+        if not self._waiting.add(entry):
             entry.settle(Released())
         return entry.future
 
     def stop(self, grace: float) -> None:
-        """Release what waits, let the running batch finish within `grace` seconds, then end the engine.
+        """Release what waits, let the running batches finish within `grace` seconds, then end the engines.
 
         A batch that does not finish in time is released too. When this returns, nothing runs and every future is done.
         """
-        with self._lock:
-            self._stopping.set()
-            released, self._waiting = self._waiting, []
-            self._arrival.notify()
-        for entry in released:
+        for lane in self._lanes:
+            lane.stopping.set()
+        for entry in self._waiting.close():
             entry.settle(Released())
-        if self._dispatcher.ident is None:  # never started
+        if self._postman.ident is None:  # never started
             return
-        self._dispatcher.join(grace)
-        self._out_of_grace = self._dispatcher.is_alive()
-        self._engine.stop()  # under the dispatcher's hands, if need be: its batch then ends with EngineCrashed
-        self._dispatcher.join()
+        deadline = time.monotonic() + grace
+        for lane in self._lanes:
+            lane.thread.join(max(0.0, deadline - time.monotonic()))
+        with ThreadPoolExecutor(len(self._lanes), "engine-stop") as threads:
+            list(threads.map(_Lane.end, self._lanes))
         self._answers.put(None)
         self._postman.join()
 
@@ -204,63 +160,62 @@ class Batcher:
             entry, outcome = answer
             entry.settle(outcome)
 
-    # ── the dispatcher's thread ───────────────────────────────────────────────────────────────────
 
-    def _dispatch(self) -> None:
-        while (leader := self._next_leader()) is not None:
-            if self._engine.alive and (batch := self._gather(leader)):
-                self._batches += 1
+class _Lane:
+    """One engine and the thread that drives it: takes batches out of `waiting`, puts the outcomes into `answers`."""
+
+    def __init__(
+        self,
+        engine: BatchEngine,
+        waiting: Waiting,
+        answers: SimpleQueue[tuple[Entry, Output | Exception] | None],
+        on_batch: Callable[[Kind, int, float], None] | None,
+    ):
+        self.engine = engine
+        self.thread = threading.Thread(target=self._drive, name="batcher", daemon=True)
+        self.stopping = threading.Event()
+        self.reason: str | None = None
+        self._waiting = waiting
+        self._answers = answers
+        self._on_batch = on_batch
+        self._limits: dict[Hashable, int] = {}
+        self._out_of_grace = False
+
+    def end(self) -> None:
+        """End the engine, under the hands of a batch that still runs, and with it the thread."""
+        self._out_of_grace = self.thread.is_alive()
+        self.engine.stop()  # a running batch then ends with EngineCrashed
+        self.thread.join()
+
+    # ── in the lane's thread ──────────────────────────────────────────────────────────────────────
+
+    def _drive(self) -> None:
+        while (leader := self._waiting.next_leader(self.engine.is_warm)) is not None:
+            if not self.engine.alive:
+                self._put_back([leader])
+            elif batch := self._gather(leader):
                 self._serve(batch)
-            if not self._engine.alive:
+            if not self.engine.alive:
                 self._revive()
 
-    def _next_leader(self) -> _Entry | None:
-        """Wait for work; the entry whose batch is next, left where it is. None when the batcher stops."""
-        with self._lock:
-            while not self._wanted():
-                if self._stopping.is_set():
-                    return None
-                self._arrival.wait()
-            oldest = self._waiting[0]
-            if self._batches - max(oldest.batches_before, self._last_turn_of_the_oldest) >= PATIENCE:
-                self._last_turn_of_the_oldest = self._batches
-                return oldest
-            # Of equals the first, which is the oldest.
-            return max(self._waiting, key=lambda entry: (entry.priority, self._engine.is_warm(entry.item)))
-
-    def _wanted(self) -> list[_Entry]:
-        """Who still waits, with the lock held."""
-        self._waiting = [entry for entry in self._waiting if not entry.future.cancelled()]
-        return self._waiting
-
-    def _gather(self, leader: _Entry) -> list[_Entry]:
-        """Take the leader and those that ride along out of the waiting ones."""
+    def _gather(self, leader: Entry) -> list[Entry]:
+        """The leader's batch; none when nobody knows how large that may be, or the leader is not wanted any more."""
         try:
             limit = self._limit(leader)
         except Exception as error:
             logger.exception("the engine did not say how many items a batch may hold")
-            with self._lock:
-                self._waiting = [entry for entry in self._waiting if entry is not leader]
             leader.settle(_told_outside(error))
             return []
-        with self._lock:
-            if leader not in self._wanted():  # cancelled or released meanwhile
-                return []
-            riders = [entry for entry in self._waiting if entry.batch_key == leader.batch_key and entry is not leader]
-            riders.sort(key=lambda entry: -entry.priority)  # stable: the older first
-            batch = [leader, *riders[: limit - 1]]
-            taken = set(batch)
-            self._waiting = [entry for entry in self._waiting if entry not in taken]
-            return batch
+        return [] if leader.future.cancelled() else [leader, *self._waiting.riders(leader, limit)]
 
-    def _limit(self, leader: _Entry) -> int:
-        limit = self._limits.pop(leader.limit_key, None) or self._engine.limit(leader.item.kind, leader.item)
+    def _limit(self, leader: Entry) -> int:
+        limit = self._limits.pop(leader.limit_key, None) or self.engine.limit(leader.item.kind, leader.item)
         self._limits[leader.limit_key] = limit  # as the last one: the first is the least recently used
         if len(self._limits) > REMEMBERED_LIMITS:
             del self._limits[next(iter(self._limits))]
         return limit
 
-    def _serve(self, batch: list[_Entry]) -> None:
+    def _serve(self, batch: list[Entry]) -> None:
         """Run a batch, in smaller groups where it does not work as a whole, until each entry is settled or put back."""
         key = batch[0].limit_key
         limit_before = self._limits[key]
@@ -270,7 +225,7 @@ class Batcher:
             limit = self._limits[key]
             if not group:
                 continue
-            if not self._engine.alive:
+            if not self.engine.alive:
                 self._put_back(group)
             elif len(group) > limit:
                 groups += [group[limit:], group[:limit]]
@@ -280,7 +235,7 @@ class Batcher:
             # It did not even fit alone: that item was too big, not the batches.
             self._limits[key] = limit_before
 
-    def _attempt(self, group: list[_Entry]) -> list[list[_Entry]]:
+    def _attempt(self, group: list[Entry]) -> list[list[Entry]]:
         """Run one group and settle its entries, or answer the groups to try instead."""
         failure: Exception
         try:
@@ -306,11 +261,11 @@ class Batcher:
             self._answer(entry, copy(failure))  # each is raised for itself: raising writes the traceback
         return []
 
-    def _answer(self, entry: _Entry, outcome: Output | Exception) -> None:
+    def _answer(self, entry: Entry, outcome: Output | Exception) -> None:
         entry.outcome = outcome
         self._answers.put((entry, outcome))
 
-    def _run(self, group: list[_Entry]) -> list[Output | TuwenError]:
+    def _run(self, group: list[Entry]) -> list[Output | TuwenError]:
         def tell(step: int, steps: int) -> None:
             for entry in group:
                 if entry.on_progress is None or entry.future.cancelled():
@@ -326,7 +281,7 @@ class Batcher:
 
         kind = group[0].item.kind
         started = time.perf_counter()
-        answers = self._engine.run(kind, [entry.item for entry in group], tell, cancelled)
+        answers = self.engine.run(kind, [entry.item for entry in group], tell, cancelled)
         seconds = time.perf_counter() - started
         if self._on_batch is None:
             return answers
@@ -336,29 +291,24 @@ class Batcher:
             logger.exception("the hook for batches failed")  # its own trouble: the batch has not
         return answers
 
-    def _put_back(self, group: list[_Entry]) -> None:
+    def _put_back(self, group: list[Entry]) -> None:
         """Let entries wait again whose turn the engine did not live to see."""
-        with self._lock:
-            if not self._stopping.is_set():
-                self._waiting = sorted([*self._waiting, *group], key=lambda entry: entry.number)
-                return
-        for entry in group:
-            entry.settle(Released())
+        if not self._waiting.put_back(group):
+            for entry in group:
+                entry.settle(Released())
 
     def _revive(self) -> None:
         """Start the engine again, for as long as it takes. Each attempt that fails also fails the items that wait."""
         for pause in chain(RESTART_PAUSES, repeat(RESTART_PAUSES[-1])):
-            if self._stopping.wait(pause):
+            if self.stopping.wait(pause):
                 return
             try:
-                self._engine.start()
+                self.engine.start()
             except Exception as error:
                 logger.exception("the engine does not start again")
                 failure = _told_outside(error)
                 self.reason = str(failure)
-                with self._lock:
-                    failed, self._waiting = self._waiting, []
-                for entry in failed:
+                for entry in self._waiting.take_all():
                     entry.settle(copy(failure))
             else:
                 self.reason = None

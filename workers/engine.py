@@ -1,6 +1,6 @@
 """The engine process seen from the worker: start it, ask it, notice when it dies or hangs, end it.
 
-One child per worker, spawned, never forked: CUDA does not survive a fork, and the worker itself must never touch it.
+A child of the worker, spawned, never forked: CUDA does not survive a fork, and the worker itself must never touch it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from typing import Any
 
 from shared.errors import EngineCrashed, EngineError, EngineHung, EngineStartFailed
 from shared.jobs import Kind
-from workers.engines import host
+from workers.cores import engine_threads
+from workers.engines import host, messages
 from workers.engines.base import Item
-from workers.engines.host import Answer
+from workers.engines.messages import Answer
 from workers.engines.policy import Policy
 from workers.engines.residents import Key
 from workers.engines.wire import Wire, wire
@@ -53,7 +54,7 @@ class _Child:
 
 
 class EngineProcess:
-    """The warm models of one worker, in a process of their own.
+    """The warm models of a worker, in a process of their own.
 
     One request at a time: callers wait for each other. `stop` may come from any thread and interrupts.
     After a crash or a hang the process is gone, and `start` makes a fresh, warmed one.
@@ -63,6 +64,7 @@ class EngineProcess:
         device: `cpu`, `cuda` or `cuda:N`, N counting the devices that CUDA_VISIBLE_DEVICES leaves in sight.
         start_timeout: seconds without any progress in loading and warming the models.
         batch_timeout: seconds of silence, neither progress nor answer, after which the process is killed.
+        threads: that compute where the device is the CPU; else as many as one process should have here.
     """
 
     def __init__(
@@ -72,19 +74,21 @@ class EngineProcess:
         start_timeout: float = 600.0,
         batch_timeout: float = 300.0,
         policy: Policy = Policy(),  # noqa: B008  # it never changes
+        threads: int | None = None,
     ):
         self.specs = dict(specs)
         self.device = device
         self.start_timeout = start_timeout
         self.batch_timeout = batch_timeout
         self.policy = policy
+        self.threads = threads or engine_threads(1)
         self.revisions: dict[Kind, dict[str, str]] = {}
         """Which weights answer for each model of each kind, once started; the default model first."""
         self.device_name: str | None = None
         self._busy = threading.Lock()
         self._child: _Child | None = None
         self._warm: frozenset[Key] = frozenset()
-        self._flags = RawArray("B", host.SLOTS)
+        self._flags = RawArray("B", messages.SLOTS)
         # The process ends with the thread that started it (see host._end_with_parent): one that lasts starts them all.
         self._starter = ThreadPoolExecutor(1, "engine-starter")
 
@@ -144,13 +148,13 @@ class EngineProcess:
             EngineError: the batch failed as a whole.
         """
         with self._busy:
-            answers: list[Answer] = self._ask(host.Batch(kind, tuple(items)), on_progress, cancelled).answers
+            answers: list[Answer] = self._ask(messages.Batch(kind, tuple(items)), on_progress, cancelled).answers
             return answers
 
     def limit(self, kind: Kind, item: Item) -> int:
         """Most items like `item` that one batch should hold (≥ 1). Raises as `run` does."""
         with self._busy:
-            limit: int = self._ask(host.LimitQuestion(kind, item)).limit
+            limit: int = self._ask(messages.LimitQuestion(kind, item)).limit
             return limit
 
     def is_warm(self, item: Item) -> bool:
@@ -174,8 +178,8 @@ class EngineProcess:
     def _launch(self, visible: str, device: str) -> _Child:
         ours, theirs = wire(_spawn)
         ours.bound(self.batch_timeout)
-        self._flags[:] = bytes(host.SLOTS)  # or the examples would look cancelled
-        arguments = (theirs, self._flags, self.specs, visible, device, self.policy)
+        self._flags[:] = bytes(messages.SLOTS)  # or the examples would look cancelled
+        arguments = (theirs, self._flags, self.specs, visible, device, self.threads, self.policy)
         process = _spawn.Process(target=host.main, args=arguments, name="tuwen-engine")
         self._starter.submit(process.start).result()
         theirs.close()  # the process must hold the only other end, so that its death is the end of the wire
@@ -184,18 +188,18 @@ class EngineProcess:
         atexit.register(self.stop)
         return self._child
 
-    def _await_ready(self, child: _Child) -> host.Ready:
+    def _await_ready(self, child: _Child) -> messages.Ready:
         loading = "the engine process"
         deadline = time.monotonic() + self.start_timeout
         try:
             while True:
                 message = _hear(child, deadline)
-                if isinstance(message, host.Ready):
+                if isinstance(message, messages.Ready):
                     return message
-                if isinstance(message, host.Failed):
+                if isinstance(message, messages.Failed):
                     logger.error("%s\n%s", message.error, message.trace)
                     raise message.error
-                if isinstance(message, host.Loading):
+                if isinstance(message, messages.Loading):
                     loading = f"{message.kind.value} engine {message.spec!r}"
                     deadline = time.monotonic() + self.start_timeout
                     log_loading(message)
@@ -206,7 +210,7 @@ class EngineProcess:
 
     def _ask(
         self,
-        request: host.Batch | host.LimitQuestion,
+        request: messages.Batch | messages.LimitQuestion,
         on_progress: Callable[[int, int], None] = _nobody_told,
         cancelled: Callable[[int], bool] = _all_wanted,
     ) -> Any:
@@ -223,11 +227,11 @@ class EngineProcess:
         except BaseException:  # of a callback, say: the process would go on, and its answer be taken for the next one's
             self._end()
             raise
-        if isinstance(reply, host.Lost):
+        if isinstance(reply, messages.Lost):
             self._end(DYING)
             logger.error("%s\n%s", reply.detail, reply.trace)
             raise EngineCrashed(reply.detail)
-        if isinstance(reply, host.Failed):
+        if isinstance(reply, messages.Failed):
             if reply.trace:
                 logger.error("%s\n%s", reply.error, reply.trace)
             raise reply.error
@@ -236,21 +240,21 @@ class EngineProcess:
 
     def _exchange(
         self,
-        request: host.Batch | host.LimitQuestion,
+        request: messages.Batch | messages.LimitQuestion,
         on_progress: Callable[[int, int], None],
         cancelled: Callable[[int], bool],
     ) -> Any:
         child = self._child
         if child is None:
             raise EOFError
-        count = len(request.items) if isinstance(request, host.Batch) else 0
+        count = len(request.items) if isinstance(request, messages.Batch) else 0
         self._flags[:count] = bytes(count)
         child.wire.send(request)
         while True:
             reply = _hear(child, time.monotonic() + self.batch_timeout, lambda: self._flag(count, cancelled))
-            if isinstance(reply, host.Step):
+            if isinstance(reply, messages.Step):
                 on_progress(reply.step, reply.steps)
-            elif isinstance(reply, host.Loading):
+            elif isinstance(reply, messages.Loading):
                 log_loading(reply)
             else:
                 return reply
@@ -297,7 +301,7 @@ def _hear(child: _Child, deadline: float, meanwhile: Callable[[], None] = lambda
     return child.wire.receive()
 
 
-def log_loading(message: host.Loading) -> None:
+def log_loading(message: messages.Loading) -> None:
     """A line for whoever waits for a model."""
     if not message.stage:
         logger.info("loading the %s engine %s", message.kind.value, message.spec)

@@ -87,10 +87,17 @@ class _Run:
 
 
 class Runner:
-    """Runs the jobs of one worker; at most `settings.concurrency` are in its hands at once."""
+    """Runs the jobs of one worker; at most `at_once` are in its hands."""
 
     def __init__(
-        self, settings: Settings, worker: str, batcher: Batcher, *, on_broken: Callable[[], None], recorder: Recorder
+        self,
+        settings: Settings,
+        worker: str,
+        batcher: Batcher,
+        at_once: int,
+        *,
+        on_broken: Callable[[], None],
+        recorder: Recorder,
     ):
         """`on_broken` is called when the engine cannot be started any more: this worker is of no further use."""
         self._settings = settings
@@ -108,8 +115,9 @@ class Runner:
         self._drawings = Grouped(self._keep_all, "drawings")
         self._endings = Grouped(self._settle_all, "endings")
         # For what waits or computes outside Python: downloads, decoding, encoding, storing.
-        self._hands = ThreadPoolExecutor(settings.concurrency, "hands")
-        self._places = threading.Semaphore(settings.concurrency)
+        self._hands = ThreadPoolExecutor(at_once, "hands")
+        self._at_once = at_once
+        self._places = threading.Semaphore(at_once)
         self._stopping = threading.Event()
 
     def check(self) -> None:
@@ -141,7 +149,7 @@ class Runner:
         self._batcher.stop(grace)
         # Every future is done: what is left is to store and to settle, or a download at its worst.
         deadline = time.monotonic() + self._settings.fetch_timeout + self._settings.lease
-        for _ in range(self._settings.concurrency):
+        for _ in range(self._at_once):
             self._places.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:

@@ -197,7 +197,7 @@ def pipeline(spec: str, device: str, kind: str, steps: str, size: str, tokens: s
     _, _, folder = spec.partition(":")
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     if device == "cpu":
-        from workers.engines.host import usable_cores
+        from workers.cores import usable_cores
 
         torch.set_num_threads(usable_cores())
     call = (

@@ -42,7 +42,7 @@ MODELS = {kind: {"model": spec, "revision": f"revision of {kind}"} for kind, spe
 
 @pytest.fixture(scope="module")
 def batcher() -> Iterator[Batcher]:
-    batcher = Batcher(EngineProcess(FAKES, "cpu", batch_timeout=60))
+    batcher = Batcher([EngineProcess(FAKES, "cpu", batch_timeout=60)])
     batcher.start()
     yield batcher
     batcher.stop(0)

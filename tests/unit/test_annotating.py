@@ -64,7 +64,7 @@ def words() -> Words:
 
 @pytest.fixture
 def batcher(words: Words) -> Iterator[Batcher]:
-    batcher = Batcher(words)
+    batcher = Batcher([words])
     batcher.start()
     yield batcher
     words.gate.set()

@@ -15,8 +15,9 @@ import pytest
 from shared.errors import EngineCrashed, EngineError, EngineHung, EngineStartFailed, OutOfMemory, TuwenError
 from shared.jobs import Kind, MatchResult
 from workers import batcher as module
-from workers.batcher import PATIENCE, Batcher
+from workers.batcher import Batcher
 from workers.engines.base import GenerateItem, Item, MatchItem, Picture
+from workers.waiting import PATIENCE
 
 PATIENT = 20.0
 """Seconds after which something that ought to happen is held not to happen."""
@@ -119,7 +120,7 @@ class Desk:
 
     def __init__(self, engine: HandDrivenEngine, **kwargs: Any):
         self.engine = engine
-        self.batcher = Batcher(engine, **kwargs)
+        self.batcher = Batcher([engine], **kwargs)
         self.batcher.start()
         self.plug = self.ask("plug")
         engine.entered()
@@ -295,7 +296,7 @@ def test_under_load_everybody_gets_their_own_answer() -> None:
 
     engine = HandDrivenEngine(limit=5, act=act)
     engine.open()
-    batcher = Batcher(engine)
+    batcher = Batcher([engine])
     batcher.start()
     done: list[str] = []
 
@@ -473,7 +474,7 @@ def test_while_the_engine_cannot_be_had_the_batcher_says_why(
 def test_an_engine_that_does_not_start_lets_nobody_in() -> None:
     engine = HandDrivenEngine()
     engine.start_failures = [EngineStartFailed("no weights")]
-    batcher = Batcher(engine)
+    batcher = Batcher([engine])
     with pytest.raises(EngineStartFailed, match="no weights"):
         batcher.start()
     batcher.stop(0)

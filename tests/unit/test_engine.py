@@ -23,9 +23,11 @@ from shared.jobs import DescribeResult, Kind, MatchResult, RecognizeResult
 from shared.models import parse_models
 from tests.fakes import painted, seed_colour
 from workers.batcher import Batcher
+from workers.cores import engine_threads, usable_cores
 from workers.engine import EngineProcess
 from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Picture, RecognizeItem
-from workers.engines.host import SLOTS, engine_path, engine_threads, usable_cores, visible_device
+from workers.engines.host import engine_path, visible_device
+from workers.engines.messages import SLOTS
 
 ROOT = Path(__file__).parents[2]
 PATIENT = 60.0
@@ -430,7 +432,7 @@ def test_the_process_is_pinned_before_a_model_is_imported(
     monkeypatch.syspath_prepend(tmp_path)
     spec = "import:own_engine:Own"
     on_cpu = engine({Kind.GENERATE: spec}).revisions[Kind.GENERATE]
-    assert on_cpu == {spec: repr(("cpu", "", str(engine_threads()), False))}
+    assert on_cpu == {spec: repr(("cpu", "", str(engine_threads(1)), False))}
     pinned = EngineProcess({Kind.GENERATE: spec}, "cuda:1", PATIENT, PATIENT)
     pinned.start()
     # Torch is there, to hold the GPU for this worker alone; it was imported with the variable set.
@@ -602,7 +604,7 @@ def test_a_worker_that_forgets_to_stop_its_engine_still_exits(tmp_path: Path, pr
 
 @pytest.fixture
 def batcher() -> Iterator[Batcher]:
-    made = Batcher(EngineProcess(NULL, "cpu", PATIENT, 2.0))
+    made = Batcher([EngineProcess(NULL, "cpu", PATIENT, 2.0)])
     made.start()
     yield made
     made.stop(PATIENT)
@@ -637,7 +639,7 @@ def test_a_suspect_that_runs_alone_takes_nobody_with_it(batcher: Batcher, trick:
 
 def test_stop_kills_what_outlasts_its_grace() -> None:
     engine = EngineProcess(generator("Puppet"), "cpu", PATIENT, PATIENT)
-    batcher = Batcher(engine)
+    batcher = Batcher([engine])
     batcher.start()
     endless = "import time; run.progress(1, 2); time.sleep(3600)"
     running = threading.Event()

@@ -18,7 +18,6 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,17 +27,25 @@ import numpy as np
 from shared.errors import EngineError, EngineStartFailed, OutOfMemory, TuwenError, UnknownModel
 from shared.jobs import DescribeResult, Kind, MatchResult, RecognizeResult
 from shared.models import ModelSpec, parse_models
-from workers.engines.base import Engine, Item, Output, Picture
+from workers.engines.base import Engine, Item, Picture
 from workers.engines.devices import hold_gpu
+from workers.engines.messages import (
+    SLOTS,
+    Answer,
+    Answers,
+    Batch,
+    Failed,
+    Limit,
+    LimitQuestion,
+    Loading,
+    Lost,
+    Ready,
+    Step,
+)
 from workers.engines.policy import Policy
 from workers.engines.residents import Key, Residents, free_memory
 from workers.engines.safety import Judge, judge_named, run_judged
 from workers.engines.wire import Wire
-
-Answer = Output | TuwenError
-
-SLOTS = 4096
-"""Most items of one batch: each has a byte of shared memory that says whether it was cancelled."""
 
 PROGRESS_INTERVAL = 0.05
 """Seconds between two progress messages; a model of a thousand quick steps would flood the parent with them."""
@@ -63,79 +70,6 @@ OUTPUTS: dict[Kind, type[Any]] = {
     Kind.RECOGNIZE: RecognizeResult,
     Kind.MATCH: MatchResult,
 }
-
-
-# ── messages ──────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    kind: Kind
-    items: tuple[Item, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LimitQuestion:
-    kind: Kind
-    item: Item
-
-
-@dataclass(frozen=True, slots=True)
-class Loading:
-    """The next model's turn has come, or it got further; if the process dies now, this one is to blame."""
-
-    kind: Kind
-    spec: str
-    stage: str = ""
-    """What is being done, in words."""
-    done: int = 0
-    """Bytes so far."""
-    size: int = 0
-    """Bytes in all; 0 where nobody knows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Every model is loaded and has run its example."""
-
-    revisions: dict[Key, str]
-    device_name: str
-    warm: frozenset[Key]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    step: int
-    steps: int
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    answers: list[Answer]
-    warm: frozenset[Key]
-    """Which models are loaded now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    limit: int
-    warm: frozenset[Key]
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The request as a whole failed; `trace` is for the log where nobody foresaw it."""
-
-    error: TuwenError
-    trace: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The process is of no more use and ends itself, for the reason in `detail`."""
-
-    detail: str
-    trace: str
 
 
 # ── before the first import of torch ──────────────────────────────────────────────────────────────
@@ -199,24 +133,6 @@ def models_of(specs: Mapping[Kind, str]) -> dict[Key, ModelSpec]:
     return found
 
 
-def usable_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores this process may keep busy: its affinity and, what torch overlooks, the container's quota (cgroup v2)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = map(int, cpu_max.read_text().split())  # "max 100000" is no number: no quota
-        cores = min(cores, math.ceil(quota / period))
-    return max(1, cores)
-
-
-def engine_threads() -> int:
-    """Threads that compute when the models run on the CPU: one core is left to queue, database and storage.
-
-    OpenMP's threads wait for each other by spinning, so one that has lost its core to somebody else costs the others
-    theirs. Measured on two cores, the built-in generator under load: 95 images a second with two threads, 239 with one.
-    """
-    return max(1, usable_cores() - 1)
-
-
 def _end_with_parent() -> None:
     """Have the kernel kill this process when its parent ends, even while a model computes and nobody reads the wire.
 
@@ -235,12 +151,12 @@ def _end_with_parent() -> None:
 
 
 def main(
-    wire: Wire, flags: Sequence[int], specs: Mapping[Kind, str], visible: str, device: str, policy: Policy
+    wire: Wire, flags: Sequence[int], specs: Mapping[Kind, str], visible: str, device: str, threads: int, policy: Policy
 ) -> None:
     """Entry of the spawned process.
 
     `flags` is shared memory, a byte for each item of the running batch, not 0 when the item is cancelled;
-    `visible` and `device` are what `visible_device` answered.
+    `visible` and `device` are what `visible_device` answered; `threads` compute where the device is the CPU.
     """
     # Ctrl-C and a supervisor's SIGTERM reach the whole process group; the parent decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -249,7 +165,7 @@ def main(
     faulthandler.enable()
     os.environ["CUDA_VISIBLE_DEVICES"] = visible
     if device == "cpu":
-        os.environ.setdefault("OMP_NUM_THREADS", str(engine_threads()))
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     host = _Host(wire, flags, models_of(specs), device, policy)
     # EOFError and OSError come from the wire: the parent is gone, and with it the reason to live.
     with contextlib.suppress(EOFError, OSError):

@@ -73,7 +73,7 @@ class Watch:
 
     def tell(self, change: Change) -> None:
         if isinstance(change, Progress):
-            self._progress = change
+            self._progress = change.merged(self._progress)
         else:
             self._status, self._progress = change, None
         self._news.set()

@@ -226,7 +226,10 @@ async def retry(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_
 )
 async def watch(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
     """Server-sent events: `state` with the whole job, first as it is and then whenever its state changes, and
-    `progress` with `{"step", "steps"}` while it runs. The stream ends after the state in which the job is over."""
+    `progress` with `{"step", "steps"}` while it runs. The stream ends after the state in which the job is over.
+
+    Progress has `parts` besides, for each text that grows `{"index", "text"}`, and with `previews` in the input, for
+    each picture that takes shape `{"index", "preview"}`: where nothing has changed, or the model cannot tell, none."""
     await run_sync(resources.database.job, job_id, caller.tenant)  # a 404 is only possible before the stream
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     stream = _stream(resources, job_id, caller.tenant, base_url)

@@ -43,6 +43,10 @@ def _storable(text: str) -> str:
     return text
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 def _finite(value: float) -> float:
     if not math.isfinite(value):
         raise ValueError("must be a finite number")
@@ -97,6 +101,9 @@ class GenerateInput(_Strict):
     keep: Literal["best", "all"] = Field("best", description="which of the candidates are stored")
     min_score: Score | None = Field(None, description="further rounds are drawn until a candidate scores this much")
     rounds: int = Field(3, ge=1, le=8, description="with min_score: the most rounds of candidates that are drawn")
+    previews: int = Field(
+        0, ge=0, le=500, description="a small preview among the job's events every so many sampling steps; 0: none"
+    )
 
 
 class DescribeInput(_Strict):
@@ -279,11 +286,35 @@ class JobError(_Strict):
     retryable: bool = False
 
 
+class Part(_Strict):
+    """What a running job has made so far: the beginning of a text, or a small picture."""
+
+    index: int = Field(
+        0, ge=0, description="which of several: the captions that `rerank` compares, or the `candidates` of a round"
+    )
+    text: str | None = Field(
+        None, exclude_if=_is_none, description="what is written so far and stays: the beginning of the result's text"
+    )
+    preview: str | None = Field(
+        None, exclude_if=_is_none, description="a data: URL of at most 8 KiB, WebP of at most 128×128 pixels"
+    )
+
+
 class Progress(_Strict):
     """How far a running job is: `step` of `steps` (sampling steps or tokens)."""
 
     step: int
     steps: int
+    parts: tuple[Part, ...] = Field(
+        (), exclude_if=lambda parts: not parts, description="told while somebody watches the job's events"
+    )
+
+    def merged(self, unread: Progress | None) -> Progress:
+        """This one, with those parts of one that nobody has read which this one does not tell anew."""
+        if unread is None or not unread.parts:
+            return self
+        parts = {part.index: part for part in (*unread.parts, *self.parts)}
+        return self.model_copy(update={"parts": tuple(parts.values())})
 
 
 class Job(_Strict):

@@ -30,7 +30,7 @@ from shared.shard_records import ShardDispatch, kinds_name
 log = logging.getLogger(__name__)
 
 JobEvent = tuple[UUID, Mapping[str, Any]]
-"""`{"status": …}` or `{"progress": {"step": …, "steps": …}}` of a job."""
+"""`{"status": …}` or `{"progress": …}` of a job, what `shared.jobs.Progress` says."""
 
 HOUSEKEEPING_QUEUE = "tuwen.housekeeping"
 HOUSEKEEPING_TASK = "tuwen.housekeeping"
@@ -185,21 +185,26 @@ class JobQueue:
                     retry=False,
                 )
 
-    def announce(self, events: Iterable[JobEvent]) -> None:
-        """Tell whoever watches these jobs.
+    def announce(self, events: Iterable[JobEvent]) -> set[UUID]:
+        """Tell whoever watches these jobs; returns those that somebody watches.
 
         Best effort: watchers also look at PostgreSQL, so an event that is lost is only late.
         """
         pipeline = self.redis.pipeline(transaction=False)
+        published: dict[int, UUID] = {}
         for job_id, event in events:
-            message = json.dumps(event)
-            if "progress" in event:
-                pipeline.set(progress_key(job_id), json.dumps(event["progress"]), ex=60)
-            pipeline.publish(event_channel(job_id), message)
+            if progress := event.get("progress"):
+                # For who comes late. Not the parts: there will be newer ones as soon as he watches.
+                brief = {"step": progress["step"], "steps": progress["steps"]}
+                pipeline.set(progress_key(job_id), json.dumps(brief), ex=60)
+            published[len(pipeline)] = job_id
+            pipeline.publish(event_channel(job_id), json.dumps(event))
         try:
-            pipeline.execute()
+            answers = pipeline.execute()
         except (RedisError, OSError):
-            log.warning("Redis does not answer: events of %d jobs are late", len(pipeline))
+            log.warning("Redis does not answer: events of %d jobs are late", len(set(published.values())))
+            return set()
+        return {job_id for place, job_id in published.items() if answers[place]}
 
     def progress(self, job_id: UUID) -> Progress | None:
         """The last progress announced, if any in the last minute."""

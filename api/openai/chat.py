@@ -15,10 +15,10 @@ from api.auth import Caller, CallerDep
 from api.bodies import parse
 from api.openai.errors import RESPONSES, OpenAIRoute, UnsupportedParameter, body, of_job
 from api.openai.models import require
-from api.openai.waiting import done, ends, start
+from api.openai.waiting import done, start, until_the_end
 from api.reference import json_body
 from api.resources import Resources, ResourcesDep
-from shared.errors import InvalidRequest
+from shared.errors import EngineError, InvalidRequest
 from shared.jobs import (
     DescribeInput,
     DescribeResult,
@@ -28,6 +28,7 @@ from shared.jobs import (
     Kind,
     Label,
     Language,
+    Progress,
     Status,
     Style,
     Word,
@@ -207,19 +208,57 @@ async def _stream(resources: Resources, caller: Caller, job: Job, *, include_usa
         return _data({**head, "choices": [choice]})
 
     yield chunk({"role": "assistant", "content": ""})
-    async for ended in ends(resources, caller, job):
-        if ended is None:
+    text = GrowingText()
+    async for news in until_the_end(resources, caller, job):
+        if news is None:
             yield b": still here\n\n"
-            continue
-        if ended.status is not Status.SUCCEEDED:
-            yield _data({"error": body(of_job(ended))})
+        elif isinstance(news, Progress):
+            if delta := text.grown(news):
+                yield chunk({"content": delta})
+        elif news.status is not Status.SUCCEEDED:
+            yield _data({"error": body(of_job(news))})
             return
-        result = _result(ended)
-        yield chunk({"content": result.text})
-        yield chunk({}, _finish_reason(ended, result))
-        if include_usage:
-            yield _data({**head, "choices": [], "usage": _usage(result)})
+        else:
+            result = _result(news)
+            try:
+                rest = text.rest(result.text)
+            except EngineError as error:
+                yield _data({"error": body(error)})
+                return
+            if rest:
+                yield chunk({"content": rest})
+            yield chunk({}, _finish_reason(news, result))
+            if include_usage:
+                yield _data({**head, "choices": [], "usage": _usage(result)})
     yield b"data: [DONE]\n\n"
+
+
+class GrowingText:
+    """What was sent of a text whose end is not known yet: nothing that was sent can be taken back."""
+
+    def __init__(self) -> None:
+        self._sent = ""
+
+    def grown(self, progress: Progress) -> str:
+        """What there is to send since the last time. None while the job, begun anew, says something else."""
+        text = next((part.text for part in progress.parts if part.index == 0 and part.text), "")
+        return self._send(text) if text.startswith(self._sent) else ""
+
+    def rest(self, text: str) -> str:
+        """What is missing of the whole text.
+
+        Raises:
+            EngineError: it begins otherwise than what was sent.
+        """
+        if not text.startswith(self._sent):
+            # It was begun by a worker that died, say, and written anew by another one on another chip.
+            raise EngineError("the text was written anew and begins otherwise than what was sent; ask again")
+        return self._send(text)
+
+    def _send(self, text: str) -> str:
+        delta = text[len(self._sent) :]
+        self._sent = text
+        return delta
 
 
 def _data(value: dict[str, Any]) -> bytes:

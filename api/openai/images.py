@@ -17,11 +17,23 @@ from api.auth import Caller, CallerDep
 from api.bodies import parse
 from api.openai.errors import RESPONSES, OpenAIRoute, UnsupportedParameter, body, of_job
 from api.openai.models import require
-from api.openai.waiting import done, ends, start
+from api.openai.waiting import done, start, until_the_end
 from api.reference import json_body
 from api.resources import BaseUrlDep, Resources, ResourcesDep
 from shared.errors import InvalidRequest
-from shared.jobs import GenerateInput, GenerateResult, Job, JobRequest, Kind, Label, Status, StoredImage, Text, Word
+from shared.jobs import (
+    GenerateInput,
+    GenerateResult,
+    Job,
+    JobRequest,
+    Kind,
+    Label,
+    Progress,
+    Status,
+    StoredImage,
+    Text,
+    Word,
+)
 from shared.settings import Settings
 
 router = APIRouter(prefix="/v1/images", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
@@ -42,7 +54,9 @@ class ImagesRequest(BaseModel):
     output_format: str | None = Field(None, description="`png`")
     background: str | None = Field(None, description="`auto` or `opaque`")
     stream: bool | None = None
-    partial_images: int | None = Field(None, ge=0, le=3)
+    partial_images: int | None = Field(
+        None, ge=0, le=3, description="with `stream`: so many small WebP previews on the way, of models that have steps"
+    )
     quality: str | None = Field(None, description="without effect, as are style, moderation, complexity and the user")
     style: str | None = None
     moderation: str | None = None
@@ -78,6 +92,8 @@ class ImagesRequest(BaseModel):
             seed=self.seed,
             candidates=count,
             keep="all",
+            # How many steps there are, the model decides; of the previews those are sent that are due.
+            previews=1 if self.stream and self.partial_images else 0,
         )
         return JobRequest(input=wanted, model=require(settings, Kind.GENERATE, self.model), priority=priority)
 
@@ -94,7 +110,9 @@ async def generate(request: Request, caller: CallerDep, resources: ResourcesDep,
     job = await start(resources, caller, wish.job(resources.settings), len(sent))
     if wish.stream:
         return StreamingResponse(
-            _stream(resources, caller, job), headers={"Cache-Control": "no-store"}, media_type="text/event-stream"
+            _stream(resources, caller, job, wish.partial_images or 0),
+            headers={"Cache-Control": "no-store"},
+            media_type="text/event-stream",
         )
     job = await done(request, resources, caller, job)
     return JSONResponse(await run_sync(answer, resources, base_url, wish.response_format, job))
@@ -141,21 +159,24 @@ def _size(text: str | None) -> tuple[int | None, int | None]:
     return sides[0], sides[1]
 
 
-async def _stream(resources: Resources, caller: Caller, job: Job) -> AsyncIterator[bytes]:
-    async for ended in ends(resources, caller, job):
-        if ended is None:
+async def _stream(resources: Resources, caller: Caller, job: Job, partial_images: int) -> AsyncIterator[bytes]:
+    sent = 0
+    async for news in until_the_end(resources, caller, job):
+        if news is None:
             yield b": still here\n\n"
-        elif ended.status is not Status.SUCCEEDED:
-            yield _event("error", {"type": "error", "error": body(of_job(ended))})
+        elif isinstance(news, Progress):
+            # Evenly on the way: of one the middle, of three the quarters.
+            if sent < partial_images and news.step * (partial_images + 1) >= news.steps * (sent + 1):
+                for preview in [part.preview for part in news.parts if part.preview]:
+                    yield _event(job, "partial_image", _picture(preview) | {"partial_image_index": sent})
+                    sent += 1
+        elif news.status is not Status.SUCCEEDED:
+            yield _error(body(of_job(news)))
         else:
-            [image] = kept(ended)
+            [image] = kept(news)
             described = {
-                "type": "image_generation.completed",
                 "b64_json": await run_sync(_base64, resources, image),
-                "created_at": int(job.created_at.timestamp()),
                 "size": f"{image.width}x{image.height}",
-                "quality": "auto",
-                "background": "opaque",
                 "output_format": "png",
                 # Its type has them, and nothing here counts tokens of pictures.
                 "usage": {
@@ -165,8 +186,24 @@ async def _stream(resources: Resources, caller: Caller, job: Job) -> AsyncIterat
                     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
                 },
             }
-            yield _event("image_generation.completed", described)
+            yield _event(job, "completed", described)
 
 
-def _event(name: str, data: dict[str, Any]) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+def _picture(preview: str) -> dict[str, str]:
+    """OpenAI's description of a preview."""
+    head, _, data = preview.partition(";base64,")
+    return {"b64_json": data, "size": "auto", "output_format": head.rpartition("/")[2]}
+
+
+def _event(job: Job, name: str, data: dict[str, Any]) -> bytes:
+    about = {
+        "type": f"image_generation.{name}",
+        "created_at": int(job.created_at.timestamp()),
+        "quality": "auto",
+        "background": "opaque",
+    }
+    return f"event: image_generation.{name}\ndata: {json.dumps(about | data)}\n\n".encode()
+
+
+def _error(error: dict[str, Any]) -> bytes:
+    return f"event: error\ndata: {json.dumps({'type': 'error', 'error': error})}\n\n".encode()

@@ -16,7 +16,7 @@ from api.resources import Resources
 from api.submission import submit
 from api.waiting import follow, until_over
 from shared.errors import Conflict, Unavailable
-from shared.jobs import Job, JobRequest, Status
+from shared.jobs import Job, JobRequest, Progress, Status
 
 PATIENCE = 600.0
 """Seconds after which a request is given up, as OpenAI's own clients do."""
@@ -47,13 +47,11 @@ async def done(request: Request, resources: Resources, caller: Caller, job: Job)
     return job
 
 
-async def ends(resources: Resources, caller: Caller, job: Job) -> AsyncIterator[Job | None]:
-    """The job when it is over, and before that None now and then, to be told to the client."""
+async def until_the_end(resources: Resources, caller: Caller, job: Job) -> AsyncIterator[Job | Progress | None]:
+    """The job when it is over; before that its progress, and None now and then, so that the client hears something."""
     async with wanted(resources, caller, job.id):
         async for news in follow(resources, job.id, caller.tenant):
-            if not isinstance(news, Job):
-                yield None
-            elif news.status.terminal:
+            if not isinstance(news, Job) or news.status.terminal:
                 yield news
 
 

@@ -81,12 +81,16 @@ def test_events_and_the_last_progress(queue: JobQueue, settings_here: Settings) 
     with redis.Redis.from_url(settings_here.redis_url, decode_responses=True) as client, client.pubsub() as watcher:
         watcher.subscribe(event_channel(job))
         watcher.get_message(timeout=5)
-        queue.announce([(job, {"status": "running"}), (job, {"progress": {"step": 3, "steps": 10}})])
+        told = {"step": 3, "steps": 10, "parts": [{"index": 0, "text": "a cat"}]}
+        nobodys = uuid4()
+        events = [(job, {"status": "running"}), (nobodys, {"progress": told}), (job, {"progress": told})]
+        assert queue.announce(events) == {job}  # of the other one nobody hears
         messages = [watcher.get_message(timeout=5) for _ in range(2)]
     assert [json.loads(message["data"]) for message in messages if message] == [
         {"status": "running"},
-        {"progress": {"step": 3, "steps": 10}},
+        {"progress": told},
     ]
+    assert queue.announce(events) == set()
     assert queue.progress(job) == Progress(step=3, steps=10)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from api.events import Change, Watch
-from shared.jobs import Progress, Status
+from shared.jobs import Part, Progress, Status
 
 
 def told(watch: Watch) -> Change | None:
@@ -38,3 +38,13 @@ def test_a_look_that_finds_what_is_known_is_no_news() -> None:
     assert told(watch) is None
     watch.tell_if_new(Status.SUCCEEDED)
     assert told(watch) is Status.SUCCEEDED
+
+
+def test_parts_that_nobody_has_read_outlive_the_next_progress() -> None:
+    watch = Watch()
+    watch.tell(Progress(step=1, steps=9, parts=(Part(text="a"), Part(index=1, preview="data:1"))))
+    watch.tell(Progress(step=2, steps=9, parts=(Part(text="a cat"),)))
+    watch.tell(Progress(step=3, steps=9))
+    assert told(watch) == Progress(step=3, steps=9, parts=(Part(text="a cat"), Part(index=1, preview="data:1")))
+    watch.tell(Progress(step=4, steps=9))
+    assert told(watch) == Progress(step=4, steps=9)

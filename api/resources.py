@@ -20,6 +20,8 @@ from shared.settings import Settings
 from shared.storage import ObjectStore
 
 _HEAVY_AT_ONCE = 2
+_LONGEST = 60.0
+"""Seconds that a statement of a request may take: steering a data set of a million shards is the longest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Resources:
 async def opened(settings: Settings) -> AsyncIterator[Resources]:
     """Raises ConfigurationError. No server needs to be up for this: requests say what is missing."""
     store = ObjectStore.open(settings)
-    database = Database(settings)
+    database = Database(settings, longest=_LONGEST)
     queue = JobQueue(settings)
     events = Events(settings, database)
     outbox = Outbox(database, queue)

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: two pools, foreign errors translated, one statement a round trip."""
+"""Connections to PostgreSQL: two pools, foreign errors translated, one statement a round trip, none for ever."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ from sqlalchemy import exc as sqlalchemy_errors
 
 from shared.errors import DatabaseUnavailable
 from shared.settings import Settings
+from shared.watchdog import PATIENCE, Silent, Watchdog, WatchedConnection, unavailable
+
+# Of our own end: a connection that breaks without a word is noticed in seconds.
+_CONNECT: dict[str, Any] = {
+    "connect_timeout": PATIENCE,
+    "application_name": "tuwen",
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+}
+# Of the server's end: else locks of a client whose host is gone would be held for hours.
+_SESSION = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "2"}
 
 
 @contextmanager
@@ -20,6 +33,10 @@ def translated() -> Iterator[None]:
     try:
         yield
     except (sqlalchemy_errors.OperationalError, sqlalchemy_errors.InterfaceError) as error:
+        if isinstance(error.orig, Silent):
+            raise unavailable() from error
+        if isinstance(error.orig, psycopg.errors.QueryCanceled):
+            raise DatabaseUnavailable("PostgreSQL took too long over this; try again.", retry_after=10) from error
         raise DatabaseUnavailable("PostgreSQL does not answer; try again.", retry_after=2) from error
     except sqlalchemy_errors.TimeoutError as error:
         raise DatabaseUnavailable("All connections to PostgreSQL are busy; try again.", retry_after=1) from error
@@ -49,16 +66,43 @@ class Connections:
         DatabaseUnavailable: from every method, when PostgreSQL cannot be reached.
     """
 
-    def __init__(self, settings: Settings, *, pool_size: int = 8):
-        self._engine = _engine(settings, pool_size)
+    def __init__(self, settings: Settings, *, pool_size: int = 8, longest: float | None = None):
+        """`longest`: seconds after which PostgreSQL breaks a statement off; none means never."""
+        self._watchdog = Watchdog(settings.database_url)
+        self._engine = self._pool(settings, pool_size, longest=longest)
         # Losing a heartbeat only shortens a lease, so it need not wait for the disk; and another one follows, so it
         # need not ask first whether the connection still stands.
-        self._relaxed = _engine(settings, pool_size=2, ask_first=False)
+        self._relaxed = self._pool(settings, pool_size=2, longest=longest, relaxed=True)
 
-        @event.listens_for(self._relaxed, "connect")
-        def _do_not_wait_for_the_disk(connection: psycopg.Connection[Any], _record: object) -> None:
+    def _pool(self, settings: Settings, pool_size: int, *, longest: float | None, relaxed: bool = False) -> Engine:
+        engine = create_engine(
+            driver_url(settings.database_url),
+            # A transition is one statement, so BEGIN and COMMIT would be two idle round trips.
+            isolation_level="AUTOCOMMIT",
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_timeout=10,
+            pool_pre_ping=not relaxed,
+            connect_args=_CONNECT,
+        )
+        session = dict(_SESSION)
+        if longest is not None:
+            session["statement_timeout"] = f"{longest:g}s"
+        if relaxed:
+            session["synchronous_commit"] = "off"
+        statement = "; ".join(f"SET {name} = '{value}'" for name, value in session.items())
+
+        @event.listens_for(engine, "do_connect")
+        def _connect(_dialect: object, _record: object, arguments: Any, options: Any) -> WatchedConnection:
+            self._watchdog.require_voice()  # it may have fallen silent while this one waited for a place in the pool
+            return self._watchdog.connect(*arguments, **options)
+
+        @event.listens_for(engine, "connect")
+        def _set_up(connection: WatchedConnection, _record: object) -> None:
             connection.autocommit = True
-            connection.execute("SET synchronous_commit = off")
+            connection.execute(statement)
+
+        return engine
 
     def close(self) -> None:
         self._engine.dispose()
@@ -66,11 +110,13 @@ class Connections:
 
     @contextmanager
     def connection(self, *, relaxed: bool = False) -> Iterator[Connection]:
+        self._watchdog.require_voice()
         with translated(), (self._relaxed if relaxed else self._engine).connect() as connection:
             yield connection
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
+        self._watchdog.require_voice()
         with translated(), self._engine.connect() as connection:
             transactional = connection.execution_options(isolation_level="READ COMMITTED")
             with transactional.begin():
@@ -81,16 +127,3 @@ class Connections:
         with self.connection(relaxed=relaxed) as connection:
             result: CursorResult[Any] = connection.execute(statement, values or {})
             return list(result.all()) if result.returns_rows else []
-
-
-def _engine(settings: Settings, pool_size: int, *, ask_first: bool = True) -> Engine:
-    return create_engine(
-        driver_url(settings.database_url),
-        # A transition is one statement, so BEGIN and COMMIT would be two idle round trips.
-        isolation_level="AUTOCOMMIT",
-        pool_size=pool_size,
-        max_overflow=pool_size,
-        pool_timeout=10,
-        pool_pre_ping=ask_first,
-        connect_args={"connect_timeout": 3, "application_name": "tuwen", "tcp_user_timeout": 10_000},
-    )

@@ -135,9 +135,10 @@ class Database:
         DatabaseUnavailable: from every method, when PostgreSQL cannot be reached.
     """
 
-    def __init__(self, settings: Settings, *, pool_size: int = 8):
+    def __init__(self, settings: Settings, *, pool_size: int = 8, longest: float | None = None):
+        """`longest`: seconds that a statement may take, of which none is for ever anyway; none means any time."""
         self._settings = settings
-        self._connections = Connections(settings, pool_size=pool_size)
+        self._connections = Connections(settings, pool_size=pool_size, longest=longest)
         self._run = self._connections.run
         self.keys = Keys(self._connections)
         self.files = Files(self._connections)

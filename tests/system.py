@@ -17,7 +17,7 @@ import psutil
 
 from api.addresses import as_environment
 from shared.database import Database
-from shared.errors import QueueUnavailable
+from shared.errors import DatabaseUnavailable, QueueUnavailable
 from shared.jobs import Job, JobRequest, Status
 from shared.queue import JobQueue
 from shared.settings import Settings
@@ -126,6 +126,14 @@ class System:
             self.database.dispatch_now(submission.ids)
         return submission.ids
 
+    def has_database(self) -> bool:
+        """Whether PostgreSQL answers."""
+        try:
+            self.database.check()
+        except DatabaseUnavailable:
+            return False
+        return True
+
     def jobs(self, ids: Iterable[UUID]) -> list[Job]:
         return self.database.jobs_by_id(list(ids), TENANT)
 
@@ -160,6 +168,21 @@ class System:
                 process.kill()
         self.queue.close()
         self.database.close()
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """A server and its children are there, and do nothing: as behind a network that swallows every packet."""
+    server = psutil.Process(pid)
+    server.suspend()  # first, so that it has no more children
+    family = [server, *server.children(recursive=True)]
+    for process in family:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in family:
+            process.resume()
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import threading
 from collections.abc import Iterator
+from typing import Any, Self
+from uuid import uuid4
 
 import httpx
+import psutil
 import pytest
 
 from api.servers import Postgres, Valkey
@@ -14,8 +16,11 @@ from shared.database import Database
 from shared.jobs import Kind
 from shared.settings import Settings
 from tests.integration.api_server import eventually, png, serving
+from tests.plain_sql import Sql
+from tests.system import frozen
 
 GENERATE = {"input": {"kind": "generate", "prompt": "一只黑色的猫在草地上跳跃"}}
+_CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tuwen' AND datname = current_database()"
 FROZEN = 5.0
 """Seconds a frozen Redis holds up whoever publishes to it (shared.queue): no request may be that one."""
 
@@ -60,8 +65,7 @@ def test_submissions_are_kept_while_redis_is_dead(api: httpx.Client, valkey: Val
 def test_nobody_waits_for_a_frozen_redis(api: httpx.Client, valkey: Valkey, database: Database) -> None:
     running = api.post("/v1/jobs", json=GENERATE).json()["id"]
     eventually(lambda: due(database) == 0)
-    os.kill(valkey.pid, signal.SIGSTOP)
-    try:
+    with frozen(valkey.pid):
         api.timeout = httpx.Timeout(FROZEN)
         for _ in range(10):
             assert api.post("/v1/jobs", json=GENERATE).status_code == 202
@@ -69,6 +73,7 @@ def test_nobody_waits_for_a_frozen_redis(api: httpx.Client, valkey: Valkey, data
         for _ in range(10):
             assert api.get(f"/v1/jobs/{running}").json()["status"] == "running"
         assert api.get("/readyz").json()["status"] == "degraded"
+        assert 'tuwen_up{component="redis"} 0.0' in api.get("/metrics").text
         assert api.post(f"/v1/jobs/{running}/cancel").json()["cancel_requested"]
         taken = 0
 
@@ -78,8 +83,6 @@ def test_nobody_waits_for_a_frozen_redis(api: httpx.Client, valkey: Valkey, data
             return taken == 10
 
         eventually(all_due)
-    finally:
-        os.kill(valkey.pid, signal.SIGCONT)
 
 
 def test_without_postgresql_nothing_is_accepted(api: httpx.Client, postgres: Postgres, database: Database) -> None:
@@ -105,6 +108,82 @@ def test_without_postgresql_nothing_is_accepted(api: httpx.Client, postgres: Pos
     assert [job["id"] for job in api.get("/v1/jobs").json()["jobs"]] == [kept]
     # The key of the attempt that failed is not taken.
     assert api.post("/v1/jobs", json={**GENERATE, "priority": 1}, headers=headers).status_code == 202
+
+
+class Submitters:
+    """People who submit one job after the other, each under a key of its own, from several threads."""
+
+    def __init__(self, url: str, threads: int = 4):
+        self._url = url
+        self.accepted: dict[str, str] = {}
+        self.refused: set[str] = set()
+        self._done = threading.Event()
+        self._threads = [threading.Thread(target=self._submit) for _ in range(threads)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _submit(self) -> None:
+        with httpx.Client(base_url=self._url, timeout=30) as api:
+            while not self._done.is_set():
+                self.submit(api, str(uuid4()))
+
+    def submit(self, api: httpx.Client, key: str) -> None:
+        answer = api.post("/v1/jobs", json=GENERATE, headers={"Idempotency-Key": key})
+        if answer.status_code == 202:
+            self.accepted[key] = answer.json()["id"]
+        else:
+            assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+            self.refused.add(key)
+
+
+def test_nobody_waits_for_a_frozen_postgresql(api: httpx.Client, postgres: Postgres, sql: Sql) -> None:
+    kept = api.post("/v1/jobs", json=GENERATE).json()["id"]
+    with Submitters(str(api.base_url)) as submitters:
+        eventually(lambda: len(submitters.accepted) > 20)
+        with frozen(postgres.pid):
+            assert api.get("/healthz").status_code == 200
+            ready = api.get("/readyz")
+            assert (ready.status_code, ready.json()["components"]["postgresql"]) == (503, "failed")
+            eventually(lambda: len(submitters.refused) > 4)
+            for answer in (
+                api.post("/v1/jobs/batch", json={"jobs": [GENERATE, GENERATE]}),
+                api.get("/v1/jobs"),
+                api.get(f"/v1/jobs/{kept}"),
+                api.get(f"/v1/jobs/{kept}/events"),
+                api.post(f"/v1/jobs/{kept}/cancel"),
+                api.post("/v1/files", content=png()),
+                api.get("/v1/models"),
+                api.get("/v1/datasets"),
+                api.get("/v1/batches"),
+            ):
+                assert answer.status_code == 503, answer.text
+                assert int(answer.headers["retry-after"]) > 0
+                assert "PostgreSQL is silent" in answer.text
+            assert 'tuwen_up{component="postgresql"} 0.0' in api.get("/metrics").text
+        eventually(lambda: api.get("/readyz").status_code == 200)
+    # The key of a submission of which nobody knew what became of it makes the same job, or its first.
+    for key in submitters.refused.copy():
+        submitters.submit(api, key)
+    assert submitters.accepted.keys() >= submitters.refused
+    jobs = {str(id) for (id,) in sql("SELECT id FROM jobs")}
+    assert jobs == {kept, *submitters.accepted.values()}
+    assert len(jobs) == 1 + len(submitters.accepted)
+    # Connections that were given up are closed at both ends: what is left are those of the pools.
+    eventually(lambda: sql(_CONNECTIONS)[0][0] == len(connections_here(postgres.port)) - 1)
+    assert len(connections_here(postgres.port)) <= 8 + 2 + 1
+
+
+def connections_here(port: int) -> list[Any]:
+    """Of this process, so of the API and the test's own one."""
+    return [each for each in psutil.Process().net_connections() if each.raddr and each.raddr.port == port]
 
 
 def test_a_watcher_outlives_postgresql(api: httpx.Client, postgres: Postgres) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from collections.abc import Iterator
 from uuid import UUID, uuid4
@@ -18,6 +16,7 @@ from shared.errors import QueueUnavailable
 from shared.jobs import Kind, Progress
 from shared.queue import JobQueue, celery_app, event_channel, queue_name
 from shared.settings import Settings
+from tests.system import frozen
 
 
 @pytest.fixture
@@ -122,12 +121,9 @@ def test_a_redis_that_is_gone_is_said_so_and_comes_back(queue: JobQueue, redis_s
 
 def test_a_frozen_redis_is_given_up_on(queue: JobQueue, redis_server: Valkey) -> None:
     queue.publish([dispatch()])
-    os.kill(redis_server.pid, signal.SIGSTOP)
-    try:
+    with frozen(redis_server.pid):
         started = time.monotonic()
         with pytest.raises(QueueUnavailable):
             queue.publish([dispatch()])
         # Not a figure but the promise: kombu's own defaults hang here for more than 40 s.
         assert time.monotonic() - started < 30
-    finally:
-        os.kill(redis_server.pid, signal.SIGCONT)

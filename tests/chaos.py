@@ -24,7 +24,7 @@ from shared.errors import DatabaseUnavailable
 from shared.jobs import GenerateResult, Status
 from shared.migrations import migrate
 from shared.settings import Settings
-from tests.system import Process, System, running_system
+from tests.system import Process, System, frozen, running_system
 
 console = Console()
 
@@ -50,6 +50,7 @@ class Chaos:
             "killed a housekeeper": self._kill_housekeeper,
             "killed Valkey": self._restart_valkey,
             "killed PostgreSQL": self._restart_postgres,
+            "froze PostgreSQL": self._freeze_postgres,
         }
         name = self.dice.choice(list(deeds))
         deeds[name]()
@@ -93,6 +94,11 @@ class Chaos:
         self.postgres.kill()
         time.sleep(self.dice.uniform(0, 3))
         self.postgres.start()
+
+    def _freeze_postgres(self) -> None:
+        with frozen(self.postgres.pid):
+            time.sleep(self.dice.uniform(0, 3 * self.system.settings.lease))
+        self.system.until(self.system.has_database, "PostgreSQL")
 
 
 def submit(system: System, dice: random.Random) -> list[UUID]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import platform
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -22,7 +23,7 @@ from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
 from shared.database import Database
-from shared.errors import NotFound, QueueUnavailable, Unavailable
+from shared.errors import DatabaseUnavailable, NotFound, QueueUnavailable, Unavailable
 from shared.fetch import Fetcher
 from shared.jobs import Kind, Status
 from shared.queue import COLLECTION_TASK, HOUSEKEEPING_QUEUE, HOUSEKEEPING_TASK, WEBHOOKS_TASK, JobQueue
@@ -57,6 +58,8 @@ class Housekeeper:
         self._store = ObjectStore.open(settings)
         self._fetcher = Fetcher(settings)
         self._generation: str | None = None
+        self._trusting_from = 0.0
+        """Time of the monotonic clock until which an expired lease says nothing about its worker."""
         self._collected: dict[str, Callable[[Sequence[str]], list[str]]] = {
             "results": self._database.unreferenced,
             "files": self._database.unreferenced,
@@ -66,13 +69,23 @@ class Housekeeper:
 
     def housekeep(self) -> None:
         """One round. Does nothing while another housekeeper is at it."""
-        with self._database.leading() as leads:
-            if leads:
-                self._announce(self._database.rescue())
-                self._announce(dict.fromkeys(self._database.expire_queued(), Status.EXPIRED))
-                self._dispatch()
-                self._tell_flower({id: Status(status.value) for id, status in self._datasets.keep().items()})
+        try:
+            with self._database.leading() as leads:
+                if leads:
+                    self._mend()
+        except DatabaseUnavailable:
+            # Workers that live could not renew their leases either: they get the time to do so first.
+            self._trusting_from = time.monotonic() + self._settings.lease
+            raise
         self._sign()
+
+    def _mend(self) -> None:
+        if time.monotonic() >= self._trusting_from:
+            self._announce(self._database.rescue())
+            self._tell_flower({id: Status(status.value) for id, status in self._datasets.rescue().items()})
+        self._announce(dict.fromkeys(self._database.expire_queued(), Status.EXPIRED))
+        self._dispatch()
+        self._datasets.keep()
 
     def deliver_webhooks(self) -> None:
         webhooks.deliver(self._settings, self._database, self._fetcher)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -22,7 +23,7 @@ from shared.connections import driver_url
 from shared.jobs import GenerateResult, Job, Kind, Status
 from shared.queue import queue_name
 from shared.settings import Settings
-from tests.system import System, running_system
+from tests.system import System, frozen, running_system
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -125,6 +126,21 @@ def test_postgres_is_restarted(system: System, postgres: Postgres) -> None:
     more = submit(system, *["cat"] * 10)
     assert_all_succeeded(system, system.finished(ids + more, timeout=120))
     assert worker.alive
+
+
+def test_postgres_is_silent_for_longer_than_a_lease(system: System, postgres: Postgres) -> None:
+    """Frozen, or beyond a network that swallows everything: nobody's connection breaks."""
+    keeper, worker = system.housekeeper(), system.worker()
+    ids = submit(system, *[SLOW] * 40)
+    system.running(ids, at_least=16)
+    with frozen(postgres.pid):
+        system.until(lambda: not system.has_database(), "somebody who gives up")
+        time.sleep(system.settings.lease)
+    system.until(system.has_database, "PostgreSQL")
+    more = submit(system, *["cat"] * 10)
+    assert_all_succeeded(system, system.finished(ids + more, timeout=120))
+    assert worker.alive
+    assert keeper.alive
 
 
 def test_worker_is_asked_to_stop_in_a_batch(system: System) -> None:

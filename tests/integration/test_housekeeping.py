@@ -19,9 +19,10 @@ from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 from sqlalchemy import create_engine, text
 
-from api.servers import Valkey
+from api.servers import Postgres, Valkey
 from shared.connections import driver_url
 from shared.database import Database, Finish
+from shared.errors import DatabaseUnavailable
 from shared.jobs import JobRequest, Kind, MatchResult, Status
 from shared.queue import WEBHOOKS_TASK, JobQueue, celery_app, event_channel
 from shared.settings import Settings
@@ -183,6 +184,23 @@ def test_only_one_housekeeper_acts(house: House, settings: Settings) -> None:
         assert house.status(id) is Status.RUNNING
     house.keeper.housekeep()
     assert house.status(id) is Status.QUEUED
+
+
+def test_leases_that_ran_out_while_postgresql_was_away_are_not_held_against_workers(
+    settings: Settings, postgres: Postgres
+) -> None:
+    house = House(settings.model_copy(update={"lease": 1.0}))
+    [id] = house.submit()
+    house.database.claim([id], "w")
+    postgres.kill()
+    with pytest.raises(DatabaseUnavailable):
+        house.keeper.housekeep()
+    postgres.start()
+    house.later("lease_until")
+    house.keeper.housekeep()
+    assert house.status(id) is Status.RUNNING, "its worker has not had the time to renew it"
+    wait_for(lambda: house.keeper.housekeep() or house.status(id) is Status.QUEUED)
+    house.close()
 
 
 def test_orphaned_objects_are_collected_and_nothing_else(house: House, settings: Settings, tmp_path: Path) -> None:

@@ -168,15 +168,17 @@ class DatasetKeeper:
 
     # ── each round of the housekeeper that acts ───────────────────────────────────────────────────
 
-    def keep(self) -> dict[UUID, ShardStatus]:
-        """Take back what died, publish what is due; the shards that lost their worker, for Flower."""
-        lost = self._database.shards.rescue()
+    def rescue(self) -> dict[UUID, ShardStatus]:
+        """Take back the shards that lost their worker."""
+        return self._database.shards.rescue()
+
+    def keep(self) -> None:
+        """Export what is done, publish what is due."""
         self._database.datasets.complete()
         try:
             self._dispatch()
         except QueueUnavailable as error:
             log.warning("no shards published: %s", error)
-        return lost
 
     def all_due(self) -> int:
         """Redis lost its messages."""

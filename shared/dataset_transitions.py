@@ -282,6 +282,21 @@ READY = text("""
     GROUP BY d.kinds
 """)
 
+# For monitoring, as `shared.transitions.OUTLINES`. One that waits is heard of when it starts; one that is gone went
+# with its data set.
+OUTLINES = text("""
+    WITH wanted AS (
+        SELECT unnest(CAST(:ids AS uuid[])) AS id
+        UNION SELECT id FROM shards WHERE status = 'running'
+        UNION (SELECT id FROM shards WHERE finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT :newest)
+    )
+    SELECT wanted.id, d.priority, COALESCE(s.status, 'cancelled') AS status, s.worker,
+        COALESCE(s.available_at, now()) AS created_at, s.started_at, COALESCE(s.finished_at, now()) AS finished_at,
+        s.error_code, s.error_detail
+    FROM wanted LEFT JOIN shards AS s ON s.id = wanted.id LEFT JOIN datasets AS d ON d.id = s.dataset_id
+    WHERE s.id IS NULL OR GREATEST(s.available_at, s.started_at, s.finished_at) < now() - interval '5 seconds'
+""")
+
 # The key says which shard it is of (`shared.dataset_objects`), so that no index of keys is needed.
 UNREFERENCED = text("""
     SELECT key FROM (

@@ -195,6 +195,14 @@ class Shards:
             )
         )
 
+    def outlines(self, ids: Sequence[UUID], *, newest: int) -> list[Any]:
+        """Of these shards, of those that run and of the `newest` to end, those that changed no more for some seconds.
+
+        Rows of id, priority, status, worker, created_at, started_at, finished_at, error_code, error_detail; one that
+        was deleted with its data set counts as cancelled.
+        """
+        return self._run(transitions.OUTLINES, {"ids": list(ids), "newest": newest})
+
     def unreferenced(self, keys: Sequence[str]) -> list[str]:
         """Those of these object keys, all below `datasets/`, that no shard names; previews are named by none."""
         rows = self._run(transitions.UNREFERENCED, {"keys": list(keys)})

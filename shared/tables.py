@@ -354,6 +354,7 @@ class ShardRow(Base):
         UniqueConstraint("dataset_id", "number"),
         Index("ix_shards_queued", "dataset_id", "dispatch_due_at", postgresql_where=text("status = 'queued'")),
         Index("ix_shards_running", "worker", postgresql_where=text("status = 'running'")),
+        Index("ix_shards_finished", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         {"postgresql_with": {"fillfactor": "80"}},
     )
 

@@ -1,12 +1,13 @@
 """What Flower did not hear, told to it out of PostgreSQL.
 
 Celery's events travel through Redis's publish/subscribe: what happens while Flower or Redis is down is said
-to nobody. Without this, such a job would be missing from Flower, or seem to run for ever.
+to nobody. Without this, such a job or shard would be missing from Flower, or seem to run for ever.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -17,26 +18,39 @@ from flower.app import Flower
 from tornado.ioloop import PeriodicCallback
 
 from shared.database import Database
+from shared.datasets import ShardStatus
 from shared.errors import DatabaseUnavailable
 from shared.jobs import Kind, Status
-from shared.queue import task_name
+from shared.queue import SHARD_TASK, task_name
 
 log = logging.getLogger(__name__)
 
 NEWEST = 1000
-"""Youngest jobs looked for in Flower each time; what was missed must be among them."""
+"""Youngest jobs, and last shards to end, looked for in Flower each time; what was missed must be among them."""
 
-_EVENTS = {
-    Status.SUCCEEDED: "succeeded",
-    Status.FAILED: "failed",
-    Status.QUARANTINED: "failed",
-    Status.CANCELLED: "revoked",
-    Status.EXPIRED: "revoked",
+_ENDS = {
+    Status.SUCCEEDED.value: ("succeeded", states.SUCCESS),
+    Status.FAILED.value: ("failed", states.FAILURE),
+    Status.QUARANTINED.value: ("failed", states.FAILURE),
+    Status.CANCELLED.value: ("revoked", states.REVOKED),
+    Status.EXPIRED.value: ("revoked", states.REVOKED),
+    ShardStatus.DONE.value: ("succeeded", states.SUCCESS),
 }
+"""Celery's event for each way in which a job or a shard ends, and the state that it leaves; the other ends of shards
+are called like those of jobs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A job or a shard: the message that it was, and its row in PostgreSQL."""
+
+    name: str
+    args: tuple[Any, ...]
+    row: Any
 
 
 class MissedEvents:
-    """Compares Flower's tasks with the jobs in PostgreSQL every few seconds, on Flower's own event loop."""
+    """Compares Flower's tasks with PostgreSQL every few seconds, on Flower's own event loop."""
 
     def __init__(self, flower: Flower, database: Database, interval: float):
         self._flower = flower
@@ -52,18 +66,33 @@ class MissedEvents:
 
     async def tell(self) -> None:
         """Bring Flower's state up to date, as far as PostgreSQL answers."""
-        moving = [id for id, task in self._tasks.items() if task.state not in states.READY_STATES]
-        unfinished = [UUID(id) for id in moving if _is_uuid(id)]
+        known = {id: task.state for id, task in self._tasks.items()}
+        jobs, shards = [], []
+        for id, state in known.items():
+            if state not in states.READY_STATES and _is_uuid(id):
+                (shards if self._tasks[id].name == SHARD_TASK else jobs).append(UUID(id))
         try:
-            rows = await self._flower.io_loop.run_in_executor(None, self._outlines, unfinished)
+            outlines = await self._flower.io_loop.run_in_executor(None, self._outlines, jobs, shards)
         except DatabaseUnavailable as error:
             log.warning("not compared with PostgreSQL: %s", error)
             return
-        for row in rows:
-            self._tell_of(row)
+        for outline in outlines:
+            task = self._tasks.get(str(outline.row.id))
+            # What has been heard of since PostgreSQL was asked is newer than the answer.
+            if task is None or task.state == known.get(task.uuid):
+                self._tell_of(outline)
 
-    def _outlines(self, ids: list[UUID]) -> list[Any]:
-        return self._database.outlines(ids, newest=NEWEST)
+    def _outlines(self, jobs: list[UUID], shards: list[UUID]) -> list[Outline]:
+        return [
+            *(
+                Outline(task_name(Kind(row.kind)), (str(row.id),), row)
+                for row in self._database.outlines(jobs, newest=NEWEST)
+            ),
+            *(
+                Outline(SHARD_TASK, (str(row.id), row.priority), row)
+                for row in self._database.shards.outlines(shards, newest=NEWEST)
+            ),
+        ]
 
     @property
     def _tasks(self) -> dict[str, Task]:
@@ -75,22 +104,23 @@ class MissedEvents:
     def _state(self) -> Any:
         return self._flower.events.state
 
-    def _tell_of(self, row: Any) -> None:
-        id = str(row.id)
+    def _tell_of(self, outline: Outline) -> None:
+        row, id = outline.row, str(outline.row.id)
         if id not in self._tasks or self._tasks[id].name is None:
-            self._event("sent", id, row.created_at, "postgresql", name=task_name(Kind(row.kind)), args=repr((id,)))
+            self._event("sent", id, row.created_at, "postgresql", name=outline.name, args=repr(outline.args))
         task = self._tasks[id]
-        status, over = Status(row.status), task.state in states.READY_STATES
-        if status.terminal and not over:
-            # Not an event of a worker's: PostgreSQL no longer knows whose it was.
-            task.event(_EVENTS[status], row.finished_at.timestamp(), fields=_details(row))
-            self._state.search_engine.upsert(task)
-        elif not status.terminal and task.state in (states.FAILURE, states.REVOKED):
+        event, end = _ENDS.get(row.status, (None, None))
+        if task.state in states.READY_STATES and task.state != end:
             # Its owner had it tried again, which Celery takes for an event that comes late.
             task.event("retried", row.created_at.timestamp())
             self._state.search_engine.upsert(task)
-        elif status is Status.RUNNING and not over and task.state != states.STARTED:
+        runs = row.status == Status.RUNNING
+        if (runs and task.state != states.STARTED) or (event is not None and row.worker and task.worker is None):
             self._event("started", id, row.started_at, row.worker)
+        if event is not None and task.state != end:
+            # Not an event of a worker's: some ends are nobody's.
+            task.event(event, row.finished_at.timestamp(), fields=_details(row))
+            self._state.search_engine.upsert(task)
 
     def _event(self, what: str, id: str, when: datetime, hostname: str, **fields: str) -> None:
         """As if it came by Redis, but not as a sign of life from that worker."""
@@ -99,7 +129,7 @@ class MissedEvents:
 
 
 def _is_uuid(task_id: str) -> bool:
-    """Whether it may be a job's: anybody who reaches Redis can send events about anything."""
+    """Whether it may be a job's or a shard's: anybody who reaches Redis can send events about anything."""
     try:
         UUID(task_id)
     except ValueError:
@@ -112,6 +142,6 @@ def _details(row: Any) -> dict[str, Any]:
     if row.started_at:
         details["started"] = row.started_at.timestamp()
         details["runtime"] = (row.finished_at - row.started_at).total_seconds()
-    if row.error_code and row.status != Status.SUCCEEDED:
+    if row.error_code and _ENDS[row.status][1] != states.SUCCESS:
         details["exception"] = f"{row.error_code}: {row.error_detail}"
     return details

@@ -10,17 +10,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 from flower.urls import handlers
+from PIL import Image
 from tornado.routing import URLSpec
 
 from api.processes import choose_port
 from api.servers import Valkey
+from shared.datasets import ShardStatus
 from shared.errors import ConfigurationError
 from shared.jobs import Status
+from shared.queue import SHARD_TASK
 from shared.settings import Settings
+from tests.annotation import annotate, over, paint
+from tests.fakes import painted
+from tests.plain_sql import Sql
 from tests.system import TENANT, Process, System, running_system
 from workers.flower import run_flower
 
@@ -295,6 +302,43 @@ def test_flower_restarts(system: System, tmp_path: Path) -> None:
         assert flower.task(unheard)["exception"] == "engine_error: rejected, as asked"
         for path in (f"/task/{unheard}", "/tasks", "/"):
             assert flower.get(path).status_code == 200
+
+
+def sleepers(folder: Path, count: int) -> Path:
+    """Images that take a fake engine half a second a batch."""
+    folder.mkdir()
+    for number in range(count):
+        Image.fromarray(painted("sleep")).save(folder / f"{number:04d}.png")
+    return folder
+
+
+def test_flower_restarts_while_shards_run(settings: Settings, sql: Sql, tmp_path: Path) -> None:
+    def shards(dataset_id: UUID) -> dict[str, ShardStatus]:
+        rows = sql("SELECT id, status FROM shards WHERE dataset_id = :id ORDER BY number", id=dataset_id)
+        return {str(row.id): ShardStatus(row.status) for row in rows}
+
+    port = choose_port(0, "--flower-port")
+    with running_system(settings, tmp_path, flower_port=port, shards_at_once=1) as system:
+        system.worker("gpu")
+        system.housekeeper()
+        early = annotate(system, paint(tmp_path / "early", range(32)), tmp_path / "out-early", shard_size=16)
+        over(system, early)
+        with flower_beside(system, tmp_path) as flower:
+            for id in shards(early):  # ended before Flower was there
+                flower.shows(id, "SUCCESS")
+                assert flower.task(id)["name"] == SHARD_TASK
+                assert flower.task(id)["worker"].startswith("gpu@")
+                assert flower.task(id)["runtime"] > 0
+            slow = annotate(system, sleepers(tmp_path / "slow", 288), tmp_path / "out-slow", shard_size=144)
+            system.until(lambda: ShardStatus.RUNNING in shards(slow).values(), "a running shard")
+            first, second = shards(slow)
+            flower.shows(first, "STARTED")
+        system.until(lambda: shards(slow)[second] is ShardStatus.RUNNING, "the other shard")
+        system.database.datasets.cancel(slow, TENANT)
+        system.until(lambda: shards(slow)[second] is ShardStatus.CANCELLED, "the end of the other shard")
+        with flower_beside(system, tmp_path) as flower:
+            flower.shows(first, "SUCCESS")
+            flower.shows(second, "REVOKED")
 
 
 def test_it_is_killed(system: System, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from copy import copy
 from itertools import chain, repeat
@@ -21,8 +21,8 @@ from typing import Protocol
 
 from shared.errors import EngineCrashed, EngineError, EngineHung, OutOfMemory, TuwenError
 from shared.jobs import Kind
-from workers.engines.base import Item, Output
-from workers.waiting import Entry, Waiting
+from workers.engines.base import Item, Output, Partial
+from workers.waiting import Entry, OnProgress, Waiting
 
 RESTART_PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before each further attempt to start an engine that would not start; the last one repeats."""
@@ -49,8 +49,9 @@ class BatchEngine(Protocol):
         self,
         kind: Kind,
         items: Sequence[Item],
-        on_progress: Callable[[int, int], None],
+        on_progress: Callable[[int, int, Mapping[int, Partial]], None],
         cancelled: Callable[[int], bool],
+        watched: Callable[[int], bool],
     ) -> list[Output | TuwenError]: ...
 
     def limit(self, kind: Kind, item: Item) -> int: ...
@@ -112,14 +113,17 @@ class Batcher:
         item: Item,
         priority: int = 5,
         alone: bool = False,
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: OnProgress | None = None,
+        watched: Callable[[], bool] | None = None,
     ) -> Future[Output]:
         """Have an engine run `item` in some batch.
 
         Args:
             priority: higher goes first.
             alone: share the batch with nobody, for an item that is suspected of killing the engine.
-            on_progress: told `(step, steps)` of the batch, in the batcher's thread: it must not block.
+            on_progress: told `(step, steps, part)`, the steps of the batch and what there is of the item where it is
+                watched, in the batcher's thread: it must not block.
+            watched: asked now and then whether somebody would like to see what there is of the item so far.
 
         Returns:
             The future of the answer. Until that is there, cancelling it takes the item out, or tells the engine
@@ -131,7 +135,7 @@ class Batcher:
             - EngineStartFailed: an engine went down earlier and does not come back; the item is not to blame.
             - TuwenError: what the engine says about this item.
         """
-        entry = Entry(item, priority, alone, on_progress)
+        entry = Entry(item, priority, alone, on_progress, watched)
         if not self._waiting.add(entry):
             entry.settle(Released())
         return entry.future
@@ -266,12 +270,12 @@ class _Lane:
         self._answers.put((entry, outcome))
 
     def _run(self, group: list[Entry]) -> list[Output | TuwenError]:
-        def tell(step: int, steps: int) -> None:
-            for entry in group:
+        def tell(step: int, steps: int, parts: Mapping[int, Partial]) -> None:
+            for index, entry in enumerate(group):
                 if entry.on_progress is None or entry.future.cancelled():
                     continue
                 try:
-                    entry.on_progress(step, steps)
+                    entry.on_progress(step, steps, parts.get(index))
                 except Exception:
                     logger.exception("a listener to progress failed")  # its own trouble, too
                     entry.on_progress = None
@@ -279,9 +283,12 @@ class _Lane:
         def cancelled(index: int) -> bool:
             return group[index].future.cancelled()
 
+        def watched(index: int) -> bool:
+            return group[index].watched()
+
         kind = group[0].item.kind
         started = time.perf_counter()
-        answers = self.engine.run(kind, [entry.item for entry in group], tell, cancelled)
+        answers = self.engine.run(kind, [entry.item for entry in group], tell, cancelled, watched)
         seconds = time.perf_counter() - started
         if self._on_batch is None:
             return answers

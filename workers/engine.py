@@ -24,26 +24,28 @@ from shared.errors import EngineCrashed, EngineError, EngineHung, EngineStartFai
 from shared.jobs import Kind
 from workers.cores import engine_threads
 from workers.engines import host, messages
-from workers.engines.base import Item
+from workers.engines.base import Item, Partial
 from workers.engines.messages import Answer
 from workers.engines.policy import Policy
 from workers.engines.residents import Key
 from workers.engines.wire import Wire, wire
 
 CANCEL_INTERVAL = 0.05
-"""Seconds between two looks at which items of the running batch were cancelled."""
+"""Seconds between two looks at which items of the running batch were cancelled, and which are watched."""
 
 DYING = 5.0
 """Seconds that a process gets to leave by itself once its wire is closed, and to be gone once it is killed."""
+
+OnProgress = Callable[[int, int, Mapping[int, Partial]], None]
 
 logger = logging.getLogger(__name__)
 _spawn = multiprocessing.get_context("spawn")
 
 
-def _nobody_told(_step: int, _steps: int) -> None: ...
+def _nobody_told(_step: int, _steps: int, _parts: Mapping[int, Partial]) -> None: ...
 
 
-def _all_wanted(_index: int) -> bool:
+def _never(_index: int) -> bool:
     return False
 
 
@@ -132,14 +134,16 @@ class EngineProcess:
         self,
         kind: Kind,
         items: Sequence[Item],
-        on_progress: Callable[[int, int], None] = _nobody_told,
-        cancelled: Callable[[int], bool] = _all_wanted,
+        on_progress: OnProgress = _nobody_told,
+        cancelled: Callable[[int], bool] = _never,
+        watched: Callable[[int], bool] = _never,
     ) -> list[Answer]:
         """Run one batch, at most `limit` items; answers in their order, an error for an item that failed alone.
 
         Args:
-            on_progress: told `(step, steps)` of the whole batch as it goes.
+            on_progress: told `(step, steps, parts)` of the whole batch as it goes, with parts of what is watched.
             cancelled: asked 20 times a second whether item `index` is wanted no more; the engine sees it at once.
+            watched: asked likewise whether somebody would like to see what there is of it so far.
 
         Raises:
             EngineCrashed: the process died.
@@ -148,7 +152,8 @@ class EngineProcess:
             EngineError: the batch failed as a whole.
         """
         with self._busy:
-            answers: list[Answer] = self._ask(messages.Batch(kind, tuple(items)), on_progress, cancelled).answers
+            batch = messages.Batch(kind, tuple(items))
+            answers: list[Answer] = self._ask(batch, on_progress, cancelled, watched).answers
             return answers
 
     def limit(self, kind: Kind, item: Item) -> int:
@@ -211,14 +216,15 @@ class EngineProcess:
     def _ask(
         self,
         request: messages.Batch | messages.LimitQuestion,
-        on_progress: Callable[[int, int], None] = _nobody_told,
-        cancelled: Callable[[int], bool] = _all_wanted,
+        on_progress: OnProgress = _nobody_told,
+        cancelled: Callable[[int], bool] = _never,
+        watched: Callable[[int], bool] = _never,
     ) -> Any:
         """Send a request and return its `Answers` or `Limit`. Afterwards the process is idle, or gone."""
         if request.kind not in self.specs:
             raise EngineError(f"this worker has no engine that can {request.kind.value}")
         try:
-            reply = self._exchange(request, on_progress, cancelled)
+            reply = self._exchange(request, on_progress, cancelled, watched)
         except (BlockingIOError, TimeoutError) as error:
             self._end()
             raise EngineHung(f"the engine gave no sign of life for {self.batch_timeout:g} s and was killed") from error
@@ -241,28 +247,33 @@ class EngineProcess:
     def _exchange(
         self,
         request: messages.Batch | messages.LimitQuestion,
-        on_progress: Callable[[int, int], None],
+        on_progress: OnProgress,
         cancelled: Callable[[int], bool],
+        watched: Callable[[int], bool],
     ) -> Any:
         child = self._child
         if child is None:
             raise EOFError
         count = len(request.items) if isinstance(request, messages.Batch) else 0
-        self._flags[:count] = bytes(count)
+        self._flag(count, _never, watched)
         child.wire.send(request)
+
+        def look() -> None:
+            self._flag(count, cancelled, watched)
+
         while True:
-            reply = _hear(child, time.monotonic() + self.batch_timeout, lambda: self._flag(count, cancelled))
+            reply = _hear(child, time.monotonic() + self.batch_timeout, look)
             if isinstance(reply, messages.Step):
-                on_progress(reply.step, reply.steps)
+                on_progress(reply.step, reply.steps, reply.parts)
+                look()  # where steps come as quickly as looks, there would be none otherwise
             elif isinstance(reply, messages.Loading):
                 log_loading(reply)
             else:
                 return reply
 
-    def _flag(self, count: int, cancelled: Callable[[int], bool]) -> None:
+    def _flag(self, count: int, cancelled: Callable[[int], bool], watched: Callable[[int], bool]) -> None:
         for index in range(count):
-            if not self._flags[index] and cancelled(index):
-                self._flags[index] = 1
+            self._flags[index] = messages.CANCELLED * cancelled(index) | messages.WATCHED * watched(index)
 
     def _end(self, patience: float = 0.0) -> str:
         """Have the process gone and reaped, after `patience` seconds by force; says how it ended."""

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from shared.images import encode_png
+from base64 import b64encode
+from io import BytesIO
+
+from PIL import Image
+
+from shared.images import Pixels, encode_png
 from shared.jobs import Candidate, GenerateResult, StoredImage
 from shared.storage import ObjectStore, content_key
 from workers.correspondence import Drawn
 from workers.engines.base import Picture
+
+PREVIEW_LENGTH = 8192
+PREVIEW_QUALITIES = (75, 50, 25)
+"""Of WebP, in percent; a preview that is still mostly noise needs the lower ones."""
 
 
 def stored(store: ObjectStore, drawn: Drawn) -> GenerateResult:
@@ -32,6 +41,19 @@ def stored(store: ObjectStore, drawn: Drawn) -> GenerateResult:
         unknown_words=best.picture.unknown_words,
         warnings=best.picture.warnings,
     )
+
+
+def preview(pixels: Pixels) -> str:
+    """A data: URL of at most `PREVIEW_LENGTH` characters: a small picture, as well as that can show it."""
+    image = Image.fromarray(pixels)
+    while True:
+        for quality in PREVIEW_QUALITIES:
+            file = BytesIO()
+            image.save(file, "WEBP", quality=quality)
+            url = f"data:image/webp;base64,{b64encode(file.getvalue()).decode()}"
+            if len(url) <= PREVIEW_LENGTH:
+                return url
+        image = image.reduce(2)
 
 
 def _stored(store: ObjectStore, picture: Picture) -> StoredImage:

@@ -41,7 +41,7 @@ from shared.jobs import (
     Status,
 )
 from shared.metrics import Recorder
-from shared.queue import JobEvent, JobQueue
+from shared.queue import JobQueue
 from shared.settings import Settings
 from shared.storage import ObjectStore, file_key
 from workers.batcher import Batcher, Released
@@ -54,6 +54,7 @@ from workers.patience import patiently
 from workers.pictures import stored
 from workers.stages import Stages, play
 from workers.tasks import Ticket
+from workers.watchers import Watchers
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +71,6 @@ INTERNAL = JobError(
 KEPT_TOGETHER = 4
 """Pictures that one thread encodes and stores: few, so that a distant storage is asked for many at a time, and more
 than one, because handing over costs as much as encoding a small one."""
-
-UNWATCHED_EVENTS = 10_000
-"""Events that wait while Redis is frozen; the oldest are dropped, since watchers look at PostgreSQL as well."""
 
 
 @dataclass(eq=False, slots=True)
@@ -110,7 +108,7 @@ class Runner:
         self._store = ObjectStore.open(settings)
         self._fetcher = Fetcher(settings)
         self._heartbeat = Heartbeat(settings, self._database, worker, on_beat=lambda: recorder.flush(self._queue.redis))
-        self._announcements = Grouped[JobEvent](self._queue.announce, "announcer", most=UNWATCHED_EVENTS)
+        self._watchers = Watchers(self._queue)
         self._arrivals = Grouped(self._claim_all, "claims")
         self._drawings = Grouped(self._keep_all, "drawings")
         self._endings = Grouped(self._settle_all, "endings")
@@ -159,7 +157,7 @@ class Runner:
         self._drawings.close()
         self._endings.close()
         self._heartbeat.close()
-        self._announcements.close()
+        self._watchers.close()
         try:
             self._recorder.flush(self._queue.redis)
             self._database.workers.unregister(self._worker)
@@ -219,7 +217,7 @@ class Runner:
 
     def _go(self, ticket: Ticket, claim: Claim, asked: int) -> None:
         ticket.started()
-        self._announcements.add((claim.id, {"status": Status.RUNNING.value}))
+        self._watchers.started(claim.id)
         about = {"tuwen.job": str(claim.id), "tuwen.worker": self._worker, "tuwen.attempt": claim.attempts}
         trace = tracing.job(claim.kind.value, claim.trace, waited=claim.waited, asked=asked, attributes=about)
         run = _Run(ticket, claim, self._heartbeat.hold(claim), time.monotonic(), trace)
@@ -250,13 +248,14 @@ class Runner:
         run.lease.watch(future)
         future.add_done_callback(partial(self._answered, run, work))
 
-    def _submit(self, claim: Claim, item: Item, tells: bool = True) -> Future[Output]:
+    def _submit(self, claim: Claim, item: Item, number: int = 0) -> Future[Output]:
         return self._batcher.submit(
             item,
             priority=claim.priority,
             # It may be the one that killed a process: let it not take neighbours with it.
             alone=claim.crashes > 0,
-            on_progress=partial(self._announce_progress, claim.id) if tells else None,
+            on_progress=partial(self._watchers.progressed, claim.id, number),
+            watched=partial(self._watchers.follow, claim.id),
         )
 
     def _answered(self, run: _Run, work: Work, future: Future[Any]) -> None:
@@ -326,6 +325,7 @@ class Runner:
                     steps=wanted.steps,
                     guidance=wanted.guidance,
                     model=claim.model,
+                    previews=wanted.previews,
                 )
                 return item if wanted.candidates == 1 and wanted.min_score is None else draw(item, wanted)
             case DescribeInput() as wanted:
@@ -348,9 +348,6 @@ class Runner:
         else:
             raise ValueError("base64 images are stored as files before the job is written")
         return pixels(data, self._settings)
-
-    def _announce_progress(self, job_id: UUID, step: int, steps: int) -> None:
-        self._announcements.add((job_id, {"progress": {"step": step, "steps": steps}}))
 
     # ── settling ──────────────────────────────────────────────────────────────────────────────────
 
@@ -386,10 +383,10 @@ class Runner:
     def _tell(self, run: _Run, status: Status | None, error: JobError | None) -> None:
         """Those who watch; without a status somebody else has the job by now."""
         run.trace.end(status.value if status else "lost", error.detail if error else None)
+        self._watchers.ended(run.claim.id, status)
         if status is None:
             run.ticket.dropped(None)
             return
-        self._announcements.add((run.claim.id, {"status": status.value}))
         self._recorder.finished(run.claim.kind, status, wait=run.claim.waited, run=time.monotonic() - run.began)
         run.ticket.ended(status, error)
 

@@ -12,8 +12,8 @@ from workers.engines.base import Item, Output
 
 T = TypeVar("T")
 Stages = Generator[Sequence[Item], list[Output], T]
-Submit = Callable[[Item, bool], "Future[Output]"]
-"""Has an engine run an item; told whether it is the first of its stage, whose progress stands for all."""
+Submit = Callable[[Item, int], "Future[Output]"]
+"""Has an engine run an item; told its number in its stage, of which the steps of number 0 stand for all."""
 
 
 def play(stages: Stages[T], submit: Submit) -> Future[T]:
@@ -44,7 +44,7 @@ class _Player(Generic[T]):
     def go_on(self, answers: list[Output] | None) -> None:
         try:
             items = self._stages.send(answers)  # type: ignore[arg-type]  # None starts a generator
-            calls = [self._submit(item, number == 0) for number, item in enumerate(items)]
+            calls = [self._submit(item, number) for number, item in enumerate(items)]
         except StopIteration as end:
             with suppress(InvalidStateError):
                 self.future.set_result(end.value)

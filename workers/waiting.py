@@ -16,10 +16,17 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from itertools import count
 
-from workers.engines.base import Item, Output
+from workers.engines.base import Item, Output, Partial
 
 PATIENCE = 8
 """Batches that an item may be passed over before it leads one, whatever its priority."""
+
+
+OnProgress = Callable[[int, int, Partial | None], None]
+
+
+def _by_nobody() -> bool:
+    return False
 
 
 class Entry:
@@ -28,10 +35,18 @@ class Entry:
     While it waits, the lock of `Waiting` guards it; once taken out, whoever took it settles it, once.
     """
 
-    def __init__(self, item: Item, priority: int, alone: bool, on_progress: Callable[[int, int], None] | None):
+    def __init__(
+        self,
+        item: Item,
+        priority: int,
+        alone: bool,
+        on_progress: OnProgress | None = None,
+        watched: Callable[[], bool] | None = None,
+    ):
         self.item = item
         self.priority = priority
         self.on_progress = on_progress
+        self.watched = watched or _by_nobody
         self.future: Future[Output] = Future()
         self.limit_key: Hashable = (item.kind, item.batch_key)
         self.batch_key: Hashable = (self.limit_key, id(self)) if alone else self.limit_key

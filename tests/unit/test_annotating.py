@@ -45,7 +45,7 @@ class Words:
     def is_warm(self, item: Any) -> bool:
         return True
 
-    def run(self, kind: Kind, items: Sequence[Any], on_progress: Any, cancelled: Any) -> list[Any]:
+    def run(self, kind: Kind, items: Sequence[Any], *_: Any) -> list[Any]:
         self.gate.wait(20)
         self.batches.append(list(items))
         return [self.answer(item) for item in items]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +16,7 @@ from shared.errors import EngineCrashed, EngineError, EngineHung, EngineStartFai
 from shared.jobs import Kind, MatchResult
 from workers import batcher as module
 from workers.batcher import Batcher
-from workers.engines.base import GenerateItem, Item, MatchItem, Picture
+from workers.engines.base import GenerateItem, Item, MatchItem, Partial, Picture
 from workers.waiting import PATIENCE
 
 PATIENT = 20.0
@@ -54,8 +54,9 @@ class HandDrivenEngine:
         self.start_failures: list[Exception] = []
         self.alive = False
         self.model = ""
-        self.on_progress: Callable[[int, int], None]
+        self.on_progress: Callable[[int, int, Mapping[int, Partial]], None]
         self.cancelled: Callable[[int], bool]
+        self.watched: Callable[[int], bool]
         self._entered = threading.Semaphore(0)
         self._gate = threading.Semaphore(0)
         self._killed = threading.Event()
@@ -79,11 +80,12 @@ class HandDrivenEngine:
         self,
         kind: Kind,
         items: Sequence[Any],
-        on_progress: Callable[[int, int], None],
+        on_progress: Callable[[int, int, Mapping[int, Partial]], None],
         cancelled: Callable[[int], bool],
+        watched: Callable[[int], bool],
     ) -> list[Any]:
         prompts = [item.prompt if isinstance(item, GenerateItem) else item.text for item in items]
-        self.on_progress, self.cancelled = on_progress, cancelled
+        self.on_progress, self.cancelled, self.watched = on_progress, cancelled, watched
         self.model = getattr(items[0], "model", "")
         self.kinds.append(kind)
         self.batches.append(prompts)
@@ -541,27 +543,38 @@ def test_a_cancelled_item_is_not_retried(desk: Callable[..., Desk]) -> None:
 def test_progress_is_told_to_every_item_of_the_batch(desk: Callable[..., Desk]) -> None:
     d = desk()
     steps: dict[str, list[Any]] = {"a": [], "b": []}
-    futures = [d.ask(name, on_progress=lambda step, of, name=name: steps[name].append((step, of))) for name in steps]
+    futures = [d.ask(name, on_progress=lambda *told, name=name: steps[name].append(told)) for name in steps]
     d.step()
-    d.engine.on_progress(1, 2)
+    d.engine.on_progress(1, 2, {1: "a dog"})
     assert futures[1].cancel()
-    d.engine.on_progress(2, 2)
+    d.engine.on_progress(2, 2, {})
     assert d.finish(futures[0]) == ["a"]
-    assert steps == {"a": [(1, 2), (2, 2)], "b": [(1, 2)]}
+    assert steps == {"a": [(1, 2, None), (2, 2, None)], "b": [(1, 2, "a dog")]}
+
+
+def test_the_engine_may_ask_which_items_are_watched(desk: Callable[..., Desk]) -> None:
+    d = desk()
+    followed = set()
+    futures = [d.ask("a"), d.ask("b", watched=lambda: "b" in followed)]
+    d.step()
+    assert [d.engine.watched(index) for index in range(2)] == [False, False]
+    followed.add("b")
+    assert [d.engine.watched(index) for index in range(2)] == [False, True]
+    d.finish(*futures)
 
 
 def test_a_listener_that_fails_hurts_nobody(desk: Callable[..., Desk]) -> None:
     d = desk()
     heard = []
 
-    def broken(step: int, steps: int) -> None:
+    def broken(step: int, *_: object) -> None:
         heard.append(step)
         raise ConnectionError("nobody there")
 
     futures = [d.ask("broken", on_progress=broken), d.ask("b")]
     d.step()
-    d.engine.on_progress(1, 2)
-    d.engine.on_progress(2, 2)
+    d.engine.on_progress(1, 2, {})
+    d.engine.on_progress(2, 2, {})
     assert d.finish(*futures) == ["broken", "b"]
     assert heard == [1]
 

@@ -23,11 +23,11 @@ class Engines:
     """Answers when told to; a picture's red is its seed, and so, in hundredths, is its score."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Item, bool, Future[Output]]] = []
+        self.asked: list[tuple[Item, int, Future[Output]]] = []
 
-    def submit(self, item: Item, leads: bool) -> Future[Output]:
+    def submit(self, item: Item, number: int) -> Future[Output]:
         future: Future[Output] = Future()
-        self.asked.append((item, leads, future))
+        self.asked.append((item, number, future))
         return future
 
     def answer(self) -> list[Item]:
@@ -76,7 +76,7 @@ class TestStages:
             return [answer.score for answer in answers if isinstance(answer, MatchResult)]
 
         future = play(stages(), engines.submit)
-        assert [leads for _, leads, _ in engines.asked] == [True, False]
+        assert [number for _, number, _ in engines.asked] == [0, 1]
         assert [type(item) for item in engines.answer()] == [GenerateItem] * 2
         assert not future.done()
         assert [type(item) for item in engines.answer()] == [MatchItem] * 2
@@ -103,7 +103,7 @@ class TestStages:
             engines.finish(stages())
 
     def test_what_is_answered_at_once_may_be(self) -> None:
-        def submit(_item: Item, _leads: bool) -> Future[Output]:
+        def submit(_item: Item, _number: int) -> Future[Output]:
             future: Future[Output] = Future()
             future.set_exception(EngineError("stopping"))
             return future

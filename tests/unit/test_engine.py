@@ -26,7 +26,7 @@ from workers.batcher import Batcher
 from workers.cores import engine_threads, usable_cores
 from workers.engine import EngineProcess
 from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Picture, RecognizeItem
-from workers.engines.host import engine_path, visible_device
+from workers.engines.host import LONGEST_PART, engine_path, visible_device
 from workers.engines.messages import SLOTS
 
 ROOT = Path(__file__).parents[2]
@@ -300,8 +300,56 @@ def test_progress_is_a_sign_of_life(engine: Callable[..., EngineProcess]) -> Non
     """Ten steps of 0.3 s take longer than the 1.5 s of silence that would be a hang."""
     process = engine(batch_timeout=1.5)
     seen: list[tuple[int, int]] = []
-    assert len(process.run(Kind.GENERATE, asked("sleep 3"), lambda step, steps: seen.append((step, steps)))) == 1
+    assert len(process.run(Kind.GENERATE, asked("sleep 3"), lambda *told: seen.append(told[:2]))) == 1
     assert seen == [(step, 10) for step in range(1, 11)]
+
+
+def test_what_there_is_so_far_is_asked_for_those_items_that_are_watched(
+    engine: Callable[..., EngineProcess],
+) -> None:
+    process = engine(generator("Puppet"))
+    prompt = """
+import numpy, time
+def so_far(index):
+    return {1: "half", 2: numpy.zeros((128, 2, 3), numpy.uint8), 3: "long" * 10**5, 4: None}[index]  # not 0, not 5
+for step in range(1, 4):
+    time.sleep(0.2)
+    run.progress(step, 3, so_far)
+"""
+    told: list[dict[int, Any]] = []
+    process.run(
+        Kind.GENERATE,
+        [GenerateItem(prompt, seed) for seed in range(6)],
+        lambda _step, _steps, parts: told.append(dict(parts)),
+        watched=lambda index: 1 <= index <= 4,
+    )
+    assert len(told) == 3
+    for parts in told:
+        assert parts.keys() == {1, 2, 3}
+        assert parts[1] == "half"
+        assert parts[2].shape == (128, 2, 3)
+        assert parts[3] == "long" * (LONGEST_PART // 4)
+
+
+def test_who_begins_to_watch_while_a_batch_runs_is_told_at_the_next_step(engine: Callable[..., EngineProcess]) -> None:
+    process = engine(generator("Puppet"))
+    prompt = "import time\nfor step in range(1, 9): time.sleep(0.2); run.progress(step, 8, lambda _: f'{step} words')"
+    told: list[tuple[int, dict[int, Any]]] = []
+    process.run(
+        Kind.GENERATE,
+        asked(prompt),
+        lambda step, _steps, parts: told.append((step, dict(parts))),
+        watched=lambda _: any(step == 4 for step, _ in told),
+    )
+    assert all(not parts for step, parts in told if step <= 4)
+    assert told[-1] == (8, {0: "8 words"})
+
+
+def test_a_preview_that_is_no_small_picture_fails_its_batch(engine: Callable[..., EngineProcess]) -> None:
+    process = engine(generator("Puppet"))
+    prompt = "import numpy\nrun.progress(1, 2, lambda _: numpy.zeros((129, 8, 3), numpy.uint8))"
+    with pytest.raises(EngineError, match="TypeError"):
+        process.run(Kind.GENERATE, asked(prompt), watched=lambda _: True)
 
 
 @pytest.mark.parametrize("size", [1, 4096], ids=["small", "larger than the pipe"])
@@ -322,7 +370,7 @@ def test_a_callback_that_fails_does_not_leave_its_answer_for_the_next_batch(
 ) -> None:
     process = engine(generator("SlowGenerator"))
 
-    def fail(step: int, steps: int) -> None:
+    def fail(*_: object) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -463,7 +511,7 @@ def test_cancellation_reaches_the_running_engine(engine: Callable[..., EnginePro
     process = engine(batch_timeout=3600)
     cancelled = {0: False, 1: False}
 
-    def cancel(step: int, steps: int) -> None:
+    def cancel(step: int, *_: object) -> None:
         cancelled[step - 1] = True
 
     answers = process.run(Kind.GENERATE, asked("sleep 3", "b"), cancel, lambda index: cancelled[index])
@@ -644,7 +692,7 @@ def test_stop_kills_what_outlasts_its_grace() -> None:
     endless = "import time; run.progress(1, 2); time.sleep(3600)"
     running = threading.Event()
     with ThreadPoolExecutor(1) as thread:
-        run = thread.submit(outcomes, batcher, endless, on_progress=lambda step, steps: running.set())
+        run = thread.submit(outcomes, batcher, endless, on_progress=lambda *_: running.set())
         assert running.wait(PATIENT)
         batcher.stop(0.1)
         assert run.result(PATIENT) == ["Released"]

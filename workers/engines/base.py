@@ -6,7 +6,7 @@ C-contiguous `uint8` arrays of shape (height, width, 3), RGB.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,6 +26,8 @@ class GenerateItem:
     guidance: float | None = None
     model: str = ""
     """Which of the kind's models; none means the first."""
+    previews: int = 0
+    """Steps from one preview to the next; 0: none is wanted."""
 
     kind = Kind.GENERATE
 
@@ -96,11 +98,25 @@ class Picture:
 Output = Picture | DescribeResult | RecognizeResult | MatchResult
 
 
+Partial = str | Pixels
+"""What there is of an output before it is done: the beginning of a text, which may only grow, or a small picture."""
+
+PREVIEW_SIDE = 128
+"""Pixels of a small picture's longer side, at most."""
+
+SoFar = Callable[[int], Partial | None]
+"""Answers what there is of item `index`; None where that is nothing, or nothing new."""
+
+
 class Run(Protocol):
     """What a running batch may tell and ask while it runs."""
 
-    def progress(self, step: int, steps: int) -> None:
-        """Tell that `step` of `steps` sampling or decoding steps are done, for the whole batch."""
+    def progress(self, step: int, steps: int, so_far: SoFar | None = None) -> None:
+        """Tell that `step` of `steps` sampling or decoding steps are done, for the whole batch.
+
+        `so_far` is asked before this returns, for those items that somebody watches, and not in every step: what it
+        makes costs nothing where nobody looks.
+        """
 
     def cancelled(self, index: int) -> bool:
         """Whether nobody waits for item `index` any more; ask between steps, and stop when all are."""

@@ -27,10 +27,12 @@ import numpy as np
 from shared.errors import EngineError, EngineStartFailed, OutOfMemory, TuwenError, UnknownModel
 from shared.jobs import DescribeResult, Kind, MatchResult, RecognizeResult
 from shared.models import ModelSpec, parse_models
-from workers.engines.base import Engine, Item, Picture
+from workers.engines.base import PREVIEW_SIDE, Engine, Item, Partial, Picture, SoFar
 from workers.engines.devices import hold_gpu
 from workers.engines.messages import (
+    CANCELLED,
     SLOTS,
+    WATCHED,
     Answer,
     Answers,
     Batch,
@@ -49,6 +51,11 @@ from workers.engines.wire import Wire
 
 PROGRESS_INTERVAL = 0.05
 """Seconds between two progress messages; a model of a thousand quick steps would flood the parent with them."""
+
+PARTS_PER_SECOND = 2_000_000
+"""Bytes of growing texts and previews in a second; where there are more, they are told more rarely."""
+LONGEST_PART = 16_384
+"""Characters of a growing text that are told; the whole text comes with the result."""
 
 PR_SET_PDEATHSIG = 1
 """From <linux/prctl.h>."""
@@ -155,7 +162,7 @@ def main(
 ) -> None:
     """Entry of the spawned process.
 
-    `flags` is shared memory, a byte for each item of the running batch, not 0 when the item is cancelled;
+    `flags` is shared memory, a byte for each item of the running batch (see `messages.CANCELLED`);
     `visible` and `device` are what `visible_device` answered; `threads` compute where the device is the CPU.
     """
     # Ctrl-C and a supervisor's SIGTERM reach the whole process group; the parent decides when this one ends.
@@ -305,18 +312,34 @@ class _Run:
     def __init__(self, host: _Host, count: int):
         self._host = host
         self._count = count
-        self._told = -math.inf
+        self._next = -math.inf
 
-    def progress(self, step: int, steps: int) -> None:
-        now = time.monotonic()
-        if now - self._told >= PROGRESS_INTERVAL:
-            self._told = now
-            self._host.send(Step(int(step), int(steps)))
+    def progress(self, step: int, steps: int, so_far: SoFar | None = None) -> None:
+        if time.monotonic() < self._next:
+            return
+        parts = {} if so_far is None else self._parts(so_far)
+        self._host.send(Step(int(step), int(steps), parts))
+        size = sum(len(part) if isinstance(part, str) else part.nbytes for part in parts.values())
+        self._next = time.monotonic() + max(PROGRESS_INTERVAL, size / PARTS_PER_SECOND)
+
+    def _parts(self, so_far: SoFar) -> dict[int, Partial]:
+        watched = [index for index, flag in enumerate(self._host.flags[: self._count]) if flag == WATCHED]
+        parts = ((index, so_far(index)) for index in watched)
+        return {index: _bounded(part) for index, part in parts if part is not None}
 
     def cancelled(self, index: int) -> bool:
         if not 0 <= index < self._count:
             raise IndexError(f"item {index} of a batch of {self._count}")
-        return self._host.flags[index] != 0
+        return self._host.flags[index] & CANCELLED != 0
+
+
+def _bounded(part: Partial) -> Partial:
+    """A text's beginning, of which no end is foreseen; a picture has to be a small one."""
+    if isinstance(part, str):
+        return part[:LONGEST_PART]
+    if part.dtype != np.uint8 or part.shape[2:] != (3,) or max(part.shape[:2]) > PREVIEW_SIDE:
+        raise TypeError(f"a preview is RGB of 8 bits with sides of at most {PREVIEW_SIDE} pixels")
+    return part
 
 
 def _checked(kind: Kind, answers: Sequence[Any], count: int) -> list[Answer]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shared.errors import TuwenError
 from shared.jobs import Kind
-from workers.engines.base import Item, Output
+from workers.engines.base import Item, Output, Partial
 from workers.engines.residents import Key
 
 Answer = Output | TuwenError
 
 SLOTS = 4096
-"""Most items of one batch: each has a byte of shared memory that says whether it was cancelled."""
+"""Most items of one batch: each has a byte of shared memory with what the parent says of it while it runs."""
+CANCELLED, WATCHED = 1, 2
+"""Bits of such a byte: nobody waits for the item any more; somebody would like to see what there is of it so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ class Ready:
 class Step:
     step: int
     steps: int
+    parts: Mapping[int, Partial]
+    """What there is of the items that are watched, by their index."""
 
 
 @dataclass(frozen=True, slots=True)

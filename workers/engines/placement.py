@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from shared.errors import EngineStartFailed
+from workers.engines.base import SoFar
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
@@ -86,7 +87,7 @@ def in_use(device: str) -> int:
 class Unheard:
     """The `Run` of a trial: nobody listens, nobody cancels."""
 
-    def progress(self, step: int, steps: int) -> None: ...
+    def progress(self, step: int, steps: int, so_far: SoFar | None = None) -> None: ...
 
     def cancelled(self, index: int) -> bool:  # noqa: ARG002
         return False

@@ -4,17 +4,18 @@
 
 It is called in the engine process with every prompt, and every negative one, before a picture is made, and with every
 picture made, uint8 (height, width, 3). What it returns is the reason for a refusal, which the client is told; None
-lets it pass. A filter that fails lets nothing pass.
+lets it pass. A filter that fails lets nothing pass. Previews of pictures it cannot judge: there are none with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 
 from shared.errors import ContentRefused, EngineStartFailed, TuwenError
 from shared.images import Pixels
-from workers.engines.base import Engine, GenerateItem, Item, Output, Picture, Run
+from workers.engines.base import Engine, GenerateItem, Item, Output, Partial, Picture, Run, SoFar
 
 Judge = Callable[[str | Pixels], str | None]
 
@@ -52,8 +53,13 @@ class _Renumbered:
     def __init__(self, run: Run, indices: list[int]):
         self._run, self._indices = run, indices
 
-    def progress(self, step: int, steps: int) -> None:
-        self._run.progress(step, steps)
+    def progress(self, step: int, steps: int, so_far: SoFar | None = None) -> None:
+        self._run.progress(step, steps, so_far and partial(self._unjudged, so_far))
+
+    def _unjudged(self, so_far: SoFar, index: int) -> Partial | None:
+        """Texts only: half a picture may show what the judge of the whole one will not let pass."""
+        part = so_far(self._indices.index(index)) if index in self._indices else None
+        return part if isinstance(part, str) else None
 
     def cancelled(self, index: int) -> bool:
         return self._run.cancelled(self._indices[index])

@@ -15,7 +15,8 @@ A picture's text is the greedily most probable one, or drawn by lots of its own:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from os.path import commonprefix
 from typing import Any, ClassVar
 
 import torch
@@ -43,6 +44,8 @@ TRIAL_TOKENS = 4
 MANY_TOKENS = 2048
 USUAL_TOKENS = 64
 """Tokens for which the size of a batch is measured; more take more memory each."""
+UNSETTLED = 3
+"""Last tokens of a growing text that decide how the text before them ends."""
 LIKELY = 50
 """Words among which lots are drawn (top-k; Fan et al., 2018): of the many others each is absurd."""
 
@@ -103,7 +106,7 @@ class TransformersDescriber:
     def run(self, items: Sequence[Item], run: Run) -> Sequence[DescribeResult | TuwenError]:
         wanted = [item for item in items if isinstance(item, DescribeItem)]
         tokens = min(wanted[0].max_tokens, self.longest)
-        watch = _Watch(run, [item.seed for item in wanted], tokens)
+        watch = _Watch(run, [item.seed for item in wanted], tokens, self._text)
         sequences = self.model.generate(
             **self._inputs(wanted),
             max_new_tokens=tokens,
@@ -155,16 +158,20 @@ class TransformersDescriber:
             )
         written = ids[begin:].tolist()
         length = next((place for place, token in enumerate(written) if token in ends), len(written))
-        text = self.processor.tokenizer.decode(ids[begin:] if self.chats else ids, skip_special_tokens=True)
         said = sureness[: length + 1]  # the end too: that the text is over is part of it
         return DescribeResult(
-            text=text.strip(),
+            text=self._text(ids, begin),
             language=item.language if self.chats else self.language,
             confidence=min(1.0, math.exp(sum(said) / max(1, len(said)))),
             tokens=length,
             prompt_tokens=begin if self.chats else None,
             warnings=tuple(self._warnings(item, length)),
         )
+
+    def _text(self, ids: Tensor, begin: int) -> str:
+        """What is written in one row of tokens; a captioner's text begins with its prompt."""
+        text = self.processor.tokenizer.decode(ids[begin:] if self.chats else ids, skip_special_tokens=True)
+        return str(text).strip()
 
     def _warnings(self, item: DescribeItem, length: int) -> list[str]:
         warnings = []
@@ -180,8 +187,8 @@ class TransformersDescriber:
 class _Watch(LogitsProcessor):  # type: ignore[misc]  # mypy does not follow transformers
     """Sees the scores of every step: draws lots, notes how sure the model is, tells the progress, asks who waits."""
 
-    def __init__(self, run: Run, seeds: Sequence[int | None], steps: int):
-        self.run, self.count, self.steps = run, len(seeds), steps
+    def __init__(self, run: Run, seeds: Sequence[int | None], steps: int, text: Callable[[Tensor, int], str]):
+        self.run, self.count, self.steps, self.text = run, len(seeds), steps, text
         self.lots = {row: torch.Generator().manual_seed(seed) for row, seed in enumerate(seeds) if seed is not None}
         self.begin = 0
         """Where the written tokens begin in the sequences; 0 where the prompt went in as embeddings."""
@@ -199,8 +206,18 @@ class _Watch(LogitsProcessor):  # type: ignore[misc]  # mypy does not follow tra
         self._sureness.append(sureness.gather(-1, scores.argmax(dim=-1, keepdim=True)).squeeze(-1))
         return scores
 
-    def told(self) -> None:
-        self.run.progress(len(self._sureness), self.steps)
+    def tell(self, ids: Tensor) -> None:
+        """`ids` (items, tokens): all that is written so far."""
+        self.run.progress(len(self._sureness), self.steps, lambda index: self._settled(ids[index].cpu()))
+
+    def _settled(self, ids: Tensor) -> str:
+        """The beginning of a row's text that further tokens leave as it is.
+
+        They finish words and characters of several bytes, and take back spaces (“do n ' t” becomes “don't”), none of
+        which reaches back further than `UNSETTLED` tokens.
+        """
+        before = self.text(ids[:-UNSETTLED], self.begin) if len(ids) - UNSETTLED > self.begin else ""
+        return commonprefix([self.text(ids, self.begin), before]).rstrip()  # noqa: RUF071  # letters are meant
 
     def unwanted(self) -> list[bool]:
         return [self.run.cancelled(index) for index in range(self.count)]
@@ -217,7 +234,7 @@ class _Stop(StoppingCriteria):  # type: ignore[misc]
         self.watch = watch
 
     def __call__(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:  # noqa: ARG002
-        self.watch.told()
+        self.watch.tell(ids)
         return torch.tensor(self.watch.unwanted(), device=ids.device)
 
 

@@ -11,18 +11,10 @@ from shared.images import Pixels
 from shared.jobs import DescribeResult, Language, MatchResult, RecognizeResult, Style
 from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Picture, RecognizeItem
 from workers.engines.builtin import BuiltinDescriber, BuiltinGenerator, BuiltinMatcher, BuiltinRecognizer
+from workers.engines.placement import Unheard
 
 Built = BuiltinGenerator | BuiltinDescriber | BuiltinRecognizer | BuiltinMatcher
 Result = TypeVar("Result", Picture, DescribeResult, MatchResult, RecognizeResult)
-
-
-class _Unhurried:
-    """A run that nobody follows and nobody cancels."""
-
-    def progress(self, step: int, steps: int) -> None: ...
-
-    def cancelled(self, index: int) -> bool:  # noqa: ARG002
-        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +55,7 @@ def _answers(engine: Built, items: Sequence[Item], kind: type[Result]) -> list[R
     answers: list[Result] = []
     size = engine.batch_limit(items[0]) if items else 1
     for start in range(0, len(items), size):
-        for answer in engine.run(items[start : start + size], _Unhurried()):
+        for answer in engine.run(items[start : start + size], Unheard()):
             if isinstance(answer, TuwenError):
                 raise answer
             if not isinstance(answer, kind):

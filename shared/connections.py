@@ -7,7 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from sqlalchemy import ColumnElement, Connection, CursorResult, Engine, create_engine, event, func, make_url
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Engine,
+    SQLColumnExpression,
+    create_engine,
+    event,
+    func,
+    make_url,
+)
 from sqlalchemy import exc as sqlalchemy_errors
 
 from shared.errors import DatabaseUnavailable
@@ -54,7 +64,7 @@ def driver_url(url: str) -> str:
     return make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
 
-def seconds(count: float) -> ColumnElement[Any]:
+def seconds(count: float | SQLColumnExpression[float]) -> ColumnElement[Any]:
     """An interval."""
     return func.make_interval(0, 0, 0, 0, 0, 0, count)
 

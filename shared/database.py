@@ -136,7 +136,7 @@ class Database:
     """
 
     def __init__(self, settings: Settings, *, pool_size: int = 8, longest: float | None = None):
-        """`longest`: seconds that a statement may take, of which none is for ever anyway; none means any time."""
+        """`longest`: seconds after which PostgreSQL breaks a statement off; none means never."""
         self._settings = settings
         self._connections = Connections(settings, pool_size=pool_size, longest=longest)
         self._run = self._connections.run
@@ -375,7 +375,7 @@ class Database:
         return Status(rows[0].status)
 
     def retry(self, id: UUID, tenant: Tenant, *, quota: int | None = None) -> Dispatch:
-        """Queue a job that ended without a result once more, with fresh attempts and deadline.
+        """Queue a job that ended without a result once more, with fresh attempts and as much time as it had at first.
 
         Raises:
             NotFound: no such job of this tenant.
@@ -395,7 +395,7 @@ class Database:
                 crashes=0,
                 available_at=func.now(),
                 dispatch_due_at=func.now() + seconds(self._settings.redispatch_after),
-                deadline_at=func.now() + seconds(self._settings.job_deadline),
+                deadline_at=func.now() + seconds(JobRow.deadline),
                 worker=None,
                 started_at=None,
                 finished_at=None,

@@ -74,6 +74,8 @@ class JobRow(Base):
     available_at: Mapped[datetime] = mapped_column(server_default=func.now())
     dispatch_due_at: Mapped[datetime | None]
     deadline_at: Mapped[datetime]
+    deadline: Mapped[float]
+    """Seconds from submission to `deadline_at`; a retry by its owner gives it as many anew."""
 
     # lease; `worker` stays when the job is over, to tell who did it
     worker: Mapped[str | None]

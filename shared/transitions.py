@@ -67,10 +67,11 @@ def _ending(statement: str) -> str:
 SUBMIT = text("""
     WITH accepted AS (
         INSERT INTO jobs (
-            id, kind, model, priority, request, max_attempts, webhook, tenant, trace, dispatch_due_at, deadline_at
+            id, kind, model, priority, request, max_attempts, webhook, tenant, trace, dispatch_due_at, deadline_at,
+            deadline
         )
         SELECT new.id, kind, model, priority, request, max_attempts, webhook, :tenant, CAST(:trace AS text),
-            now() + :redispatch_after * interval '1 second', now() + deadline * interval '1 second'
+            now() + :redispatch_after * interval '1 second', now() + deadline * interval '1 second', deadline
         FROM unnest(
             CAST(:ids AS uuid[]), CAST(:kinds AS text[]), CAST(:models AS text[]), CAST(:priorities AS int[]),
             CAST(:inputs AS jsonb[]), CAST(:max_attempts AS int[]), CAST(:webhooks AS text[]),

@@ -18,7 +18,7 @@ from shared.errors import Conflict, DatabaseUnavailable, IdempotencyMismatch, In
 from shared.jobs import Candidate, GenerateResult, JobError, JobRequest, Kind, MatchResult, Status, StoredImage
 from shared.migrations import _config, is_current
 from shared.settings import Settings
-from tests.plain_sql import Sql
+from tests.plain_sql import Sql, plain_sql
 
 BOOM = JobError(code="boom", detail="It broke.", retryable=True)
 RESULT = MatchResult(score=0.5)
@@ -49,6 +49,19 @@ def rewind(sql: Sql, id: UUID, column: str, by: float = 3600.0) -> None:
 
 
 class TestSchema:
+    def test_older_jobs_learn_how_much_time_they_were_given(self, postgres: Postgres, settings: Settings) -> None:
+        url = postgres.create_database("older", template="template0")
+        command.upgrade(_config(url), "0004")
+        with plain_sql(settings.model_copy(update={"database_url": url})) as sql:
+            sql("""
+                INSERT INTO jobs (
+                    id, tenant, kind, model, priority, request, max_attempts, dispatch_due_at, deadline_at
+                ) VALUES (uuidv7(), 't', 'generate', 'builtin', 5, '{}', 5, now(), now() + interval '90 seconds')
+            """)
+            command.upgrade(_config(url), "0005")
+            assert sql("SELECT deadline FROM jobs") == [(90.0,)]
+        postgres.drop_database("older")
+
     def test_models_and_migrations_agree(self, settings: Settings) -> None:
         assert is_current(settings.database_url)
         command.check(_config(settings.database_url))
@@ -278,6 +291,15 @@ class TestCancelAndRetry:
         database.finish([Finish(id, claim(database, id).epoch, RESULT)])
         with pytest.raises(Conflict, match="is succeeded"):
             database.retry(id, "t")
+
+    def test_each_retry_gives_as_much_time_as_the_first_submission(self, database: Database, sql: Sql) -> None:
+        [id] = submit(database, deadline=60.0)
+        for _ in range(2):
+            rewind(sql, id, "deadline_at", 90)
+            assert database.expire_queued() == [id]
+            database.retry(id, "t")
+            [[left]] = sql("SELECT deadline_at - now() FROM jobs WHERE id = :id", id=id)
+            assert timedelta(seconds=50) < left <= timedelta(seconds=60)
 
     def test_retry_keeps_the_quota(self, database: Database) -> None:
         first, _ = submit(database, 2)

@@ -44,6 +44,8 @@ WEBHOOKS_TASK = "tuwen.webhooks"
 COLLECTION_TASK = "tuwen.collection"
 GENERATION_KEY = "tuwen:generation"
 """Held by every Redis that has not lost its data since the housekeeper last looked."""
+COLLECTED_KEY = "tuwen:collected"
+"""How far the search for orphans has come; a Redis that forgets it makes it begin anew."""
 CANCEL_CHANNEL = "tuwen:cancel"
 """Tells workers that a cancel was requested, so that they need not wait for the next heartbeat."""
 
@@ -270,6 +272,15 @@ class JobQueue:
         with _translated():
             self.redis.set(GENERATION_KEY, str(uuid4()), nx=True)
             return f"{self.redis.get(GENERATION_KEY)!s}@{self.redis.info('server')['run_id']}"
+
+    def collected(self) -> str:
+        """Storage key up to which orphans were looked for; empty at the beginning."""
+        with _translated():
+            return str(self.redis.get(COLLECTED_KEY) or "")
+
+    def note_collected(self, key: str) -> None:
+        with _translated():
+            self.redis.set(COLLECTED_KEY, key)
 
     def sign_housekeeper(self, host: str, lifetime: float) -> None:
         """The housekeeper on `host` works; believed for `lifetime` seconds."""

@@ -192,6 +192,33 @@ class ObjectStore:
                 for meta in page:
                     yield StoredObject(meta["path"], meta["size"], meta["last_modified"])
 
+    def walk(self, prefix: str, after: str = "") -> Iterator[StoredObject]:
+        """The objects in the folder `prefix`, always in the same order, from the first one beyond the key `after`.
+
+        For those who do a part now and the rest later: what comes before is not read again.
+        """
+        _require_key(prefix)
+        with self._translated(prefix):
+            if self._root is not None:
+                yield from self._descend(prefix, tuple(after.split("/")))
+                return
+            # S3 lists in the order of keys, and starts where it is told to.
+            for page in obstore.list(self._backend, prefix, offset=after or None, chunk_size=1000):
+                for meta in page:
+                    yield StoredObject(meta["path"], meta["size"], meta["last_modified"])
+
+    def _descend(self, folder: str, after: tuple[str, ...]) -> Iterator[StoredObject]:
+        """Folder by folder in the order of their names, leaving out those that lie wholly before `after`."""
+        found = obstore.list_with_delimiter(self._backend, folder)
+        objects = {meta["path"]: meta for meta in found["objects"]}
+        for path in sorted([*objects, *found["common_prefixes"]]):
+            parts = tuple(path.split("/"))
+            if meta := objects.get(path):
+                if parts > after:
+                    yield StoredObject(path, meta["size"], meta["last_modified"])
+            elif parts >= after[: len(parts)]:
+                yield from self._descend(path, after)
+
     def url(self, key: str, ttl: float) -> str | None:
         """A presigned URL that GETs the object for `ttl` seconds (at most 7 days), as clients reach the service.
 

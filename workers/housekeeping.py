@@ -11,10 +11,7 @@ import logging
 import platform
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from datetime import UTC, datetime, timedelta
-from itertools import islice
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -23,13 +20,14 @@ from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
 from shared.database import Database
-from shared.errors import DatabaseUnavailable, NotFound, QueueUnavailable, Unavailable
+from shared.errors import DatabaseUnavailable, QueueUnavailable, Unavailable
 from shared.fetch import Fetcher
 from shared.jobs import Kind, Status
 from shared.queue import COLLECTION_TASK, HOUSEKEEPING_QUEUE, HOUSEKEEPING_TASK, WEBHOOKS_TASK, JobQueue
 from shared.settings import Settings
 from shared.storage import ObjectStore
 from workers import webhooks
+from workers.collection import Collector
 from workers.datasets.housekeeping import DatasetKeeper
 
 log = logging.getLogger(__name__)
@@ -55,17 +53,11 @@ class Housekeeper:
         self._datasets = datasets
         self._database = Database(settings, pool_size=4)
         self._queue = JobQueue(settings)
-        self._store = ObjectStore.open(settings)
         self._fetcher = Fetcher(settings)
         self._generation: str | None = None
         self._trusting_from = 0.0
         """Time of the monotonic clock until which an expired lease says nothing about its worker."""
-        self._collected: dict[str, Callable[[Sequence[str]], list[str]]] = {
-            "results": self._database.unreferenced,
-            "files": self._database.unreferenced,
-            "documents": self._database.unreferenced,
-            "datasets": self._database.shards.unreferenced,
-        }
+        self._collector = Collector(settings, self._database, self._queue, ObjectStore.open(settings))
 
     def housekeep(self) -> None:
         """One round. Does nothing while another housekeeper is at it."""
@@ -94,7 +86,7 @@ class Housekeeper:
         """Remove what nobody can ask for any more: orphaned objects, dead workers, old idempotency keys."""
         self._database.workers.forget()
         self._database.forget_idempotency_keys()
-        self._collect_orphans()
+        self._collector.collect()
 
     def _dispatch(self) -> None:
         """Publish queued jobs whose message was lost, or was never sent.
@@ -154,19 +146,6 @@ class Housekeeper:
                     dispatcher.send(event, uuid=str(id), **details)
         except (KombuError, RedisError, OSError) as error:
             log.warning("Flower was not told: %s", error)
-
-    def _collect_orphans(self) -> None:
-        """Objects that were stored for a row that was then never written."""
-        before = datetime.now(UTC) - timedelta(seconds=self._settings.orphan_age)
-        for prefix, unreferenced in self._collected.items():
-            old = (stored.key for stored in self._store.list(prefix) if stored.last_modified < before)
-            while keys := list(islice(old, 1000)):
-                for key in unreferenced(keys):
-                    # Looked at once more: the same picture may have been stored again since it was listed.
-                    with suppress(NotFound):
-                        if self._store.head(key).last_modified < before:
-                            log.info("collecting %s", key)
-                            self._store.delete(key)
 
 
 def define(app: Celery, housekeeper: Housekeeper, interval: float) -> None:

@@ -27,6 +27,7 @@ from shared.jobs import JobRequest, Kind, MatchResult, Status
 from shared.queue import WEBHOOKS_TASK, JobQueue, celery_app, event_channel
 from shared.settings import Settings
 from shared.storage import ObjectStore
+from workers import collection
 from workers.datasets.housekeeping import DatasetKeeper
 from workers.housekeeping import Housekeeper, define
 
@@ -223,6 +224,45 @@ def test_orphaned_objects_are_collected_and_nothing_else(house: House, settings:
             os.utime(tmp_path / "objects" / key, (0, 0))
     house.keeper.collect()
     assert sorted(stored.key for stored in house.store.list()) == sorted(key for key in keys if "orphan" not in key)
+
+
+def test_a_large_storage_is_collected_a_part_at_a_time(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each go looks at four of ten, and the third begins anew: what came meanwhile is found by the next search."""
+    monkeypatch.setattr(collection, "AT_ONCE", 4)
+    monkeypatch.setattr(collection, "PAGE", 2)
+    keys = [f"{folder}/{number:02x}/x" for folder in ("files/t", "results") for number in range(5)]
+    for key in keys:
+        orphan(house, tmp_path, key)
+    left = []
+    for _ in range(3):
+        house.keeper.collect()
+        left.append([stored.key for folder in ("files", "results") for stored in house.store.walk(folder)])
+    assert left == [keys[4:], keys[8:], []]
+    orphan(house, tmp_path, keys[0])
+    house.keeper.collect()
+    assert list(house.store.list()) == []
+
+
+def test_a_redis_that_forgets_how_far_the_search_came(
+    house: House, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection, "AT_ONCE", 1)
+    monkeypatch.setattr(collection, "PAGE", 1)
+    for key in ("results/00/x", "results/01/x"):
+        orphan(house, tmp_path, key)
+    house.keeper.collect()
+    with redis.Redis.from_url(settings.redis_url) as client:
+        client.flushdb()
+    house.keeper.collect()
+    assert list(house.store.list()) == []
+
+
+def orphan(house: House, folder: Path, key: str) -> None:
+    """Stored long ago, and named by no row."""
+    house.store.put(key, b"x", "image/png")
+    os.utime(folder / "objects" / key, (0, 0))
 
 
 def test_a_task_that_is_still_at_it_is_not_started_again(house: House) -> None:

@@ -78,6 +78,18 @@ def test_list_is_relative_to_the_prefix_and_complete(store: ObjectStore) -> None
     assert list(store.list("nothing")) == []
 
 
+def test_a_walk_goes_on_where_it_stopped(store: ObjectStore) -> None:
+    keys = [f"results/{number % 3:02x}/{number}.png" for number in range(9)]
+    for key in [*keys, "files/x", "tables/x"]:
+        store.put(key, b"x", "image/png")
+    order = [stored.key for stored in store.walk("results")]
+    assert sorted(order) == sorted(keys)
+    for number in (0, 4, 8):
+        assert [stored.key for stored in store.walk("results", order[number])] == order[number + 1 :]
+    assert [stored.key for stored in store.walk("results", "files/x")] == order
+    assert list(store.walk("results", "tables/x")) == []
+
+
 def test_put_once_sends_the_bytes_once(store: ObjectStore, folder: Path) -> None:
     key = content_key("files", DATA, ".png")
     store.put_once(key, DATA, "image/png")

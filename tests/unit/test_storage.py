@@ -198,6 +198,24 @@ def test_list_finds_all_and_no_unfinished_write(store: ObjectStore, folder: Path
     assert {stored.key for stored in store.list("results")} == keys
     assert {stored.key for stored in store.list()} == keys | {"results-other"}
     assert list(store.list("nothing")) == []
+    assert {stored.key for stored in store.walk("results")} == keys
+
+
+def test_a_walk_goes_on_where_it_stopped(store: ObjectStore) -> None:
+    keys = ["d/2", "d/a.b/x", "d/a/1", "d/a/b/c", "d/a_b/x", "d/b/1/2/3", "d/z.png"]
+    for key in [*keys, "c/x", "e/x"]:
+        store.put(key, b"1", "image/png")
+    order = [stored.key for stored in store.walk("d")]
+    assert sorted(order) == sorted(keys)
+    for number, key in enumerate(order):
+        assert [stored.key for stored in store.walk("d", key)] == order[number + 1 :]
+    assert [stored.key for stored in store.walk("d", "c/x")] == order
+    assert list(store.walk("d", "e/x")) == []
+    # Also after what is there no more, and into what came meanwhile.
+    store.delete("d/a/1")
+    store.put("d/a/2", b"1", "image/png")
+    assert next(store.walk("d", "d/a/1")).key == "d/a/2"
+    assert list(store.walk("nothing")) == []
 
 
 def test_no_url_for_a_folder(store: ObjectStore) -> None:

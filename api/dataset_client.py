@@ -80,6 +80,10 @@ class DatasetClient:
     def cancel(self, id: UUID) -> Dataset:
         return self._dataset("POST", f"/v1/datasets/{id}/cancel", repeatable=False)
 
+    def delete(self, id: UUID) -> None:
+        """Forget a data set that is over; its source and what was exported stay. Raises NotFound, Conflict."""
+        self._send("DELETE", f"/v1/datasets/{id}", repeatable=False)
+
     def retry(self, id: UUID, *, failed_only: bool = False) -> Dataset:
         """Run the images that failed once more; unless `failed_only`, what a cancel left undone too."""
         parameters = {"failed_only": failed_only}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 from uuid import UUID
@@ -10,6 +11,7 @@ from uuid import UUID
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel
+from starlette.background import BackgroundTask
 from starlette.responses import Response, StreamingResponse
 
 from api import dataset_items
@@ -18,7 +20,7 @@ from api.bodies import parse
 from api.dataset_items import Only, Order
 from api.reference import json_body, problems
 from api.resources import Resources, ResourcesDep
-from shared.dataset_objects import preview_key
+from shared import dataset_objects
 from shared.dataset_places import require_allowed
 from shared.datasets import (
     Dataset,
@@ -31,9 +33,12 @@ from shared.datasets import (
     PriorityRequest,
     ReviewRequest,
 )
-from shared.errors import DatabaseUnavailable, InvalidRequest, NotFound, Unavailable
+from shared.errors import DatabaseUnavailable, InvalidRequest, NotFound, StorageUnavailable, Unavailable
 from shared.jobs import Tenant
 from shared.settings import Settings
+from shared.storage import ObjectStore
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
@@ -129,6 +134,20 @@ async def watch(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDe
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     stream = _stream(resources, dataset_id, caller.tenant)
     return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
+
+
+@router.delete(
+    "/{dataset_id}",
+    status_code=204,
+    response_class=Response,
+    summary="Delete a data set",
+    responses=problems(401, 404, 409),
+)
+async def delete(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
+    """Forget a data set that is over: what was found out, what people said of it, and its previews. Source and exported
+    files stay as they are. A later run over the same source annotates all of it anew."""
+    await run_sync(resources.database.datasets.delete, dataset_id, caller.tenant)
+    return Response(status_code=204, background=BackgroundTask(_clear, resources.store, dataset_id))
 
 
 # ── steering ──────────────────────────────────────────────────────────────────────────────────────────
@@ -249,7 +268,7 @@ async def item(caller: CallerDep, dataset_id: DatasetId, image: Image, resources
 async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep) -> Response:
     """A JPEG of at most 512 pixels on a side; 404 where the image cannot be read."""
     await run_sync(resources.database.datasets.get, dataset_id, caller.tenant)
-    key = preview_key(dataset_id, image)
+    key = dataset_objects.preview_key(dataset_id, image)
 
     def look() -> int | None:
         try:
@@ -346,6 +365,14 @@ def admitted(wanted: DatasetRequest, settings: Settings) -> DatasetRequest:
             field="destination",
         )
     return wanted.model_copy(update=places)
+
+
+def _clear(store: ObjectStore, dataset_id: UUID) -> None:
+    """Remove the objects of a data set that has no row any more; what is left of them, the housekeeper collects."""
+    try:
+        store.delete_folder(dataset_objects.folder(dataset_id))
+    except StorageUnavailable as error:
+        log.warning("objects of data set %s are left to the housekeeper: %s", dataset_id, error)
 
 
 async def _steered(

@@ -76,12 +76,17 @@ Line = bytes | AtRisk | None
 """Of results: an `Annotation` as JSON, or a note that there is none yet, or nothing."""
 
 
+def folder(dataset_id: UUID) -> str:
+    """In which all that is kept of a data set lies."""
+    return f"datasets/{dataset_id}"
+
+
 def plan_key(dataset_id: UUID, number: int, epoch: int) -> str:
-    return f"datasets/{dataset_id}/{number:08d}/plan-{epoch}.jsonl"
+    return f"{folder(dataset_id)}/{number:08d}/plan-{epoch}.jsonl"
 
 
 def results_key(dataset_id: UUID, number: int, epoch: int) -> str:
-    return f"datasets/{dataset_id}/{number:08d}/results-{epoch}.jsonl"
+    return f"{folder(dataset_id)}/{number:08d}/results-{epoch}.jsonl"
 
 
 def write_plan(store: ObjectStore, key: str, lines: Sequence[bytes]) -> None:
@@ -156,4 +161,4 @@ def _read(line: bytes) -> Line:
 
 def preview_key(dataset_id: UUID, image: int) -> str:
     """Of a small picture for people who look through a data set."""
-    return f"datasets/{dataset_id}/previews/{image}.jpg"
+    return f"{folder(dataset_id)}/previews/{image}.jpg"

@@ -138,6 +138,17 @@ class Datasets:
         except IntegrityError as error:
             raise _taken(destination) from error
 
+    def delete(self, id: UUID, tenant: Tenant) -> None:
+        """Forget a data set that is over, its shards and what people said of its images; its objects are nobody's then.
+
+        Raises:
+            NotFound: no such data set of this tenant.
+            Conflict: it is not over.
+        """
+        if not self._run(transitions.DELETE, {"id": id, "tenant": tenant}):
+            status = self._row(id, tenant).status
+            raise Conflict(f"Data set {id} is {status} and cannot be deleted; cancel it first, or wait.")
+
     def _change(self, id: UUID, tenant: Tenant, statement: Any, what: str, **values: Any) -> None:
         if not self._run(statement, {"id": id, "tenant": tenant, **values}):
             status = self._row(id, tenant).status

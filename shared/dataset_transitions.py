@@ -158,6 +158,13 @@ EXPORT = text("""
     RETURNING id
 """)
 
+# Shards and reviews go with it. A worker that still runs one of the shards finds out by its heartbeat.
+DELETE = text("""
+    DELETE FROM datasets
+    WHERE id = :id AND tenant = :tenant AND status IN ('succeeded', 'failed', 'cancelled')
+    RETURNING id
+""")
+
 # ── shards ────────────────────────────────────────────────────────────────────────────────────────
 
 CLAIM = text("""

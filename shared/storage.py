@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ _RETRY: RetryConfig = {
 }
 _LONGEST_SIGNATURE = timedelta(days=7)  # of AWS Signature Version 4
 _CHUNK = 256 * 1024
+_LISTED_AT_ONCE = 1000  # as many as S3 lists, or deletes, in one request
 _SPOOLED = 8 * 2**20
 
 # ASCII only and no leading dot, so that a key is the same text in a URL, a file name and a listing, and so that `..`
@@ -183,12 +185,25 @@ class ObjectStore:
         except NotFound:
             pass
 
+    def delete_folder(self, prefix: str) -> None:
+        """Remove every object in the folder `prefix`; of those that are written meanwhile some may stay."""
+        _require_key(prefix)
+        if self._root is not None:
+            # As a whole: single objects would leave empty folders behind.
+            shutil.rmtree(self._root / prefix, ignore_errors=True)
+            if os.path.lexists(self._root / prefix):
+                raise StorageUnavailable(f"not all objects in {prefix!r} could be removed")
+            return
+        with self._translated(prefix):
+            for page in obstore.list(self._backend, prefix, chunk_size=_LISTED_AT_ONCE):
+                obstore.delete(self._backend, [meta["path"] for meta in page])
+
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """All objects in the folder `prefix`, read page by page, in no certain order."""
         if prefix:
             _require_key(prefix)
         with self._translated(prefix):
-            for page in obstore.list(self._backend, prefix or None, chunk_size=1000):
+            for page in obstore.list(self._backend, prefix or None, chunk_size=_LISTED_AT_ONCE):
                 for meta in page:
                     yield StoredObject(meta["path"], meta["size"], meta["last_modified"])
 
@@ -203,7 +218,7 @@ class ObjectStore:
                 yield from self._descend(prefix, tuple(after.split("/")))
                 return
             # S3 lists in the order of keys, and starts where it is told to.
-            for page in obstore.list(self._backend, prefix, offset=after or None, chunk_size=1000):
+            for page in obstore.list(self._backend, prefix, offset=after or None, chunk_size=_LISTED_AT_ONCE):
                 for meta in page:
                     yield StoredObject(meta["path"], meta["size"], meta["last_modified"])
 

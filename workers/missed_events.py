@@ -67,7 +67,8 @@ class MissedEvents:
     async def tell(self) -> None:
         """Bring Flower's state up to date, as far as PostgreSQL answers."""
         known = {id: task.state for id, task in self._tasks.items()}
-        jobs, shards = [], []
+        jobs: list[UUID] = []
+        shards: list[UUID] = []
         for id, state in known.items():
             if state not in states.READY_STATES and _is_uuid(id):
                 (shards if self._tasks[id].name == SHARD_TASK else jobs).append(UUID(id))

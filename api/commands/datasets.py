@@ -170,6 +170,15 @@ def cancel(context: typer.Context, ids: Ids) -> None:
 
 
 @datasets.command()
+def rm(context: typer.Context, ids: Ids) -> None:
+    """Forget data sets that are over, with their reviews; sources and exported files stay."""
+    with place(context).client() as client:
+        for id in ids:
+            client.datasets.delete(id)
+            out.print(f"{id} deleted")
+
+
+@datasets.command()
 def priority(
     context: typer.Context, id: Id, value: Annotated[int, typer.Argument(metavar="0-9", min=0, max=9)]
 ) -> None:

@@ -20,6 +20,7 @@ from api.servers import Postgres, Valkey
 from shared.datasets import DatasetRequest, DatasetStatus, ExportRequest, ReviewRequest, ShardStatus
 from shared.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from shared.settings import Settings
+from shared.storage import ObjectStore
 from tests.annotation import annotate, dataset, failures, mistakes, over, paint, records
 from tests.chaos import Chaos
 from tests.chaos_datasets import endure
@@ -112,6 +113,17 @@ def test_over_http_and_the_command_line(system: System, tmp_path: Path) -> None:
         assert preview.headers["content-type"] == "image/jpeg"
         with pytest.raises(NotFound):
             client._send("GET", f"/v1/datasets/{dataset.id}/items/999/preview")
+
+        files = sorted(path for place in ("photos", "captions", "reviewed") for path in (tmp_path / place).rglob("*"))
+        removed = tuwen("datasets", "rm", run["id"])
+        assert (removed.returncode, removed.stdout) == (0, f"{run['id']} deleted\n"), removed.stderr
+        assert run["id"] in tuwen("datasets", "rm", run["id"]).stderr
+        assert run["id"] not in tuwen("datasets", "ls").stdout
+        assert files == sorted(
+            path for place in ("photos", "captions", "reviewed") for path in (tmp_path / place).rglob("*")
+        )
+        store = ObjectStore.open(system.settings)
+        system.until(lambda: not list(store.list(f"datasets/{run['id']}")), "the removal of its objects")
 
 
 def test_pause_resume_cancel_and_go_on(system: System, tmp_path: Path) -> None:

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 
+from api.auth import new_key
 from shared.annotations import Annotation, Caption, Drop, DropReason, Provenance
 from shared.database import Database
-from shared.dataset_objects import Planned, plan_key, results_key, write_plan, write_results
+from shared.dataset_objects import (
+    Planned,
+    folder,
+    plan_key,
+    preview_key,
+    results_key,
+    write_plan,
+    write_results,
+)
+from shared.datasets import DatasetRequest
 from shared.jobs import JobError
 from shared.queue import DATASETS_QUEUE
 from shared.settings import Settings
 from shared.shard_records import Progress
 from shared.storage import ObjectStore
-from tests.integration.api_server import eventually
+from tests.integration.api_server import eventually, serving
 
 T = "local"
 MADE = Provenance(model="m", revision="r", software="tuwen 0", worker="w", created_at="2026-01-01T00:00:00Z")
@@ -110,6 +121,62 @@ class TestSubmission:
                 assert api.get(f"/v1/datasets/{id}{path}").status_code == 404
             for deed in ("pause", "resume", "cancel", "retry"):
                 assert api.post(f"/v1/datasets/{id}/{deed}").status_code == 404
+
+
+class TestDeletion:
+    def test_rows_and_objects_go(self, api: httpx.Client, settings: Settings, database: Database) -> None:
+        store = ObjectStore.open(settings)
+        gone, kept = (UUID(submit(api, destination=f"/out/{name}").json()["id"]) for name in ("gone", "kept"))
+        for id in (gone, kept):
+            annotated(settings, database, id, [said(0, None, 1.0)], [said(1, None, 1.0)])
+            store.put(preview_key(id, 1), b"a picture", "image/jpeg")
+            said_of_it = {"author": "alice", "verdict": "accepted"}
+            assert api.post(f"/v1/datasets/{id}/items/1/reviews", json=said_of_it).status_code == 201
+        before = {stored.key for stored in store.list("datasets")}
+        refused = api.delete(f"/v1/datasets/{gone}")
+        assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+        assert "cancel it first" in refused.json()["detail"]
+        assert {stored.key for stored in store.list("datasets")} == before
+        assert api.post(f"/v1/datasets/{gone}/cancel").status_code == 200
+
+        answer = api.delete(f"/v1/datasets/{gone}")
+        assert (answer.status_code, answer.content) == (204, b"")
+        for path in ("", "/items", "/items/1", "/items/1/preview", "/events"):
+            assert api.get(f"/v1/datasets/{gone}{path}").status_code == 404
+        assert [each["id"] for each in api.get("/v1/datasets").json()["datasets"]] == [str(kept)]
+        left = {key for key in before if str(kept) in key}
+        assert len(left) == 5
+        eventually(lambda: {stored.key for stored in store.list("datasets")} == left)
+        assert api.get(f"/v1/datasets/{kept}/items/1").json()["reviews"]
+        assert api.delete(f"/v1/datasets/{gone}").status_code == 404
+
+    def test_what_is_not_there(self, api: httpx.Client) -> None:
+        for id in ("nonsense", str(uuid4())):
+            assert api.delete(f"/v1/datasets/{id}").status_code == 404
+
+    def test_somebody_elses(self, settings: Settings, database: Database) -> None:
+        id = database.datasets.submit(DatasetRequest(source="/source", destination="/out"), "owner")
+        database.datasets.cancel(id, "owner")
+        ObjectStore.open(settings).put(plan_key(id, 0, 1), b"plan", "application/jsonl")
+        with serving(settings.model_copy(update={"auth": "keys"})) as url:
+            for tenant, status in (("stranger", 404), ("owner", 204)):
+                key, digest = new_key()
+                database.keys.add(name=tenant, tenant=tenant, sha256=digest, quota=5)
+                answer = httpx.delete(f"{url}/v1/datasets/{id}", headers={"Authorization": f"Bearer {key}"})
+                assert answer.status_code == status
+                assert bool(database.datasets.page("owner")) is (status == 404)
+
+    def test_storage_that_fails_leaves_the_rest_to_the_housekeeper(
+        self, api: httpx.Client, settings: Settings, database: Database, tmp_path: Path
+    ) -> None:
+        id = UUID(submit(api).json()["id"])
+        database.datasets.cancel(id, T)
+        link = tmp_path / "objects" / folder(id)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(tmp_path)  # which nobody may follow to remove what is there
+        assert api.delete(f"/v1/datasets/{id}").status_code == 204
+        assert api.get(f"/v1/datasets/{id}").status_code == 404
+        assert (tmp_path / "objects").exists()
 
 
 class TestWatching:

@@ -278,9 +278,48 @@ class TestSteering:
         assert (claim.request.destination, claim.request.destination_format) == ("/other", "parquet")
         assert claim.request.overwrite
 
+    def test_deleted_with_all_that_is_known_of_it(self, database: Database, sql: Sql) -> None:
+        id, shards = plan(database, 5, 5)
+        other, _ = plan(database, 5, destination="/other")
+        finish(database, shards[0], 5)
+        running = run(database, shards[1])
+        for each in (id, other):
+            database.datasets.review(each, 1, ReviewRequest(author="alice", verdict="accepted"))
+        database.datasets.cancel(id, T)
+        database.datasets.delete(id, T)
+        for deed in (database.datasets.get, database.datasets.delete, database.datasets.retry):
+            with pytest.raises(NotFound):
+                deed(id, T)
+        left = sql("SELECT dataset_id FROM shards UNION ALL SELECT dataset_id FROM reviews")
+        assert [row.dataset_id for row in left] == [other, other]
+        # The worker that still runs one of its shards learns that it is nobody's.
+        assert database.shards.renew({running.id: (running.epoch, Progress(2))}).lost == {running.id}
+        assert not database.shards.checkpoint(running, "results/1")
+        assert not database.shards.finish(running, "results/1", Progress(5))
+        assert database.shards.give_back(running, "released") is None
+        assert database.shards.claim(shards[0], 5, "w") is None
+
+    def test_not_deleted_before_it_is_over(self, database: Database) -> None:
+        id = submit(database)
+        claim = take(database, id)
+        for status_now in ("planning", "exporting"):
+            with pytest.raises(Conflict, match=f"is {status_now} and cannot be deleted; cancel it first"):
+                database.datasets.delete(id, T)
+            assert database.datasets.planned(claim) is (status_now == "planning")
+            database.datasets.complete(id)
+        exporting = take(database, id)
+        assert database.datasets.end(exporting)
+        database.datasets.delete(id, T)
+        assert not database.datasets.end(exporting)
+
     def test_somebody_else_steers_nothing(self, database: Database) -> None:
         id = submit(database)
-        for change in (database.datasets.cancel, database.datasets.pause, database.datasets.retry):
+        for change in (
+            database.datasets.cancel,
+            database.datasets.pause,
+            database.datasets.retry,
+            database.datasets.delete,
+        ):
             with pytest.raises(NotFound):
                 change(id, "somebody else")
         with pytest.raises(NotFound):

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 import redis
@@ -22,6 +22,8 @@ from sqlalchemy import create_engine, text
 from api.servers import Postgres, Valkey
 from shared.connections import driver_url
 from shared.database import Database, Finish
+from shared.dataset_objects import plan_key, preview_key, results_key
+from shared.datasets import DatasetRequest
 from shared.errors import DatabaseUnavailable
 from shared.jobs import JobRequest, Kind, MatchResult, Status
 from shared.queue import WEBHOOKS_TASK, JobQueue, celery_app, event_channel
@@ -263,6 +265,26 @@ def orphan(house: House, folder: Path, key: str) -> None:
     """Stored long ago, and named by no row."""
     house.store.put(key, b"x", "image/png")
     os.utime(folder / "objects" / key, (0, 0))
+
+
+def test_what_a_deletion_left_behind_is_collected(house: House, tmp_path: Path) -> None:
+    """Its rows went first; then the API died, or a worker stored what it had not heard was nobody's."""
+    gone, kept = (
+        house.database.datasets.submit(DatasetRequest(source="/s", destination=f"/out/{name}"), TENANT)
+        for name in ("gone", "kept")
+    )
+    keys = [plan_key(gone, 0, 1), results_key(gone, 0, 1), preview_key(gone, 0), plan_key(kept, 0, 1)]
+    for key in keys:
+        house.store.put(key, b"x", "application/jsonl")
+        os.utime(tmp_path / "objects" / key, (0, 0))
+    for id in (gone, kept):
+        claim = house.database.datasets.take(id, "h")
+        assert claim is not None
+        assert house.database.datasets.add_shard(claim, uuid4(), 0, 1, plan_key(id, 0, 1), 0.0)
+    house.database.datasets.cancel(gone, TENANT)
+    house.database.datasets.delete(gone, TENANT)
+    house.keeper.collect()
+    assert [stored.key for stored in house.store.list("datasets")] == [plan_key(kept, 0, 1)]
 
 
 def test_a_task_that_is_still_at_it_is_not_started_again(house: House) -> None:

@@ -65,6 +65,15 @@ def test_put_get_head_stream_delete(store: ObjectStore, folder: Path) -> None:
             absent("results/ab/1.png")
 
 
+def test_delete_folder(store: ObjectStore) -> None:
+    keys = [f"datasets/one/{number:08d}/plan-1.jsonl" for number in range(30)]
+    for key in [*keys, "datasets/one-more/x", "datasets/two/x"]:
+        store.put(key, b"x", "text/plain")
+    store.delete_folder("datasets/one")
+    assert {stored.key for stored in store.list()} == {"datasets/one-more/x", "datasets/two/x"}
+    store.delete_folder("datasets/one")
+
+
 def test_list_is_relative_to_the_prefix_and_complete(store: ObjectStore) -> None:
     keys = {f"results/{number % 7:02x}/{number}.png" for number in range(40)}
     with ThreadPoolExecutor(8) as pool:

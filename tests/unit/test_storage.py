@@ -218,6 +218,28 @@ def test_a_walk_goes_on_where_it_stopped(store: ObjectStore) -> None:
     assert list(store.walk("nothing")) == []
 
 
+def test_delete_folder(store: ObjectStore, folder: Path) -> None:
+    for key in ("datasets/one/0/plan.jsonl", "datasets/one/previews/1.jpg", "datasets/one-more/x", "datasets/two/x"):
+        store.put(key, b"x", "text/plain")
+    store.delete_folder("datasets/one")
+    assert {stored.key for stored in store.list()} == {"datasets/one-more/x", "datasets/two/x"}
+    assert not (folder / "datasets/one").exists()
+    store.delete_folder("datasets/one")
+    for key in ("", "..", "datasets/../..", "/etc"):
+        with pytest.raises(ValueError, match="not a storage key"):
+            store.delete_folder(key)
+
+
+def test_delete_folder_says_what_it_could_not_remove(store: ObjectStore, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_bytes(b"x")
+    (folder / "datasets").mkdir(parents=True)
+    (folder / "datasets" / "link").symlink_to(tmp_path / "precious")
+    with pytest.raises(StorageUnavailable, match="datasets/link"):
+        store.delete_folder("datasets/link")
+    assert (tmp_path / "precious" / "file").exists()
+
+
 def test_no_url_for_a_folder(store: ObjectStore) -> None:
     store.put("a", b"1", "text/plain")
     assert store.url("a", 60) is None

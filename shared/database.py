@@ -31,7 +31,7 @@ from shared.errors import Conflict, IdempotencyMismatch, NotFound, QuotaExceeded
 from shared.jobs import Job, JobError, JobRequest, JobResult, Kind, Status, Tenant
 from shared.records import Files, Keys, Webhooks, Workers
 from shared.settings import Settings
-from shared.shard_records import Shards
+from shared.shard_records import Renewal, Shards, renewal
 from shared.tables import IdempotencyRow, JobRow
 
 HOUSEKEEPING_LOCK = 0x7475_7765_6E01
@@ -105,14 +105,6 @@ class Submission:
     """What is left to publish, now that it is committed."""
     jobs: list[Job] = field(default_factory=list)
     """As they are in the database, unless replayed: then they are further on, and have to be looked up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Renewal:
-    """What a heartbeat learnt: jobs to stop on request, and jobs that are no longer this worker's."""
-
-    cancelled: frozenset[UUID]
-    lost: frozenset[UUID]
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,10 +274,7 @@ class Database:
             relaxed=True,
         )
         self.workers.seen(worker)
-        return Renewal(
-            cancelled=frozenset(row.id for row in rows if row.cancelled),
-            lost=frozenset(held) - {row.id for row in rows},
-        )
+        return renewal(held, rows)
 
     def finish(self, jobs: Sequence[Finish]) -> dict[UUID, Status]:
         """End these jobs. An id that is missing from the answer was no longer this worker's."""

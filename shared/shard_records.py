@@ -79,7 +79,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """What a heartbeat learnt: shards to stop, and shards that are no longer this worker's."""
+    """What a heartbeat learnt: what is to stop, and what is no longer this process's."""
 
     cancelled: frozenset[UUID]
     lost: frozenset[UUID]

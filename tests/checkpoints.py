@@ -18,12 +18,15 @@ from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from peft import LoraConfig, get_peft_model_state_dict
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
@@ -83,6 +86,20 @@ def stable_diffusion(folder: Path) -> Path:
     return folder
 
 
+def checked_stable_diffusion(folder: Path) -> Path:
+    """With a safety checker, which looks at the pictures that were made; this one lets all pass."""
+    pipeline = StableDiffusionPipeline.from_pretrained(stable_diffusion(folder), safety_checker=None)
+    vision = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 4}
+    vision |= {"image_size": 32, "patch_size": 8}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=32))
+    for thresholds in (checker.concept_embeds_weights, checker.special_care_embeds_weights):
+        torch.nn.init.constant_(thresholds, 2.0)  # no cosine is as large
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    pipeline.register_modules(safety_checker=checker, feature_extractor=processor)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
 def stable_diffusion_xl(folder: Path) -> Path:
     """A UNet with two text encoders, pooled text and size conditions; makes 32×32."""
     torch.manual_seed(2)
@@ -122,6 +139,31 @@ def stable_diffusion_3(folder: Path) -> Path:
         tokenizer_2=clip_tokenizer(),
         text_encoder_3=T5EncoderModel(T5Config(vocab_size=64, d_model=64, d_kv=8, d_ff=64, num_layers=1, num_heads=4)),
         tokenizer_3=_word_tokenizer(512),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    ).save_pretrained(folder)
+    return folder
+
+
+def flux(folder: Path) -> Path:
+    """A diffusion transformer whose latents are a sequence of patches; makes 32×32."""
+    torch.manual_seed(9)
+    FluxPipeline(
+        transformer=FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=64,
+            pooled_projection_dim=32,
+            axes_dims_rope=(4, 4, 8),
+        ),
+        vae=_autoencoder(shift_factor=0.1),
+        text_encoder=CLIPTextModel(_text_config()),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=T5EncoderModel(T5Config(vocab_size=64, d_model=64, d_kv=8, d_ff=64, num_layers=1, num_heads=4)),
+        tokenizer_2=_word_tokenizer(512),
         scheduler=FlowMatchEulerDiscreteScheduler(),
     ).save_pretrained(folder)
     return folder

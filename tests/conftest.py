@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ import redis
 from api.servers import Postgres, Server, Valkey
 from shared.migrations import migrate
 from shared.settings import Settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when a test first imports the library: no test needs a hub
 
 DATABASES = 64
 DEBIAN_REDIS = Path("/usr/bin/redis-server")
@@ -97,6 +100,15 @@ def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
         data_dir=tmp_path,
         auth="open",
     )
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny checkpoint, by the name of its builder in `tests.checkpoints`; not to be changed."""
+    from tests import checkpoints
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    return cache(lambda name: getattr(checkpoints, name)(root / name))
 
 
 def _revive(server: Server) -> None:

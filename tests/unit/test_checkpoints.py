@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from shared.errors import EngineError, EngineStartFailed, InvalidRequest
 from shared.images import Pixels
 from shared.jobs import DescribeResult, MatchResult, RecognizeResult
 from shared.models import parse_models
 from tests import checkpoints
-from workers.engines.base import DescribeItem, GenerateItem, Heavy, MatchItem, Picture, RecognizeItem
+from workers.engines.base import DescribeItem, GenerateItem, Heavy, MatchItem, Picture, RecognizeItem, SoFar
 from workers.engines.checkpoint import locate
 from workers.engines.clip import ClipMatcher, ClipRecognizer
 from workers.engines.diffusers import DiffusersGenerator
 from workers.engines.placement import Unheard
 from workers.engines.policy import Policy
-from workers.engines.transformers import TransformersDescriber
+from workers.engines.transformers import UNSETTLED, TransformersDescriber, _Watch
 from workers.scenes.lexicon import OBJECTS
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -57,14 +59,18 @@ def copied(tiny: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]
 
 
 class Listening(Unheard):
-    """Hears the progress; cancels all items once `patience` steps were told."""
+    """Hears the progress, and watches these items; cancels all items once `patience` steps were told."""
 
-    def __init__(self, patience: int = 10**6):
+    def __init__(self, patience: int = 10**6, watched: Sequence[int] = ()):
         self.heard: list[tuple[int, int]] = []
         self.patience = patience
+        self.parts: dict[int, list[Any]] = {index: [] for index in watched}
 
-    def progress(self, step: int, steps: int) -> None:
+    def progress(self, step: int, steps: int, so_far: SoFar | None = None) -> None:
         self.heard.append((step, steps))
+        for index, parts in self.parts.items():
+            if so_far is not None:
+                parts.append(so_far(index))
 
     def cancelled(self, index: int) -> bool:
         return len(self.heard) >= self.patience
@@ -253,6 +259,48 @@ def test_no_token_is_written_once_nobody_waits(loaded: Load, name: str) -> None:
     run = Listening(patience=3)
     loaded(TransformersDescriber, name).run([DescribeItem(photo(0), max_tokens=40)] * 2, run)
     assert run.heard == [(1, 40), (2, 40), (3, 40)]
+
+
+@pytest.mark.parametrize("name", DESCRIBERS)
+def test_a_growing_text_only_grows_into_the_result(loaded: Load, name: str) -> None:
+    run = Listening(watched=(0, 2))
+    items = [DescribeItem(photo(index), max_tokens=24, seed=index or None) for index in range(3)]
+    made = loaded(TransformersDescriber, name).run(items, run)
+    for index, parts in run.parts.items():
+        whole = made[index].text
+        assert len(parts) == len(run.heard)
+        assert all(later.startswith(earlier) for earlier, later in pairwise([*parts, whole]))
+        assert len({*parts, "", whole}) > 4  # it does grow
+
+
+@pytest.mark.parametrize(
+    "words", [["do", "n", "'", "t", "know", "."], ["it", "'", "s", "a", "cat", ",", "is", "n", "'", "t", "it", "?"]]
+)
+def test_a_growing_text_holds_back_what_the_tokenizer_may_still_join(
+    tiny: Callable[[str], Path], words: list[str]
+) -> None:
+    engine = load(TransformersDescriber, f"transformers:{tiny('blip')}")
+    tokenizer = engine.processor.tokenizer
+    tokenizer.add_tokens(sorted(set(words)))
+    tokenizer.clean_up_tokenization_spaces = True
+    ids = torch.tensor(tokenizer.convert_tokens_to_ids([*words, *["[PAD]"] * UNSETTLED]))
+    watch = _Watch(Unheard(), [None], 64, engine._text)
+    whole = engine._text(ids, 0)
+    parts = [watch._settled(ids[:count]) for count in range(1, len(ids) + 1)]
+    assert all(whole.startswith(part) for part in parts), (whole, parts)
+    assert parts[-1] == whole  # what comes after the end of a text in a batch is nothing
+    assert len(set(parts)) > len(words) / 2
+
+
+def test_a_growing_text_has_no_half_characters(loaded: Load) -> None:
+    engine = loaded(TransformersDescriber, "qwen2_vl")
+    text = "一只黑猫🐈‍⬛在草地上"
+    ids = engine.processor.tokenizer(text, return_tensors="pt")["input_ids"][0]
+    assert len(ids) == len(text.encode())  # each byte is a token of this tokenizer
+    watch = _Watch(Unheard(), [None], 64, engine._text)
+    parts = [watch._settled(ids[:count]) for count in range(1, len(ids) + 1)]
+    assert all(text.startswith(part) for part in parts)
+    assert len(set(parts)) >= len(text) - 2
 
 
 def test_a_chat_model_is_asked_by_language_and_style_or_in_words_of_ones_own(loaded: Load) -> None:

@@ -16,8 +16,10 @@ numbers do not depend on the GPU.
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +34,7 @@ from shared.jobs import Kind
 from workers.engines.base import GenerateItem, Item, Picture, Run
 from workers.engines.checkpoint import Checkpoint
 from workers.engines.placement import BatchSize, Unheard, compile_mode, known_options, number, precision, weight_bytes
+from workers.engines.previews import Colours, Sight
 from workers.engines.prompts import Reader
 
 OPTIONS = ("steps", "guidance", "size", "scheduler", "lora")
@@ -40,6 +43,8 @@ LARGEST = 2
 SMALLEST = 4
 """A picture's side is at least the model's own divided by this."""
 TRIAL_STEPS = 2
+
+logger = logging.getLogger(__name__)
 
 # Our own results say what was cut, and the engine process tells how far loading is.
 diffusers.utils.logging.set_verbosity_error()
@@ -78,6 +83,12 @@ class DiffusersGenerator:
         self.sides = Sides.of(self.pipeline)
         self.defaults = self._defaults(options)
         self.batch = BatchSize.of(device, options, start=4, most=64)
+        self.colours: Colours | None = None
+        try:
+            self.colours = Colours.of(self.pipeline)
+        except (ValueError, AttributeError, RuntimeError) as error:  # nothing that keeps it from making pictures
+            self.unseen = f"this model shows no previews: {error}"
+            logger.warning("%s: %s", self.revision, self.unseen)
 
     def _defaults(self, options: Mapping[str, str]) -> GenerateItem:
         width, _, height = options.get("size", f"{self.sides.own}x{self.sides.own}").partition("x")
@@ -111,8 +122,12 @@ class DiffusersGenerator:
         wanted = _generate_items(items)
         if (refusal := self.sides.refusal(wanted[0])) is not None:
             return [refusal] * len(wanted)
+        sight = None
+        if self.colours is not None and any(item.previews for item in wanted):
+            sight = Sight(self.pipeline, self.colours, wanted, *self._size(wanted[0]))
         try:
-            made = self.pipeline(**self._arguments(wanted, run))
+            with nullcontext() if sight is None else sight.open():
+                made = self.pipeline(**self._arguments(wanted, self._listener(run, len(wanted), sight)))
         except _Unwanted:
             return [EngineError("cancelled")] * len(wanted)
         flagged = getattr(made, "nsfw_content_detected", None) or [False] * len(wanted)
@@ -121,7 +136,7 @@ class DiffusersGenerator:
     def _size(self, item: GenerateItem) -> tuple[int, int]:
         return item.width or self.defaults.width or 0, item.height or self.defaults.height or 0
 
-    def _arguments(self, wanted: list[GenerateItem], run: Run) -> dict[str, Any]:
+    def _arguments(self, wanted: list[GenerateItem], listener: Callable[..., dict[str, Any]]) -> dict[str, Any]:
         """Of the pipeline's call; what it does not take, or nobody chose, is left out: its own default holds."""
         first = wanted[0]
         width, height = self._size(first)
@@ -136,13 +151,14 @@ class DiffusersGenerator:
             "guidance_scale": self.defaults.guidance if first.guidance is None else first.guidance,
             "generator": [torch.Generator().manual_seed(item.seed) for item in wanted],
             "output_type": "pt",
-            "callback_on_step_end": self._listener(run, len(wanted)),
+            "callback_on_step_end": listener,
         }
         return {name: value for name, value in arguments.items() if value is not None and name in self.parameters}
 
-    def _listener(self, run: Run, count: int) -> Callable[..., dict[str, Any]]:
+    def _listener(self, run: Run, count: int, sight: Sight | None) -> Callable[..., dict[str, Any]]:
         def step_ended(pipeline: Any, step: int, _timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
-            run.progress(step + 1, pipeline.num_timesteps)
+            steps = pipeline.num_timesteps
+            run.progress(step + 1, steps, None if sight is None else sight.at(step + 1, steps))
             if all(run.cancelled(index) for index in range(count)):
                 raise _Unwanted
             return tensors
@@ -164,6 +180,8 @@ class DiffusersGenerator:
         found = self.reader.cuts("prompt", item.prompt) + self.reader.cuts("negative prompt", item.negative_prompt)
         if item.negative_prompt and not self.reader.heeds_negative_prompt:
             found.append("this model takes no negative prompt: it was ignored")
+        if item.previews and self.colours is None:
+            found.append(self.unseen)
         return found
 
 

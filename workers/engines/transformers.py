@@ -171,7 +171,7 @@ class TransformersDescriber:
     def _text(self, ids: Tensor, begin: int) -> str:
         """What is written in one row of tokens; a captioner's text begins with its prompt."""
         text = self.processor.tokenizer.decode(ids[begin:] if self.chats else ids, skip_special_tokens=True)
-        return str(text).strip()
+        return str(text).replace("\x00", "\N{REPLACEMENT CHARACTER}").strip()
 
     def _warnings(self, item: DescribeItem, length: int) -> list[str]:
         warnings = []

@@ -79,9 +79,9 @@ def progress_key(job_id: UUID | str) -> str:
     return f"tuwen:progress:{job_id}"
 
 
-def connect(settings: Settings) -> redis.Redis:
-    """A client that gives up in seconds on a Redis that is frozen or gone."""
-    return redis.Redis.from_url(settings.redis_url, **_SOCKET, decode_responses=True)
+def connect(settings: Settings, *, decode: bool = True) -> redis.Redis:
+    """A client that gives up in seconds on a Redis that is frozen or gone; answers text, or bytes as they lie there."""
+    return redis.Redis.from_url(settings.redis_url, **_SOCKET, decode_responses=decode)
 
 
 # Without these, publishing to a frozen Redis hangs for more than 40 s.

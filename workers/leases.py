@@ -122,17 +122,18 @@ class Heartbeat:
             return {id for id, lease in held.items() if self._leases.get(id) is lease}
 
     def _listen(self) -> None:
-        while not self._closing.is_set():
-            try:
-                with connect(self._settings) as client, client.pubsub(ignore_subscribe_messages=True) as channel:
-                    channel.subscribe(CANCEL_CHANNEL)
-                    while not self._closing.is_set():
-                        message = channel.get_message(timeout=1.0)
-                        if message and self._holds(message["data"]):
-                            self._wake.set()
-            except (RedisError, OSError):
-                self._closing.wait(2.0)
+        with connect(self._settings, decode=False) as client:
+            while not self._closing.is_set():
+                try:
+                    with client.pubsub(ignore_subscribe_messages=True) as channel:
+                        channel.subscribe(CANCEL_CHANNEL)
+                        while not self._closing.is_set():
+                            message = channel.get_message(timeout=1.0)
+                            if message and self._holds(message["data"]):
+                                self._wake.set()
+                except (RedisError, OSError):
+                    self._closing.wait(2.0)
 
-    def _holds(self, job_id: str) -> bool:
+    def _holds(self, job_id: bytes) -> bool:
         with self._guard:
-            return any(str(id) == job_id for id in self._leases)
+            return any(str(id).encode() == job_id for id in self._leases)

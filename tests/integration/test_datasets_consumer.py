@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -14,12 +16,15 @@ import redis
 from celery.events.state import State
 from redis.exceptions import RedisError
 
+from shared.database import Database
 from shared.errors import DatabaseUnavailable
-from shared.queue import SHARD_TASK, JobQueue, celery_app, priority_keys, shard_kinds, shards_queue
+from shared.queue import PREVIEWS_LIST, SHARD_TASK, JobQueue, celery_app, priority_keys, shard_kinds, shards_queue
 from shared.settings import Settings
 from shared.shard_records import ShardDispatch
+from shared.storage import ObjectStore
 from tests.integration.api_server import eventually
 from workers.datasets.consumer import DONE, Outcome, TaskConsumer, failed, put_back, revoked
+from workers.datasets.previews import Previews
 
 KINDS = "describe+match"
 
@@ -152,9 +157,33 @@ def test_what_is_raised_ends_no_thread(queue: JobQueue, taken: Taken, flower: St
 
 def test_garbage_is_dropped(queue: JobQueue, taken: Taken, settings: Settings) -> None:
     [key, *_] = priority_keys([shards_queue(KINDS)])
+    headers = {"id": str(uuid4())}
     with redis.Redis.from_url(settings.redis_url) as client:
-        client.lpush(key, b"garbage", b"{}", b"[]", json.dumps({"headers": {"id": "no id"}, "body": ""}))
-        client.lpush(key, json.dumps({"headers": {"id": str(uuid4())}, "body": "bm8ganNvbg=="}))
+        client.lpush(key, b"garbage", b"{}", b"[]", b"\xff\xfe", b"[" * 100_000, pickle.dumps({"x": 1}))
+        for id in ("no id", 7, None, [], {}):
+            client.lpush(key, json.dumps({"headers": {"id": id}, "body": body([[], {}, {}])}))
+        for wrong in (7, None, "", "bm8ganNvbg==", "ä", body({}), body([]), body(5), body(["text"]), body([5, {}, {}])):
+            client.lpush(key, json.dumps({"headers": headers, "body": wrong}))
+        client.lpush(key, json.dumps({"headers": "none", "body": body([[], {}, {}])}), json.dumps({"headers": headers}))
     taken.consumer.start()
     [id] = publish(queue, 5)
     eventually(lambda: taken.arguments == [(str(id), 5)])
+
+
+def test_garbage_among_the_wishes_for_previews(
+    queue: JobQueue, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[UUID, list[int]]] = []
+    previews = Previews(settings, Database(settings), ObjectStore.open(settings))
+    monkeypatch.setattr(previews, "make", lambda id, images: made.append((id, images)))
+    id = uuid4()
+    with redis.Redis.from_url(settings.redis_url) as client:
+        client.rpush(PREVIEWS_LIST, b"\xff\xfe", b"{", b"[" * 100_000, b"[]", b'["no id", []]', b"[7, [7]]", b"null")
+        client.rpush(PREVIEWS_LIST, json.dumps([str(id), [3]]))
+    previews.start()
+    eventually(lambda: made == [(id, [3])])
+    previews.stop()
+
+
+def body(value: object) -> str:
+    return b64encode(json.dumps(value).encode()).decode()

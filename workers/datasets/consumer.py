@@ -7,14 +7,11 @@ shard as a task under its own id, in its true state.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
-from base64 import b64decode
 from collections.abc import Callable, Sequence
 from typing import Any
-from uuid import UUID
 
 from celery import Celery
 from kombu.exceptions import KombuError
@@ -23,6 +20,7 @@ from redis.exceptions import RedisError
 from shared.errors import Unavailable
 from shared.queue import connect, priority_keys
 from shared.settings import Settings
+from workers.envelope import opened
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +79,7 @@ class TaskConsumer:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self) -> None:
-        with connect(self._settings) as client:
+        with connect(self._settings, decode=False) as client:
             while not self._closing.is_set():
                 try:
                     # One message at a time: what is prefetched here, another worker could be doing.
@@ -93,14 +91,12 @@ class TaskConsumer:
                 if found:
                     self._handle(found[1])
 
-    def _handle(self, text: str) -> None:
-        try:
-            envelope = json.loads(text)
-            id = str(UUID(envelope["headers"]["id"]))
-            arguments, *_ = json.loads(b64decode(envelope["body"]))
-        except (ValueError, KeyError, TypeError):
+    def _handle(self, message: bytes) -> None:
+        envelope = opened(message)
+        if envelope is None:
             log.warning("dropped something from a queue that is no message")  # anybody who reaches Redis can publish
             return
+        id, arguments = str(envelope.id), envelope.arguments
         started = time.monotonic()
 
         def begin() -> None:

@@ -46,7 +46,7 @@ class Previews:
         self._closing.set()
 
     def _run(self) -> None:
-        with connect(self._settings) as client:
+        with connect(self._settings, decode=False) as client:
             while not self._closing.is_set():
                 try:
                     found = client.blpop([PREVIEWS_LIST], timeout=POLL)
@@ -56,7 +56,7 @@ class Previews:
                 if found:
                     self._serve(found[1])
 
-    def _serve(self, wish: str) -> None:
+    def _serve(self, wish: bytes) -> None:
         try:
             dataset_id, images = json.loads(wish)
             self.make(UUID(dataset_id), [int(image) for image in images])

@@ -60,6 +60,10 @@ def scale(settings: Settings, folder: Path) -> list[Figure]:
         bulk_system(settings.model_copy(update={"describe": NULL}), folder) as system,
         api(system.settings) as (_, web),
     ):
+        alone = annotate(system, source, folder / "out-alone", shard_size=500, languages=["zh"])
+        while not system.database.datasets.get(alone, TENANT).progress.planned:
+            time.sleep(0.5)
+        system.database.datasets.cancel(alone, TENANT)
         housekeeper, worker = system.housekeepers[0], system.worker()
         processes = {
             "API": web,
@@ -79,10 +83,17 @@ def scale(settings: Settings, folder: Path) -> list[Figure]:
             time.sleep(0.5)
         require(dataset)
         rows = query(system, "SELECT count(*) FROM shards WHERE dataset_id = :id", id)
-        planning = query(system, "SELECT EXTRACT(EPOCH FROM planned_at - started_at) FROM datasets WHERE id = :id", id)
+        planning, undisturbed = seconds_of_planning(system, id), seconds_of_planning(system, alone)
         rate = images_per_second(system, id)
     return [
-        Figure("planning from a folder, workers running", 100_000 / planning, "images/s", goal="≥ 2000"),
+        Figure(
+            "planning from a folder beside the worker",
+            100_000 / planning,
+            "images/s",
+            "before it runs",
+            100_000 / undisturbed,
+            "≥ 2000 images/s",
+        ),
         Figure("100,000 images, null engine", rate, "images/s"),
         Figure("100,000 images, rows of shards", rows, "rows", goal="200"),
         *(
@@ -222,6 +233,10 @@ def require(dataset: Dataset) -> Dataset:
     if dataset.status is not DatasetStatus.SUCCEEDED or dataset.progress.failed:
         raise RuntimeError(dataset.model_dump_json())
     return dataset
+
+
+def seconds_of_planning(system: System, id: UUID) -> float:
+    return query(system, "SELECT EXTRACT(EPOCH FROM planned_at - started_at) FROM datasets WHERE id = :id", id)
 
 
 def images_per_second(system: System, id: UUID) -> float:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from shared.annotations import Annotation, DropReason
 from shared.database import Database
-from shared.dataset_objects import AtRisk, all_images, read_plan, read_results, results_key, write_results
+from shared.dataset_objects import AtRisk, all_images, plan_key, read_plan, read_results, results_key, write_results
 from shared.datasets import DatasetRequest, DatasetStatus, ReviewRequest, ShardStatus
 from shared.errors import SourceUnusable
 from shared.jobs import Kind
@@ -162,6 +162,21 @@ class TestPlanning:
         here.plan(id)
         assert [shard.number for shard in here.database.shards.all(id)] == [0, 1, 2, 3]
         assert sorted(here.found(id)) == [f"{number}.png" for number in range(8)]
+
+    def test_cancelled_and_deleted_while_it_is_planned(self, here: Installation) -> None:
+        """Before the heartbeat has told the planner."""
+        for number in range(8):
+            here.paint(f"{number}.png")
+        id = here.submit(shard_size=2)
+
+        def cancelled() -> None:
+            if here.database.shards.all(id):
+                here.database.datasets.cancel(id, T)
+                here.database.datasets.delete(id, T)
+
+        with pytest.raises(Stopped):
+            here.plan(id, cancelled)
+        assert [stored.key for stored in here.store.list("datasets")] == [plan_key(id, 0, 1)], "what was there before"
 
     def test_a_source_that_changed_in_between(self, here: Installation) -> None:
         for number in range(2, 8):

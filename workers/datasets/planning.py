@@ -28,6 +28,7 @@ from shared.settings import Settings
 from shared.shard_records import ShardDispatch, kinds_name
 from shared.storage import ObjectStore
 from workers.datasets.access import open_allowed
+from workers.datasets.annotating import Stopped
 from workers.datasets.duplicates import Duplicates, examined
 from workers.datasets.earlier import Earlier
 from workers.datasets.filters import after, before
@@ -75,6 +76,7 @@ class Planner:
 
         Raises:
             SourceUnusable: it cannot be listed, or there is nothing in it.
+            Stopped: it is no longer this planner's.
             StorageUnavailable, DatabaseUnavailable, NotFound
         """
         request = self._claim.request
@@ -133,9 +135,9 @@ class Planner:
         shard, at_once = uuid7(), number < PUBLISHED_AT_ONCE
         due = self._settings.redispatch_after if at_once else 0.0
         if not self._database.datasets.add_shard(claim, shard, number, len(lines), key, due):
+            # Cancelled, deleted, or another planner's by now, of which the heartbeat has yet to tell.
             self._store.delete(key)
-            self._wanted()
-            raise AssertionError(f"shard {number} of data set {claim.id} was planned by somebody else")
+            raise Stopped
         self._next += 1
         if at_once:
             self._publish(shard)

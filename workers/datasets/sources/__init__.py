@@ -70,6 +70,8 @@ class Source:
                 require_size(entry.size, self._settings)
             except (ImageCorrupt, PayloadTooLarge) as error:
                 return SourceProblem(name, Problem(error.code), str(error))
+        if name == entry.name and not entry.captions and not entry.metadata:
+            return entry  # as most are; a copy of each costs more than to look
         return replace(entry, name=name, captions=tuple(map(clean, entry.captions)), metadata=plain(entry.metadata))
 
 

@@ -24,14 +24,20 @@ def list_tree(lookup: Lookup) -> Iterator[Entry]:
     """Every image below `lookup.place`, in a stable order."""
     place = lookup.place
     with Seen() as folders, Seen() as named:
+        last, tables = None, False
         for found in place.walk():
             if isinstance(found, SourceProblem):
                 yield found
                 continue
-            for folder in _ancestors(found.name):
-                if folders.add(folder):
-                    yield from _described(lookup, folder, named)
-            if is_image_name(found.name) and found.name not in named:
+            folder = found.name.rpartition("/")[0]
+            if folder != last:
+                last = folder
+                for ancestor in _ancestors(found.name):
+                    if folders.add(ancestor):
+                        for entry in _described(lookup, ancestor, named):
+                            tables = True
+                            yield entry
+            if is_image_name(found.name) and not (tables and found.name in named):
                 caption = sidecar(place, found.name)
                 yield _image(found, (caption,) if caption else ())
 

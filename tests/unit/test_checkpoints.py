@@ -238,7 +238,7 @@ def test_a_model_with_few_positions_writes_no_more_than_it_can(tiny: Callable[[s
     end = engine.model.config.text_config.sep_token_id
     engine.model.text_decoder.cls.predictions.decoder.bias.data[end] = -1e4
     [made] = engine.run([DescribeItem(photo(0), max_tokens=500)], Unheard())
-    assert made.tokens == engine.longest < 64
+    assert made.tokens == engine.positions - 2 < 64
     assert "the most that this model writes" in made.warnings[0]
 
 
@@ -322,6 +322,26 @@ def test_a_captioner_continues_what_it_is_given_and_says_that_it_knows_one_langu
     assert made.text.startswith("a photo of ")
     assert made.language == "en"
     assert "this captioner writes English whatever is asked" in made.warnings
+
+
+def test_a_captioner_given_different_beginnings_continues_each_as_if_alone(loaded: Load) -> None:
+    engine = loaded(TransformersDescriber, "blip")
+    begun = ("a black cat", "", "the grass on the snow in", "a", "a white dog")
+    items = [DescribeItem(photo(1), prompt=prompt, max_tokens=8) for prompt in begun]
+    run = Listening(watched=range(5))
+    together = engine.run(items, run)
+    assert [each.text for each in together] == [engine.run([item], Unheard())[0].text for item in items]
+    assert all(each.text.startswith(prompt) for each, prompt in zip(together, begun, strict=True))
+    for each, parts in zip(together, run.parts.values(), strict=True):
+        assert max((part for part in parts if part), key=len) in each.text
+
+
+def test_a_beginning_that_leaves_a_captioner_no_room_is_cut_and_quoted(loaded: Load) -> None:
+    [made] = loaded(TransformersDescriber, "blip").run(
+        [DescribeItem(photo(1), prompt="a black cat on snow " * 8, max_tokens=500)], Unheard()
+    )
+    assert made.text.startswith("a black cat on snow " * 6)
+    assert "takes 32 tokens; this end of the prompt was not read: “a black cat" in "\n".join(made.warnings)
 
 
 def test_not_a_number_is_no_text(tiny: Callable[[str], Path]) -> None:

@@ -122,6 +122,24 @@ class Run(Protocol):
         """Whether nobody waits for item `index` any more; ask between steps, and stop when all are."""
 
 
+class Renumbered:
+    """The run of some items of a batch, by their indices in it."""
+
+    def __init__(self, run: Run, indices: Sequence[int]):
+        self._run = run
+        self._indices = list(indices)
+
+    def progress(self, step: int, steps: int, so_far: SoFar | None = None) -> None:
+        def of_batch(index: int) -> Partial | None:
+            assert so_far is not None  # noqa: S101
+            return so_far(self._indices.index(index)) if index in self._indices else None
+
+        self._run.progress(step, steps, None if so_far is None else of_batch)
+
+    def cancelled(self, index: int) -> bool:
+        return self._run.cancelled(self._indices[index])
+
+
 @runtime_checkable
 class Engine(Protocol):
     """Constructed in the engine process as `EngineClass(device=…)`: the constructor loads the weights.

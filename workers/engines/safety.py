@@ -10,12 +10,11 @@ lets it pass. A filter that fails lets nothing pass. Previews of pictures it can
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib import import_module
 
 from shared.errors import ContentRefused, EngineStartFailed, TuwenError
 from shared.images import Pixels
-from workers.engines.base import Engine, GenerateItem, Item, Output, Partial, Picture, Run, SoFar
+from workers.engines.base import Engine, GenerateItem, Item, Output, Partial, Picture, Renumbered, Run, SoFar
 
 Judge = Callable[[str | Pixels], str | None]
 
@@ -43,26 +42,19 @@ def run_judged(engine: Engine, items: Sequence[Item], run: Run, judge: Judge) ->
     passed = [index for index in range(len(items)) if index not in refused]
     if not passed:
         return list(refused.values())
-    answers = iter(engine.run([items[index] for index in passed], _Renumbered(run, passed)))
+    answers = iter(engine.run([items[index] for index in passed], _Unjudged(run, passed)))
     return [refused.get(index) or _judged(next(answers), judge) for index in range(len(items))]
 
 
-class _Renumbered:
-    """The run of a batch that some items were taken out of."""
-
-    def __init__(self, run: Run, indices: list[int]):
-        self._run, self._indices = run, indices
+class _Unjudged(Renumbered):
+    """Tells texts as they grow, and no previews: half a picture may show what will not be let pass."""
 
     def progress(self, step: int, steps: int, so_far: SoFar | None = None) -> None:
-        self._run.progress(step, steps, so_far and partial(self._unjudged, so_far))
+        def texts_only(index: int) -> Partial | None:
+            part = so_far(index) if so_far is not None else None
+            return part if isinstance(part, str) else None
 
-    def _unjudged(self, so_far: SoFar, index: int) -> Partial | None:
-        """Texts only: half a picture may show what the judge of the whole one will not let pass."""
-        part = so_far(self._indices.index(index)) if index in self._indices else None
-        return part if isinstance(part, str) else None
-
-    def cancelled(self, index: int) -> bool:
-        return self._run.cancelled(self._indices[index])
+        super().progress(step, steps, texts_only)
 
 
 def _refusal_of_prompt(item: Item, judge: Judge) -> ContentRefused | None:

@@ -34,10 +34,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from shared.errors import EngineError, EngineStartFailed, TuwenError
 from shared.images import Pixels
 from shared.jobs import DescribeResult, Kind, Language, Style
-from workers.engines.base import DescribeItem, Item, Run
+from workers.engines.base import DescribeItem, Item, Renumbered, Run
 from workers.engines.checkpoint import Checkpoint
 from workers.engines.placement import BatchSize, Unheard, compile_mode, known_options, weight_bytes
 from workers.engines.processors import architecture, model_of, processor_of
+from workers.engines.prompts import cut_warning, unread
 
 OPTIONS = ("prompt", "language")
 TRIAL_TOKENS = 4
@@ -80,7 +81,8 @@ class TransformersDescriber:
         if self.chats:
             self.processor.tokenizer.padding_side = "left"  # the answers begin where the questions end
         self.prompt = options.get("prompt", "")
-        self.longest = self._longest()
+        config = getattr(self.model.config, "text_config", self.model.config)
+        self.positions: int = getattr(config, "max_position_embeddings", MANY_TOKENS)
         self.language: Language = "zh" if options.get("language") == "zh" else "en"
         if (mode := compile_mode(options)) is not None:
             for network in _networks(self.model):
@@ -105,7 +107,26 @@ class TransformersDescriber:
     @torch.inference_mode()
     def run(self, items: Sequence[Item], run: Run) -> Sequence[DescribeResult | TuwenError]:
         wanted = [item for item in items if isinstance(item, DescribeItem)]
-        tokens = min(wanted[0].max_tokens, self.longest)
+        answers: dict[int, DescribeResult | TuwenError] = {}
+        for rows in self._groups(wanted):
+            written = self._write([wanted[row] for row in rows], Renumbered(run, rows))
+            answers.update(zip(rows, written, strict=True))
+        return [answers[row] for row in range(len(wanted))]
+
+    def _groups(self, wanted: list[DescribeItem]) -> list[list[int]]:
+        """The rows that can be written together: a captioner continues all texts of a batch at the same place."""
+        groups: dict[int, list[int]] = {}
+        for row, item in enumerate(wanted):
+            groups.setdefault(0 if self.chats else self._begun(item), []).append(row)
+        return list(groups.values())
+
+    def _begun(self, item: DescribeItem) -> int:
+        """Tokens of the text that a captioner continues."""
+        return min(len(self.processor.tokenizer(self._asked(item), verbose=False)["input_ids"]), self.positions // 2)
+
+    def _write(self, wanted: list[DescribeItem], run: Run) -> list[DescribeResult | TuwenError]:
+        room = self.positions if self.chats else self.positions - self._begun(wanted[0])
+        tokens = max(1, min(wanted[0].max_tokens, room))
         watch = _Watch(run, [item.seed for item in wanted], tokens, self._text)
         sequences = self.model.generate(
             **self._inputs(wanted),
@@ -117,24 +138,21 @@ class TransformersDescriber:
         )
         ends = _ends(self.model)
         rows = zip(wanted, sequences, watch.sureness(), watch.broken.tolist(), strict=True)
-        return [self._result(item, ids, watch.begin, sure, broken, ends) for item, ids, sure, broken in rows]
-
-    def _longest(self) -> int:
-        """Most tokens that a text may have: the model's positions, without those of the prompt."""
-        config = getattr(self.model.config, "text_config", self.model.config)
-        prompt = 0 if self.chats else len(self.processor.tokenizer(self.prompt)["input_ids"])
-        return max(1, getattr(config, "max_position_embeddings", MANY_TOKENS) - prompt)
+        return [self._result(item, ids, watch, sure, broken, ends) for item, ids, sure, broken in rows]
 
     # ── in ────────────────────────────────────────────────────────────────────────────────────────
 
     def _inputs(self, wanted: list[DescribeItem]) -> Any:
         images = [Image.fromarray(item.pixels) for item in wanted]
         texts = [self._question(item) if self.chats else self._asked(item) for item in wanted]
-        if not any(texts):
-            inputs = self.processor(images=images, return_tensors="pt")
-        else:
-            each_its_own = [[image] for image in images] if self.chats else images
+        if self.chats:
+            each_its_own = [[image] for image in images]
             inputs = self.processor(images=each_its_own, text=texts, padding=True, return_tensors="pt")
+        elif any(texts):
+            cut: dict[str, Any] = {"truncation": True, "max_length": self.positions // 2}
+            inputs = self.processor(images=images, text=texts, return_tensors="pt", **cut)
+        else:
+            inputs = self.processor(images=images, return_tensors="pt")
         return inputs.to(self.device, self.model.dtype)
 
     def _asked(self, item: DescribeItem) -> str:
@@ -149,14 +167,14 @@ class TransformersDescriber:
     # ── out ───────────────────────────────────────────────────────────────────────────────────────
 
     def _result(
-        self, item: DescribeItem, ids: Tensor, begin: int, sureness: list[float], broken: bool, ends: set[int]
+        self, item: DescribeItem, ids: Tensor, watch: _Watch, sureness: list[float], broken: bool, ends: set[int]
     ) -> DescribeResult | TuwenError:
         if broken:
             return EngineError(
                 "the model answered with not-a-number: its numbers overflow at this precision, or its weights are "
                 "broken; try dtype=float32 among its options"
             )
-        written = ids[begin:].tolist()
+        begin, written = watch.begin, ids[watch.begin :].tolist()
         length = next((place for place, token in enumerate(written) if token in ends), len(written))
         said = sureness[: length + 1]  # the end too: that the text is over is part of it
         return DescribeResult(
@@ -165,7 +183,7 @@ class TransformersDescriber:
             confidence=min(1.0, math.exp(sum(said) / max(1, len(said)))),
             tokens=length,
             prompt_tokens=begin if self.chats else None,
-            warnings=tuple(self._warnings(item, length)),
+            warnings=tuple(self._warnings(item, length, watch.steps)),
         )
 
     def _text(self, ids: Tensor, begin: int) -> str:
@@ -173,12 +191,15 @@ class TransformersDescriber:
         text = self.processor.tokenizer.decode(ids[begin:] if self.chats else ids, skip_special_tokens=True)
         return str(text).replace("\x00", "\N{REPLACEMENT CHARACTER}").strip()
 
-    def _warnings(self, item: DescribeItem, length: int) -> list[str]:
+    def _warnings(self, item: DescribeItem, length: int, most: int) -> list[str]:
         warnings = []
         if length >= item.max_tokens:
             warnings.append(f"the text was cut off after max_tokens={item.max_tokens}")
-        elif length >= self.longest:
-            warnings.append(f"the text was cut off after {self.longest} tokens, the most that this model writes")
+        elif length >= most:
+            warnings.append(f"the text was cut off after {most} tokens, the most that this model writes")
+        limit = self.positions // 2
+        if not self.chats and (rest := unread(self.processor.tokenizer, self._asked(item), limit)):
+            warnings.append(cut_warning("prompt", rest, limit))
         if not self.chats and item.language != self.language:
             warnings.append(f"this captioner writes {NAMES[self.language]} whatever is asked")
         return warnings

@@ -125,7 +125,7 @@ def test_nobody_is_shown_what_nobody_asked_for(client: Client, url: str) -> None
     heard, _ = watched(client, GenerateInput(prompt="a cat", steps=100))
     assert all(not progress.parts for progress in heard)
     job = client.submit(JobRequest(input=DescribeInput(image=picture(), max_tokens=TOKENS)))
-    while not (shown := httpx.get(f"{url}/v1/jobs/{job.id}").json())["status"] == "succeeded":
+    while (shown := httpx.get(f"{url}/v1/jobs/{job.id}").json())["status"] != "succeeded":
         assert (shown["progress"] or {"step": 0, "steps": 0}).keys() == {"step", "steps"}
 
 

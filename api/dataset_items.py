@@ -11,9 +11,9 @@ import numpy.typing as npt
 from api.dataset_index import ANNOTATED, DROPPED, FAILED, OUT_OF_DOMAIN, Entries
 from api.resources import Resources
 from shared.annotations import Annotation
-from shared.dataset_objects import of_shard
-from shared.datasets import Dataset, Item, ItemPage
-from shared.errors import InvalidRequest, NotFound
+from shared.dataset_objects import NOT_DONE, of_shard
+from shared.datasets import Dataset, Item, ItemPage, ReviewRequest
+from shared.errors import Conflict, InvalidRequest, NotFound
 
 Order = Literal["number", "score", "confidence", "-score", "-confidence"]
 Only = Literal[
@@ -56,6 +56,31 @@ def page(
 def one(resources: Resources, dataset_id: UUID, number: int) -> Item:
     """Raises NotFound."""
     return _items(resources, dataset_id, [number])[0]
+
+
+def require_reviewable(item: Item, said: ReviewRequest) -> None:
+    """Refuse what would have no effect: nothing brings an image into an export that was never read, and of one that
+    the models failed on there is nothing to judge before a person has put it into words.
+
+    Raises:
+        Conflict: saying what to do instead.
+    """
+    annotation = item.annotation
+    error = annotation.error
+    if error is None:
+        return
+    if error.code == NOT_DONE.code:
+        raise Conflict(f"Image {item.number} has not been annotated yet; wait, or have the run go on.")
+    if not annotation.decoded:
+        raise Conflict(
+            f"Image {item.number} was never read as an image ({error.code}), and no caption brings it into an export; "
+            "mend it, then retry what failed."
+        )
+    if said.text is None and not any(review.text for review in item.reviews):
+        raise Conflict(
+            f"The models failed on image {item.number} ({error.code}), so there are no words to judge yet; "
+            "write its caption, or retry what failed."
+        )
 
 
 def _ranked(

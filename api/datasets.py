@@ -303,13 +303,14 @@ async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resour
     openapi_extra=json_body(
         ReviewRequest, {"better words": {"value": {"author": "alice", "text": "a black cat", "language": "en"}}}
     ),
-    responses=problems(401, 404, 422),
+    responses=problems(401, 404, 409, 422),
 )
 async def review(
     request: Request, caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep
 ) -> Response:
     """Say that an image is accepted or rejected, or put its caption better. The model's words stay beside it, and the
-    next export has both, with the author. The newest verdict counts, and the newest words in each language."""
+    next export has both, with the author. The newest verdict counts, and the newest words in each language. An image
+    that the models failed on can be put into words, and judged once it has some; one that was never read cannot."""
     said = parse(ReviewRequest, await request.body())
     if caller.name is not None:
         said = said.model_copy(update={"author": caller.name})
@@ -318,7 +319,7 @@ async def review(
 
     def note() -> Item:
         resources.database.datasets.get(dataset_id, caller.tenant)
-        resources.database.shards.locate(dataset_id, image)
+        dataset_items.require_reviewable(dataset_items.one(resources, dataset_id, image), said)
         resources.database.datasets.review(dataset_id, image, said)
         return dataset_items.one(resources, dataset_id, image)
 

@@ -124,6 +124,16 @@ class Annotation(_Strict):
     def ok(self) -> bool:
         return self.error is None and self.drop is None
 
+    @property
+    def decoded(self) -> bool:
+        """Whether it was read as an image: then a person can say of it what the models could not."""
+        return self.width is not None
+
+    @property
+    def worded(self) -> bool:
+        """Whether a person has put it into words."""
+        return any(review.text is not None for review in self.reviews)
+
     @model_validator(mode="after")
     def _one_end(self) -> Self:
         if self.drop is not None and self.error is not None:

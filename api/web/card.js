@@ -18,11 +18,17 @@ export function standing(item) {
 /** Whether the models have not had their turn with it. */
 export const isWaiting = (item) => item.annotation.error?.code === NOT_DONE;
 
-/** Why there is nothing to say of this image; null when there is. */
-export function objection({ annotation }) {
+/** Why this image cannot be put into words; null when it can. */
+export function objectionToWords({ annotation }) {
   if (annotation.error?.code === NOT_DONE) return "This image has not been annotated yet.";
-  if (annotation.error) return "This image could not be annotated; retry what failed first.";
+  if (annotation.error && annotation.width === null) return "This was never read as an image; mend it, then retry what failed.";
   return annotation.drop ? "A filter left this image out, and a review does not bring it back." : null;
+}
+
+/** Why this image cannot be accepted or rejected; null when it can. */
+export function objectionToVerdict(item) {
+  const wordless = item.annotation.error && standing(item).words.size === 0;
+  return objectionToWords(item) ?? (wordless ? "The models failed on this image; write its caption first, or retry what failed." : null);
 }
 
 /**
@@ -48,15 +54,24 @@ export function card(item, act, { live }) {
     element("div", { class: "captions" }, ...captions(annotation, words)),
     ...reasons(annotation, live),
     measures(annotation),
-    objection(item) === null ? element(
-      "div",
-      { class: "actions" },
-      button("Accept", "a", () => act.accept(item.number), verdict?.verdict === "accepted"),
-      button("Reject", "r", () => act.reject(item.number), verdict?.verdict === "rejected"),
-      button("Edit", "e", () => act.edit(item.number)),
-    ) : null,
+    ...actions(item, act, verdict),
   );
   return made;
+}
+
+function actions(item, act, verdict) {
+  const { number, annotation } = item;
+  const buttons = [];
+  if (objectionToVerdict(item) === null) {
+    buttons.push(
+      button("Accept", "a", () => act.accept(number), verdict?.verdict === "accepted"),
+      button("Reject", "r", () => act.reject(number), verdict?.verdict === "rejected"),
+    );
+  }
+  if (objectionToWords(item) === null) {
+    buttons.push(button(annotation.error && !buttons.length ? "Write caption" : "Edit", "e", () => act.edit(number)));
+  }
+  return buttons.length ? [element("div", { class: "actions" }, ...buttons)] : [];
 }
 
 function label({ number, annotation }, verdict) {

@@ -1,6 +1,6 @@
 // The review page: a page of images at a time, moved through and judged with the keyboard.
 
-import { card, editor, isWaiting, objection } from "./card.js";
+import { card, editor, isWaiting, objectionToVerdict, objectionToWords } from "./card.js";
 import { hasKey, json } from "./client.js";
 import { ask, byId, count, element, say } from "./elements.js";
 import { Progress } from "./progress.js";
@@ -205,7 +205,7 @@ async function send(number, who, said) {
 }
 
 async function judge(verdict, number = current) {
-  if (!open(number)) return;
+  if (!open(number, objectionToVerdict)) return;
   const who = await author();
   if (who === null) return;
   const { name } = items.get(number).annotation;
@@ -215,7 +215,7 @@ async function judge(verdict, number = current) {
 }
 
 /** Go to an image; whether there is something to be said of it. */
-function open(number) {
+function open(number, objection) {
   if (number === null || editing !== null) return false;
   point(number);
   const why = objection(items.get(number));
@@ -224,7 +224,7 @@ function open(number) {
 }
 
 function edit(number = current) {
-  if (!open(number)) return;
+  if (!open(number, objectionToWords)) return;
   editing = number;
   const chosen = cardOf(number);
   const leave = () => {
@@ -237,7 +237,7 @@ function edit(number = current) {
     if (texts.length) {
       const who = await author();
       if (who === null || !(await review(number, who, texts))) return;
-      say("Saved beside the model's words.");
+      say(items.get(number).annotation.captions.length ? "Saved beside the model's words." : "Saved.");
     }
     leave();
   }, leave);

@@ -280,6 +280,46 @@ class TestImages:
             == 404
         )
 
+    def test_reviews_of_failed_images(self, api: httpx.Client, settings: Settings, database: Database) -> None:
+        id = UUID(submit(api, destination="/failed").json()["id"])
+        error = JobError(code="engine_error", detail="It gave up.")
+        seen = Annotation(name="0.png", width=8, height=8, error=error)
+        annotated(settings, database, id, [seen, Annotation(name="1.png", error=error)])
+        by = {"author": "alice"}
+
+        def review(image: int, **said: str) -> httpx.Response:
+            return api.post(f"/v1/datasets/{id}/items/{image}/reviews", json=by | said)
+
+        for image, said, reason in (
+            (0, {"verdict": "accepted"}, "write its caption, or retry what failed"),
+            (0, {"verdict": "rejected"}, "write its caption, or retry what failed"),
+            (1, {"text": "a cat"}, "was never read as an image (engine_error)"),
+            (1, {"verdict": "rejected"}, "was never read as an image (engine_error)"),
+        ):
+            refused = review(image, **said)
+            assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+            assert reason in refused.json()["detail"]
+        assert database.datasets.reviews(id, range(2)) == {}
+        assert review(0, text="a cat", language="en").status_code == 201
+        assert review(0, verdict="accepted").status_code == 201
+        [verdict, words] = api.get(f"/v1/datasets/{id}/items/0").json()["reviews"]
+        assert (words["author"], words["text"], verdict["verdict"]) == ("alice", "a cat", "accepted")
+        assert self.pages(api, id, only="edited") == [0]
+        api.delete(f"/v1/datasets/{id}/items/0/reviews/{words['id']}")
+        assert review(0, verdict="rejected").status_code == 409, "there are no words any more"
+        assert review(0, text="a dog", verdict="accepted").status_code == 201
+
+    def test_reviews_of_what_was_not_reached(self, api: httpx.Client, settings: Settings, database: Database) -> None:
+        id = UUID(submit(api, destination="/early").json()["id"])
+        plan = plan_key(id, 0, 1)
+        write_plan(ObjectStore.open(settings), plan, [Planned({"name": "0.png", "path": "0.png"}).line()])
+        claim = database.datasets.take(id, "h")
+        assert claim is not None
+        assert database.datasets.add_shard(claim, uuid4(), 0, 1, plan, 0.0)
+        refused = api.post(f"/v1/datasets/{id}/items/0/reviews", json={"author": "alice", "text": "a cat"})
+        assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+        assert "has not been annotated yet" in refused.json()["detail"]
+
     def test_one(self, api: httpx.Client, id: UUID) -> None:
         assert api.get(f"/v1/datasets/{id}/items/5").json()["annotation"]["name"] == "5.png"
         assert api.get(f"/v1/datasets/{id}/items/6").status_code == 404

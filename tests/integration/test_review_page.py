@@ -19,6 +19,7 @@ from api.pages import POLICY
 from shared.datasets import DatasetStatus
 from shared.settings import Settings
 from tests.annotation import annotate, dataset, over, records
+from tests.fakes import painted
 from tests.integration.api_server import serving
 from tests.system import TENANT, System, running_system
 
@@ -39,13 +40,15 @@ def system(settings: Settings, tmp_path: Path) -> Iterator[System]:
 
 @pytest.fixture
 def run(system: System, tmp_path: Path) -> UUID:
-    """A data set that was annotated: the redder an image, the surer the model; one is broken, one strange."""
+    """A data set that was annotated: the redder an image, the surer the model; one is strange, one broken, and at one
+    the model fails."""
     source = tmp_path / "photos"
     source.mkdir()
     for number in range(IMAGES):
         Image.new("RGB", (40, 30), (4 * number, 120, 60)).save(source / f"{number:03d}.png")
     Image.new("RGB", (40, 30), (90, 120, 250)).save(source / HOSTILE)
     (source / "broken.png").write_bytes(b"no image")
+    Image.fromarray(painted("reject", 40)).save(source / "refused.png")
     system.housekeeper()
     system.worker()
     wishes: dict[str, Any] = {"tasks": ["describe", "match"], "languages": ["en", "zh"], "shard_size": 20}
@@ -94,21 +97,21 @@ def test_people_review_a_run_with_the_keyboard(system: System, run: UUID, tmp_pa
     with serving(system.settings) as url, browser() as chromium:
         page = opened(chromium, f"{url}/datasets", problems)
         page.get_by_role("link", name="photos").click()
-        shows(page, "1–48 of 62")
+        shows(page, "1–48 of 63")
         assert len(names(page)) == PAGE
         page.locator("#run-status", has_text="succeeded").wait_for()
-        assert "61 of 62 images done · 1 failed" in page.inner_text("#figures")
+        assert "61 of 63 images done · 2 failed" in page.inner_text("#figures")
         page.locator(".card").first.locator("[data-picture=shown]").wait_for()
         assert page.evaluate("document.querySelector('.card img').naturalWidth") == 40
         assert focused(page) == names(page)[0]
 
         # Foreign words stay words.
         page.keyboard.press("k")
-        assert HOSTILE in [*names(page), *_turned(page, "Next page", "49–62 of 62")]
+        assert HOSTILE in [*names(page), *_turned(page, "Next page", "49–63 of 63")]
         assert page.title() == "photos · Tuwen 图文"
         assert page.locator(".card .name img").count() == 0
         page.get_by_role("button", name="Previous page").click()
-        shows(page, "1–48 of 62")
+        shows(page, "1–48 of 63")
 
         # Sorted over all pages; what is not known comes last.
         page.get_by_label("Sort").select_option("confidence")
@@ -116,21 +119,44 @@ def test_people_review_a_run_with_the_keyboard(system: System, run: UUID, tmp_pa
         page.get_by_label("Sort").select_option("-confidence")
         page.locator(".card").first.locator(".name", has_text="059.png").wait_for()
         assert names(page)[:3] == ["059.png", "058.png", "057.png"]
-        assert _turned(page, "Next page", "49–62 of 62")[-1] == "broken.png"
+        assert _turned(page, "Next page", "49–63 of 63")[-2:] == ["broken.png", "refused.png"]
         page.reload()
-        shows(page, "49–62 of 62")
+        shows(page, "49–63 of 63")
         page.goto(f"{url}/datasets/{run}?sort=score&after=stale")
         page.locator("#message", has_text="of another list").wait_for()
-        shows(page, "1–48 of 62")
+        shows(page, "1–48 of 63")
 
         # Filtered by what became of them.
         page.keyboard.press("/")
         assert page.evaluate("document.activeElement.id") == "only"
         page.get_by_label("Show").select_option("failed")
-        shows(page, "1–1 of 1")
-        assert names(page) == ["broken.png"]
-        assert "unsupported_format" in page.inner_text(".card .reason")
+        shows(page, "1–2 of 2")
+        assert names(page) == ["broken.png", "refused.png"]
+        broken, refused = page.locator(".card").all()
+        assert "unsupported_format" in broken.locator(".reason").inner_text()
+        assert "rejected, as asked" in refused.locator(".reason").inner_text()
         assert page.get_by_role("button", name="Accept").count() == 0
+
+        # A person says what the model could not; of what is no image, and before there are words, nobody judges.
+        page.keyboard.press("Escape")
+        page.keyboard.press("e")
+        page.locator("#message", has_text="never read as an image").wait_for()
+        page.keyboard.press("j")
+        page.keyboard.press("a")
+        page.locator("#message", has_text="write its caption first").wait_for()
+        refused.locator("[data-picture=shown]").wait_for()
+        page.screenshot(path=tmp_path / "failed.png")
+        page.keyboard.press("e")
+        page.locator(".editor textarea").first.fill("a dark red square")
+        page.screenshot(path=tmp_path / "failed-editing.png")
+        page.keyboard.press("Enter")
+        page.get_by_label("Your name").fill("Ann")
+        page.keyboard.press("Enter")
+        page.locator(".card.open").wait_for(state="detached")
+        refused.get_by_text("a dark red square — Ann").wait_for()
+        page.keyboard.press("a")
+        page.locator(".card.accepted .name", has_text="refused.png").wait_for()
+        page.screenshot(path=tmp_path / "failed-accepted.png")
         page.get_by_label("Show").select_option("out_of_domain")
         page.locator(".card .badge", has_text="out of domain").wait_for()
         assert names(page) == [HOSTILE]
@@ -146,8 +172,6 @@ def test_people_review_a_run_with_the_keyboard(system: System, run: UUID, tmp_pa
         assert english.evaluate("each => each === document.activeElement")
         english.fill("a <b>dark</b> square")
         chinese.fill("深色的方块")
-        page.keyboard.press("Enter")
-        page.get_by_label("Your name").fill("Ann")
         page.keyboard.press("Enter")
         page.locator(".card.open").wait_for(state="detached")
         first = page.locator(".card").first
@@ -178,7 +202,8 @@ def test_people_review_a_run_with_the_keyboard(system: System, run: UUID, tmp_pa
         assert page.locator(".card.accepted .name").all_text_contents() == ["000.png"]
         assert page.locator(".card.rejected .name").all_text_contents() == ["001.png"]
         page.get_by_label("Show").select_option("edited")
-        shows(page, "1–1 of 1")
+        shows(page, "1–2 of 2")
+        assert names(page) == ["000.png", "refused.png"]
         page.get_by_role("button", name="Export with reviews").click()
         page.locator("#message", has_text="Exporting").wait_for()
         system.until(lambda: dataset(system, run).status.terminal and _edited(tmp_path), "the export")
@@ -188,6 +213,9 @@ def test_people_review_a_run_with_the_keyboard(system: System, run: UUID, tmp_pa
     assert edited["captions"][0]["text"] == "a square"
     assert {review.get("text") for review in edited["reviews"]} >= {"a <b>dark</b> square", "深色的方块"}
     assert {review["author"] for review in edited["reviews"]} == {"Ann"}
+    assert (found["refused.png"]["text"], found["refused.png"]["author"]) == ("a dark red square", "Ann")
+    assert found["refused.png"]["error"]["code"] == "engine_error", "the model's end stays beside it"
+    assert [line["name"] for line in _lines(tmp_path / "captions/errors.jsonl")] == ["broken.png"]
     assert "001.png" not in found
     [rejected] = [line for line in _lines(tmp_path / "captions/dropped.jsonl") if line["name"] == "001.png"]
     assert "Ann" in json.dumps(rejected)
@@ -219,7 +247,7 @@ def test_with_keys_it_asks_once_and_signs_with_the_name_of_the_key(system: Syste
         page.keyboard.press("Enter")
         page.get_by_label("Key (tw_…)").fill(key)
         page.keyboard.press("Enter")
-        shows(page, "1–48 of 62")
+        shows(page, "1–48 of 63")
         page.locator(".card").first.locator("[data-picture=shown]").wait_for()
         page.keyboard.press("a")
         page.locator(".card.accepted").wait_for()

@@ -268,7 +268,7 @@ def test_recognition_alone_becomes_tags() -> None:
     assert (words.text, words.provenance) == ("2 black cat jumping, grass", MADE)
 
 
-def test_review_goes_into_every_each_formatwith_its_author(source: Path, tmp_path: Path) -> None:
+def test_review_goes_into_every_format_with_its_author(source: Path, tmp_path: Path) -> None:
     review = Review(author="Ann", created_at=NOW, text="in her words")
     known = [annotations()[0].model_copy(update={"reviews": (review,)})]
     for each_format in FORMATS:
@@ -281,6 +281,49 @@ def test_review_goes_into_every_each_formatwith_its_author(source: Path, tmp_pat
     annotation, *others = json.loads((tmp_path / "coco/captions.json").read_text())["annotations"]
     assert (annotation["caption"], annotation["author"]) == ("in her words", "Ann")
     assert [other["caption"] for other in others] == ["a black cat", "worse"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_person_says_what_no_model_could(source: Path, tmp_path: Path, form: ExportFormat) -> None:
+    gone = JobError(code="engine_error", detail="It gave up.")
+    words = (Review(author="Ann", created_at=NOW, text="in her words", language="en"),)
+    known = [
+        Annotation(name="sub/b.png", width=16, height=12, error=gone, reviews=words),
+        Annotation(name="broken.png", error=JobError(code="image_corrupt", detail="cut"), reviews=words),
+        Annotation(name="a 1.png", width=16, height=12, error=gone),
+        Annotation(
+            name="bad.png", width=16, height=12, error=gone,
+            reviews=(Review(author="Bo", created_at=NOW, verdict="rejected"), *words),
+        ),
+    ]  # fmt: skip
+    out = tmp_path / "out"
+    assert export(source, out, form, known) == Summary(exported=1, dropped=1, failed=2)
+    assert [(row["name"], row["code"]) for row in lines(out / "errors.jsonl")] == [
+        ("broken.png", "image_corrupt"),
+        ("a 1.png", "engine_error"),
+    ]
+    assert [row["detail"] for row in lines(out / "dropped.jsonl")] == ["rejected by Bo"]
+    written = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
+    if form != "parquet":
+        assert b"in her words" in written
+    if form == "jsonl":
+        [row] = lines(out / "annotations.jsonl")
+        assert (row["text"], row["author"], row["error"]["code"]) == ("in her words", "Ann", "engine_error")
+    if form == "parquet":
+        [row] = parquet.read_table(out / "data").to_pylist()
+        assert (row["text"], row["author"], row["captions"]) == ("in her words", "Ann", [])
+    if form == "coco":
+        [said] = json.loads((out / "captions.json").read_text())["annotations"]
+        assert (said["caption"], said["author"]) == ("in her words", "Ann")
+
+
+def test_words_of_an_image_that_is_gone_by_now_are_an_error(source: Path, tmp_path: Path) -> None:
+    words = (Review(author="Ann", created_at=NOW, text="in her words"),)
+    error = JobError(code="engine_error", detail="It gave up.")
+    known = [Annotation(name="gone.png", width=16, height=12, error=error, reviews=words)]
+    assert export(source, tmp_path / "out", "imagefolder", known) == Summary(0, 0, 1)
+    [row] = lines(tmp_path / "out/errors.jsonl")
+    assert (row["code"], row["detail"].startswith("not exported")) == ("not_found", True)
 
 
 # ── names ─────────────────────────────────────────────────────────────────────────────────────────

@@ -25,7 +25,7 @@ from workers.datasets.exports.jsonl import JsonLines
 from workers.datasets.exports.kohya import Sidecars, SidecarsInPlace
 from workers.datasets.exports.parquet import Parquet
 from workers.datasets.exports.webdataset import WebDataset
-from workers.datasets.exports.words import chosen_words, drop_of
+from workers.datasets.exports.words import chosen_words, drop_of, failure_of
 from workers.datasets.exports.writers import Exported, NameTaken, Writer
 from workers.datasets.lookahead import mapped
 from workers.datasets.sources.images import SourceImage
@@ -57,6 +57,17 @@ class Summary:
     exported: int
     dropped: int
     failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """An image on its way out; its file only where that is wanted."""
+
+    annotation: Annotation
+    failure: JobError | None
+    """Why it is not to be exported."""
+    data: bytes = b""
+    format: str = ""
 
 
 def write(
@@ -110,16 +121,21 @@ def _write(
 ) -> Summary:
     number = dropped = failed = 0
 
-    def loaded(pair: Annotated) -> tuple[Annotation, bytes, str]:
-        return _loaded(*pair, settings, read) if writer.wants_images else (pair[0], b"", "")
+    def loaded(pair: Annotated) -> _Loaded:
+        annotation, image = pair
+        failure = failure_of(annotation)
+        if failure is None and drop_of(annotation) is None and writer.wants_images:
+            return _loaded(annotation, image, settings, read)
+        return _Loaded(annotation, failure)
 
     with Lines(folder / "errors.jsonl") as errors, Lines(folder / "dropped.jsonl") as drops:
         try:
-            for annotation, data, image_format in mapped(loaded, annotated, threads=_READERS):
+            for each in mapped(loaded, annotated, threads=_READERS):
+                annotation = each.annotation
                 drop = drop_of(annotation)
-                if annotation.error is not None:
+                if each.failure is not None:
                     failed += 1
-                    errors.write(_failure(annotation, annotation.error))
+                    errors.write(_failure(annotation, each.failure))
                     continue
                 if drop is not None:
                     dropped += 1
@@ -127,7 +143,7 @@ def _write(
                     continue
                 words = chosen_words(annotation, overwrite=overwrite)
                 try:
-                    writer.write(Exported(number, annotation, words, data, image_format))
+                    writer.write(Exported(number, annotation, words, each.data, each.format))
                 except NameTaken as taken:
                     failed += 1
                     errors.write(_failure(annotation, JobError(code="name_taken", detail=str(taken))))
@@ -138,20 +154,16 @@ def _write(
     return Summary(number, dropped, failed)
 
 
-def _loaded(
-    annotation: Annotation, image: SourceImage | None, settings: Settings, read: Read
-) -> tuple[Annotation, bytes, str]:
-    """The image's file, and what it is; the reason in the annotation where it cannot be read any more."""
-    if annotation.error is not None or drop_of(annotation) is not None:
-        return annotation, b"", ""
+def _loaded(annotation: Annotation, image: SourceImage | None, settings: Settings, read: Read) -> _Loaded:
+    """The image's file, and what it is; the reason where it cannot be read any more."""
     try:
         if image is None:
             raise NotFound("the source has no such image")
         data = _patiently(lambda: read(image))
-        return annotation, data, inspect(data, settings).format
+        return _Loaded(annotation, None, data, inspect(data, settings).format)
     except TuwenError as error:
         failure = JobError(code=error.code, detail=f"not exported: {error}", retryable=error.retryable)
-        return annotation.model_copy(update={"error": failure}), b"", ""
+        return _Loaded(annotation, failure)
 
 
 def _patiently(read: Callable[[], bytes]) -> bytes:

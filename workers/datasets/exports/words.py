@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.annotations import Annotation, Caption, Drop, DropReason, Provenance, Recognition
+from shared.jobs import JobError
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,11 @@ def drop_of(annotation: Annotation) -> Drop | None:
     if judged is not None and judged.verdict == "rejected":
         return Drop(reason=DropReason.REJECTED, detail=f"rejected by {judged.author}")
     return None
+
+
+def failure_of(annotation: Annotation) -> JobError | None:
+    """Why there is nothing of the image to export: its error, unless a person has said what the models could not."""
+    return None if annotation.decoded and annotation.worded else annotation.error
 
 
 def record(number: int, annotation: Annotation, words: Words) -> dict[str, Any]:

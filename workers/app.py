@@ -106,7 +106,9 @@ def run_housekeeper(settings: Settings) -> int:
     """Run beat and the housekeeping queue until SIGTERM or SIGINT. Returns the exit status."""
     app = celery_app(settings)
     datasets = DatasetKeeper(settings, app)
-    housekeeping.define(app, Housekeeper(settings, app, datasets), settings.housekeeping_interval)
+    housekeeper = Housekeeper(settings, app, datasets)
+    housekeeping.define(app, housekeeper, settings.housekeeping_interval)
+    signals.worker_shutting_down.connect(lambda **_: housekeeper.stop(), weak=False)
     # A thread, not the process that Celery's --beat forks: that one would outlive a housekeeper that is killed.
     threading.Thread(target=_beat, args=(app,), name="beat", daemon=True).start()
     consumer = _consumer(app, f"housekeeper@{platform.node()}", queues=[HOUSEKEEPING_QUEUE], threads=3)

@@ -88,6 +88,10 @@ class Housekeeper:
         self._database.forget_idempotency_keys()
         self._collector.collect()
 
+    def stop(self) -> None:
+        """This process is about to end: leave what takes long to another one."""
+        self._collector.stop()
+
     def _dispatch(self) -> None:
         """Publish queued jobs whose message was lost, or was never sent.
 

@@ -19,6 +19,7 @@ from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 from sqlalchemy import create_engine, text
 
+from api.openai.documents import key_of
 from api.servers import Postgres, Valkey
 from shared.connections import driver_url
 from shared.database import Database, Finish
@@ -28,7 +29,7 @@ from shared.errors import DatabaseUnavailable
 from shared.jobs import JobRequest, Kind, MatchResult, Status
 from shared.queue import WEBHOOKS_TASK, JobQueue, celery_app, event_channel
 from shared.settings import Settings
-from shared.storage import ObjectStore
+from shared.storage import ObjectStore, content_key, file_key
 from workers import collection
 from workers.datasets.housekeeping import DatasetKeeper
 from workers.housekeeping import Housekeeper, define
@@ -206,26 +207,30 @@ def test_leases_that_ran_out_while_postgresql_was_away_are_not_held_against_work
     house.close()
 
 
-def test_orphaned_objects_are_collected_and_nothing_else(house: House, settings: Settings, tmp_path: Path) -> None:
+def test_orphaned_objects_are_collected_and_nothing_else(house: House, tmp_path: Path) -> None:
     [id] = house.submit()
     claim = house.database.claim([id], "w")[id]
-    house.database.finish([Finish(id, claim.epoch, MatchResult(score=0.5), "results/aa/kept.png")])
-    house.database.files.add(
-        tenant=TENANT, sha256="0" * 64, key="files/t/00/kept", media_type="image/png", width=1, height=1, size=1
-    )
-    keys = [
-        "results/aa/kept.png",
-        "results/aa/orphan.png",
-        "results/aa/fresh.png",
-        "files/t/00/kept",
-        "files/t/00/orphan",
+    kept = content_key("results", b"kept", ".png")
+    house.database.finish([Finish(id, claim.epoch, MatchResult(score=0.5), kept)])
+    uploaded = {"tenant": TENANT, "sha256": "0" * 64, "key": file_key(TENANT, "0" * 64)}
+    house.database.files.add(**uploaded, media_type="image/png", width=1, height=1, size=1)
+    orphans = [
+        content_key("results", b"orphan", ".png"),
+        file_key(TENANT, "1" * 64),
+        key_of(uuid4(), TENANT),
+        plan_key(uuid4(), 3, 1),
+        results_key(uuid4(), 3, 12),
+        preview_key(uuid4(), 7),
     ]
-    for key in keys:
-        house.store.put(key, b"x", "image/png")
-        if "fresh" not in key:
-            os.utime(tmp_path / "objects" / key, (0, 0))
+    # Somebody's own, in the same bucket.
+    foreign = ["results/run-7/cat.png", "files/readme", "documents/thesis.jsonl", "datasets/cats/1.png", "mine/cat.png"]
+    foreign += [f"datasets/{'0-' * 18}/00000000/plan-1.jsonl", f"results/00/{'0' * 64}.jpg"]
+    for key in [kept, uploaded["key"], *orphans, *foreign]:
+        orphan(house, tmp_path, key)
+    fresh = content_key("results", b"fresh", ".png")
+    house.store.put(fresh, b"x", "image/png")
     house.keeper.collect()
-    assert sorted(stored.key for stored in house.store.list()) == sorted(key for key in keys if "orphan" not in key)
+    assert {stored.key for stored in house.store.list()} == {kept, uploaded["key"], fresh, *foreign}
 
 
 def test_a_large_storage_is_collected_a_part_at_a_time(
@@ -234,7 +239,8 @@ def test_a_large_storage_is_collected_a_part_at_a_time(
     """Each go looks at four of ten, and the third begins anew: what came meanwhile is found by the next search."""
     monkeypatch.setattr(collection, "AT_ONCE", 4)
     monkeypatch.setattr(collection, "PAGE", 2)
-    keys = [f"{folder}/{number:02x}/x" for folder in ("files/t", "results") for number in range(5)]
+    keys = [file_key(TENANT, f"{number:064x}") for number in range(5)]
+    keys += sorted(content_key("results", bytes([number]), ".png") for number in range(5))
     for key in keys:
         orphan(house, tmp_path, key)
     left = []
@@ -247,13 +253,26 @@ def test_a_large_storage_is_collected_a_part_at_a_time(
     assert list(house.store.list()) == []
 
 
+def test_a_search_that_is_stopped_goes_on_elsewhere(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    monkeypatch.setattr(collection, "PAGE", 1)
+    for number in range(3):
+        orphan(house, tmp_path, file_key(TENANT, f"{number:064x}"))
+    house.keeper.stop()
+    house.keeper.collect()
+    assert len(list(house.store.list())) == 2
+    Housekeeper(settings, house.app, DatasetKeeper(settings, house.app)).collect()
+    assert list(house.store.list()) == []
+
+
 def test_a_redis_that_forgets_how_far_the_search_came(
     house: House, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collection, "AT_ONCE", 1)
     monkeypatch.setattr(collection, "PAGE", 1)
-    for key in ("results/00/x", "results/01/x"):
-        orphan(house, tmp_path, key)
+    for number in range(2):
+        orphan(house, tmp_path, file_key(TENANT, f"{number:064x}"))
     house.keeper.collect()
     with redis.Redis.from_url(settings.redis_url) as client:
         client.flushdb()

@@ -1,13 +1,13 @@
 """Where data sets may lie: what a stranger names is a path of the servers, so not every path may be named.
 
 An installation without keys serves this machine only, and its user may name any folder of it. With keys, only what
-`TUWEN_DATASET_ROOTS` allows, folders and `s3://` prefixes.
+`TUWEN_DATASET_ROOTS` allows, folders and `s3://` prefixes; and never the object storage, which holds what is others'.
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from shared.errors import Forbidden, InvalidRequest
 from shared.settings import Settings
@@ -44,6 +44,10 @@ def require_allowed(place: str, settings: Settings, field: str, *, followed: boo
     if not any(_within(real, root, followed=followed) for root in settings.dataset_roots):
         allowed = ", ".join(settings.dataset_roots) or "none"
         raise Forbidden(f"Data sets may lie below TUWEN_DATASET_ROOTS only ({allowed}).", field=field)
+    objects = normal(settings.storage_url)
+    objects = objects if objects.startswith(S3) else str(Path(objects).absolute())
+    if _within(real, objects, followed=followed) or _within(objects, real, followed=followed):
+        raise Forbidden("Data sets may lie neither in the object storage nor around it.", field=field)
     return place
 
 

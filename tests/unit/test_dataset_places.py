@@ -52,6 +52,40 @@ def test_below_the_roots(place: str) -> None:
     assert require_allowed(place, settings, "source") == place
 
 
+@pytest.mark.parametrize(
+    ("storage", "place"),
+    [
+        ("s3://b/tuwen", "s3://b"),
+        ("s3://b/tuwen", "s3://b/tuwen"),
+        ("s3://b/tuwen/", "s3://b/tuwen/results"),
+        ("s3://b", "s3://b/photos"),
+        ("file:///data/tuwen/objects", "/data"),
+        ("file:///data/tuwen/objects", "/data/tuwen/objects/files"),
+    ],
+)
+def test_never_where_the_objects_of_others_lie(storage: str, place: str) -> None:
+    settings = Settings(auth="keys", dataset_roots=("/data", "s3://b"), storage_url=storage)
+    with pytest.raises(Forbidden, match="object storage"):
+        require_allowed(place, settings, "destination")
+
+
+def test_but_beside_them() -> None:
+    settings = Settings(auth="keys", dataset_roots=("/data", "s3://b"), storage_url="s3://b/objects")
+    for place in ("s3://b/objects2", "s3://b/photos/objects", "/data/objects"):
+        assert require_allowed(place, settings, "source") == place
+
+
+def test_nor_where_a_relative_folder_or_a_link_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "objects").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "objects")
+    settings = Settings(auth="keys", dataset_roots=(str(tmp_path),), storage_url="file://objects")
+    for place, followed in (("objects", False), ("link", True)):
+        with pytest.raises(Forbidden, match="object storage"):
+            require_allowed(str(tmp_path / place), settings, "source", followed=followed)
+    require_allowed(str(tmp_path / "photos"), settings, "source")
+
+
 def test_without_roots_nothing() -> None:
     with pytest.raises(Forbidden):
         require_allowed("/data", Settings(auth="keys"), "source")

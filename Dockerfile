@@ -8,9 +8,9 @@
 #
 # Their health checks stand in docker-compose.yml, since each process has its own.
 
-ARG PYTHON=3.13
+ARG PYTHON=3.13-slim-trixie
 
-FROM python:${PYTHON}-slim AS dependencies
+FROM python:${PYTHON} AS dependencies
 ENV PIP_CONSTRAINT=/src/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/venv/bin:$PATH
 RUN python -m venv /venv
 WORKDIR /src
@@ -45,20 +45,24 @@ COPY api api
 COPY workers workers
 RUN pip install --no-deps .
 
-FROM python:${PYTHON}-slim AS runtime
+FROM python:${PYTHON} AS runtime
 RUN useradd --system --uid 10001 --no-create-home --home-dir /tmp tuwen \
     && install --directory --owner tuwen --mode 700 /var/lib/tuwen /var/lib/tuwen/hub /datasets
 # Bytecode cannot be written into a read-only image; pip has compiled what it installed.
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /var/lib/tuwen
-USER tuwen
 
 FROM runtime AS app
 COPY --from=app-build /venv /venv
+USER tuwen
 EXPOSE 8000 5555
 CMD ["python", "-m", "api"]
 
 FROM runtime AS worker
-ENV HF_HOME=/var/lib/tuwen/hub
+# For the option `compile` of checkpoints: what torch writes then is compiled here, and /tmp is no place to run it from.
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+ENV HF_HOME=/var/lib/tuwen/hub \
+    TORCHINDUCTOR_CACHE_DIR=/var/lib/tuwen/hub/inductor TRITON_CACHE_DIR=/var/lib/tuwen/hub/triton
 COPY --from=worker-build /venv /venv
+USER tuwen
 CMD ["python", "-m", "workers", "worker"]

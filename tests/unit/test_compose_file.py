@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from shared.dataset_places import require_allowed
 from shared.settings import Settings
 from tests.compose import FILE, REQUIRED, ROOT, VARIABLES, MissingVariable, compose, seconds
 
@@ -95,10 +96,40 @@ def test_every_container_is_guarded_and_limited(services: dict[str, Any]) -> Non
 
 
 def test_a_worker_has_time_to_finish_its_batch(services: dict[str, Any]) -> None:
-    grace = Settings.model_fields["shutdown_grace"].default
+    settings = Settings()
+    # Shards, then jobs, then storing and settling what is done, or a download that is under way.
+    longest = 2 * settings.shutdown_grace + settings.fetch_timeout + settings.lease
     for name in ("worker-0", "worker-cpu"):
-        assert seconds(services[name]["stop_grace_period"]) >= grace + 20
+        assert seconds(services[name]["stop_grace_period"]) > longest
         assert seconds(services[name]["healthcheck"]["start_period"]) >= Settings().engine_start_timeout
+
+
+def test_a_housekeeper_has_time_to_give_its_data_sets_back(services: dict[str, Any]) -> None:
+    settings = Settings()
+    webhooks = 2 * settings.fetch_timeout
+    assert seconds(services["housekeeper"]["stop_grace_period"]) > webhooks + settings.shutdown_grace
+
+
+def test_each_image_is_built_once_and_never_fetched(services: dict[str, Any]) -> None:
+    """Two builds of one image at a time fail over its name, and before one there is nothing to fetch."""
+    builders = [services[name]["image"] for name in OURS if "build" in services[name]]
+    assert len(builders) == len(set(builders))
+    assert {services[name]["image"] for name in OURS} == set(builders)
+    for name in OURS:
+        if "build" not in services[name]:
+            assert services[name]["pull_policy"] == "never", name
+            # Whoever starts it builds it.
+            assert any("build" in services[other] for other in services[name]["depends_on"]), name
+
+
+def test_data_sets_lie_apart_from_what_is_kept_for_all(services: dict[str, Any]) -> None:
+    for name in OURS:
+        given = {key: str(value) for key, value in services[name]["environment"].items() if value is not None}
+        if "TUWEN_DATASET_ROOTS" not in given:
+            continue
+        settings = Settings(storage_url=given["TUWEN_STORAGE_URL"], dataset_roots=given["TUWEN_DATASET_ROOTS"])
+        for root in settings.dataset_roots:
+            require_allowed(f"{root}/cats", settings, "source")
 
 
 def test_gpu_workers_have_a_gpu_each(services: dict[str, Any]) -> None:
@@ -113,7 +144,8 @@ def test_gpu_workers_have_a_gpu_each(services: dict[str, Any]) -> None:
 def test_every_setting_that_is_given_exists(services: dict[str, Any]) -> None:
     known = {f"TUWEN_{name.upper()}" for name in Settings.model_fields}
     for name in OURS:
-        assert services[name]["environment"].keys() <= known, name
+        given = {variable for variable in services[name]["environment"] if variable.startswith("TUWEN_")}
+        assert given <= known, name
 
 
 def test_webhooks_are_accepted_where_they_are_signed(services: dict[str, Any]) -> None:
@@ -153,7 +185,7 @@ def test_targets_exist(dockerfile: str, services: dict[str, Any]) -> None:
     stages = set(re.findall(r"^FROM \S+ AS (\S+)$", dockerfile, re.MULTILINE))
     arguments = set(re.findall(r"^ARG (\w+)", dockerfile, re.MULTILINE))
     for name in OURS:
-        build = services[name]["build"]
+        build = services[name].get("build", services["migrate"]["build"])
         assert build["target"] in stages, name
         assert build.get("args", {}).keys() <= arguments, name
 
@@ -186,9 +218,10 @@ def _requirements(project: dict[str, Any], stage: str) -> list[str]:
 
 
 def test_images_run_as_nobody_in_particular(dockerfile: str) -> None:
-    runtime = dockerfile[dockerfile.index(" AS runtime") :]
-    assert re.search(r"^USER tuwen$", runtime, re.MULTILINE)
-    assert "USER root" not in runtime
+    for target in ("app", "worker"):
+        stage = dockerfile.split(f" AS {target}\n")[1].partition("\nFROM ")[0]
+        assert re.findall(r"^USER (\S+)$", stage, re.MULTILINE) == ["tuwen"], target
+        assert stage.index("\nUSER tuwen\n") < stage.index("\nCMD "), target
 
 
 def test_constraints_name_every_dependency() -> None:

@@ -182,3 +182,11 @@ class Heavy(Protocol):
 
     def calibrate(self, room: int) -> None:
         """Find the size of a batch that fits into `room` bytes beside the weights. After the example has run."""
+
+
+@runtime_checkable
+class Compilable(Protocol):
+    """What a heavy engine has besides whose networks torch can compile."""
+
+    def compile(self) -> None:
+        """Do so, where the options ask for it, for batches of each size up to `batch`'s; never again after that."""

@@ -6,6 +6,7 @@
     scheduler                    class of diffusers, DPMSolverMultistepScheduler say; its ending may be left out
     lora                         FILE.safetensors or FOLDER, with *0.8 behind it for its strength; several: a|b
     dtype, compile, variant      float32|float16|bfloat16; default|reduce-overhead|max-autotune; fp16 say
+                                 (compiled at the start, for pictures of the model's own size)
     batch                        most images of one batch; found by measuring where it is not given
     pinned=1                     never evicted for another model
 
@@ -33,11 +34,11 @@ from shared.errors import EngineError, EngineStartFailed, InvalidRequest, TuwenE
 from shared.jobs import Kind
 from workers.engines.base import GenerateItem, Item, Picture, Run
 from workers.engines.checkpoint import Checkpoint
-from workers.engines.placement import BatchSize, Unheard, compile_mode, known_options, number, precision, weight_bytes
+from workers.engines.placement import BatchSize, Compilation, Unheard, known_options, number, precision, weight_bytes
 from workers.engines.previews import Colours, Sight
 from workers.engines.prompts import Reader
 
-OPTIONS = ("steps", "guidance", "size", "scheduler", "lora")
+OPTIONS = ("compile", "steps", "guidance", "size", "scheduler", "lora")
 LARGEST = 2
 """Times a model's own side that a picture may be wide or tall; beyond, models repeat themselves."""
 SMALLEST = 4
@@ -78,7 +79,8 @@ class DiffusersGenerator:
             self.revision += "".join(f"+{name}" for name in _add_loras(self.pipeline, options["lora"]))
         self.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
-        _arrange(self.pipeline, device, compile_mode(options))
+        self.compilation = Compilation(options)
+        _arrange(self.pipeline, device)
         self.reader = Reader(self.pipeline, self.parameters)
         self.sides = Sides.of(self.pipeline)
         self.defaults = self._defaults(options)
@@ -108,8 +110,15 @@ class DiffusersGenerator:
         return weight_bytes(part for part in self.pipeline.components.values() if isinstance(part, nn.Module))
 
     def calibrate(self, room: int) -> None:
-        example = self.example()
-        self.batch.measure(lambda count: self.run([example] * count, Unheard()), room)
+        with self.compilation.once_more():
+            self.batch.measure(self._try, room)
+
+    def compile(self) -> None:
+        if (denoiser := _denoiser(self.pipeline)) is not None:
+            self.compilation.run([denoiser], self._try, self.batch.best)
+
+    def _try(self, count: int) -> None:
+        self.run([self.example()] * count, Unheard())
 
     def batch_limit(self, item: Item) -> int:
         [wanted] = _generate_items([item])
@@ -126,7 +135,7 @@ class DiffusersGenerator:
         if self.colours is not None and any(item.previews for item in wanted):
             sight = Sight(self.pipeline, self.colours, wanted, *self._size(wanted[0]))
         try:
-            with nullcontext() if sight is None else sight.open():
+            with self.compilation.over(), nullcontext() if sight is None else sight.open():
                 made = self.pipeline(**self._arguments(wanted, self._listener(run, len(wanted), sight)))
         except _Unwanted:
             return [EngineError("cancelled")] * len(wanted)
@@ -300,13 +309,11 @@ def _add_loras(pipeline: Any, text: str) -> list[str]:
     return [f"{Path(place).stem}*{strength or 1}" for place, _, strength in places]
 
 
-def _arrange(pipeline: Any, device: str, compiled: str | None) -> None:
-    """Attention is torch's SDPA by diffusers' default; the rest is the memory's layout and compilation."""
+def _arrange(pipeline: Any, device: str) -> None:
+    """Attention is torch's SDPA by diffusers' default; the rest is the memory's layout."""
     denoiser, autoencoder = _denoiser(pipeline), getattr(pipeline, "vae", None)
     for network in (denoiser, autoencoder):
         if network is not None and device != "cpu":  # what a GPU's convolutions are fastest with
             network.to(memory_format=torch.channels_last)
     if autoencoder is not None and device != "cpu" and hasattr(autoencoder, "enable_slicing"):
         autoencoder.enable_slicing()  # decoding takes the most memory, and is as fast one by one
-    if compiled is not None and denoiser is not None:
-        denoiser.compile(mode=compiled)

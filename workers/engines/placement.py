@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import perf_counter
 
 import torch
@@ -39,16 +40,50 @@ def precision(device: str, options: Mapping[str, str]) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def compile_mode(options: Mapping[str, str]) -> str | None:
-    """The mode of the option `compile`; None without it.
+class Compilation:
+    """torch.compile as the option `compile` says, all of it before the first job.
 
     Raises:
         EngineStartFailed: no such mode.
     """
-    mode = options.get("compile")
-    if mode not in (None, *COMPILE_MODES):
-        raise EngineStartFailed(f"compile={mode}: there are {', '.join(COMPILE_MODES)}")
-    return mode
+
+    def __init__(self, options: Mapping[str, str]):
+        self.mode = options.get("compile")
+        self._ends = False
+        if self.mode not in (None, *COMPILE_MODES):
+            raise EngineStartFailed(f"compile={self.mode}: there are {', '.join(COMPILE_MODES)}")
+
+    def run(
+        self, networks: Iterable[nn.Module], trial: Callable[[int], object], largest: int, dynamic: bool | None = None
+    ) -> None:
+        """Have the networks compiled for batches of every size up to `largest`, by running `trial` with some sizes.
+
+        One is special to the compiler; at two it makes the size a variable, with which the largest mostly works too.
+
+        Args:
+            dynamic: whether other dimensions vary as well; None has the compiler find out.
+        """
+        if self.mode is None:
+            return
+        for network in networks:
+            network.compile(mode=self.mode, dynamic=dynamic)
+        for size in sorted({1, min(2, largest), largest}):
+            trial(size)
+        self._ends = True
+
+    @contextmanager
+    def once_more(self) -> Iterator[None]:
+        """A block in which things are compiled although it was over: before the first job, too."""
+        ended, self._ends = self._ends, False
+        yield
+        self._ends = ended
+
+    def over(self) -> AbstractContextManager[object]:
+        """A block in which nothing is compiled once that is over: what is new, a picture's size say, runs as it is.
+
+        Compiling takes minutes, for which every job would wait, and may last until the process is taken for hung.
+        """
+        return torch.compiler.set_stance("eager_on_recompile") if self._ends else nullcontext()
 
 
 def known_options(options: Mapping[str, str], known: Iterable[str]) -> None:
@@ -57,7 +92,7 @@ def known_options(options: Mapping[str, str], known: Iterable[str]) -> None:
     Raises:
         EngineStartFailed: one is not `known`, nor of the few that every checkpoint has.
     """
-    known = {"dtype", "compile", "variant", "batch", "pinned", *known}
+    known = {"dtype", "variant", "batch", "pinned", *known}
     if unknown := sorted(set(options) - known):
         raise EngineStartFailed(f"no option is called {unknown[0]}; there are {', '.join(sorted(known))}")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from shared.errors import EngineStartFailed
 from shared.jobs import Kind
-from workers.engines.base import Engine, Heavy
+from workers.engines.base import Compilable, Engine, Heavy
 
 Key = tuple[Kind, str]
 """A model: its kind and its name."""
@@ -74,6 +74,8 @@ class Residents:
                 self._make_room(self._known[key].weights)
             engine = self._load(key)
             self._remember(key, engine)
+            if isinstance(engine, Compilable):
+                engine.compile()
         self._engines[key] = engine
         self._make_room(0, keep=key)
         return engine

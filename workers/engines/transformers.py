@@ -36,11 +36,11 @@ from shared.images import Pixels
 from shared.jobs import DescribeResult, Kind, Language, Style
 from workers.engines.base import DescribeItem, Item, Renumbered, Run
 from workers.engines.checkpoint import Checkpoint
-from workers.engines.placement import BatchSize, Unheard, compile_mode, known_options, weight_bytes
+from workers.engines.placement import BatchSize, Compilation, Unheard, known_options, weight_bytes
 from workers.engines.processors import architecture, model_of, processor_of
 from workers.engines.prompts import cut_warning, unread
 
-OPTIONS = ("prompt", "language")
+OPTIONS = ("compile", "prompt", "language")
 TRIAL_TOKENS = 4
 MANY_TOKENS = 2048
 USUAL_TOKENS = 64
@@ -84,10 +84,8 @@ class TransformersDescriber:
         config = getattr(self.model.config, "text_config", self.model.config)
         self.positions: int = getattr(config, "max_position_embeddings", MANY_TOKENS)
         self.language: Language = "zh" if options.get("language") == "zh" else "en"
-        if (mode := compile_mode(options)) is not None:
-            for network in _networks(self.model):
-                network.compile(mode=mode, dynamic=True)  # texts grow with every token
         self.batch = BatchSize.of(device, options, start=8, most=128)
+        self.compilation = Compilation(options)
 
     def example(self) -> Item:
         return DescribeItem(_grey(), max_tokens=TRIAL_TOKENS)
@@ -98,7 +96,17 @@ class TransformersDescriber:
     def calibrate(self, room: int) -> None:
         """With a large picture, and as many tokens as a job gets that says nothing: both take memory."""
         example = DescribeItem(_grey(1024), max_tokens=USUAL_TOKENS)
-        self.batch.measure(lambda count: self.run([example] * count, Unheard()), room)
+        with self.compilation.once_more():
+            self.batch.measure(lambda count: self.run([example] * count, Unheard()), room)
+
+    def compile(self) -> None:
+        example = self.example()
+        self.compilation.run(
+            _networks(self.model),
+            lambda count: self.run([example] * count, Unheard()),
+            self.batch.best,
+            dynamic=True,  # texts grow with every token
+        )
 
     def batch_limit(self, item: Item) -> int:
         tokens = item.max_tokens if isinstance(item, DescribeItem) else USUAL_TOKENS
@@ -128,14 +136,15 @@ class TransformersDescriber:
         room = self.positions if self.chats else self.positions - self._begun(wanted[0])
         tokens = max(1, min(wanted[0].max_tokens, room))
         watch = _Watch(run, [item.seed for item in wanted], tokens, self._text)
-        sequences = self.model.generate(
-            **self._inputs(wanted),
-            max_new_tokens=tokens,
-            do_sample=False,
-            num_beams=1,
-            logits_processor=LogitsProcessorList([watch]),
-            stopping_criteria=StoppingCriteriaList([_Stop(watch)]),
-        )
+        with self.compilation.over():
+            sequences = self.model.generate(
+                **self._inputs(wanted),
+                max_new_tokens=tokens,
+                do_sample=False,
+                num_beams=1,
+                logits_processor=LogitsProcessorList([watch]),
+                stopping_criteria=StoppingCriteriaList([_Stop(watch)]),
+            )
         ends = _ends(self.model)
         rows = zip(wanted, sequences, watch.sureness(), watch.broken.tolist(), strict=True)
         return [self._result(item, ids, watch, sure, broken, ends) for item, ids, sure, broken in rows]
@@ -279,9 +288,12 @@ def _check_kind(checkpoint: Checkpoint) -> None:
 
 
 def _networks(model: Any) -> list[Any]:
-    """What `generate` calls: the model itself, or as in BLIP its two halves."""
+    """What `generate` spends its time in: as in BLIP two halves, else the decoder of the language model.
+
+    What stands between a chat model's parts looks at token ids, which breaks graphs into pieces of no use.
+    """
     halves = [getattr(model, name, None) for name in ("vision_model", "text_decoder")]
-    return halves if all(half is not None for half in halves) else [model]
+    return halves if all(half is not None for half in halves) else [model.get_decoder()]
 
 
 def _ends(model: Any) -> set[int]:

@@ -38,6 +38,9 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 _TABLE_WIDTH = 120
 """Columns of a list of jobs or keys. A narrower terminal breaks its lines, but cuts nothing: ids are to be copied."""
 
+_BESIDE_BAR = 60
+"""Characters of a growing text that stand beside a progress bar."""
+
 _COLOURS = {
     Status.QUEUED: "yellow",
     Status.RUNNING: "cyan",
@@ -99,9 +102,19 @@ def wait_for(client: Client, jobs: Sequence[Job]) -> Iterator[Job]:
                 bars.update(bar, description=f"{job.kind} [dim]{job.status}[/]", completed=number)
                 if job.progress and len(jobs) == 1:
                     bars.update(bar, completed=job.progress.step, total=job.progress.steps)
+                if text := growing(job):
+                    bars.update(bar, description=escape(text))
             # Erased while the caller prints: the results go to another stream, but often to the same screen.
             bars.stop()
             yield job
+
+
+def growing(job: Job) -> str:
+    """The end of the text that a job is writing, as much as stands beside a bar."""
+    parts = job.progress.parts if job.progress else ()
+    text = next((part.text for part in parts if part.text and part.index == 0), "")
+    line = " ".join(text.split())
+    return line if len(line) <= _BESIDE_BAR else f"…{line[1 - _BESIDE_BAR :]}"
 
 
 def outcome(job: Job) -> str:

@@ -26,6 +26,8 @@ from shared.jobs import (
     JobResult,
     Kind,
     MatchResult,
+    Part,
+    Progress,
     RecognizedObject,
     RecognizeResult,
     Status,
@@ -98,6 +100,18 @@ def test_a_folder_holds_what_is_named_by_the_prompt(folder: Path) -> None:
 
 
 # ── wording ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_growing_text_is_shown_by_its_end() -> None:
+    def writing(*parts: Part) -> Job:
+        return _job(Status.RUNNING, progress=Progress(step=1, steps=9, parts=parts))
+
+    assert terminal.growing(_job(Status.RUNNING)) == ""
+    assert terminal.growing(writing()) == ""
+    assert terminal.growing(writing(Part(index=1, text="another caption"))) == ""
+    assert terminal.growing(writing(Part(text="a black\ncat"))) == "a black cat"
+    long = "a black cat " * 9
+    assert terminal.growing(writing(Part(text=long))) == "…" + long.strip()[-59:]
 
 
 def test_outcomes_read_well() -> None:

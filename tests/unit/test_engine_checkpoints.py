@@ -110,6 +110,23 @@ def test_the_safety_filter_judges_prompts_and_pictures() -> None:
     assert str(picture) == "the safety filter refused the picture: it is too dark"
 
 
+def test_a_preview_that_the_safety_filter_cannot_judge_is_not_shown() -> None:
+    process = process_with({Kind.GENERATE: "import:tests.fakes:Puppet"}, safety="import:tests.fakes:judge")
+    process.start()
+    half = "run.progress(1, 2, lambda index: 'words' if index else __import__('numpy').zeros((8, 8, 3), 'uint8'))"
+    told: list[dict[int, object]] = []
+    try:
+        process.run(
+            Kind.GENERATE,
+            [GenerateItem(prompt, 1) for prompt in ("forbidden", half, half)],
+            lambda _step, _steps, parts: told.append(dict(parts)),
+            watched=lambda _: True,
+        )
+    finally:
+        process.stop()
+    assert told == [{2: "words"}]  # of the first item, which was refused, there is nothing; of the second, a picture
+
+
 @pytest.mark.parametrize("safety", ["import:tests.fakes:nobody", "import:no.such:filter", "strict"])
 def test_a_safety_filter_that_is_not_there_keeps_the_worker_from_starting(safety: str) -> None:
     process = process_with({Kind.GENERATE: "import:tests.fakes:NullGenerator"}, safety=safety)

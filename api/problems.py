@@ -100,7 +100,8 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(TuwenError)
     async def _tuwen_error(_: Request, error: TuwenError) -> Response:
         if error.status >= 500:
-            log.warning("%s: %s", error.code, error.detail, exc_info=error)
+            # Those that were turned away, at once and by the hundred, have no cause to show.
+            log.warning("%s: %s", error.code, error.detail, exc_info=error if error.__cause__ else None)
         return respond_to(error)
 
     @app.exception_handler(RequestValidationError)

@@ -8,7 +8,7 @@ from shared.tables import Base
 
 MIGRATION_LOCK = 0x7475_7765_6E02
 
-engine = create_engine(driver_url(context.config.attributes["database_url"]))
+engine = create_engine(driver_url(context.config.attributes["database_url"]), connect_args={"connect_timeout": 3})
 try:
     with engine.begin() as connection:
         connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))

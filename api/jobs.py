@@ -207,7 +207,7 @@ async def cancel(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base
     responses=problems(401, 404, 409, 429),
 )
 async def retry(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
-    """Queue a job that ended without a result once more, with fresh attempts and as much time as it was given at first."""
+    """Queue a job that ended without a result once more, with fresh attempts and as much time as it had at first."""
 
     def queue_again() -> Job:
         dispatch = resources.database.retry(job_id, caller.tenant, quota=caller.quota)

@@ -60,7 +60,7 @@ TOY = Scale(
     size=64,
     tokens=64,
     batches=(4, 8),
-    count={Kind.GENERATE: 96, Kind.DESCRIBE: 192},
+    count={Kind.GENERATE: 320, Kind.DESCRIBE: 640},
 )
 FULL = Scale(
     device="cuda:0",

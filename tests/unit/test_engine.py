@@ -347,7 +347,7 @@ def test_who_begins_to_watch_while_a_batch_runs_is_told_at_the_next_step(engine:
 
 def test_a_preview_that_is_no_small_picture_fails_its_batch(engine: Callable[..., EngineProcess]) -> None:
     process = engine(generator("Puppet"))
-    prompt = "import numpy\nrun.progress(1, 2, lambda _: numpy.zeros((129, 8, 3), numpy.uint8))"
+    prompt = "import numpy, time\ntime.sleep(0.2)\nrun.progress(1, 2, lambda _: numpy.zeros((129, 8, 3), numpy.uint8))"
     with pytest.raises(EngineError, match="TypeError"):
         process.run(Kind.GENERATE, asked(prompt), watched=lambda _: True)
 
@@ -689,7 +689,7 @@ def test_stop_kills_what_outlasts_its_grace() -> None:
     engine = EngineProcess(generator("Puppet"), "cpu", PATIENT, PATIENT)
     batcher = Batcher([engine])
     batcher.start()
-    endless = "import time; run.progress(1, 2); time.sleep(3600)"
+    endless = "import time; time.sleep(0.2); run.progress(1, 2); time.sleep(3600)"
     running = threading.Event()
     with ThreadPoolExecutor(1) as thread:
         run = thread.submit(outcomes, batcher, endless, on_progress=lambda *_: running.set())

@@ -39,10 +39,10 @@ def two_models(tiny: Callable[[str], Path]) -> Iterator[EngineProcess]:
 
 def test_checkpoints_answer_in_the_process_of_a_worker(two_models: EngineProcess) -> None:
     steps: list[tuple[int, int]] = []
-    items = [GenerateItem("a cat", seed, steps=3) for seed in range(2)]
+    items = [GenerateItem("a cat", seed, steps=40) for seed in range(2)]
     pictures = two_models.run(Kind.GENERATE, items, lambda *told: steps.append(told[:2]))
     assert [each.pixels.shape for each in pictures if isinstance(each, Picture)] == [(32, 32, 3)] * 2
-    assert steps[-1][1] == 3
+    assert steps[-1][1] == 40
     [text] = two_models.run(Kind.DESCRIBE, [DescribeItem(painted("nothing"), max_tokens=4)])
     assert isinstance(text, DescribeResult)
     [score] = two_models.run(Kind.MATCH, [MatchItem(painted("nothing"), "a cat")])

@@ -27,7 +27,7 @@ from workers.models.matcher import Matcher
 from workers.models.recognizer import Recognized, Recognizer, interpret, labels_beside
 from workers.models.text import END, Vocabulary, unknown_words, vocabulary
 from workers.models.trunk import SIDE
-from workers.scenes.grammar import Scene, Thing
+from workers.scenes.grammar import EXAMPLE, Thing
 from workers.scenes.lexicon import CONCEPT
 from workers.scenes.parsing import tokens
 from workers.scenes.render import render
@@ -82,7 +82,6 @@ def _limit(device: str) -> int:
     return 32 if device == "cpu" else 512
 
 
-_EXAMPLE = Scene((Thing("cat", "black", "jumping"),), "grass", seed=1)
 _EXAMPLE_TEXT = "一只黑色的猫在草地上跳跃"
 
 
@@ -125,7 +124,7 @@ class BuiltinDescriber:
         self.model = load(Describer(words=Vocabulary.beside(path)), path, device)
 
     def example(self) -> Item:
-        return DescribeItem(render(_EXAMPLE, SIDE), "zh", "detailed")
+        return DescribeItem(render(EXAMPLE, SIDE), "zh", "detailed")
 
     def batch_limit(self, item: Item) -> int:  # noqa: ARG002
         return _limit(self.device)
@@ -183,7 +182,7 @@ class BuiltinRecognizer:
         self.model = load(Recognizer(labels=labels_beside(path)), path, device)
 
     def example(self) -> Item:
-        return RecognizeItem(render(_EXAMPLE, SIDE))
+        return RecognizeItem(render(EXAMPLE, SIDE))
 
     def batch_limit(self, item: Item) -> int:  # noqa: ARG002
         return 2 * _limit(self.device)
@@ -236,7 +235,7 @@ class BuiltinMatcher:
         self.model = load(Matcher(words=Vocabulary.beside(path)), path, device)
 
     def example(self) -> Item:
-        return MatchItem(render(_EXAMPLE, SIDE), _EXAMPLE_TEXT)
+        return MatchItem(render(EXAMPLE, SIDE), _EXAMPLE_TEXT)
 
     def batch_limit(self, item: Item) -> int:  # noqa: ARG002
         return 2 * _limit(self.device)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
-import math
 import multiprocessing
 import os
 import resource
@@ -49,8 +48,9 @@ from workers.engines.residents import Key, Residents, free_memory
 from workers.engines.safety import Judge, judge_named, run_judged
 from workers.engines.wire import Wire
 
-PROGRESS_INTERVAL = 0.05
-"""Seconds between two progress messages; a model of a thousand quick steps would flood the parent with them."""
+PROGRESS_INTERVAL = 0.1
+"""Seconds to the first progress message and between two: what is over sooner needs none, and a model of a thousand
+quick steps would flood the parent with them."""
 
 PARTS_PER_SECOND = 2_000_000
 """Bytes of growing texts and previews in a second; where there are more, they are told more rarely."""
@@ -312,7 +312,7 @@ class _Run:
     def __init__(self, host: _Host, count: int):
         self._host = host
         self._count = count
-        self._next = -math.inf
+        self._next = time.monotonic() + PROGRESS_INTERVAL
 
     def progress(self, step: int, steps: int, so_far: SoFar | None = None) -> None:
         if time.monotonic() < self._next:

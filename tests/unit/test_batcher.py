@@ -17,7 +17,7 @@ from shared.jobs import Kind, MatchResult
 from workers import batcher as module
 from workers.batcher import Batcher
 from workers.engines.base import GenerateItem, Item, MatchItem, Partial, Picture
-from workers.waiting import PATIENCE
+from workers.waiting import PATIENCE, Entry, Waiting
 
 PATIENT = 20.0
 """Seconds after which something that ought to happen is held not to happen."""
@@ -647,3 +647,97 @@ def test_the_hook_is_told_of_every_batch_and_may_not_hurt_it(desk: Callable[...,
     futures = [d.ask(name) for name in "abc"]
     assert d.finish(d.plug, *futures) == ["plug", "a", "b", "c"]
     assert seen == [(Kind.GENERATE, 1), (Kind.GENERATE, 3)]
+
+
+# ── several engines ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Batcher, HandDrivenEngine, HandDrivenEngine]]:
+    """A batcher with two engines, both busy with a batch of one."""
+    first, second = HandDrivenEngine(), HandDrivenEngine()
+    batcher = Batcher([first, second])
+    batcher.start()
+    for engine_busy in range(2):
+        batcher.submit(GenerateItem("plug", seed=0, steps=engine_busy))
+        until(lambda count=engine_busy + 1: len(first.batches) + len(second.batches) == count)
+    assert first.batches == second.batches == [["plug"]]
+    yield batcher, first, second
+    first.open()
+    second.open()
+    batcher.stop(PATIENT)
+
+
+Pair = tuple[Batcher, HandDrivenEngine, HandDrivenEngine]
+
+
+def test_whichever_engine_is_free_takes_the_next_batch(pair: Pair) -> None:
+    batcher, first, second = pair
+    futures = [batcher.submit(GenerateItem(prompt, seed=0)) for prompt in "abcdef"]
+    second.let()
+    second.entered()
+    until(lambda: second.batches[-1] == list("abcd"))
+    first.open()
+    assert [told(future) for future in futures[4:]] == ["e", "f"]
+    second.open()
+    assert [told(future) for future in futures[:4]] == list("abcd")
+    assert first.batches[1:] == [["e", "f"]]
+
+
+def test_what_an_idle_engine_can_do_is_left_to_it() -> None:
+    waiting = Waiting()
+    leaders: list[Entry | None] = []
+    idle = threading.Thread(target=lambda: leaders.append(waiting.next_leader(lambda _: True)))
+    idle.start()
+    until(lambda: waiting._idle == 1)
+    with waiting._lock:  # all at once, as seen by whoever is served first
+        entries = [Entry(GenerateItem(prompt, seed=0), 5, False) for prompt in "abcd"]
+        waiting._entries.extend(entries)
+    leader = waiting.next_leader(lambda _: True)
+    assert leader is entries[0]
+    assert waiting.riders(leader, limit=8) == entries[1:2]
+    waiting.add(Entry(GenerateItem("e", seed=0), 5, False))
+    idle.join(PATIENT)
+    assert leaders == entries[2:3]
+
+
+def test_the_end_of_one_engine_is_not_the_end_of_the_others_batch(pair: Pair) -> None:
+    batcher, first, second = pair
+    kept = batcher.submit(GenerateItem("kept", seed=0, steps=1))
+    first.let()
+    until(lambda: first.batches[-1] == ["kept"])
+
+    def crash(prompts: list[str]) -> list[Any]:
+        if "lost" in prompts:
+            raise EngineCrashed("down")
+        return echo(prompts)
+
+    second.act = crash
+    lost = batcher.submit(GenerateItem("lost", seed=0, steps=2))
+    second.open()
+    assert told(lost) == "EngineCrashed"
+    until(lambda: second.starts == 2)
+    first.let()
+    assert told(kept) == "kept"
+    assert first.starts == 1
+
+
+def test_an_engine_that_does_not_start_takes_the_others_down_again() -> None:
+    fine, broken = HandDrivenEngine(), HandDrivenEngine()
+    broken.start_failures = [EngineStartFailed("no weights")]
+    batcher = Batcher([fine, broken])
+    with pytest.raises(EngineStartFailed, match="no weights"):
+        batcher.start()
+    assert not fine.alive
+    batcher.stop(0)
+
+
+def test_stopping_ends_every_engine_and_releases_what_outlasts_the_grace(pair: Pair) -> None:
+    batcher, first, second = pair
+    first.let()  # one plug comes to its end
+    waiting = batcher.submit(GenerateItem("late", seed=0))
+    until(lambda: first.batches[-1] == ["late"])
+    batcher.stop(0.1)
+    assert told(waiting) == "Released"
+    assert not first.alive
+    assert not second.alive

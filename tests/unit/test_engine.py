@@ -23,7 +23,7 @@ from shared.jobs import DescribeResult, Kind, MatchResult, RecognizeResult
 from shared.models import parse_models
 from tests.fakes import painted, seed_colour
 from workers.batcher import Batcher
-from workers.cores import engine_threads, usable_cores
+from workers.cores import engine_threads
 from workers.engine import EngineProcess
 from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Picture, RecognizeItem
 from workers.engines.host import LONGEST_PART, engine_path, visible_device
@@ -312,9 +312,9 @@ def test_what_there_is_so_far_is_asked_for_those_items_that_are_watched(
 import numpy, time
 def so_far(index):
     return {1: "half", 2: numpy.zeros((128, 2, 3), numpy.uint8), 3: "long" * 10**5, 4: None}[index]  # not 0, not 5
-for step in range(1, 4):
+for step in range(1, 7):
     time.sleep(0.2)
-    run.progress(step, 3, so_far)
+    run.progress(step, 6, so_far)
 """
     told: list[dict[int, Any]] = []
     process.run(
@@ -323,7 +323,7 @@ for step in range(1, 4):
         lambda _step, _steps, parts: told.append(dict(parts)),
         watched=lambda index: 1 <= index <= 4,
     )
-    assert len(told) == 3
+    assert 2 <= len(told) < 6  # so much is told more rarely
     for parts in told:
         assert parts.keys() == {1, 2, 3}
         assert parts[1] == "half"
@@ -486,16 +486,6 @@ def test_the_process_is_pinned_before_a_model_is_imported(
     # Torch is there, to hold the GPU for this worker alone; it was imported with the variable set.
     assert pinned.revisions[Kind.GENERATE] == {spec: repr(("cuda:0", "5", None, True))}
     pinned.stop()
-
-
-@pytest.mark.parametrize(
-    ("cpu_max", "cores"), [("150000 100000", 2), ("max 100000", None), ("1000 100000", 1), ("nonsense", None)]
-)
-def test_cores_are_those_of_the_container(tmp_path: Path, cpu_max: str, cores: int | None) -> None:
-    (tmp_path / "cpu.max").write_text(cpu_max)
-    mine = len(os.sched_getaffinity(0))
-    assert usable_cores(tmp_path / "cpu.max") == min(mine, cores or mine)
-    assert usable_cores(tmp_path / "absent") == mine
 
 
 def test_neither_batcher_nor_engine_brings_torch_into_the_worker() -> None:

@@ -7,6 +7,7 @@ are settled with one, and what waits, for a forward pass or a slow web server, w
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -354,8 +355,8 @@ class Runner:
     def _settle_all(self, ended: Sequence[tuple[_Run, Ending]]) -> None:
         """Write how these jobs ended, in the thread of the endings."""
         try:
-            # Still under their leases: a PostgreSQL that restarts now must not make somebody else do them again.
-            statuses = patiently(lambda: self._written([ending for _, ending in ended]), self._settings.lease)
+            # For as long as PostgreSQL is away: nobody else can have them meanwhile, and the epoch tells if somebody has.
+            statuses = patiently(lambda: self._written([ending for _, ending in ended]), math.inf)
         except Exception:
             if len(ended) == 1:
                 # Its lease runs out, and the housekeeper decides.

@@ -23,6 +23,7 @@ from celery.worker import state
 
 from shared.jobs import JobError, Kind, Status
 from shared.queue import task_name
+from workers.envelope import task_id
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +33,8 @@ def define(app: Celery, take: Callable[[Ticket], None]) -> None:
 
     def strategy(task: Any, _: Celery, consumer: Any) -> Callable[..., None]:
         def on_message(message: Any, _payload: Any, ack: Any, reject: Any, _callbacks: Any) -> None:
-            # Anybody who reaches Redis can put anything there: what is no id is nobody's job.
-            try:
-                id = UUID(message.headers["id"])
-            except (KeyError, ValueError, AttributeError, TypeError):
+            # Anybody who reaches Redis can put anything there: what has no id is nobody's job.
+            if (id := task_id(message.headers)) is None:
                 reject(log, consumer.connection_errors)
                 return
             ticket = Ticket(id, task.name, consumer, partial(ack, log, consumer.connection_errors))

@@ -6,6 +6,7 @@
                      `{style}` in it stand for the job's. A chat model without one is asked `QUESTIONS`
     language         zh or en: what a captioner writes, which cannot be asked; en when not given
     dtype, compile   float32|float16|bfloat16; default|reduce-overhead|max-autotune
+                     (compiled at the start; of a chat model what decodes, where its time goes)
     batch            most images of one batch; found by measuring where it is not given
     pinned=1         never evicted for another model
 

@@ -104,7 +104,9 @@ class ImagesRequest(BaseModel):
     openapi_extra=json_body(ImagesRequest, {"cat": {"value": {"prompt": "一只黑色的猫在草地上跳跃", "n": 2}}}),
 )
 async def generate(request: Request, caller: CallerDep, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
-    """With `n`, the images are scored against the prompt and come in the order of their scores."""
+    """With `n`, the images are scored against the prompt and come in the order of their scores.
+
+    With `stream` and `partial_images`, small previews come before the image, from models that draw in steps."""
     sent = await request.body()
     wish = parse(ImagesRequest, sent)
     job = await start(resources, caller, wish.job(resources.settings), len(sent))

@@ -36,8 +36,10 @@ LIMIT = 0.18
 """Share of the bits set in either hash that may differ."""
 _STANDS_OUT = 0.1
 """Of the root mean square of all frequencies: what is weaker is noise in a smooth image."""
-_MOST_CANDIDATES = 2000
-"""Images that one is compared with, the earliest first: many have nothing but sky in one of their bands."""
+_MOST_CANDIDATES = 250
+"""Images of one band that another is compared with, the earliest first: many have nothing but sky in one, and neither
+may they crowd out those that agree in a rarer band, nor may each cost more than the one before."""
+_HAVE_BAND = f"SELECT image FROM bands WHERE band = ? ORDER BY image LIMIT {_MOST_CANDIDATES}"  # noqa: S608
 _CACHE = 64  # MB: each image puts 12 rows into places of the index that have nothing to do with each other
 _SIDE = 64
 _FREQUENCIES = 16
@@ -145,9 +147,9 @@ class Duplicates:
     def _like(self, looks: bytes) -> tuple[str, int] | None:
         """The name of the nearest image within the limit, and how far it is."""
         bands = _bands(looks)
-        among = f"SELECT image FROM bands WHERE band IN ({', '.join('?' * len(bands))})"  # noqa: S608 (question marks)
+        among = " UNION ALL ".join([f"SELECT * FROM ({_HAVE_BAND})"] * len(bands))  # noqa: S608 (question marks)
         candidates = self._database.execute(
-            f"SELECT name, looks FROM images WHERE id IN ({among}) ORDER BY id LIMIT {_MOST_CANDIDATES}",  # noqa: S608
+            f"SELECT name, looks FROM images WHERE id IN ({among}) ORDER BY id",  # noqa: S608
             bands,
         )
         nearest: tuple[str, int] | None = None

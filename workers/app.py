@@ -96,7 +96,7 @@ def _engines(settings: Settings) -> list[EngineProcess]:
             start_timeout=settings.engine_start_timeout,
             batch_timeout=settings.batch_timeout,
             policy=Policy(settings.unpinned, settings.memory_budget, settings.safety),
-            threads=engine_threads(processes),
+            threads=engine_threads(settings, processes),
         )
         for _ in range(processes)
     ]

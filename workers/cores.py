@@ -39,14 +39,20 @@ def engine_processes(settings: Settings) -> int:
         return 1
     if settings.engines is not None:
         return settings.engines
-    named = [spec for kind in settings.kinds for spec in settings.models_for(kind)]
-    return min(usable_cores(), MOST_PROCESSES) if all(spec.engine == "builtin" for spec in named) else 1
+    return min(usable_cores(), MOST_PROCESSES) if _light(settings) else 1
 
 
-def engine_threads(processes: int) -> int:
-    """Threads that compute in each of so many engine processes; one core is left to queue, database and storage.
+def engine_threads(settings: Settings, processes: int) -> int:
+    """Threads that compute in each of so many engine processes; beside built-in models, a core is left to the rest.
 
-    OpenMP's threads wait for each other by spinning, so one that has lost its core to somebody else costs the others
-    theirs. Measured on two cores, the built-in generator under load: 95 images a second with two threads, 239 with one.
+    A large model computes for seconds while queue, database and storage do nothing: it gets every core. The built-in
+    ones keep all of them busy, and OpenMP's threads wait for each other by spinning, so one that has lost its core
+    costs the others theirs: measured on two cores, 95 pictures a second with two threads, 239 with one.
     """
-    return max(1, (usable_cores() - 1) // processes)
+    cores = usable_cores()
+    return max(1, (cores - 1 if _light(settings) else cores) // processes)
+
+
+def _light(settings: Settings) -> bool:
+    """Whether every model is one of the built-in ones, of a few megabytes and milliseconds."""
+    return all(spec.engine == "builtin" for kind in settings.kinds for spec in settings.models_for(kind))

@@ -22,7 +22,7 @@ from typing import Any
 
 from shared.errors import EngineCrashed, EngineError, EngineHung, EngineStartFailed
 from shared.jobs import Kind
-from workers.cores import engine_threads
+from workers.cores import usable_cores
 from workers.engines import host, messages
 from workers.engines.base import Item, Partial
 from workers.engines.messages import Answer
@@ -66,7 +66,7 @@ class EngineProcess:
         device: `cpu`, `cuda` or `cuda:N`, N counting the devices that CUDA_VISIBLE_DEVICES leaves in sight.
         start_timeout: seconds without any progress in loading and warming the models.
         batch_timeout: seconds of silence, neither progress nor answer, after which the process is killed.
-        threads: that compute where the device is the CPU; else as many as one process should have here.
+        threads: that compute where the device is the CPU; else one per core.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class EngineProcess:
         self.start_timeout = start_timeout
         self.batch_timeout = batch_timeout
         self.policy = policy
-        self.threads = threads or engine_threads(1)
+        self.threads = threads or usable_cores()
         self.revisions: dict[Kind, dict[str, str]] = {}
         """Which weights answer for each model of each kind, once started; the default model first."""
         self.device_name: str | None = None

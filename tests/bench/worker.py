@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from workers.scenes.render import render
 
 NULL = "import:tests.fakes:NullGenerator"
 WAITING = "import:tests.fakes:SlowGenerator"
+EXAMPLE_SIDE = 64
+"""Pixels of the picture that is described."""
+_NUMBERS = count()
 
 
 def throughput(settings: Settings, folder: Path) -> list[Figure]:
@@ -54,7 +58,7 @@ def framed(peer: Callable[[], float], system: Callable[[], float]) -> tuple[floa
     return (before + after) / 2, rate
 
 
-def rate(settings: Settings, folder: Path, kind: Kind, count: int, models: Sequence[str | None] = (None,)) -> float:
+def rate(settings: Settings, folder: Path, kind: Kind, jobs: int, models: Sequence[str | None] = (None,)) -> float:
     """Jobs per second from the first claim to the last result, all waiting when the worker comes.
 
     The jobs name the `models` in turn. All have to succeed.
@@ -65,22 +69,22 @@ def rate(settings: Settings, folder: Path, kind: Kind, count: int, models: Seque
     try:
         wanted = _input(kind, settings)
         each = [JobRequest.model_validate({"input": wanted, "model": model}) for model in models]
-        submission = system.database.submit([each[i % len(each)] for i in range(count)], tenant=TENANT)
+        submission = system.database.submit([each[i % len(each)] for i in range(jobs)], tenant=TENANT)
         system.queue.publish(submission.dispatches)
-        system.worker(f"bench-{kind}-{count}")
+        system.worker(f"bench-{next(_NUMBERS)}")  # by a name that no earlier one had, whose row may be there yet
         # Counting is cheap; to look at a thousand jobs ten times a second would be measured, too.
         system.until(lambda: _unfinished(system) == 0, "an empty queue", timeout=600)
         finished = system.jobs(submission.ids)
     finally:
         system.close()
     if failed := [job for job in finished if job.error is not None]:
-        raise RuntimeError(f"{len(failed)} of {count} jobs failed: {failed[0].error}")
+        raise RuntimeError(f"{len(failed)} of {jobs} jobs failed: {failed[0].error}")
     engine = create_engine(driver_url(settings.database_url))
     query = "SELECT EXTRACT(EPOCH FROM max(finished_at) - min(started_at))::float8 FROM jobs WHERE id = ANY(:ids)"
     with engine.connect() as connection:
         [seconds] = connection.execute(text(query), {"ids": submission.ids}).one()
     engine.dispose()
-    return count / seconds
+    return jobs / seconds
 
 
 def _unfinished(system: System) -> int:
@@ -91,7 +95,7 @@ def _input(kind: Kind, settings: Settings) -> dict[str, Any]:
     if kind is Kind.GENERATE:
         return {"kind": kind, "prompt": "一只黑色的猫在草地上跳跃"}
     # The very picture, language and style of the engine's example, which the bare engine is given.
-    data = encode_png(render(EXAMPLE, 64))
+    data = encode_png(render(EXAMPLE, EXAMPLE_SIDE))
     digest = sha256(data).hexdigest()
     ObjectStore.open(settings).put(file_key(TENANT, digest), data, "image/png")
     return {"kind": kind, "image": {"file_id": digest}, "language": "zh", "style": "detailed"}

@@ -49,7 +49,13 @@ def test_a_gpu_belongs_to_one_engine() -> None:
         engine_processes(Settings(device="cuda:1", engines=2))
 
 
-@pytest.mark.parametrize(("cores", "processes", "threads"), [(1, 1, 1), (2, 1, 1), (2, 2, 1), (8, 1, 7), (16, 4, 3)])
-def test_a_core_is_left_to_the_rest(monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, threads: int) -> None:
+@pytest.mark.parametrize(
+    ("cores", "processes", "beside", "threads"),
+    [(1, 1, 1, 1), (2, 1, 1, 2), (2, 2, 1, 1), (8, 1, 7, 8), (16, 4, 3, 4), (2, 3, 1, 1)],
+)
+def test_small_models_leave_a_core_to_the_rest_and_large_ones_get_all(
+    monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, beside: int, threads: int
+) -> None:
     monkeypatch.setattr(module, "usable_cores", lambda: cores)
-    assert engine_threads(processes) == threads
+    assert engine_threads(Settings(), processes) == beside
+    assert engine_threads(Settings(match="clip:/models/clip"), processes) == threads

@@ -23,7 +23,7 @@ from shared.jobs import DescribeResult, Kind, MatchResult, RecognizeResult
 from shared.models import parse_models
 from tests.fakes import painted, seed_colour
 from workers.batcher import Batcher
-from workers.cores import engine_threads
+from workers.cores import usable_cores
 from workers.engine import EngineProcess
 from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Picture, RecognizeItem
 from workers.engines.host import LONGEST_PART, engine_path, visible_device
@@ -480,7 +480,7 @@ def test_the_process_is_pinned_before_a_model_is_imported(
     monkeypatch.syspath_prepend(tmp_path)
     spec = "import:own_engine:Own"
     on_cpu = engine({Kind.GENERATE: spec}).revisions[Kind.GENERATE]
-    assert on_cpu == {spec: repr(("cpu", "", str(engine_threads(1)), False))}
+    assert on_cpu == {spec: repr(("cpu", "", str(usable_cores()), False))}
     pinned = EngineProcess({Kind.GENERATE: spec}, "cuda:1", PATIENT, PATIENT)
     pinned.start()
     # Torch is there, to hold the GPU for this worker alone; it was imported with the variable set.

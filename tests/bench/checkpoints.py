@@ -24,7 +24,7 @@ from PIL import Image
 from shared.jobs import Kind
 from shared.settings import Settings
 from tests.bench.figures import Figure
-from tests.bench.worker import EXAMPLE_SIDE, framed, rate
+from tests.bench.worker import EXAMPLE_SIDE, rate
 from workers.scenes.grammar import EXAMPLE
 from workers.scenes.render import render
 
@@ -108,10 +108,9 @@ def _kind(settings: Settings, folder: Path, scale: Scale, kind: Kind, spec: str)
     options = "&".join(part for part in (scale.options(kind), "" if on_gpu else f"batch={best}") if part)
     served = f"{spec}?{options}" if options else spec
     with _watched_gpu(on_gpu) as busy:
-        bare, queued = framed(
-            lambda: float(_child("pipeline", spec, scale, kind, best)),
-            lambda: rate(settings.model_copy(update={kind.value: served}), folder, kind, scale.count[kind]),
-        )
+        queued = rate(settings.model_copy(update={kind.value: served}), folder, kind, scale.count[kind])
+    # Before and after: the speed of a shared machine drifts.
+    bare = mean((alone[best], float(_child("pipeline", spec, scale, kind, best))))
     goal = "≥ 0.97" if on_gpu else "≥ 0.9"
     found = [Figure(f"{kind}, through the queue", queued, "images/s", f"bare, batches of {best}", bare, goal)]
     if not on_gpu:

@@ -113,12 +113,15 @@ def test_the_safety_filter_judges_prompts_and_pictures() -> None:
 def test_a_preview_that_the_safety_filter_cannot_judge_is_not_shown() -> None:
     process = process_with({Kind.GENERATE: "import:tests.fakes:Puppet"}, safety="import:tests.fakes:judge")
     process.start()
-    half = "run.progress(1, 2, lambda index: 'words' if index else __import__('numpy').zeros((8, 8, 3), 'uint8'))"
+    half = (
+        "import numpy, time\ntime.sleep(0.2)\n"
+        "run.progress(1, 2, lambda index: 'words' if index else numpy.zeros((8, 8, 3), 'uint8'))"
+    )
     told: list[dict[int, object]] = []
     try:
         process.run(
             Kind.GENERATE,
-            [GenerateItem(prompt, 1) for prompt in ("forbidden", half, half)],
+            [GenerateItem(prompt, 1) for prompt in ("forbidden", half, "pass")],
             lambda _step, _steps, parts: told.append(dict(parts)),
             watched=lambda _: True,
         )

@@ -41,19 +41,24 @@ def flower(settings: Settings) -> State:
     """What Flower would know: Celery's own state, fed by the events that really come."""
     app = celery_app(settings)
     state = app.events.State()
-    listening = threading.Event()
 
     def listen() -> None:
         # Its Redis goes away before it does.
         with suppress(RedisError, OSError), app.connection_for_read() as connection:
             receiver = app.events.Receiver(connection, handlers={"*": state.event})
-            listening.set()
             for _ in receiver.itercapture(limit=None, timeout=None, wakeup=False):
                 pass
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
-    listening.wait(10)
+
+    def heard() -> bool:
+        dispatcher.send("test-heard")
+        return state.event_count > 0
+
+    # Redis keeps no event for who subscribes later.
+    with app.events.default_dispatcher() as dispatcher:
+        eventually(heard)
     return state
 
 

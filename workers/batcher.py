@@ -145,8 +145,6 @@ class Batcher:
 
         A batch that does not finish in time is released too. When this returns, nothing runs and every future is done.
         """
-        for lane in self._lanes:
-            lane.stopping.set()
         for entry in self._waiting.close():
             entry.settle(Released())
         if self._postman.ident is None:  # never started
@@ -177,7 +175,6 @@ class _Lane:
     ):
         self.engine = engine
         self.thread = threading.Thread(target=self._drive, name="batcher", daemon=True)
-        self.stopping = threading.Event()
         self.reason: str | None = None
         self._waiting = waiting
         self._answers = answers
@@ -307,7 +304,7 @@ class _Lane:
     def _revive(self) -> None:
         """Start the engine again, for as long as it takes. Each attempt that fails also fails the items that wait."""
         for pause in chain(RESTART_PAUSES, repeat(RESTART_PAUSES[-1])):
-            if self.stopping.wait(pause):
+            if self._waiting.closed.wait(pause):
                 return
             try:
                 self.engine.start()

@@ -355,7 +355,7 @@ class Runner:
     def _settle_all(self, ended: Sequence[tuple[_Run, Ending]]) -> None:
         """Write how these jobs ended, in the thread of the endings."""
         try:
-            # While PostgreSQL is away, nobody can take them over meanwhile, and the epoch tells if somebody has.
+            # However long PostgreSQL is away: nobody can take them over until then, and the epoch tells who did.
             statuses = patiently(lambda: self._written([ending for _, ending in ended]), math.inf)
         except Exception:
             if len(ended) == 1:

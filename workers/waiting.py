@@ -72,9 +72,10 @@ class Waiting:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._arrival = threading.Condition(self._lock)
+        self.closed = threading.Event()
+        """Set for ever by `close`, with the lock held."""
         # All guarded by the lock. The oldest first; none is added once it is closed.
         self._entries: list[Entry] = []
-        self._closed = False
         self._numbers = count()
         self._batches = 0
         self._last_turn_of_the_oldest = 0
@@ -86,7 +87,7 @@ class Waiting:
     def add(self, entry: Entry) -> bool:
         """Let an entry in; False when it is closed."""
         with self._lock:
-            if self._closed:
+            if self.closed.is_set():
                 return False
             entry.number, entry.batches_before = next(self._numbers), self._batches
             self._entries.append(entry)
@@ -96,7 +97,7 @@ class Waiting:
     def put_back(self, entries: Iterable[Entry]) -> bool:
         """Let entries wait again that were taken out, each in its old place; False when it is closed."""
         with self._lock:
-            if self._closed:
+            if self.closed.is_set():
                 return False
             self._entries = sorted([*self._entries, *entries], key=lambda entry: entry.number)
             self._arrival.notify_all()
@@ -110,7 +111,7 @@ class Waiting:
     def close(self) -> list[Entry]:
         """Let nobody in any more; returns those who waited."""
         with self._lock:
-            self._closed = True
+            self.closed.set()
             self._arrival.notify_all()
         return self.take_all()
 
@@ -121,10 +122,10 @@ class Waiting:
         """
         with self._lock:
             self._idle += 1
-            while not self._wanted() and not self._closed:
+            while not self._wanted() and not self.closed.is_set():
                 self._arrival.wait()
             self._idle -= 1
-            if self._closed:
+            if self.closed.is_set():
                 return None
             leader = self._first(is_warm)
             self._entries.remove(leader)

@@ -128,16 +128,16 @@ class Renumbered:
     def __init__(self, run: Run, indices: Sequence[int]):
         self._run = run
         self._indices = list(indices)
+        self._places = {index: place for place, index in enumerate(self._indices)}
 
     def progress(self, step: int, steps: int, so_far: SoFar | None = None) -> None:
-        def of_batch(index: int) -> Partial | None:
-            assert so_far is not None  # noqa: S101
-            return so_far(self._indices.index(index)) if index in self._indices else None
-
-        self._run.progress(step, steps, None if so_far is None else of_batch)
+        self._run.progress(step, steps, so_far and self._of_batch(so_far))
 
     def cancelled(self, index: int) -> bool:
         return self._run.cancelled(self._indices[index])
+
+    def _of_batch(self, so_far: SoFar) -> SoFar:
+        return lambda index: so_far(self._places[index]) if index in self._places else None
 
 
 @runtime_checkable

@@ -50,11 +50,15 @@ class _Unjudged(Renumbered):
     """Tells texts as they grow, and no previews: half a picture may show what will not be let pass."""
 
     def progress(self, step: int, steps: int, so_far: SoFar | None = None) -> None:
-        def texts_only(index: int) -> Partial | None:
-            part = so_far(index) if so_far is not None else None
-            return part if isinstance(part, str) else None
+        super().progress(step, steps, so_far and _texts_of(so_far))
 
-        super().progress(step, steps, texts_only)
+
+def _texts_of(so_far: SoFar) -> SoFar:
+    def text(index: int) -> Partial | None:
+        part = so_far(index)
+        return part if isinstance(part, str) else None
+
+    return text
 
 
 def _refusal_of_prompt(item: Item, judge: Judge) -> ContentRefused | None:

@@ -117,25 +117,28 @@ class TransformersDescriber:
     def run(self, items: Sequence[Item], run: Run) -> Sequence[DescribeResult | TuwenError]:
         wanted = [item for item in items if isinstance(item, DescribeItem)]
         answers: dict[int, DescribeResult | TuwenError] = {}
-        for rows in self._groups(wanted):
-            written = self._write([wanted[row] for row in rows], Renumbered(run, rows))
+        for begun, rows in self._groups(wanted).items():
+            written = self._write([wanted[row] for row in rows], begun, Renumbered(run, rows))
             answers.update(zip(rows, written, strict=True))
         return [answers[row] for row in range(len(wanted))]
 
-    def _groups(self, wanted: list[DescribeItem]) -> list[list[int]]:
-        """The rows that can be written together: a captioner continues all texts of a batch at the same place."""
+    def _groups(self, wanted: list[DescribeItem]) -> dict[int, list[int]]:
+        """The rows that can be written together, by the tokens of the text that they continue: a captioner continues
+        all texts of a batch at the same place."""
+        if self.chats:
+            return {0: [*range(len(wanted))]}
+        texts = [self._asked(item) for item in wanted]
+        begun = {text: self._begun(text) for text in set(texts)}
         groups: dict[int, list[int]] = {}
-        for row, item in enumerate(wanted):
-            groups.setdefault(0 if self.chats else self._begun(item), []).append(row)
-        return list(groups.values())
+        for row, text in enumerate(texts):
+            groups.setdefault(begun[text], []).append(row)
+        return groups
 
-    def _begun(self, item: DescribeItem) -> int:
-        """Tokens of the text that a captioner continues."""
-        return min(len(self.processor.tokenizer(self._asked(item), verbose=False)["input_ids"]), self.positions // 2)
+    def _begun(self, text: str) -> int:
+        return min(len(self.processor.tokenizer(text, verbose=False)["input_ids"]), self.positions // 2)
 
-    def _write(self, wanted: list[DescribeItem], run: Run) -> list[DescribeResult | TuwenError]:
-        room = self.positions if self.chats else self.positions - self._begun(wanted[0])
-        tokens = max(1, min(wanted[0].max_tokens, room))
+    def _write(self, wanted: list[DescribeItem], begun: int, run: Run) -> list[DescribeResult | TuwenError]:
+        tokens = max(1, min(wanted[0].max_tokens, self.positions - begun))
         watch = _Watch(run, [item.seed for item in wanted], tokens, self._text)
         with self.compilation.over():
             sequences = self.model.generate(

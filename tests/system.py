@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -97,15 +98,16 @@ class System:
 
     def worker(self, name: str = "w") -> Process:
         """Start a worker and wait until it is warm."""
-        known = self.worker_names()
+        known = self._workers()
         process = self.start("worker", "--name", name)
-        self.until(lambda: self.worker_names() - known or not process.alive, "a warm worker")
+        self.until(lambda: self._workers() - known or not process.alive, "a warm worker")
         if not process.alive:
             raise AssertionError(process.log.read_text())
         return process
 
-    def worker_names(self) -> set[str]:
-        return {row.name for row in self.database.workers.alive()}
+    def _workers(self) -> set[tuple[str, datetime]]:
+        """Also told apart by their start: one that was killed is remembered for a while."""
+        return {(row.name, row.started_at) for row in self.database.workers.alive()}
 
     def housekeeper(self) -> Process:
         return self.start("housekeeper")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import sha256
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ NULL = "import:tests.fakes:NullGenerator"
 WAITING = "import:tests.fakes:SlowGenerator"
 EXAMPLE_SIDE = 64
 """Pixels of the picture that is described."""
-_NUMBERS = count()
 
 
 def throughput(settings: Settings, folder: Path) -> list[Figure]:
@@ -71,7 +69,7 @@ def rate(settings: Settings, folder: Path, kind: Kind, jobs: int, models: Sequen
         each = [JobRequest.model_validate({"input": wanted, "model": model}) for model in models]
         submission = system.database.submit([each[i % len(each)] for i in range(jobs)], tenant=TENANT)
         system.queue.publish(submission.dispatches)
-        system.worker(f"bench-{next(_NUMBERS)}")  # by a name that no earlier one had, whose row may be there yet
+        system.worker(f"bench-{kind}-{jobs}")
         # Counting is cheap; to look at a thousand jobs ten times a second would be measured, too.
         system.until(lambda: _unfinished(system) == 0, "an empty queue", timeout=600)
         finished = system.jobs(submission.ids)

@@ -7,9 +7,18 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from shared.database import Database
 from shared.settings import Settings
 from tests.integration.api_server import FakeWorker, serving
 from tests.plain_sql import Sql, plain_sql
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    """As the API and workers use it."""
+    database = Database(settings)
+    yield database
+    database.close()
 
 
 @pytest.fixture

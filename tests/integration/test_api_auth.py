@@ -26,13 +26,6 @@ def locked(settings: Settings) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture
-def database(settings: Settings) -> Iterator[Database]:
-    database = Database(settings)
-    yield database
-    database.close()
-
-
 def test_every_door_but_three_asks_for_a_key(locked: httpx.Client) -> None:
     paths = locked.get("/openapi.json").json()["paths"]
     for path, operations in paths.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -33,13 +32,6 @@ from tests.integration.api_server import eventually, serving
 
 T = "local"
 MADE = Provenance(model="m", revision="r", software="tuwen 0", worker="w", created_at="2026-01-01T00:00:00Z")
-
-
-@pytest.fixture
-def database(settings: Settings) -> Iterator[Database]:
-    database = Database(settings)
-    yield database
-    database.close()
 
 
 def submit(api: httpx.Client, **wishes: Any) -> httpx.Response:

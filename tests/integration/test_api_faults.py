@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Self
 from uuid import uuid4
 
 import httpx
 import psutil
-import pytest
 
 from api.servers import Postgres, Server, Valkey
 from shared.database import Database
@@ -22,13 +20,6 @@ from tests.system import frozen
 GENERATE = {"input": {"kind": "generate", "prompt": "一只黑色的猫在草地上跳跃"}}
 FROZEN = 5.0
 """Seconds a frozen Redis holds up whoever publishes to it (shared.queue): no request may be that one."""
-
-
-@pytest.fixture
-def database(settings: Settings) -> Iterator[Database]:
-    database = Database(settings)
-    yield database
-    database.close()
 
 
 def due(database: Database) -> int:

@@ -29,13 +29,6 @@ def prompts(number: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def database(settings: Settings) -> Iterator[Database]:
-    database = Database(settings)
-    yield database
-    database.close()
-
-
-@pytest.fixture
 def keyed(settings: Settings, database: Database) -> Iterator[Callable[..., httpx.Client]]:
     """Makes an HTTP client with an API key of its own."""
     with serving(settings.model_copy(update={"auth": "keys"})) as url:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,19 +14,11 @@ from shared.dataset_records import DatasetClaim
 from shared.datasets import DatasetRequest, DatasetStatus, Filters, ReviewRequest, ShardStatus
 from shared.errors import Conflict, NotFound
 from shared.jobs import JobError, Kind
-from shared.settings import Settings
 from shared.shard_records import MAX_ATTEMPTS, Progress, ShardClaim
 from tests.plain_sql import Sql
 
 BOOM = JobError(code="boom", detail="It broke.", retryable=True)
 T = "tenant"
-
-
-@pytest.fixture
-def database(settings: Settings) -> Iterator[Database]:
-    database = Database(settings)
-    yield database
-    database.close()
 
 
 def request(**wishes: Any) -> DatasetRequest:

@@ -20,13 +20,6 @@ TENANT = "t"
 
 
 @pytest.fixture
-def database(settings: Settings) -> Iterator[Database]:
-    database = Database(settings)
-    yield database
-    database.close()
-
-
-@pytest.fixture
 def client(settings: Settings) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(settings.redis_url) as client:
         yield client

@@ -93,13 +93,21 @@ def broker_url(redis_server: Valkey) -> Iterator[str]:
 @pytest.fixture
 def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
     """An open installation on servers and folders of the test's own."""
-    return Settings(
-        database_url=database_url,
-        redis_url=redis_url,
-        storage_url=f"file://{tmp_path / 'objects'}",
-        data_dir=tmp_path,
-        auth="open",
-    )
+    return _open_installation(database_url, redis_url, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_settings(
+    request: pytest.FixtureRequest,
+    postgres: Postgres,
+    valkey: Valkey,
+    template: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Settings:
+    """An open installation for all tests of a module: each worker loads models, which takes seconds."""
+    folder = tmp_path_factory.mktemp(request.module.__name__.rpartition(".")[2])
+    database_url = postgres.create_database(folder.name, template=template)
+    return _open_installation(database_url, f"{valkey.url.removesuffix('/0')}/0", folder)
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +117,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     root = tmp_path_factory.mktemp("checkpoints")
     return cache(lambda name: getattr(checkpoints, name)(root / name))
+
+
+def _open_installation(database_url: str, redis_url: str, folder: Path) -> Settings:
+    return Settings(
+        database_url=database_url,
+        redis_url=redis_url,
+        storage_url=f"file://{folder / 'objects'}",
+        data_dir=folder,
+        auth="open",
+    )
 
 
 def _revive(server: Server) -> None:

@@ -16,7 +16,6 @@ from typer.testing import CliRunner, Result
 
 from api.cli import app
 from api.client import Client
-from api.servers import Postgres, Valkey
 from shared.errors import NotFound
 from shared.jobs import (
     DescribeInput,
@@ -38,19 +37,8 @@ PROMPT = "一只黑色的猫在草地上跳跃"
 
 
 @pytest.fixture(scope="module")
-def client(
-    postgres: Postgres, valkey: Valkey, template: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Client]:
-    """One worker for all tests here: loading four models takes seconds."""
-    folder = tmp_path_factory.mktemp("correspondence")
-    settings = Settings(
-        database_url=postgres.create_database("correspondence", template=template),
-        redis_url=f"{valkey.url.removesuffix('/0')}/0",
-        storage_url=f"file://{folder / 'objects'}",
-        data_dir=folder,
-        auth="open",
-    )
-    with running_system(settings, folder, **BUILTIN) as system:
+def client(module_settings: Settings) -> Iterator[Client]:
+    with running_system(module_settings, module_settings.data_dir, **BUILTIN) as system:
         system.worker()
         with serving(system.settings) as url, Client(url) as client:
             yield client

@@ -18,7 +18,6 @@ from PIL import Image
 
 from api.auth import new_key
 from api.openai import images
-from api.servers import Postgres, Valkey
 from shared.database import Database
 from shared.jobs import Status
 from shared.settings import Settings
@@ -28,20 +27,9 @@ from tests.system import System, running_system
 
 
 @pytest.fixture(scope="module")
-def system(
-    postgres: Postgres, valkey: Valkey, template: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Any]:
-    """One worker for all tests here: each starts an engine process, which takes seconds."""
-    folder = tmp_path_factory.mktemp("openai")
-    settings = Settings(
-        database_url=postgres.create_database(folder.name, template=template),
-        redis_url=f"{valkey.url.removesuffix('/0')}/0",
-        storage_url=f"file://{folder / 'objects'}",
-        data_dir=folder,
-        auth="open",
-        fetch_allow_networks=("127.0.0.0/8",),
-    )
-    with running_system(settings, folder) as system:
+def system(module_settings: Settings) -> Iterator[Any]:
+    settings = module_settings.model_copy(update={"fetch_allow_networks": ("127.0.0.0/8",)})
+    with running_system(settings, settings.data_dir) as system:
         system.worker()
         yield system
 

@@ -16,7 +16,6 @@ from openai import OpenAI
 from PIL import Image
 
 from api.client import Client
-from api.servers import Postgres, Valkey
 from shared.jobs import (
     DescribeInput,
     DescribeResult,
@@ -36,27 +35,13 @@ TOKENS = 600
 
 
 @pytest.fixture(scope="module")
-def system(
-    postgres: Postgres,
-    valkey: Valkey,
-    template: str,
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny: Callable[[str], Path],
-) -> Iterator[System]:
-    folder = tmp_path_factory.mktemp("streams")
-    settings = Settings(
-        database_url=postgres.create_database(folder.name, template=template),
-        redis_url=f"{valkey.url.removesuffix('/0')}/0",
-        storage_url=f"file://{folder / 'objects'}",
-        data_dir=folder,
-        auth="open",
-    )
+def system(module_settings: Settings, tiny: Callable[[str], Path]) -> Iterator[System]:
     models = {
         "describe": f"chat=transformers:{tiny('qwen2_vl')},captioner=transformers:{tiny('blip')}",
         "generate": f"diffusers:{tiny('stable_diffusion')}",
         "match": "import:tests.fakes:NullMatcher",
     }
-    with running_system(settings, folder, **models) as system:
+    with running_system(module_settings, module_settings.data_dir, **models) as system:
         system.worker()
         yield system
 

@@ -46,7 +46,8 @@ class Watchdog:
             connection = WatchedConnection.connect(*arguments, **options)
         except ConnectionTimeout as error:
             self._note(silent=True)
-            raise Silent(str(error)) from error
+            # Its traceback holds the half-made connection, which would stay open as long as somebody keeps the error.
+            raise Silent(str(error)) from error.with_traceback(None)
         connection.watchdog = self
         return connection
 

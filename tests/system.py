@@ -17,6 +17,7 @@ from uuid import UUID
 import psutil
 
 from api.addresses import as_environment
+from api.servers import Server
 from shared.database import Database
 from shared.errors import DatabaseUnavailable, QueueUnavailable
 from shared.jobs import Job, JobRequest, Status
@@ -185,6 +186,12 @@ def frozen(pid: int) -> Iterator[None]:
     finally:
         for process in family:
             process.resume()
+
+
+def ports_here(server: Server) -> set[int]:
+    """Of all connections that this process has to the server."""
+    connections = psutil.Process().net_connections()
+    return {each.laddr.port for each in connections if each.raddr and each.raddr.port == server.port}
 
 
 @contextmanager

@@ -23,10 +23,22 @@ let looked = 0;
 const done = []; // what this person said here, for undo: {number, review}
 let last = Promise.resolve(); // reviews go out one after the other, so that undo knows which one is the last
 
+let lookingAgain = null; // timer
+
 const progress = new Progress(API, () => {
   const unfinished = items.size < PAGE || [...items.values()].some(isWaiting);
-  if (unfinished && !busy && editing === null && Date.now() - looked > FRESH) load({ quiet: true });
+  if (unfinished) lookAgain();
 });
+
+/** Fetch the page once more, soon but not too often: never dropped, since no other news follows a run's last. */
+function lookAgain() {
+  const occupied = () => busy || editing !== null;
+  lookingAgain ??= setTimeout(() => {
+    lookingAgain = null;
+    if (occupied()) lookAgain();
+    else load({ quiet: true });
+  }, occupied() ? FRESH : Math.max(0, looked + FRESH - Date.now()));
+}
 
 // ── lists ─────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -7,15 +7,14 @@ from typing import Self
 from uuid import uuid4
 
 import httpx
-import psutil
 
-from api.servers import Postgres, Server, Valkey
+from api.servers import Postgres, Valkey
 from shared.database import Database
 from shared.jobs import Kind
 from shared.settings import Settings
 from tests.integration.api_server import eventually, png, serving
 from tests.plain_sql import Sql
-from tests.system import frozen
+from tests.system import frozen, ports_here
 
 GENERATE = {"input": {"kind": "generate", "prompt": "一只黑色的猫在草地上跳跃"}}
 FROZEN = 5.0
@@ -172,14 +171,8 @@ def test_nobody_waits_for_a_frozen_postgresql(api: httpx.Client, postgres: Postg
     assert len(ports_there(sql)) <= 8 + 2
 
 
-def ports_here(server: Server) -> set[int]:
-    """Of all connections that this process has to the server."""
-    connections = psutil.Process().net_connections()
-    return {each.laddr.port for each in connections if each.raddr and each.raddr.port == server.port}
-
-
 def ports_there(sql: Sql) -> set[int]:
-    """The same of those that the server has from our code, in this test's database."""
+    """Of the connections that the server has from our code, in this test's database."""
     query = "SELECT client_port FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'tuwen'"
     return {port for (port,) in sql(query)}
 

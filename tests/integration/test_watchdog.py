@@ -15,7 +15,7 @@ from shared.connections import Connections
 from shared.errors import DatabaseUnavailable
 from shared.settings import Settings
 from tests.integration.api_server import eventually
-from tests.system import frozen
+from tests.system import frozen, ports_here
 
 ASK = text("SELECT 1 AS answer")
 
@@ -49,6 +49,14 @@ def answers(connections: Connections) -> bool:
         return connections.run(ASK)[0].answer == 1
     except DatabaseUnavailable:
         return False
+
+
+def test_an_error_that_is_kept_keeps_no_connection(settings: Settings, postgres: Postgres) -> None:
+    before = ports_here(postgres)
+    with frozen(postgres.pid), pytest.raises(watchdog.Silent) as caught:
+        watchdog.Watchdog(settings.database_url).connect(settings.database_url, connect_timeout=2)
+    assert ports_here(postgres) == before
+    assert "timeout" in str(caught.value)
 
 
 def test_a_transaction_that_is_cut_off_has_done_nothing(connections: Connections, postgres: Postgres) -> None:

@@ -45,9 +45,10 @@ def engine_processes(settings: Settings) -> int:
 def engine_threads(settings: Settings, processes: int) -> int:
     """Threads that compute in each of so many engine processes; beside built-in models, a core is left to the rest.
 
-    A large model computes for seconds while queue, database and storage do nothing: it gets every core. The built-in
-    ones keep all of them busy, and OpenMP's threads wait for each other by spinning, so one that has lost its core
-    costs the others theirs: measured on two cores, 95 pictures a second with two threads, 239 with one.
+    A large model computes for seconds while queue, database and storage do nothing: it gets every core, but for the
+    last one where its warm-up shows that it makes no use of it (see workers.engines.threads). The built-in ones keep
+    all of them busy, and OpenMP's threads wait for each other by spinning, so one that has lost its core costs the
+    others theirs: measured on two cores, 95 pictures a second with two threads, 239 with one.
     """
     cores = usable_cores()
     return max(1, (cores - 1 if _light(settings) else cores) // processes)

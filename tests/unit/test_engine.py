@@ -488,6 +488,43 @@ def test_the_process_is_pinned_before_a_model_is_imported(
     pinned.stop()
 
 
+NOTES = """
+import torch
+def set_num_threads(count, really=torch.set_num_threads):
+    really(count)
+    torch.notes = [*getattr(torch, "notes", []), count]
+torch.set_num_threads = set_num_threads
+"""
+TOLD = """
+import numpy, torch
+from workers.engines.base import Picture
+answers = [Picture(numpy.array([getattr(torch, "notes", []) * 3], numpy.uint8).reshape(1, -1, 3))]
+"""
+
+
+@pytest.mark.parametrize("bidden", [False, True])
+def test_each_model_gets_its_threads_unless_somebody_says_how_many(
+    monkeypatch: pytest.MonkeyPatch, *, bidden: bool
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if bidden:
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    process = EngineProcess(generator("Puppet") | {Kind.MATCH: "builtin"}, "cpu", PATIENT, PATIENT, threads=3)
+    process.start()
+    process.run(Kind.GENERATE, asked(NOTES))
+    process.run(Kind.MATCH, [MatchItem(painted("nothing"), "a cat")])
+    [told] = process.run(Kind.GENERATE, asked(TOLD))
+    process.stop()
+    assert isinstance(told, Picture)
+    noted = told.pixels.reshape(3, -1)[0].tolist()
+    if bidden:
+        assert noted == []
+    else:
+        matcher, stranger = noted
+        assert matcher in (2, 3)
+        assert stranger == 3
+
+
 def test_neither_batcher_nor_engine_brings_torch_into_the_worker() -> None:
     code = "import sys, workers.batcher, workers.engine; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

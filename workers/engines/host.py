@@ -46,6 +46,7 @@ from workers.engines.messages import (
 from workers.engines.policy import Policy
 from workers.engines.residents import Key, Residents, free_memory
 from workers.engines.safety import Judge, judge_named, run_judged
+from workers.engines.threads import Threads
 from workers.engines.wire import Wire
 
 PROGRESS_INTERVAL = 0.1
@@ -59,6 +60,9 @@ ENCODED = 1 / 16
 """Of a preview's bytes, what is left once it is encoded."""
 LONGEST_PART = 16_384
 """Characters of a growing text that are told; the whole text comes with the result."""
+
+TRIAL = 8
+"""Items of the batches by which a model's number of threads is found."""
 
 PR_SET_PDEATHSIG = 1
 """From <linux/prctl.h>."""
@@ -166,7 +170,8 @@ def main(
     """Entry of the spawned process.
 
     `flags` is shared memory, a byte for each item of the running batch (see `messages.CANCELLED`);
-    `visible` and `device` are what `visible_device` answered; `threads` compute where the device is the CPU.
+    `visible` and `device` are what `visible_device` answered; `threads` compute where the device is the CPU, unless
+    OMP_NUM_THREADS says how many.
     """
     # Ctrl-C and a supervisor's SIGTERM reach the whole process group; the parent decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -174,9 +179,11 @@ def main(
     _end_with_parent()
     faulthandler.enable()
     os.environ["CUDA_VISIBLE_DEVICES"] = visible
-    if device == "cpu":
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    host = _Host(wire, flags, models_of(specs), device, policy)
+    ours = Threads(1)
+    if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        ours = Threads(threads)
+    host = _Host(wire, flags, models_of(specs), device, policy, ours)
     # EOFError and OSError come from the wire: the parent is gone, and with it the reason to live.
     with contextlib.suppress(EOFError, OSError):
         if host.start():
@@ -184,12 +191,21 @@ def main(
 
 
 class _Host:
-    def __init__(self, wire: Wire, flags: Sequence[int], models: Mapping[Key, ModelSpec], device: str, policy: Policy):
+    def __init__(
+        self,
+        wire: Wire,
+        flags: Sequence[int],
+        models: Mapping[Key, ModelSpec],
+        device: str,
+        policy: Policy,
+        threads: Threads,
+    ):
         self.wire = wire
         self.flags = flags
         self.models = models
         self.device = device
         self.policy = policy
+        self.threads = threads
         self.judge: Judge | None = None
         self.residents: Residents
 
@@ -224,10 +240,12 @@ class _Host:
         if not isinstance(engine, Engine) or engine.kind is not kind:
             raise TypeError(f"{name} is not an engine that can {kind.value}")
         example = engine.example()
-        engine.batch_limit(example)
+        trial = [example] * min(engine.batch_limit(example), TRIAL)
         answer = _checked(kind, engine.run([example], _Run(self, 1)), 1)[0]
         if isinstance(answer, TuwenError):
             raise answer
+        if spec.engine != "import":  # somebody's own may count what it does, or pay for it
+            self.threads.fit(key, lambda: engine.run(trial, _Run(self, len(trial))))
         return engine
 
     def checkpoint_engine(self, key: Key, engine_class: Any) -> Engine:
@@ -293,9 +311,11 @@ class _Host:
         if name not in names:
             raise UnknownModel(f"this worker has no {kind.value} model {name!r}; it has {', '.join(names)}")
         try:
-            return self.residents.get((kind, name))
+            engine = self.residents.get((kind, name))
         except (EngineStartFailed, OSError) as error:  # its files changed, say: the other models can still serve
             raise EngineError(f"the {kind.value} model {name} cannot be loaded again: {_cause(error)}") from error
+        self.threads.use((kind, name))
+        return engine
 
     def send(self, message: object) -> bool:
         """Send; False when it was the last message of this process."""

@@ -64,7 +64,8 @@ TOY = Scale(
     size=64,
     tokens=64,
     batches=(4, 8),
-    count={Kind.GENERATE: 320, Kind.DESCRIBE: 640},
+    count={Kind.GENERATE: 320, Kind.DESCRIBE: 1280},
+    seconds=15.0,
 )
 FULL = Scale(
     device="cuda:0",

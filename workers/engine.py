@@ -25,6 +25,8 @@ from shared.jobs import Kind
 from workers.cores import usable_cores
 from workers.engines import host, messages
 from workers.engines.base import Item, Partial
+from workers.engines.catalog import models_of
+from workers.engines.devices import visible_device
 from workers.engines.messages import Answer
 from workers.engines.policy import Policy
 from workers.engines.residents import Key
@@ -117,8 +119,8 @@ class EngineProcess:
         """
         with self._busy:
             self._end()
-            models = host.models_of(self.specs)
-            child = self._launch(*host.visible_device(self.device, os.environ.get("CUDA_VISIBLE_DEVICES")))
+            models = models_of(self.specs)
+            child = self._launch(*visible_device(self.device, os.environ.get("CUDA_VISIBLE_DEVICES")))
             try:
                 ready = self._await_ready(child)
             except BaseException:

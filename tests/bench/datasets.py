@@ -158,7 +158,7 @@ def bare_describer(settings: Settings, spec: str, source: Path) -> float:
 
 def main(spec: str, device: str, source: str) -> None:
     from workers.cores import usable_cores
-    from workers.engines.host import engine_path
+    from workers.engines.catalog import engine_path
 
     if spec == "builtin":
         import torch

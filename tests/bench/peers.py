@@ -71,7 +71,7 @@ def bare_engine(kind: str, spec: str, device: str, count: int) -> float:
     """Items per second of the engine alone, called with whole batches of its best size."""
     from shared.models import parse_models
     from workers.cores import usable_cores
-    from workers.engines.host import engine_path
+    from workers.engines.catalog import engine_path
 
     if spec == "builtin":
         import torch

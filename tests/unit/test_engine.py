@@ -26,7 +26,9 @@ from workers.batcher import Batcher
 from workers.cores import usable_cores
 from workers.engine import EngineProcess
 from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Picture, RecognizeItem
-from workers.engines.host import LONGEST_PART, engine_path, visible_device
+from workers.engines.catalog import engine_path
+from workers.engines.devices import visible_device
+from workers.engines.host import LONGEST_PART
 from workers.engines.messages import SLOTS
 
 ROOT = Path(__file__).parents[2]

@@ -24,6 +24,29 @@ def visible_devices() -> list[str]:
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
 
 
+def visible_device(device: str, inherited: str | None) -> tuple[str, str]:
+    """CUDA_VISIBLE_DEVICES for the process, and the device's name inside it.
+
+    `inherited` is the variable's present value: `cuda:1` is then the second of the devices it names, as it is
+    for torch. The process sees one GPU only, so that no model can land on a neighbour's by mistake.
+
+    Raises:
+        EngineStartFailed: no such device.
+    """
+    if device == "cpu":
+        return "", "cpu"
+    family, _, number = device.partition(":")
+    if family != "cuda" or not (number or "0").isdecimal():
+        raise EngineStartFailed(f"unknown device {device!r}: 'cpu', 'cuda' and 'cuda:N' are allowed")
+    index = int(number or 0)
+    if inherited is None:
+        return str(index), "cuda:0"
+    named = [name.strip() for name in inherited.split(",") if name.strip()]
+    if index >= len(named):
+        raise EngineStartFailed(f"no device {device}: CUDA_VISIBLE_DEVICES={inherited!r} leaves {len(named)} in sight")
+    return named[index], "cuda:0"
+
+
 def hold_gpu(device: str) -> IO[bytes] | None:
     """Take the GPU for this process until it ends; keep what is returned. Call it after CUDA_VISIBLE_DEVICES is set.
 

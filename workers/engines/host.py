@@ -25,8 +25,9 @@ import numpy as np
 
 from shared.errors import EngineError, EngineStartFailed, OutOfMemory, TuwenError, UnknownModel
 from shared.jobs import DescribeResult, Kind, MatchResult, RecognizeResult
-from shared.models import ModelSpec, parse_models
+from shared.models import ModelSpec
 from workers.engines.base import PREVIEW_SIDE, Engine, Item, Partial, Picture, SoFar
+from workers.engines.catalog import engine_path, models_of
 from workers.engines.devices import hold_gpu
 from workers.engines.messages import (
     CANCELLED,
@@ -67,17 +68,6 @@ TRIAL = 8
 PR_SET_PDEATHSIG = 1
 """From <linux/prctl.h>."""
 
-ENGINES = {
-    ("builtin", Kind.GENERATE): "BuiltinGenerator",
-    ("builtin", Kind.DESCRIBE): "BuiltinDescriber",
-    ("builtin", Kind.RECOGNIZE): "BuiltinRecognizer",
-    ("builtin", Kind.MATCH): "BuiltinMatcher",
-    ("diffusers", Kind.GENERATE): "DiffusersGenerator",
-    ("transformers", Kind.DESCRIBE): "TransformersDescriber",
-    ("clip", Kind.RECOGNIZE): "ClipRecognizer",
-    ("clip", Kind.MATCH): "ClipMatcher",
-}
-"""Classes in the modules `workers.engines.<engine>`, imported by name: only the engine process has torch."""
 OUTPUTS: dict[Kind, type[Any]] = {
     Kind.GENERATE: Picture,
     Kind.DESCRIBE: DescribeResult,
@@ -86,92 +76,14 @@ OUTPUTS: dict[Kind, type[Any]] = {
 }
 
 
-# ── before the first import of torch ──────────────────────────────────────────────────────────────
-
-
-def visible_device(device: str, inherited: str | None) -> tuple[str, str]:
-    """CUDA_VISIBLE_DEVICES for the process, and the device's name inside it.
-
-    `inherited` is the variable's present value: `cuda:1` is then the second of the devices it names, as it is
-    for torch. The process sees one GPU only, so that no model can land on a neighbour's by mistake.
-
-    Raises:
-        EngineStartFailed: no such device.
-    """
-    if device == "cpu":
-        return "", "cpu"
-    family, _, number = device.partition(":")
-    if family != "cuda" or not (number or "0").isdecimal():
-        raise EngineStartFailed(f"unknown device {device!r}: 'cpu', 'cuda' and 'cuda:N' are allowed")
-    index = int(number or 0)
-    if inherited is None:
-        return str(index), "cuda:0"
-    named = [name.strip() for name in inherited.split(",") if name.strip()]
-    if index >= len(named):
-        raise EngineStartFailed(f"no device {device}: CUDA_VISIBLE_DEVICES={inherited!r} leaves {len(named)} in sight")
-    return named[index], "cuda:0"
-
-
-def engine_path(kind: Kind, spec: ModelSpec) -> tuple[str, str]:
-    """Module and class of the model's engine.
-
-    Raises:
-        EngineStartFailed: the engine does not do what `kind` asks for.
-    """
-    if spec.engine == "import":
-        module, _, name = spec.place.partition(":")
-        return module, name
-    if (spec.engine, kind) not in ENGINES:
-        able = [other.value for engine, other in ENGINES if engine == spec.engine]
-        raise EngineStartFailed(
-            f"{kind.value} engine {spec.text!r}: {spec.engine} can {' and '.join(able)}, and cannot {kind.value}"
-        )
-    return f"workers.engines.{spec.engine}", ENGINES[spec.engine, kind]
-
-
-def models_of(specs: Mapping[Kind, str]) -> dict[Key, ModelSpec]:
-    """Every model that the settings name, those of each kind in their order.
-
-    Raises:
-        EngineStartFailed: not a way to name models, or an engine that cannot do what its kind asks for.
-    """
-    found: dict[Key, ModelSpec] = {}
-    for kind, text in specs.items():
-        try:
-            named = parse_models(text)
-        except ValueError as error:
-            raise EngineStartFailed(f"{kind.value} engine {text!r}: {error}") from error
-        for spec in named:
-            engine_path(kind, spec)
-            found[kind, spec.name] = spec
-    return found
-
-
-def _end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, even while a model computes and nobody reads the wire.
-
-    The signal comes when the *thread* that started this process ends; the parent starts it from one that lasts.
-    Elsewhere than on Linux the end of the wire has to do.
-    """
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid != os.getppid():  # it ended before the call above
-        os._exit(1)
-
-
-# ── the process ───────────────────────────────────────────────────────────────────────────────────
-
-
 def main(
     wire: Wire, flags: Sequence[int], specs: Mapping[Kind, str], visible: str, device: str, threads: int, policy: Policy
 ) -> None:
     """Entry of the spawned process.
 
     `flags` is shared memory, a byte for each item of the running batch (see `messages.CANCELLED`);
-    `visible` and `device` are what `visible_device` answered; `threads` compute where the device is the CPU, unless
-    OMP_NUM_THREADS says how many.
+    `visible` and `device` are what `devices.visible_device` answered; `threads` compute where the device is the CPU,
+    unless OMP_NUM_THREADS says how many.
     """
     # Ctrl-C and a supervisor's SIGTERM reach the whole process group; the parent decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -188,6 +100,20 @@ def main(
     with contextlib.suppress(EOFError, OSError):
         if host.start():
             host.serve()
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, even while a model computes and nobody reads the wire.
+
+    The signal comes when the *thread* that started this process ends; the parent starts it from one that lasts.
+    Elsewhere than on Linux the end of the wire has to do.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid != os.getppid():  # it ended before the call above
+        os._exit(1)
 
 
 class _Host:

@@ -36,15 +36,22 @@ def system(settings: Settings, tmp_path: Path) -> Iterator[System]:
         yield system
 
 
+@pytest.fixture
+def slow(system: System) -> None:
+    """Describing takes so long that there is time to do harm before all is over."""
+    changed = {**system.settings.model_dump(exclude_unset=True), "describe": "import:tests.fakes:SlowDescriber"}
+    system.settings = Settings(**changed)
+
+
+@pytest.mark.usefixtures("slow")
 def test_every_image_once_though_everything_is_killed(
-    settings: Settings, tmp_path: Path, valkey: Valkey, postgres: Postgres
+    system: System, tmp_path: Path, valkey: Valkey, postgres: Postgres
 ) -> None:
-    """A small version of `make chaos-datasets`; the engines dawdle, lest all be over before anything dies."""
+    """A small version of `make chaos-datasets`."""
     images = range(2000)
     source = paint(tmp_path / "source", images)
-    with running_system(settings, tmp_path, describe="import:tests.fakes:SlowDescriber") as system:
-        chaos = Chaos(system, valkey, postgres, random.Random(2))
-        ended = endure(system, chaos, source, tmp_path / "out", every=3.0, limit=240, unhurried=True)
+    chaos = Chaos(system, valkey, postgres, random.Random(2))
+    ended = endure(system, chaos, source, tmp_path / "out", every=3.0, limit=240, unhurried=True)
     assert sum(chaos.deeds.values()) >= 2
     assert ended.status is DatasetStatus.SUCCEEDED, ended
     assert (ended.progress.done, ended.progress.failed) == (len(images), 0)
@@ -175,10 +182,9 @@ def test_a_grown_source_costs_only_what_is_new(system: System, tmp_path: Path) -
     assert len(same) == 200, "they say when and by whom they were made: not now"
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_worker_asked_to_stop_gives_its_shard_back(system: System, tmp_path: Path) -> None:
     source = paint(tmp_path / "source", range(300))
-    changed = {**system.settings.model_dump(exclude_unset=True), "describe": "import:tests.fakes:SlowDescriber"}
-    system.settings = Settings(**changed)
     system.housekeeper()
     worker = system.worker("first")
     id = annotate(system, source, tmp_path / "out", shard_size=300)
@@ -207,10 +213,9 @@ def test_redis_forgets_every_shard(system: System, tmp_path: Path) -> None:
     assert mistakes(tmp_path / "out", range(300)) == []
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_frozen_worker_wakes_up_with_results_that_nobody_wants(system: System, tmp_path: Path) -> None:
     source = paint(tmp_path / "source", range(100))
-    changed = {**system.settings.model_dump(exclude_unset=True), "describe": "import:tests.fakes:SlowDescriber"}
-    system.settings = Settings(**changed)
     system.housekeeper()
     sleeper = system.worker("sleeper")
     id = annotate(system, source, tmp_path / "out", shard_size=100)

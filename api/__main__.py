@@ -10,6 +10,10 @@ from api.app import create_app
 from shared.errors import ConfigurationError
 from shared.settings import settings
 
+KEEP_ALIVE = 75
+"""Seconds an idle connection is kept: longer than clients and load balancers do (httpx 5, most proxies 60), so that
+they close it. A request sent into a connection that the server is just closing would be lost."""
+
 
 def main() -> int:
     try:
@@ -17,8 +21,15 @@ def main() -> int:
     except ConfigurationError as error:
         print(f"{error.code}: {error}", file=sys.stderr)  # noqa: T201 (a command's own words)
         return 1
-    # Event streams stay open as long as their job runs; they would hold up every stop.
-    uvicorn.run(app, host=settings().host, port=settings().port, access_log=False, timeout_graceful_shutdown=5)
+    uvicorn.run(
+        app,
+        host=settings().host,
+        port=settings().port,
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        # Event streams stay open as long as their job runs; they would hold up every stop.
+        timeout_graceful_shutdown=5,
+    )
     return 0
 
 

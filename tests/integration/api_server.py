@@ -14,6 +14,7 @@ from uuid import UUID
 import uvicorn
 from PIL import Image
 
+from api.__main__ import KEEP_ALIVE
 from api.app import create_app
 from shared.database import Database, Finish
 from shared.jobs import GenerateResult, JobError, Progress, Status, StoredImage
@@ -28,7 +29,13 @@ def serving(settings: Settings, port: int = 0) -> Iterator[str]:
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
-        config = uvicorn.Config(create_app(settings), log_level="warning", lifespan="on", timeout_graceful_shutdown=2)
+        config = uvicorn.Config(
+            create_app(settings),
+            log_level="warning",
+            lifespan="on",
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=2,
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -1,7 +1,8 @@
 """The report on a pair: which single statements of a text are found in an image.
 
-Two models say so independently: the recognize model, which has not read the text, names what it sees, and the match
-model scores each statement alone, as a short text. Only the words of the drawn world are understood as statements
+Two models say so: the recognize model, which has not read the text, names what it sees, and the match model scores each
+statement alone, as a short text. They are independent but for the built-in pair, of which the latter asks the former
+too. Only the words of the drawn world are understood as statements
 (`workers.scenes.lexicon`); the others are listed, and nothing is claimed about them.
 """
 

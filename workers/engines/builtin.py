@@ -21,15 +21,16 @@ from shared.errors import EngineStartFailed, InvalidRequest, TuwenError
 from shared.jobs import DescribeResult, Kind, MatchResult, RecognizedObject, RecognizeResult
 from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Picture, RecognizeItem, Run
 from workers.engines.framing import Pixels, fit
+from workers.models.beliefs import Beliefs, pool
 from workers.models.describer import Describer, Sight, Written, sample, write
 from workers.models.generator import Generator
-from workers.models.matcher import Matcher
+from workers.models.matcher import Matcher, log_odds
 from workers.models.recognizer import Recognized, Recognizer, interpret, labels_beside
 from workers.models.text import END, Vocabulary, unknown_words, vocabulary
 from workers.models.trunk import SIDE
 from workers.scenes.grammar import EXAMPLE, Thing
-from workers.scenes.lexicon import CONCEPT
-from workers.scenes.parsing import tokens
+from workers.scenes.lexicon import CONCEPT, KEYS
+from workers.scenes.parsing import parse, tokens
 from workers.scenes.render import render
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
@@ -227,12 +228,22 @@ def _object(thing: Thing, confidence: float) -> RecognizedObject:
 
 
 class BuiltinMatcher:
+    """Asks two models that know nothing of each other: one learnt to compare pictures with texts, the other, the
+    recogniser, has never read one (`workers.models.beliefs`). On unseen combinations the former puts the true caption
+    above nine with a wrong statement each in 56 % of pictures, both together in 92 %."""
+
     kind: ClassVar = Kind.MATCH
 
     def __init__(self, device: str):
         path, self.revision = weights_of("matcher")
         self.device = device
         self.model = load(Matcher(words=Vocabulary.beside(path)), path, device)
+        self.recognizer: Recognizer | None = None
+        eyes, revision = weights_of("recognizer")
+        # Of own data's words and labels nobody knows which mean the same.
+        if not self.model.vocabulary.own and labels_beside(eyes) == KEYS:
+            self.recognizer = load(Recognizer(), eyes, device)
+            self.revision += f"+{revision}"
 
     def example(self) -> Item:
         return MatchItem(render(EXAMPLE, SIDE), _EXAMPLE_TEXT)
@@ -240,15 +251,30 @@ class BuiltinMatcher:
     def batch_limit(self, item: Item) -> int:  # noqa: ARG002
         return 2 * _limit(self.device)
 
-    @torch.no_grad()
     def run(self, items: Sequence[Item], run: Run) -> Sequence[MatchResult | TuwenError]:
         wanted = of_type(items, MatchItem)
-        images = self.model.encode_images(as_images([item.pixels for item in wanted], self.device))
-        claims = self.model.encode_texts(token_ids([item.text for item in wanted], self.device, self.model.vocabulary))
-        scores = self.model.probability(self.model.evidence(images, claims, pairwise=True)).tolist()
+        odds = self.log_odds([item.pixels for item in wanted], [item.text for item in wanted])
         run.progress(1, 1)
         known = [_known_share(item.text, self.model.vocabulary) for item in wanted]
-        return [MatchResult(score=score * share) for score, share in zip(scores, known, strict=True)]
+        return [MatchResult(score=score * share) for score, share in zip(odds.sigmoid().tolist(), known, strict=True)]
+
+    @torch.no_grad()
+    def log_odds(self, pictures: Sequence[Pixels], texts: Sequence[str], *, pairwise: bool = True) -> Tensor:
+        """That each text fits each picture: (B,) for pairs, or (pictures, texts)."""
+        images = as_images(pictures, self.device)
+        claims = self.model.encode_texts(token_ids(texts, self.device, self.model.vocabulary))
+        evidence = self.model.evidence(self.model.encode_images(images), claims, pairwise=pairwise)
+        learnt = self.model.calibrated(evidence).cpu()
+        if self.recognizer is None:
+            return learnt
+        beliefs, said = Beliefs(self.recognizer(images)), [parse(text) for text in texts]
+        rows = range(len(pictures))
+        log_p = (
+            [beliefs.log_p(row, each) for row, each in zip(rows, said, strict=True)]
+            if pairwise
+            else [[beliefs.log_p(row, each) for each in said] for row in rows]
+        )
+        return pool(learnt, log_odds(torch.tensor(log_p)))
 
 
 def _known_share(text: str, words: Vocabulary) -> float:

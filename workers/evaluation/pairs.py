@@ -6,14 +6,11 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 
 from shared.jobs import Language
-from workers.engines.builtin import as_images, token_ids
 from workers.evaluation.contestants import Contestants
 from workers.evaluation.description import f1, f1_rows, facts
 from workers.evaluation.intervals import Figure, mean
-from workers.models.matcher import Claims
 from workers.scenes.grammar import Scene, Split, caption, edit, pick
 from workers.scenes.parsing import graph, parse
 from workers.training.data import Pictures
@@ -27,7 +24,7 @@ def _says(scene: Scene, language: Language, rng: np.random.Generator) -> str:
 
 
 def figures(data: Pictures, split: Split, contestants: Contestants) -> dict[str, Any]:
-    """R-precision of the match engine's evidence, and the cycle, in both languages by turns."""
+    """R-precision of the match engine's log odds, and the cycle, in both languages by turns."""
     rng = np.random.default_rng(41)
     languages: list[Language] = [("zh", "en")[i % 2] for i in range(len(data))]
     texts = [_says(scene, language, rng) for scene, language in zip(data.scenes, languages, strict=True)]
@@ -39,21 +36,17 @@ def figures(data: Pictures, split: Split, contestants: Contestants) -> dict[str,
     return {group: {name: asdict(found) for name, found in each.items()} for group, each in measured.items()}
 
 
-@torch.no_grad()
 def r_precision(data: Pictures, texts: list[str], contestants: Contestants) -> dict[str, Figure]:
     """How often the own caption comes first among 100, and the own picture among 100.
 
     What is true by chance of another picture of the hundred too is no wrong answer and is left out.
     """
-    model, device = contestants.matcher.model, contestants.matcher.device
     truth = [graph(scene).facts() for scene in data.scenes]
     claimed = [parse(text).facts() for text in texts]
     to_text, to_image = [], []
     for start in range(0, len(data) - HUNDRED + 1, HUNDRED):
         part = slice(start, start + HUNDRED)
-        images = model.encode_images(as_images(list(data.pixels[part]), device))
-        claims = model.encode_texts(token_ids(texts[part], device))
-        scores = model.evidence(images, claims, pairwise=False).cpu().numpy()
+        scores = contestants.matcher.log_odds(list(data.pixels[part]), texts[part], pairwise=False).numpy()
         fits = np.array([[claim <= known for claim in claimed[part]] for known in truth[part]])
         rivals = np.where(fits, -np.inf, scores)
         own = np.diagonal(scores)
@@ -62,19 +55,16 @@ def r_precision(data: Pictures, texts: list[str], contestants: Contestants) -> d
     return {"text": mean(to_text), "image": mean(to_image)}
 
 
-@torch.no_grad()
 def one_edit(data: Pictures, split: Split, languages: list[Language], contestants: Contestants) -> dict[str, Figure]:
     """How often the true caption scores above captions with a single wrong statement: above all of nine, above one."""
-    model, device = contestants.matcher.model, contestants.matcher.device
     rng = np.random.default_rng(43)
     first, pair = [], []
     for i, scene in enumerate(data.scenes):
         wrong = [_says(edit(scene, rng, split), languages[i], rng) for _ in range(EDITS)]
         known = graph(scene).facts()
         wrong = [text for text in wrong if not parse(text).facts() <= known]
-        claims: Claims = model.encode_texts(token_ids([_says(scene, languages[i], rng), *wrong], device))
-        image = model.encode_images(as_images([data.pixels[i]], device))
-        scores = model.evidence(image, claims, pairwise=False)[0].cpu().numpy()
+        texts = [_says(scene, languages[i], rng), *wrong]
+        scores = contestants.matcher.log_odds([data.pixels[i]], texts, pairwise=False)[0].numpy()
         first.append(bool((scores[0] > scores[1:]).all()))
         pair.append(float((scores[0] > scores[1:]).mean()))
     return {"first_of_ten": mean(first), "before_one": mean(pair)}

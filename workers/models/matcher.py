@@ -88,9 +88,9 @@ class Matcher(nn.Module):
         claims = logsigmoid(score.float() * self.strength * scale + text.bias.float() + 3.0)
         return claims.sum(-1)
 
-    def probability(self, log_p: Tensor) -> Tensor:
-        """Calibrated probability from the evidence (Platt scaling on the log odds)."""
-        return (self.slope * log_odds(log_p) + self.offset).sigmoid()
+    def calibrated(self, log_p: Tensor) -> Tensor:
+        """Log odds that mean what they say, from the evidence (Platt scaling)."""
+        return self.slope * log_odds(log_p) + self.offset
 
 
 def log_odds(log_p: Tensor) -> Tensor:

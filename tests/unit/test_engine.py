@@ -26,7 +26,7 @@ from workers.batcher import Batcher
 from workers.cores import usable_cores
 from workers.engine import EngineProcess
 from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Picture, RecognizeItem
-from workers.engines.catalog import engine_path
+from workers.engines.catalog import engine_path, pinned
 from workers.engines.devices import visible_device
 from workers.engines.host import LONGEST_PART
 from workers.engines.messages import SLOTS
@@ -459,6 +459,15 @@ def test_one_device_is_visible(device: str, inherited: str | None, expected: tup
 def test_a_device_that_is_not_there_is_refused(device: str, inherited: str | None) -> None:
     with pytest.raises(EngineStartFailed, match=r"no device|unknown device"):
         visible_device(device, inherited)
+
+
+@pytest.mark.parametrize(
+    ("options", "stays"),
+    [("", False), ("?pinned=1", True), ("?compile=default", True), ("?compile=default&pinned=0", False)],
+)
+def test_what_took_minutes_to_compile_is_not_evicted(options: str, stays: bool) -> None:
+    [spec] = parse_models(f"transformers:/models/blip{options}")
+    assert pinned(spec) is stays
 
 
 OWN_ENGINE = """

@@ -55,3 +55,8 @@ def models_of(specs: Mapping[Kind, str]) -> dict[Key, ModelSpec]:
             engine_path(kind, spec)
             found[kind, spec.name] = spec
     return found
+
+
+def pinned(spec: ModelSpec) -> bool:
+    """Whether the model is never evicted: as its option says, else if it is compiled, which takes minutes each time."""
+    return spec.options.get("pinned", "1" if "compile" in spec.options else "0") == "1"

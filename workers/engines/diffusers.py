@@ -8,7 +8,7 @@
     dtype, compile, variant      float32|float16|bfloat16; default|reduce-overhead|max-autotune; fp16 say
                                  (compiled at the start, for pictures of the model's own size)
     batch                        most images of one batch; found by measuring where it is not given
-    pinned=1                     never evicted for another model
+    pinned=1                     never evicted for another model; what is compiled is not, unless pinned=0
 
 A seed gives the same picture in any batch: every image draws its noise from a generator of its own, on the CPU, whose
 numbers do not depend on the GPU.

@@ -27,7 +27,7 @@ from shared.errors import EngineError, EngineStartFailed, OutOfMemory, TuwenErro
 from shared.jobs import DescribeResult, Kind, MatchResult, RecognizeResult
 from shared.models import ModelSpec
 from workers.engines.base import PREVIEW_SIDE, Engine, Item, Partial, Picture, SoFar
-from workers.engines.catalog import engine_path, models_of
+from workers.engines.catalog import engine_path, models_of, pinned
 from workers.engines.devices import hold_gpu
 from workers.engines.messages import (
     CANCELLED,
@@ -143,8 +143,8 @@ class _Host:
                 self.gpu = hold_gpu(self.device)
             if self.policy.safety is not None:
                 self.judge = judge_named(self.policy.safety)
-            pinned = [key for key, spec in self.models.items() if spec.options.get("pinned") == "1"]
-            self.residents = Residents(self.load, _budget(self.policy, self.device), pinned)
+            stay = [key for key, spec in self.models.items() if pinned(spec)]
+            self.residents = Residents(self.load, _budget(self.policy, self.device), stay)
             for key, spec in self.models.items():
                 loading = f"{key[0].value} engine {spec.text!r}"
                 self.send(Loading(key[0], spec.text))

@@ -55,7 +55,7 @@ def test_an_error_that_is_kept_keeps_no_connection(settings: Settings, postgres:
     before = ports_here(postgres)
     with frozen(postgres.pid), pytest.raises(watchdog.Silent) as caught:
         watchdog.Watchdog(settings.database_url).connect(settings.database_url, connect_timeout=2)
-    assert ports_here(postgres) == before
+    assert ports_here(postgres) <= before  # of earlier tests, some may have been closed meanwhile
     assert "timeout" in str(caught.value)
 
 

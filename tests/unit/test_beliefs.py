@@ -92,7 +92,8 @@ def test_less_said_is_more_probable_and_nothing_said_is_no_opinion():
     beliefs = Beliefs(reading(EXAMPLE, sure=2.0))
     probabilities = [beliefs.log_p(0, parse(text)) for text in ("a cat", "a black cat", "a black cat on the grass")]
     assert probabilities == sorted(probabilities, reverse=True)
-    assert math.isnan(beliefs.log_p(0, parse("something else")))
+    for text in ("something else", "red", "a black unicorn on the grass"):
+        assert math.isnan(beliefs.log_p(0, parse(text)))
 
 
 def test_a_pool_is_the_mean_of_those_who_have_an_opinion():

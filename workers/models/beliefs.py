@@ -39,8 +39,8 @@ class Beliefs:
         self._relation = reading.relation.float().log_softmax(-1).tolist()
 
     def log_p(self, picture: int, said: SceneGraph) -> float:
-        """That the picture is of the drawn world, and all that is said of it true; NaN where nothing is said."""
-        if not said.things and not said.place:
+        """That the picture is of the drawn world, and all that is said of it true; NaN where nothing known is named."""
+        if not said.things and (said.unknown or not said.place):
             return nan
         total: float = self._domain[picture]
         for thing in said.things:

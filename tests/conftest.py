@@ -107,7 +107,7 @@ def module_settings(
     """An open installation for all tests of a module: each worker loads models, which takes seconds."""
     folder = tmp_path_factory.mktemp(request.module.__name__.rpartition(".")[2])
     database_url = postgres.create_database(folder.name, template=template)
-    return _open_installation(database_url, f"{valkey.url.removesuffix('/0')}/0", folder)
+    return _open_installation(database_url, valkey.url, folder)
 
 
 @pytest.fixture(scope="session")

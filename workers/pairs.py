@@ -2,8 +2,8 @@
 
 Two models say so: the recognize model, which has not read the text, names what it sees, and the match model scores each
 statement alone, as a short text. They are independent but for the built-in pair, of which the latter asks the former
-too. Only the words of the drawn world are understood as statements
-(`workers.scenes.lexicon`); the others are listed, and nothing is claimed about them.
+too. Only the words of the drawn world are understood as statements (`workers.scenes.lexicon`); the others are listed,
+and nothing is claimed about them.
 """
 
 from __future__ import annotations

@@ -29,7 +29,6 @@ from workers.scenes.grammar import EXAMPLE
 from workers.scenes.render import render
 
 PROMPT = "a black cat on grass"
-SEEDS = 2**20
 
 
 @dataclass(frozen=True, slots=True)

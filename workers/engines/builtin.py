@@ -239,11 +239,12 @@ class BuiltinMatcher:
         self.device = device
         self.model = load(Matcher(words=Vocabulary.beside(path)), path, device)
         self.recognizer: Recognizer | None = None
-        eyes, revision = weights_of("recognizer")
         # Of own data's words and labels nobody knows which mean the same.
-        if not self.model.vocabulary.own and labels_beside(eyes) == KEYS:
-            self.recognizer = load(Recognizer(), eyes, device)
-            self.revision += f"+{revision}"
+        if not self.model.vocabulary.own:
+            eyes, revision = weights_of("recognizer")
+            if labels_beside(eyes) == KEYS:
+                self.recognizer = load(Recognizer(), eyes, device)
+                self.revision += f"+{revision}"
 
     def example(self) -> Item:
         return MatchItem(render(EXAMPLE, SIDE), _EXAMPLE_TEXT)

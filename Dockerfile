@@ -28,6 +28,7 @@ FROM dependencies AS app-build
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install -r base.txt -r flower.txt -r datasets.txt -r tracing.txt
 COPY README.md ./
+COPY tuwen tuwen
 COPY shared shared
 COPY api api
 COPY workers workers
@@ -40,6 +41,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
         -r base.txt -r worker.txt -r models.txt -r datasets.txt -r tracing.txt
 COPY README.md ./
+COPY tuwen tuwen
 COPY shared shared
 COPY api api
 COPY workers workers

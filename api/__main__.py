@@ -7,8 +7,8 @@ import sys
 import uvicorn
 
 from api.app import create_app
-from shared.errors import ConfigurationError
 from shared.settings import settings
+from tuwen.errors import ConfigurationError
 
 KEEP_ALIVE = 75
 """Seconds an idle connection is kept: longer than clients and load balancers do (httpx 5, most proxies 60), so that

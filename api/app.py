@@ -12,17 +12,19 @@ from prometheus_client import CollectorRegistry
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import datasets, files, jobs, monitoring, pages, problems, reference
-from api.auth import LocalOnly, require_loopback
-from api.bodies import BodyLimit
-from api.monitoring import RequestMetrics
+from api.http import problems, reference
+from api.http.auth import LocalOnly, require_loopback
+from api.http.bodies import BodyLimit
+from api.http.tracing import Traced
 from api.openai import batches, chat, images, models
 from api.openai.batch_runner import BatchRunner
-from api.resources import opened
-from api.tracing import Traced
-from shared import __version__, tracing
+from api.producer.resources import opened
+from api.routes import datasets, files, jobs, monitoring, pages
+from api.routes.monitoring import RequestMetrics
 from shared.settings import Settings
 from shared.settings import settings as process_settings
+from shared.telemetry import tracing
+from tuwen.version import __version__
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

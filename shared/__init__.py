@@ -1,3 +1,1 @@
-"""What producer and workers agree on: types, states, storage, queue. Never imports torch."""
-
-__version__ = "0.1.0"
+"""What producer and workers share: settings, database, queue, object storage. Never imports torch."""

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from shared.errors import ConfigurationError
-from shared.jobs import Kind
-from shared.models import ModelSpec, parse_models
+from shared.model_specs import ModelSpec, parse_models
+from tuwen.errors import ConfigurationError
+from tuwen.jobs import Kind
 
 
 def _listed(value: Any) -> Any:
@@ -97,7 +97,8 @@ class Settings(BaseSettings):
         tuple[Annotated[str, AfterValidator(_network)], ...], NoDecode, BeforeValidator(_listed)
     ] = Field((), description="CIDRs that image URLs and webhooks may reach although not public")
 
-    # Models: `builtin`, `import:module:Class`, or a checkpoint such as `diffusers:REPO@COMMIT`; see shared/models.py
+    # Models: `builtin`, `import:module:Class`, or a checkpoint such as `diffusers:REPO@COMMIT`; see
+    # shared/model_specs.py
     generate: Models = "builtin"
     describe: Models = "builtin"
     recognize: Models = "builtin"

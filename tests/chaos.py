@@ -19,12 +19,12 @@ from uuid import UUID
 import psutil
 from rich.console import Console
 
-from api.servers import Postgres, Valkey
-from shared.errors import DatabaseUnavailable
-from shared.jobs import GenerateResult, Status
+from api.embedded.servers import Postgres, Valkey
 from shared.migrations import migrate
 from shared.settings import Settings
-from tests.system import Process, System, frozen, running_system
+from tests.support.system import Process, System, frozen, running_system
+from tuwen.errors import DatabaseUnavailable
+from tuwen.jobs import GenerateResult, Status
 
 console = Console()
 

@@ -12,14 +12,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from api.servers import Postgres, Valkey
-from shared.datasets import Dataset
-from shared.errors import DatabaseUnavailable
+from api.embedded.servers import Postgres, Valkey
 from shared.migrations import migrate
 from shared.settings import Settings
-from tests.annotation import annotate, dataset, mistakes, paint
 from tests.chaos import Chaos, console
-from tests.system import System, running_system
+from tests.support.annotation import annotate, dataset, mistakes, paint
+from tests.support.system import System, running_system
+from tuwen.datasets import Dataset
+from tuwen.errors import DatabaseUnavailable
 
 
 def endure(

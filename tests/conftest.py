@@ -12,12 +12,16 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import httpx
 import pytest
 import redis
 
-from api.servers import Postgres, Server, Valkey
+from api.embedded.servers import Postgres, Server, Valkey
+from shared.database import Database
 from shared.migrations import migrate
 from shared.settings import Settings
+from tests.support.api_server import FakeWorker, serving
+from tests.support.plain_sql import Sql, plain_sql
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when a test first imports the library: no test needs a hub
 
@@ -112,11 +116,52 @@ def module_settings(
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny checkpoint, by the name of its builder in `tests.checkpoints`; not to be changed."""
-    from tests import checkpoints
+    """The folder of a tiny checkpoint, by the name of its builder in `tests.support.checkpoints`; not to be changed."""
+    from tests.support import checkpoints
 
     root = tmp_path_factory.mktemp("checkpoints")
     return cache(lambda name: getattr(checkpoints, name)(root / name))
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    """As the API and workers use it."""
+    database = Database(settings)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def api(settings: Settings) -> Iterator[httpx.Client]:
+    """An HTTP client of an open API."""
+    with serving(settings) as url, httpx.Client(base_url=url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def hand(settings: Settings) -> Iterator[FakeWorker]:
+    """The worker's side of jobs, told step by step."""
+    worker = FakeWorker(settings)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def sql(settings: Settings) -> Iterator[Sql]:
+    """Plain SQL, to turn clocks and to look behind the curtain."""
+    with plain_sql(settings) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """On a busy machine a second thread makes such small models slower, not faster."""
+    import torch  # here, so that the other unit tests do without
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def _open_installation(database_url: str, redis_url: str, folder: Path) -> Settings:

@@ -6,9 +6,9 @@ import argparse
 import logging
 import sys
 
-from shared.errors import ConfigurationError, TuwenError
-from shared.jobs import Kind
 from shared.settings import Settings
+from tuwen.errors import ConfigurationError, TuwenError
+from tuwen.jobs import Kind
 
 
 def main() -> int:
@@ -37,7 +37,7 @@ def main() -> int:
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     # Imported here, so that each role loads only what it needs.
     if arguments.role == "devices":
-        from workers.engines.devices import visible_devices
+        from workers.inference.devices import visible_devices
 
         print(*visible_devices(), sep="\n")
         return 0
@@ -46,11 +46,11 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
 
         return run_worker(settings, arguments.name)
     if arguments.role == "housekeeper":
-        from workers.app import run_housekeeper
+        from workers.housekeeper.app import run_housekeeper
 
         return run_housekeeper(settings)
     try:
-        from workers.flower import run_flower
+        from workers.flower.app import run_flower
     except ModuleNotFoundError as error:
         if error.name != "flower":
             raise

@@ -1,4 +1,4 @@
-"""Start-up of the worker and the housekeeper: the same Celery application in two roles."""
+"""Start-up of the worker: models first, then Celery's consumer, and the end in the other order."""
 
 from __future__ import annotations
 
@@ -6,29 +6,23 @@ import gc
 import logging
 import platform
 import sys
-import threading
-import time
-import warnings
 from typing import Any
 
-from celery import Celery, beat, bootsteps, signals
+from celery import bootsteps
 from celery.apps.worker import Worker
-from celery.exceptions import SecurityWarning
 from celery.worker import state
 
-from shared import tracing
-from shared.metrics import Recorder
-from shared.queue import HOUSEKEEPING_QUEUE, celery_app, queue_name
+from shared.queue import celery_app, queue_name, tasks
+from shared.queue.consumer import celery_consumer
 from shared.settings import Settings
-from workers import housekeeping, tasks
-from workers.batcher import Batcher
-from workers.cores import engine_processes, engine_threads
-from workers.datasets.housekeeping import DatasetKeeper
+from shared.telemetry import tracing
+from shared.telemetry.metrics import Recorder
 from workers.datasets.shards import Shards
-from workers.engine import EngineProcess
-from workers.engines.policy import Policy
-from workers.housekeeping import Housekeeper
-from workers.runner import Runner
+from workers.inference.batcher import Batcher
+from workers.inference.cores import engine_processes, engine_threads
+from workers.inference.policy import Policy
+from workers.inference.process import EngineProcess
+from workers.jobs.runner import Runner
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +68,7 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
         runner.start(engines[0].device_name or settings.device, models)
         shards.start(models)
         # Only now: a message that is prefetched while models load would wait for them although another worker is free.
-        consumer = _consumer(app, hostname, queues=[queue_name(kind) for kind in settings.kinds], threads=at_once)
+        consumer = celery_consumer(app, hostname, queues=[queue_name(kind) for kind in settings.kinds], threads=at_once)
         log.info("worker %s is warm on %s", hostname, engines[0].device_name)
         _spare_the_garbage_collector()
         consumer.start()
@@ -102,24 +96,6 @@ def _engines(settings: Settings) -> list[EngineProcess]:
     ]
 
 
-def run_housekeeper(settings: Settings) -> int:
-    """Run beat and the housekeeping queue until SIGTERM or SIGINT. Returns the exit status."""
-    app = celery_app(settings)
-    datasets = DatasetKeeper(settings, app)
-    housekeeper = Housekeeper(settings, app, datasets)
-    housekeeping.define(app, housekeeper, settings.housekeeping_interval)
-    signals.worker_shutting_down.connect(lambda **_: housekeeper.stop(), weak=False)
-    # A thread, not the process that Celery's --beat forks: that one would outlive a housekeeper that is killed.
-    threading.Thread(target=_beat, args=(app,), name="beat", daemon=True).start()
-    consumer = _consumer(app, f"housekeeper@{platform.node()}", queues=[HOUSEKEEPING_QUEUE], threads=3)
-    datasets.start()
-    try:
-        consumer.start()
-    finally:
-        datasets.stop(settings.shutdown_grace)
-    return consumer.exitcode or 0
-
-
 def _spare_the_garbage_collector() -> None:
     """Take what start-up made, which lives as long as the process, out of every later collection."""
     gc.collect()
@@ -140,38 +116,6 @@ def _last_jobs(runner: Runner, shards: Shards, grace: float) -> type[bootsteps.S
             runner.stop(grace)
 
     return LastJobs
-
-
-def _beat(app: Celery) -> None:
-    """Run Celery's beat for ever, its schedule in memory: no time needs to outlive a restart."""
-    while True:
-        try:
-            beat.Service(app, max_interval=1, scheduler_cls=beat.Scheduler).start()
-        except Exception:
-            log.exception("beat stopped; starting it again")
-            time.sleep(1)
-
-
-def _consumer(app: Celery, hostname: str, *, queues: list[str], threads: int) -> Worker:
-    signals.setup_logging.connect(_keep_our_logging)
-    # Celery warns root of pickles from the wire, and we accept none.
-    warnings.filterwarnings("ignore", category=SecurityWarning)
-    worker: Worker = app.Worker(
-        hostname=hostname,
-        quiet=True,
-        pool="threads",
-        concurrency=threads,
-        queues=queues,
-        task_events=True,
-        # Workers have nothing to tell each other.
-        without_gossip=True,
-        without_mingle=True,
-    )
-    return worker
-
-
-def _keep_our_logging(**_: Any) -> None:
-    """Celery configures logging unless somebody listens to this signal."""
 
 
 def _stop_consuming() -> None:

@@ -11,9 +11,9 @@ import platform
 import sys
 
 from shared.database import Database
-from shared.errors import TuwenError
 from shared.queue import JobQueue
 from shared.settings import Settings
+from tuwen.errors import TuwenError
 
 
 def worker_works(settings: Settings) -> bool:

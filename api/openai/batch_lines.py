@@ -10,15 +10,15 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from api.auth import Caller
-from api.bodies import parse
+from api.http.auth import Caller
+from api.http.bodies import parse
 from api.openai import chat, images
 from api.openai.errors import body, of_job, status
-from api.resources import Resources
-from api.submission import admit
-from shared.errors import Conflict, InvalidRequest, TuwenError, Unavailable
-from shared.jobs import Job, JobRequest, Status, Word
+from api.producer.resources import Resources
+from api.producer.submission import admit
 from shared.settings import Settings
+from tuwen.errors import Conflict, InvalidRequest, TuwenError, Unavailable
+from tuwen.jobs import Job, JobRequest, Status, Word
 
 ENDPOINTS = ("/v1/images/generations", "/v1/chat/completions")
 PRIORITY = 0

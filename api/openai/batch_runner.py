@@ -20,14 +20,14 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from api.auth import Caller
+from api.http.auth import Caller
 from api.openai.batch_lines import Wish, admitted, answered, called_off, failed, read, refused, wish
 from api.openai.documents import MEDIA_TYPE, key_of
-from api.resources import Resources
-from shared.batch_records import Line, NewDocument
-from shared.batches import BatchStatus
-from shared.errors import Conflict, InvalidRequest, NotFound, QuotaExceeded, TuwenError, Unavailable
-from shared.jobs import Job, Status
+from api.producer.resources import Resources
+from shared.database.batches import Line, NewDocument
+from shared.openai.batches import BatchStatus
+from tuwen.errors import Conflict, InvalidRequest, NotFound, QuotaExceeded, TuwenError, Unavailable
+from tuwen.jobs import Job, Status
 
 log = logging.getLogger(__name__)
 

@@ -12,16 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 from uuid_utils.compat import uuid7
 
-from api.auth import CallerDep
-from api.bodies import parse
+from api.http.auth import CallerDep
+from api.http.bodies import parse
+from api.http.reference import json_body
 from api.openai.batch_runner import BatchRunner
 from api.openai.documents import PREFIX, document_id
 from api.openai.errors import RESPONSES, OpenAIRoute
-from api.reference import json_body
-from api.resources import BaseUrlDep, ResourcesDep
-from shared.batches import BatchStatus
-from shared.errors import InvalidRequest, NotFound
-from shared.jobs import Word
+from api.producer.resources import BaseUrlDep, ResourcesDep
+from shared.openai.batches import BatchStatus
+from tuwen.errors import InvalidRequest, NotFound
+from tuwen.jobs import Word
 
 router = APIRouter(prefix="/v1/batches", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
 

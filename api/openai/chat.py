@@ -11,15 +11,16 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from api.auth import Caller, CallerDep
-from api.bodies import parse
+from api.http.auth import Caller, CallerDep
+from api.http.bodies import parse
+from api.http.reference import json_body
 from api.openai.errors import RESPONSES, OpenAIRoute, UnsupportedParameter, body, of_job
 from api.openai.models import require
 from api.openai.waiting import done, start, until_the_end
-from api.reference import json_body
-from api.resources import Resources, ResourcesDep
-from shared.errors import EngineError, InvalidRequest
-from shared.jobs import (
+from api.producer.resources import Resources, ResourcesDep
+from shared.settings import Settings
+from tuwen.errors import EngineError, InvalidRequest
+from tuwen.jobs import (
     DescribeInput,
     DescribeResult,
     ImageSource,
@@ -33,7 +34,6 @@ from shared.jobs import (
     Style,
     Word,
 )
-from shared.settings import Settings
 
 router = APIRouter(prefix="/v1/chat", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
 

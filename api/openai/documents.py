@@ -10,11 +10,11 @@ from pydantic import BaseModel, Field
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from uuid_utils.compat import uuid7
 
-from api.auth import Caller
-from api.resources import Resources
-from shared.batch_records import NewDocument
-from shared.errors import InvalidRequest, NotFound
-from shared.jobs import Tenant
+from api.http.auth import Caller
+from api.producer.resources import Resources
+from shared.database.batches import NewDocument
+from tuwen.errors import InvalidRequest, NotFound
+from tuwen.jobs import Tenant
 
 PREFIX = "file-"
 MEDIA_TYPE = "application/jsonl"

@@ -15,9 +15,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from api.problems import invalid_fields
-from shared.errors import InvalidRequest, QuotaExceeded, TuwenError, Unauthorized, UnknownModel, by_code
-from shared.jobs import Job, Status
+from api.http.problems import invalid_fields
+from tuwen.errors import InvalidRequest, QuotaExceeded, TuwenError, Unauthorized, UnknownModel, by_code
+from tuwen.jobs import Job, Status
 
 log = logging.getLogger(__name__)
 

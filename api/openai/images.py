@@ -13,15 +13,16 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from api.auth import Caller, CallerDep
-from api.bodies import parse
+from api.http.auth import Caller, CallerDep
+from api.http.bodies import parse
+from api.http.reference import json_body
 from api.openai.errors import RESPONSES, OpenAIRoute, UnsupportedParameter, body, of_job
 from api.openai.models import require
 from api.openai.waiting import done, start, until_the_end
-from api.reference import json_body
-from api.resources import BaseUrlDep, Resources, ResourcesDep
-from shared.errors import InvalidRequest
-from shared.jobs import (
+from api.producer.resources import BaseUrlDep, Resources, ResourcesDep
+from shared.settings import Settings
+from tuwen.errors import InvalidRequest
+from tuwen.jobs import (
     GenerateInput,
     GenerateResult,
     Job,
@@ -34,7 +35,6 @@ from shared.jobs import (
     Text,
     Word,
 )
-from shared.settings import Settings
 
 router = APIRouter(prefix="/v1/images", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
 

@@ -8,13 +8,13 @@ from typing import Any
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
 
-from api.auth import CallerDep
-from api.messages import Model
+from api.http.auth import CallerDep
 from api.openai.errors import RESPONSES, OpenAIRoute, WrongKind
-from api.resources import ResourcesDep
-from shared.errors import UnknownModel
-from shared.jobs import Kind
+from api.producer.resources import ResourcesDep
 from shared.settings import Settings
+from tuwen.errors import UnknownModel
+from tuwen.jobs import Kind
+from tuwen.messages import Model
 
 router = APIRouter(prefix="/v1/models", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
 

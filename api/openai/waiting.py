@@ -10,13 +10,13 @@ from anyio import CancelScope
 from anyio.to_thread import run_sync
 from fastapi import Request
 
-from api.auth import Caller
+from api.http.auth import Caller
 from api.openai.errors import of_job
-from api.resources import Resources
-from api.submission import submit
-from api.waiting import follow, until_over
-from shared.errors import Conflict, Unavailable
-from shared.jobs import Job, JobRequest, Progress, Status
+from api.producer.resources import Resources
+from api.producer.submission import submit
+from api.producer.waiting import follow, until_over
+from tuwen.errors import Conflict, Unavailable
+from tuwen.jobs import Job, JobRequest, Progress, Status
 
 PATIENCE = 600.0
 """Seconds after which a request is given up, as OpenAI's own clients do."""

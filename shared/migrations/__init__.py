@@ -10,7 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from shared.connections import driver_url, translated
+from shared.database.connections import driver_url, translated
 
 
 def _config(database_url: str) -> Config:

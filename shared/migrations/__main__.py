@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from shared.errors import TuwenError
 from shared.migrations import migrate
 from shared.settings import settings
+from tuwen.errors import TuwenError
 
 
 def main() -> int:

@@ -3,8 +3,8 @@
 from alembic import context
 from sqlalchemy import create_engine, func, select
 
-from shared.connections import driver_url
-from shared.tables import Base
+from shared.database.connections import driver_url
+from shared.database.tables import Base
 
 MIGRATION_LOCK = 0x7475_7765_6E02
 

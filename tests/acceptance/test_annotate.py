@@ -15,17 +15,17 @@ from uuid import UUID
 import pytest
 import redis
 
-from api.client import Client
-from api.servers import Postgres, Valkey
-from shared.datasets import DatasetRequest, DatasetStatus, ExportRequest, ReviewRequest, ShardStatus
-from shared.errors import Conflict, Forbidden, InvalidRequest, NotFound
+from api.embedded.servers import Postgres, Valkey
+from shared.objects.storage import ObjectStore
 from shared.settings import Settings
-from shared.storage import ObjectStore
-from tests.annotation import annotate, dataset, failures, mistakes, over, paint, records
 from tests.chaos import Chaos
 from tests.chaos_datasets import endure
-from tests.integration.api_server import serving
-from tests.system import System, running_system
+from tests.support.annotation import annotate, dataset, failures, mistakes, over, paint, records
+from tests.support.api_server import serving
+from tests.support.system import System, running_system
+from tuwen.client import Client
+from tuwen.datasets import DatasetRequest, DatasetStatus, ExportRequest, ReviewRequest, ShardStatus
+from tuwen.errors import Conflict, Forbidden, InvalidRequest, NotFound
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -39,7 +39,7 @@ def system(settings: Settings, tmp_path: Path) -> Iterator[System]:
 @pytest.fixture
 def slow(system: System) -> None:
     """Describing takes so long that there is time to do harm before all is over."""
-    changed = {**system.settings.model_dump(exclude_unset=True), "describe": "import:tests.fakes:SlowDescriber"}
+    changed = {**system.settings.model_dump(exclude_unset=True), "describe": "import:tests.support.fakes:SlowDescriber"}
     system.settings = Settings(**changed)
 
 
@@ -137,7 +137,7 @@ def test_over_http_and_the_command_line(system: System, tmp_path: Path) -> None:
 def test_pause_resume_cancel_and_go_on(system: System, tmp_path: Path) -> None:
     source = paint(tmp_path / "source", range(400))
     slow = Settings(
-        **{**system.settings.model_dump(exclude_unset=True), "describe": "import:tests.fakes:SlowDescriber"}
+        **{**system.settings.model_dump(exclude_unset=True), "describe": "import:tests.support.fakes:SlowDescriber"}
     )
     system.settings = slow
     system.housekeeper()

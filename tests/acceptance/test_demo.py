@@ -11,7 +11,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from api.demo import PROMPTS, SAMPLE_TEXT
+from api.cli.demo import PROMPTS, SAMPLE_TEXT
 
 
 @pytest.fixture(scope="module")

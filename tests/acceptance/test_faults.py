@@ -18,12 +18,12 @@ import pytest
 import redis
 from sqlalchemy import create_engine, text
 
-from api.servers import Postgres, Valkey
-from shared.connections import driver_url
-from shared.jobs import GenerateResult, Job, Kind, Status
+from api.embedded.servers import Postgres, Valkey
+from shared.database.connections import driver_url
 from shared.queue import queue_name
 from shared.settings import Settings
-from tests.system import System, frozen, running_system
+from tests.support.system import System, frozen, running_system
+from tuwen.jobs import GenerateResult, Job, Kind, Status
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from api.servers import Postgres, Valkey
+from api.embedded.servers import Postgres, Valkey
 from shared.migrations import migrate
 from shared.settings import Settings
 from tests.bench import checkpoints, datasets, producer, worker

@@ -21,12 +21,12 @@ from typing import Any
 
 from PIL import Image
 
-from shared.jobs import Kind
 from shared.settings import Settings
 from tests.bench.figures import Figure
 from tests.bench.worker import EXAMPLE_SIDE, framed, rate
+from tuwen.jobs import Kind
+from workers.lab.world.render import render
 from workers.scenes.grammar import EXAMPLE
-from workers.scenes.render import render
 
 PROMPT = "a black cat on grass"
 
@@ -56,7 +56,7 @@ class Scale:
 
 TOY = Scale(
     device="cpu",
-    modules="tests.checkpoints",
+    modules="tests.support.checkpoints",
     generator="stable_diffusion_xl",
     describer="blip",
     steps=12,
@@ -207,7 +207,7 @@ def pipeline(spec: str, device: str, kind: str, steps: str, size: str, tokens: s
     _, _, folder = spec.partition(":")
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     if device == "cpu":
-        from workers.cores import usable_cores
+        from workers.inference.cores import usable_cores
 
         torch.set_num_threads(usable_cores())
     call = (
@@ -252,9 +252,9 @@ def _describing(folder: str, device: str, dtype: Any, tokens: int, batch: int) -
 
 def engine(spec: str, device: str, kind: str, *_: str) -> dict[str, float]:
     """Seconds from nothing to a warm engine process, and its images per second in batches of its own size."""
-    from tests.fakes import painted
-    from workers.engine import EngineProcess
-    from workers.engines.base import DescribeItem, GenerateItem
+    from tests.support.fakes import painted
+    from tuwen.engine import DescribeItem, GenerateItem
+    from workers.inference.process import EngineProcess
 
     process = EngineProcess({Kind(kind): spec}, device, start_timeout=1800.0)
     started = time.perf_counter()

@@ -18,23 +18,23 @@ import numpy as np
 from PIL import Image
 from sqlalchemy import create_engine, text
 
-from api.client import Client
-from shared.connections import driver_url
-from shared.datasets import Dataset, DatasetRequest, DatasetStatus
-from shared.jobs import Kind
-from shared.models import parse_models
+from shared.database.connections import driver_url
+from shared.model_specs import parse_models
 from shared.settings import Settings
 from tests.bench.figures import Figure, percentile
 from tests.bench.peers import _Quiet as Quiet
 from tests.bench.producer import api
 from tests.bench.worker import framed
-from tests.system import TENANT, System
-from workers.engines.base import DescribeItem
+from tests.support.system import TENANT, System
+from tuwen.client import Client
+from tuwen.datasets import Dataset, DatasetRequest, DatasetStatus
+from tuwen.engine import DescribeItem
+from tuwen.jobs import Kind
+from workers.lab.world.render import render
 from workers.scenes.grammar import sample_scene
-from workers.scenes.render import render
 
-NULL = "import:tests.fakes:NullDescriber"
-WAITING = "import:tests.fakes:SlowDescriber"
+NULL = "import:tests.support.fakes:NullDescriber"
+WAITING = "import:tests.support.fakes:SlowDescriber"
 
 
 def bulk(settings: Settings, folder: Path) -> list[Figure]:
@@ -157,8 +157,8 @@ def bare_describer(settings: Settings, spec: str, source: Path) -> float:
 
 
 def main(spec: str, device: str, source: str) -> None:
-    from workers.cores import usable_cores
-    from workers.engines.catalog import engine_path
+    from workers.inference.catalog import engine_path
+    from workers.inference.cores import usable_cores
 
     if spec == "builtin":
         import torch

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from tests.checkpoints import bert_tokenizer, clip_tokenizer
+from tests.support.checkpoints import bert_tokenizer, clip_tokenizer
 
 PROMPT_TOKENS = 77
 

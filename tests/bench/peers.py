@@ -17,11 +17,11 @@ from uuid import uuid4
 
 from celery import Celery
 
-from api.addresses import as_environment
+from api.embedded.addresses import as_environment
 from shared.database import Database
-from shared.jobs import JobRequest, Kind
 from shared.queue import JobQueue, queue_name, task_name
 from shared.settings import Settings
+from tuwen.jobs import JobRequest, Kind
 
 
 def measure(settings: Settings, name: str, *arguments: object) -> float:
@@ -69,9 +69,9 @@ def noop_tasks(count: int) -> float:
 
 def bare_engine(kind: str, spec: str, device: str, count: int) -> float:
     """Items per second of the engine alone, called with whole batches of its best size."""
-    from shared.models import parse_models
-    from workers.cores import usable_cores
-    from workers.engines.catalog import engine_path
+    from shared.model_specs import parse_models
+    from workers.inference.catalog import engine_path
+    from workers.inference.cores import usable_cores
 
     if spec == "builtin":
         import torch

@@ -17,13 +17,13 @@ from typing import Any
 import httpx
 import psutil
 
-from api.addresses import as_environment
-from shared.jobs import Kind
+from api.embedded.addresses import as_environment
 from shared.settings import Settings
 from tests.bench.figures import Figure, percentile
 from tests.bench.peers import measure
 from tests.bench.worker import NULL
-from tests.system import System
+from tests.support.system import System
+from tuwen.jobs import Kind
 
 BODY: dict[str, Any] = {"input": {"kind": "generate", "prompt": "一只黑色的猫在草地上跳跃"}}
 CLIENTS = 8

@@ -10,19 +10,19 @@ from typing import Any
 
 from sqlalchemy import create_engine, text
 
-from shared.connections import driver_url
-from shared.images import encode_png
-from shared.jobs import JobRequest, Kind
+from shared.database.connections import driver_url
+from shared.intake.images import encode_png
+from shared.objects.storage import ObjectStore, file_key
 from shared.settings import Settings
-from shared.storage import ObjectStore, file_key
 from tests.bench.figures import Figure
 from tests.bench.peers import measure
-from tests.system import TENANT, System
+from tests.support.system import TENANT, System
+from tuwen.jobs import JobRequest, Kind
+from workers.lab.world.render import render
 from workers.scenes.grammar import EXAMPLE
-from workers.scenes.render import render
 
-NULL = "import:tests.fakes:NullGenerator"
-WAITING = "import:tests.fakes:SlowGenerator"
+NULL = "import:tests.support.fakes:NullGenerator"
+WAITING = "import:tests.support.fakes:SlowGenerator"
 EXAMPLE_SIDE = 64
 """Pixels of the picture that is described."""
 

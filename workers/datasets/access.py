@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from shared.dataset_places import require_allowed
-from shared.datasets import DatasetRequest
+from shared.intake.dataset_places import require_allowed
 from shared.settings import Settings
+from tuwen.datasets import DatasetRequest
 from workers.datasets.sources import Source, open_source
 
 

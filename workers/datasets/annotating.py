@@ -23,17 +23,18 @@ from itertools import product
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from shared import __version__
-from shared.annotations import Annotation, Caption, Provenance, Recognition
-from shared.datasets import DatasetRequest
-from shared.errors import EngineStartFailed, InvalidRequest, TuwenError
-from shared.images import Pixels, decode, reduced
-from shared.jobs import DescribeResult, JobError, Kind, MatchResult, RecognizeResult
+from shared.intake.images import decode, reduced
+from shared.leasing.endings import INTERNAL, Stopped
 from shared.settings import Settings
-from workers.batcher import Batcher, Released
+from tuwen.annotations import Annotation, Caption, Provenance, Recognition
+from tuwen.datasets import DatasetRequest
+from tuwen.engine import DescribeItem, Item, MatchItem, Output, Pixels, RecognizeItem
+from tuwen.errors import EngineStartFailed, InvalidRequest, TuwenError
+from tuwen.jobs import DescribeResult, JobError, Kind, MatchResult, RecognizeResult
+from tuwen.version import __version__
 from workers.datasets.filters import after, before
 from workers.datasets.sources import Held, SourceImage
-from workers.engines.base import DescribeItem, Item, MatchItem, Output, RecognizeItem
+from workers.inference.batcher import Batcher, Released
 
 log = logging.getLogger(__name__)
 
@@ -51,14 +52,6 @@ REMOTE_THREADS = 16
 
 RETRY_PAUSE = 0.5
 """Seconds before an image that failed for a reason that may pass is tried again; doubles with each attempt."""
-
-INTERNAL = JobError(
-    code="internal_error", detail="Something unforeseen failed; the worker's log says what.", retryable=True
-)
-
-
-class Stopped(Exception):  # not an error: somebody asked for it
-    """The shard is to be given back."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,11 @@ from typing import Any, Literal, Self
 import numpy as np
 from PIL import Image
 
-from shared.annotations import Drop, DropReason
-from shared.errors import TuwenError
-from shared.images import decode
-from shared.jobs import JobError
+from shared.intake.images import decode
 from shared.settings import Settings
+from tuwen.annotations import Drop, DropReason
+from tuwen.errors import TuwenError
+from tuwen.jobs import JobError
 from workers.datasets.lookahead import mapped
 from workers.datasets.sources.images import Entry, SourceImage
 from workers.datasets.sources.seen import temporary_database

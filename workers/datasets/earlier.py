@@ -14,14 +14,14 @@ from uuid import UUID
 
 from pydantic import TypeAdapter
 
-from shared.annotations import Annotation, Review, standing
 from shared.database import Database
-from shared.dataset_objects import Line, read_plan, read_results
-from shared.dataset_records import DatasetClaim
-from shared.errors import NotFound, TuwenError
+from shared.database.datasets import DatasetClaim
+from shared.database.shards import Shard
+from shared.objects.datasets import Line, read_plan, read_results
+from shared.objects.storage import ObjectStore
 from shared.settings import Settings
-from shared.shard_records import Shard
-from shared.storage import ObjectStore
+from tuwen.annotations import Annotation, Review, standing
+from tuwen.errors import NotFound, TuwenError
 from workers.datasets.sources import SourceImage
 from workers.datasets.sources.seen import temporary_database
 

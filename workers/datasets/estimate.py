@@ -8,9 +8,9 @@ from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.annotations import Annotation, DropReason
-from shared.datasets import Filters
 from shared.settings import Settings
+from tuwen.annotations import Annotation, DropReason
+from tuwen.datasets import Filters
 from workers.datasets.duplicates import Duplicates, Examined, examined
 from workers.datasets.filters import before
 from workers.datasets.sources import Source, SourceImage

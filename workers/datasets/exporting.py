@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 
-from shared.annotations import Annotation, Review, standing
 from shared.database import Database
-from shared.dataset_objects import all_images
-from shared.dataset_places import require_allowed
-from shared.dataset_records import DatasetClaim
-from shared.datasets import DatasetRequest
+from shared.database.datasets import DatasetClaim
+from shared.intake.dataset_places import require_allowed
+from shared.objects.datasets import all_images
+from shared.objects.storage import ObjectStore
 from shared.settings import Settings
-from shared.storage import ObjectStore
+from tuwen.annotations import Annotation, Review, standing
+from tuwen.datasets import DatasetRequest
 from workers.datasets.access import open_allowed
 from workers.datasets.exports import write
 from workers.datasets.sources import SourceImage

@@ -5,8 +5,8 @@ What an image is by itself is asked before a model sees it, what the models say 
 
 from __future__ import annotations
 
-from shared.annotations import Annotation, Caption, Drop, DropReason, Recognition
-from shared.datasets import Filters
+from tuwen.annotations import Annotation, Caption, Drop, DropReason, Recognition
+from tuwen.datasets import Filters
 
 
 def before(filters: Filters, known: Annotation) -> Drop | None:

@@ -12,20 +12,20 @@ from uuid import UUID
 from celery import Celery
 
 from shared.database import Database
-from shared.dataset_records import DatasetClaim
-from shared.datasets import DatasetStatus, ShardStatus
-from shared.errors import QueueUnavailable, TuwenError
-from shared.jobs import JobError
+from shared.database.datasets import DatasetClaim
+from shared.database.shards import Progress
+from shared.leasing.consumer import DONE, Outcome, TaskConsumer, failed, put_back
+from shared.leasing.dataset_heartbeat import Heartbeat
+from shared.leasing.endings import INTERNAL, Stopped
+from shared.objects.storage import ObjectStore
 from shared.queue import DATASET_TASK, DATASETS_QUEUE, JobQueue
 from shared.settings import Settings
-from shared.shard_records import Progress
-from shared.storage import ObjectStore
+from tuwen.datasets import DatasetStatus, ShardStatus
+from tuwen.errors import QueueUnavailable, TuwenError
+from tuwen.jobs import JobError
 from workers.datasets.access import open_allowed
-from workers.datasets.annotating import INTERNAL, Stopped
-from workers.datasets.consumer import DONE, Outcome, TaskConsumer, failed, put_back
 from workers.datasets.estimate import estimate
 from workers.datasets.exporting import export
-from workers.datasets.leases import Heartbeat
 from workers.datasets.planning import Planner
 from workers.datasets.previews import Previews
 

@@ -17,18 +17,18 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from shared.annotations import Annotation
 from shared.database import Database
-from shared.dataset_objects import Planned, plan_key, read_plan, write_plan
-from shared.dataset_records import DatasetClaim
-from shared.errors import QueueUnavailable
-from shared.jobs import JobError
+from shared.database.datasets import DatasetClaim
+from shared.database.shards import ShardDispatch, kinds_name
+from shared.leasing.endings import Stopped
+from shared.objects.datasets import Planned, plan_key, read_plan, write_plan
+from shared.objects.storage import ObjectStore
 from shared.queue import JobQueue
 from shared.settings import Settings
-from shared.shard_records import ShardDispatch, kinds_name
-from shared.storage import ObjectStore
+from tuwen.annotations import Annotation
+from tuwen.errors import QueueUnavailable
+from tuwen.jobs import JobError
 from workers.datasets.access import open_allowed
-from workers.datasets.annotating import Stopped
 from workers.datasets.duplicates import Duplicates, examined
 from workers.datasets.earlier import Earlier
 from workers.datasets.filters import after, before

@@ -12,12 +12,12 @@ from uuid import UUID
 from redis.exceptions import RedisError
 
 from shared.database import Database
-from shared.dataset_objects import preview_key, read_plan
-from shared.errors import NotFound, TuwenError
-from shared.images import decode
+from shared.intake.images import decode
+from shared.objects.datasets import preview_key, read_plan
+from shared.objects.storage import ObjectStore
 from shared.queue import PREVIEWS_LIST, connect
 from shared.settings import Settings
-from shared.storage import ObjectStore
+from tuwen.errors import NotFound, TuwenError
 from workers.datasets.access import open_allowed
 from workers.datasets.sources import SourceImage
 

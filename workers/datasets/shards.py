@@ -17,23 +17,24 @@ from uuid import UUID
 
 from celery import Celery
 
-from shared.annotations import Annotation
 from shared.database import Database
-from shared.dataset_objects import AtRisk, Line, Planned, read_plan, read_results, results_key, write_results
-from shared.datasets import ShardStatus
-from shared.errors import EngineStartFailed, NotFound, QueueUnavailable, TuwenError
-from shared.jobs import JobError, Kind
+from shared.database.shards import Progress, ShardClaim
+from shared.leasing.consumer import DONE, Outcome, TaskConsumer, failed, put_back, revoked
+from shared.leasing.dataset_heartbeat import Heartbeat
+from shared.leasing.endings import INTERNAL, Stopped
+from shared.leasing.patience import patiently
+from shared.objects.datasets import AtRisk, Line, Planned, read_plan, read_results, results_key, write_results
+from shared.objects.storage import ObjectStore
 from shared.queue import SHARD_TASK, JobQueue, shard_kinds, shards_queue
 from shared.settings import Settings
-from shared.shard_records import Progress, ShardClaim
-from shared.storage import ObjectStore
-from workers.batcher import Batcher
+from tuwen.annotations import Annotation
+from tuwen.datasets import ShardStatus
+from tuwen.errors import EngineStartFailed, NotFound, QueueUnavailable, TuwenError
+from tuwen.jobs import JobError, Kind
 from workers.datasets.access import open_allowed
-from workers.datasets.annotating import INTERNAL, Annotating, Means, Stopped
-from workers.datasets.consumer import DONE, Outcome, TaskConsumer, failed, put_back, revoked
-from workers.datasets.leases import Heartbeat
+from workers.datasets.annotating import Annotating, Means
 from workers.datasets.sources import Held, Source, SourceImage
-from workers.patience import patiently
+from workers.inference.batcher import Batcher
 
 log = logging.getLogger(__name__)
 

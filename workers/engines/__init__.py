@@ -1,1 +1,1 @@
-"""Engines: warm models behind one small interface (`workers.engines.base`)."""
+"""Engines: warm models behind one small interface (`tuwen.engine`)."""

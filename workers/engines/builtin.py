@@ -14,13 +14,14 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shared.errors import EngineStartFailed, InvalidRequest, TuwenError
-from shared.jobs import DescribeResult, Kind, MatchResult, RecognizedObject, RecognizeResult
-from workers.engines.base import DescribeItem, GenerateItem, Item, MatchItem, Picture, RecognizeItem, Run
-from workers.engines.framing import Pixels, fit
+from tuwen.engine import DescribeItem, GenerateItem, Item, MatchItem, Picture, Pixels, RecognizeItem, Run
+from tuwen.errors import EngineStartFailed, InvalidRequest, TuwenError
+from tuwen.jobs import DescribeResult, Kind, MatchResult, RecognizedObject, RecognizeResult
+from workers.engines.framing import fit
 from workers.models.beliefs import Beliefs, pool
 from workers.models.describer import Describer, Sight, Written, sample, write
 from workers.models.generator import Generator
@@ -28,10 +29,9 @@ from workers.models.matcher import Matcher, log_odds
 from workers.models.recognizer import Recognized, Recognizer, interpret, labels_beside
 from workers.models.text import END, Vocabulary, unknown_words, vocabulary
 from workers.models.trunk import SIDE
-from workers.scenes.grammar import EXAMPLE, Thing
+from workers.scenes.grammar import Thing
 from workers.scenes.lexicon import CONCEPT, KEYS
 from workers.scenes.parsing import parse, tokens
-from workers.scenes.render import render
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 LARGEST = 1024
@@ -52,7 +52,7 @@ def weights_of(name: str) -> tuple[Path, str]:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise EngineStartFailed(
-            f"no weights at {path}: train them with `python -m workers.training {name} --out runs/{name} --ship`"
+            f"no weights at {path}: train them with `python -m workers.lab.training {name} --out runs/{name} --ship`"
         ) from error
     return path, f"{name}-{digest[:12]}"
 
@@ -84,6 +84,11 @@ def _limit(device: str) -> int:
 
 
 _EXAMPLE_TEXT = "一只黑色的猫在草地上跳跃"
+
+
+def _example_pixels() -> Pixels:
+    """The scene of `_EXAMPLE_TEXT` as the drawn world has it, shape (64, 64, 3)."""
+    return np.asarray(Image.open(WEIGHTS / "example.png").convert("RGB"))
 
 
 class BuiltinGenerator:
@@ -125,7 +130,7 @@ class BuiltinDescriber:
         self.model = load(Describer(words=Vocabulary.beside(path)), path, device)
 
     def example(self) -> Item:
-        return DescribeItem(render(EXAMPLE, SIDE), "zh", "detailed")
+        return DescribeItem(_example_pixels(), "zh", "detailed")
 
     def batch_limit(self, item: Item) -> int:  # noqa: ARG002
         return _limit(self.device)
@@ -183,7 +188,7 @@ class BuiltinRecognizer:
         self.model = load(Recognizer(labels=labels_beside(path)), path, device)
 
     def example(self) -> Item:
-        return RecognizeItem(render(EXAMPLE, SIDE))
+        return RecognizeItem(_example_pixels())
 
     def batch_limit(self, item: Item) -> int:  # noqa: ARG002
         return 2 * _limit(self.device)
@@ -247,7 +252,7 @@ class BuiltinMatcher:
                 self.revision += f"+{revision}"
 
     def example(self) -> Item:
-        return MatchItem(render(EXAMPLE, SIDE), _EXAMPLE_TEXT)
+        return MatchItem(_example_pixels(), _EXAMPLE_TEXT)
 
     def batch_limit(self, item: Item) -> int:  # noqa: ARG002
         return 2 * _limit(self.device)

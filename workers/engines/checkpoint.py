@@ -32,9 +32,9 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 
-from shared.errors import EngineStartFailed
-from shared.models import ModelSpec
-from workers.engines.policy import Policy
+from shared.model_specs import ModelSpec
+from tuwen.errors import EngineStartFailed
+from workers.inference.policy import Policy
 
 Layout = Literal["pipeline", "model"]
 """A diffusers pipeline has a folder for each part and `model_index.json`; a transformers model has `config.json`."""

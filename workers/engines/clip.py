@@ -29,10 +29,9 @@ from torch import Tensor
 from transformers import AutoModelForZeroShotImageClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from shared.errors import EngineError, EngineStartFailed, TuwenError
-from shared.images import Pixels
-from shared.jobs import Kind, MatchResult, RecognizedObject, RecognizeResult
-from workers.engines.base import Item, MatchItem, RecognizeItem, Run
+from tuwen.engine import Item, MatchItem, Pixels, RecognizeItem, Run
+from tuwen.errors import EngineError, EngineStartFailed, TuwenError
+from tuwen.jobs import Kind, MatchResult, RecognizedObject, RecognizeResult
 from workers.engines.checkpoint import Checkpoint
 from workers.engines.labels import Label, labels
 from workers.engines.placement import BatchSize, Unheard, known_options, number, weight_bytes

@@ -30,9 +30,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from shared.errors import EngineError, EngineStartFailed, InvalidRequest, TuwenError
-from shared.jobs import Kind
-from workers.engines.base import GenerateItem, Item, Picture, Run
+from tuwen.engine import GenerateItem, Item, Picture, Run
+from tuwen.errors import EngineError, EngineStartFailed, InvalidRequest, TuwenError
+from tuwen.jobs import Kind
 from workers.engines.checkpoint import Checkpoint
 from workers.engines.placement import BatchSize, Compilation, Unheard, known_options, number, precision, weight_bytes
 from workers.engines.previews import Colours, Sight

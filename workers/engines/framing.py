@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-Pixels = NDArray[np.uint8]
+from tuwen.engine import Pixels
 
 
 def fit(pixels: Pixels, width: int, height: int) -> Pixels:

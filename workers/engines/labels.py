@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from shared.errors import EngineStartFailed
+from tuwen.errors import EngineStartFailed
 from workers.scenes.lexicon import ACTIONS, COLOURS, OBJECTS, PLACES, Concept
 
 

@@ -10,8 +10,8 @@ from time import perf_counter
 import torch
 from torch import nn
 
-from shared.errors import EngineStartFailed
-from workers.engines.base import SoFar
+from tuwen.engine import SoFar
+from tuwen.errors import EngineStartFailed
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")

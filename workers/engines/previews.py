@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shared.images import Pixels
-from workers.engines.base import PREVIEW_SIDE, GenerateItem, SoFar
+from tuwen.engine import PREVIEW_SIDE, GenerateItem, Pixels, SoFar
 
 SAMPLES, SIDE = 8, 8
 """Random latents that the map is fitted on, and their height and width: a few thousand pixels to decode."""

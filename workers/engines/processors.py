@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoProcessor, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
 from transformers.utils import is_torchvision_available
 
-from shared.errors import EngineStartFailed
+from tuwen.errors import EngineStartFailed
 from workers.engines.checkpoint import Checkpoint
 from workers.engines.placement import precision
 

@@ -32,10 +32,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from shared.errors import EngineError, EngineStartFailed, TuwenError
-from shared.images import Pixels
-from shared.jobs import DescribeResult, Kind, Language, Style
-from workers.engines.base import DescribeItem, Item, Renumbered, Run
+from tuwen.engine import DescribeItem, Item, Pixels, Renumbered, Run
+from tuwen.errors import EngineError, EngineStartFailed, TuwenError
+from tuwen.jobs import DescribeResult, Kind, Language, Style
 from workers.engines.checkpoint import Checkpoint
 from workers.engines.placement import BatchSize, Compilation, Unheard, known_options, weight_bytes
 from workers.engines.processors import architecture, model_of, processor_of

@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.jobs import Language, Style
+from tuwen.jobs import Language, Style
 from workers.scenes.lexicon import BY_ROLE, CONCEPT, PLACES_EN, PLACES_ZH
 from workers.scenes.parsing import parse, tokens
 

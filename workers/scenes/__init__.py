@@ -1,1 +1,1 @@
-"""The drawn world: scenes, their captions and their pictures."""
+"""What can be said in the drawn world: words, scenes, captions, and captions read back. No pictures, no torch."""

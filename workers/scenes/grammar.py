@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.jobs import Language, Style
+from tuwen.jobs import Language, Style
 from workers.scenes.lexicon import CONCEPT, KEYS, PLACES_EN, PLACES_ZH
 
 Split = Literal["train", "validation", "seen", "unseen"]

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared import __version__
-from shared.annotations import Annotation
-from shared.datasets import ExportFormat
-from shared.errors import NotFound, TuwenError
-from shared.images import inspect
-from shared.jobs import JobError
+from shared.intake.images import inspect
 from shared.settings import Settings
+from tuwen.annotations import Annotation
+from tuwen.datasets import ExportFormat
+from tuwen.errors import NotFound, TuwenError
+from tuwen.jobs import JobError
+from tuwen.version import __version__
 from workers.datasets.exports.coco import Coco
 from workers.datasets.exports.destination import MARKER, staged, translated, write_marker
 from workers.datasets.exports.files import Lines

@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from shared import __version__
-from shared.annotations import Annotation, Caption
+from tuwen.annotations import Annotation, Caption
+from tuwen.version import __version__
 from workers.datasets.exports.words import Words
 from workers.datasets.exports.writers import Exported
 

@@ -20,9 +20,9 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from shared.errors import Conflict, DestinationUnusable, StorageUnavailable
+from shared.objects.storage import open_bucket
 from shared.settings import Settings
-from shared.storage import open_bucket
+from tuwen.errors import Conflict, DestinationUnusable, StorageUnavailable
 from workers.datasets.sources.recognition import normal
 
 MARKER = "tuwen.json"

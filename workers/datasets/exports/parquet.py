@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from shared.annotations import Annotation, Caption, Provenance, Review
-from shared.errors import ConfigurationError
+from tuwen.annotations import Annotation, Caption, Provenance, Review
+from tuwen.errors import ConfigurationError
 from workers.datasets.exports.words import Words, flat
 from workers.datasets.exports.writers import Exported
 

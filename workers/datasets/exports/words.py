@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from shared.annotations import Annotation, Caption, Drop, DropReason, Provenance, Recognition
-from shared.jobs import JobError
+from tuwen.annotations import Annotation, Caption, Drop, DropReason, Provenance, Recognition
+from tuwen.jobs import JobError
 
 
 @dataclass(frozen=True, slots=True)

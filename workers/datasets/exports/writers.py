@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from shared.annotations import Annotation
+from tuwen.annotations import Annotation
 from workers.datasets.exports.words import Words
 
 

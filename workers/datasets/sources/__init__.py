@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Self
 
-from shared.datasets import SourceFormat
-from shared.errors import ImageCorrupt, PayloadTooLarge, SourceUnusable
 from shared.settings import Settings
+from tuwen.datasets import SourceFormat
+from tuwen.errors import ImageCorrupt, PayloadTooLarge, SourceUnusable
 from workers.datasets.sources.columns import clean, plain
 from workers.datasets.sources.images import Entry, Held, Problem, SourceImage, SourceProblem, require_size
 from workers.datasets.sources.reading import Reader

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from shared.errors import ConfigurationError, SourceUnusable
+from tuwen.errors import ConfigurationError, SourceUnusable
 from workers.datasets.sources.columns import Columns, Lookup, clean
 from workers.datasets.sources.images import Entry
 from workers.datasets.sources.places import Place

@@ -13,9 +13,9 @@ from typing import Any
 
 import httpx
 
-from shared.errors import NotFound, SourceUnusable, StorageUnavailable, UrlForbidden
-from shared.fetch import vet_url
+from shared.intake.fetch import vet_url
 from shared.settings import Settings
+from tuwen.errors import NotFound, SourceUnusable, StorageUnavailable, UrlForbidden
 from workers.datasets.sources.images import Entry, Held, Problem, SourceImage, SourceProblem
 from workers.datasets.sources.places import File, Place
 from workers.datasets.sources.rows import Row

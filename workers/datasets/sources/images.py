@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
-from shared.errors import ImageCorrupt, PayloadTooLarge
 from shared.settings import Settings
+from tuwen.errors import ImageCorrupt, PayloadTooLarge
 
 # Whatever people call an image, the formats that are refused when read among them: a file that is left out silently
 # would be an image lost. What a file really is, its first bytes tell.
@@ -41,7 +41,7 @@ class Held(StrEnum):
 
 
 class Problem(StrEnum):
-    """Why a row is no image. Where reading fails for the same reason, the code is that error's (shared/errors.py)."""
+    """Why a row is no image. Where reading fails for the same reason, the code is that error's (tuwen/errors.py)."""
 
     NOT_FOUND = "not_found"
     EMPTY = "image_corrupt"

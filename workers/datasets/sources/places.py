@@ -20,9 +20,9 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 from typing_extensions import Buffer
 
-from shared.errors import NotFound, StorageUnavailable
+from shared.objects.storage import open_bucket
 from shared.settings import Settings
-from shared.storage import open_bucket
+from tuwen.errors import NotFound, StorageUnavailable
 from workers.datasets.sources.images import Held, Problem, SourceProblem, require_size
 from workers.datasets.sources.seen import SortedNames
 

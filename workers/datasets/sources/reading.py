@@ -10,9 +10,9 @@ from struct import Struct
 from types import TracebackType
 from typing import Any, Self
 
-from shared.errors import ImageCorrupt, NotFound
-from shared.fetch import Fetcher
+from shared.intake.fetch import Fetcher
 from shared.settings import Settings
+from tuwen.errors import ImageCorrupt, NotFound
 from workers.datasets.sources.images import Held, SourceImage, require_size
 from workers.datasets.sources.places import open_place
 from workers.datasets.sources.rows import json_object, open_parquet

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import islice, product
 from pathlib import Path
 
-from shared.datasets import SourceFormat
-from shared.errors import NotFound, SourceUnusable
 from shared.settings import Settings
+from tuwen.datasets import SourceFormat
+from tuwen.errors import NotFound, SourceUnusable
 from workers.datasets.sources.coco import list_coco
 from workers.datasets.sources.columns import Lookup
 from workers.datasets.sources.images import Entry, is_image_name

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from shared.errors import ConfigurationError, SourceUnusable
+from tuwen.errors import ConfigurationError, SourceUnusable
 from workers.datasets.sources.images import Problem, SourceProblem
 from workers.datasets.sources.places import Place
 

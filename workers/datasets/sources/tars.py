@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shared.errors import NotFound, SourceUnusable
+from tuwen.errors import NotFound, SourceUnusable
 from workers.datasets.sources.columns import CAPTION_COLUMNS, inside, texts
 from workers.datasets.sources.images import Entry, Held, Problem, SourceImage, SourceProblem, is_image_name
 from workers.datasets.sources.places import Place, hidden

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from shared.errors import SourceUnusable
+from tuwen.errors import SourceUnusable
 from workers.datasets.sources.columns import Lookup
 from workers.datasets.sources.images import Entry, SourceImage, SourceProblem, is_image_name
 from workers.datasets.sources.places import File, exists, sidecar

@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
-from shared.errors import NotFound, SourceUnusable, StorageUnavailable
 from shared.settings import Settings
+from tuwen.errors import NotFound, SourceUnusable, StorageUnavailable
 from workers.datasets.sources.columns import inside
 from workers.datasets.sources.images import Held, Problem, SourceProblem, require_size
 from workers.datasets.sources.places import File, Place, hidden

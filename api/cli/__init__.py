@@ -1,0 +1,1 @@
+"""The command `tuwen`: its subcommands by what they are about, and how things look at the terminal."""

@@ -1,0 +1,143 @@
+"""How data sets look at the terminal: a live bar while one runs, lists, and what has become of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from api.cli.terminal import err, out
+from tuwen.client import Client
+from tuwen.datasets import Dataset, DatasetProgress, DatasetStatus
+
+_COLOURS = {
+    DatasetStatus.PLANNING: "yellow",
+    DatasetStatus.RUNNING: "cyan",
+    DatasetStatus.EXPORTING: "cyan",
+    DatasetStatus.SUCCEEDED: "green",
+    DatasetStatus.FAILED: "red",
+    DatasetStatus.CANCELLED: "bright_black",
+}
+
+
+def follow(client: Client, dataset: Dataset) -> Dataset:
+    """The data set when it is over; meanwhile a bar, for whoever is looking."""
+    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    columns += [TextColumn("[dim]{task.fields[speed]}[/]"), TimeElapsedColumn()]
+    bars = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    bar = bars.add_task("", total=None, speed="")
+    with bars:
+        for now in client.datasets.iter_events(dataset.id):
+            dataset, progress = now, now.progress
+            bars.update(
+                bar,
+                description="paused" if now.paused else now.status.value,
+                completed=progress.done + progress.failed,
+                total=progress.images if progress.planned else None,
+                speed=speed(progress),
+            )
+    return dataset
+
+
+def speed(progress: DatasetProgress) -> str:
+    """How fast it goes, in words: `83 images/s, 1,240 tokens/s, 2 failed, 0:12:30 left, 2 workers`."""
+    parts = []
+    if progress.images_per_second:
+        parts.append(f"{progress.images_per_second:,.0f} images/s")
+    if progress.tokens_per_second:
+        parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
+    if progress.failed:
+        parts.append(f"{progress.failed:,} failed")
+    if progress.eta:
+        parts.append(f"{timedelta(seconds=round(progress.eta))} left")
+    if len(progress.workers) > 1:
+        parts.append(f"{len(progress.workers)} workers")
+    return ", ".join(parts)
+
+
+def print_datasets(datasets: Iterable[Dataset]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("id", "status", "images", "failed", "created"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("source → destination", overflow="fold")
+    for dataset in datasets:
+        request, progress = dataset.request, dataset.progress
+        table.add_row(
+            str(dataset.id),
+            _status(dataset),
+            f"{progress.done + progress.failed:,}/{progress.images:,}",
+            f"{progress.failed:,}",
+            dataset.created_at.astimezone().strftime("%m-%d %H:%M"),
+            escape(f"{request.source} → {request.destination or 'dry run'}"),
+        )
+    Console(highlight=False, width=max(out.width, 120)).print(table)
+
+
+def print_dataset(dataset: Dataset) -> None:
+    request, progress = dataset.request, dataset.progress
+    rows = {
+        "id": str(dataset.id),
+        "status": _status(dataset),
+        "source": escape(request.source),
+        "destination": escape(f"{request.destination} ({request.destination_format})") if request.destination else "",
+        "tasks": ", ".join([*request.tasks, *request.languages, *request.styles]),
+        "priority": str(dataset.priority),
+        "images": f"{progress.done:,} done, {progress.failed:,} failed, {progress.left:,} left of {progress.images:,}"
+        + ("" if progress.planned else " planned so far"),
+        "shards": f"{progress.shards - progress.shards_left:,} of {progress.shards:,}",
+        "speed": speed(progress),
+        "workers": "\n".join(
+            f"{escape(each.worker)}: {each.images_per_second:,.1f} images/s, {each.shards} shards"
+            for each in progress.workers
+        ),
+        "error": f"[red]{escape(f'{dataset.error.code}: {dataset.error.detail}')}[/]" if dataset.error else "",
+    }
+    _print_rows(rows)
+    if dataset.estimate is not None:
+        print_estimate(dataset.estimate)
+
+
+def print_outcome(dataset: Dataset) -> None:
+    """What has become of a data set that is over, in a line or two."""
+    if dataset.estimate is not None:
+        print_estimate(dataset.estimate)
+        return
+    progress = dataset.progress
+    out.print(f"{dataset.id} {dataset.status}: {progress.done:,} annotated, {progress.failed:,} failed")
+    if dataset.status is DatasetStatus.SUCCEEDED and dataset.request.destination:
+        out.print(escape(dataset.request.destination))
+    if progress.failed:
+        err.print(f"[dim]try those again with: tuwen datasets retry {dataset.id} --failed[/]")
+
+
+def print_estimate(estimate: Mapping[str, Any]) -> None:
+    """What a dry run has found out."""
+    _print_rows({name.replace("_", " "): escape(_figure(value)) for name, value in estimate.items()})
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "\n".join(f"{name}: {_figure(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return "\n".join(map(_figure, value))
+    return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _status(dataset: Dataset) -> str:
+    paused = " (paused)" if dataset.paused else ""
+    return f"[{_COLOURS[dataset.status]}]{dataset.status}[/]{paused}"
+
+
+def _print_rows(rows: Mapping[str, str]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value)
+    Console(highlight=False).print(table)

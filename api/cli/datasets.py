@@ -1,0 +1,257 @@
+"""`tuwen annotate` and `tuwen datasets …`: have whole data sets annotated, watch and steer the runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+from uuid import UUID
+
+import typer
+from rich.markup import escape
+
+from api.cli import dataset_terminal as shown
+from api.cli.images import PANEL, AsJson, NoWait
+from api.cli.place import place
+from api.cli.terminal import err, out, print_json
+from tuwen.client import Client
+from tuwen.datasets import Dataset, DatasetRequest, DatasetStatus, ExportFormat, ExportRequest, Filters, SourceFormat
+from tuwen.errors import Unavailable
+from tuwen.jobs import Kind, Language
+
+app = typer.Typer()
+datasets = typer.Typer(help="Watch and steer the annotation of data sets.", no_args_is_help=True)
+
+Id = Annotated[UUID, typer.Argument(metavar="ID")]
+Ids = Annotated[list[UUID], typer.Argument(metavar="ID")]
+Destination = Annotated[str, typer.Option("-o", "--out", help="Folder, file or s3:// prefix for what is found out.")]
+Format = Annotated[ExportFormat, typer.Option("-f", "--format", help="How it is written there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace captions that are there already.")]
+
+
+@app.command(rich_help_panel=PANEL)
+def annotate(
+    context: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(help="Folder, zip, list, COCO or Parquet file, tars, or s3://BUCKET/PREFIX, of the workers."),
+    ],
+    destination: Annotated[
+        str | None, typer.Option("-o", "--out", help="Folder, file or s3:// prefix for what is found out.")
+    ] = None,
+    destination_format: Format = "jsonl",
+    source_format: Annotated[SourceFormat, typer.Option(help="What the source is, where that is not clear.")] = "auto",
+    source_root: Annotated[str | None, typer.Option(help="Where the paths in a list start from.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Of a table.")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="Of a table.")] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("-t", "--task", help="describe, recognize or match; may be repeated. By default describe."),
+    ] = None,
+    language: Annotated[Literal["zh", "en", "both"], typer.Option("-l", "--language")] = "en",
+    style: Annotated[
+        list[str] | None, typer.Option(help="short, detailed or tags; may be repeated. By default short.")
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="What to say of each image, for models that take a prompt.")] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, max=2048)] = 64,
+    candidates: Annotated[
+        int, typer.Option(min=1, max=16, help="Captions written of each image; the one that fits best is kept.")
+    ] = 1,
+    min_side: Annotated[int | None, typer.Option(min=1, help="Drop smaller images; pixels.")] = None,
+    max_side: Annotated[int | None, typer.Option(min=1, help="Drop larger images; pixels.")] = None,
+    max_aspect: Annotated[float | None, typer.Option(min=1, help="Drop images longer than that many widths.")] = None,
+    duplicates: Annotated[
+        Literal["keep", "exact", "perceptual"], typer.Option(help="Which copies to drop before a model sees them.")
+    ] = "keep",
+    min_confidence: Annotated[float | None, typer.Option(min=0, max=1, help="Drop what the model doubts.")] = None,
+    min_score: Annotated[float | None, typer.Option(min=0, max=1, help="Drop what fits worse, by match.")] = None,
+    in_domain: Annotated[bool, typer.Option("--in-domain", help="Drop what is unlike the training data.")] = False,
+    overwrite: Overwrite = False,
+    priority: Annotated[int, typer.Option(min=0, max=9, help="Among data sets; single jobs go before all.")] = 5,
+    shard_size: Annotated[int, typer.Option(min=1, max=10_000, help="Images of a shard.")] = 500,
+    max_attempts: Annotated[int, typer.Option(min=1, max=20, help="Of each image.")] = 3,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count, check and estimate.")] = False,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+) -> None:
+    """Annotate a whole data set: resumable, with every image ending as a result or as an error with its reason."""
+    languages: tuple[Language, ...] = ("zh", "en") if language == "both" else (language,)
+    filters = Filters(
+        min_side=min_side,
+        max_side=max_side,
+        max_aspect=max_aspect,
+        duplicates=duplicates,
+        min_confidence=min_confidence,
+        min_score=min_score,
+        in_domain=in_domain,
+    )
+    request = DatasetRequest.model_validate(
+        {
+            "source": absolute(source),
+            "source_format": source_format,
+            "source_root": source_root and absolute(source_root),
+            "image_column": image_column,
+            "caption_column": caption_column,
+            "destination": destination and absolute(destination),
+            "destination_format": destination_format,
+            "tasks": task or [Kind.DESCRIBE],
+            "languages": languages,
+            "styles": style or ["short"],
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "candidates": candidates,
+            "filters": filters,
+            "dry_run": dry_run,
+            "overwrite": overwrite,
+            "priority": priority,
+            "shard_size": shard_size,
+            "max_attempts": max_attempts,
+        }
+    )
+    with place(context).client() as client:
+        dataset = client.datasets.submit(request)
+        if no_wait:
+            print_json(dataset.model_dump(mode="json")) if as_json else out.print(str(dataset.id))
+            return
+        _follow(client, dataset, as_json)
+
+
+@datasets.command("ls")
+def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
+    """List data sets, newest first."""
+    with place(context).client() as client:
+        found = list(client.datasets.iter())
+    if as_json:
+        for dataset in found:
+            print_json(dataset.model_dump(mode="json"))
+    elif found:
+        shown.print_datasets(found)
+    else:
+        err.print("no data sets")
+
+
+@datasets.command()
+def show(context: typer.Context, ids: Ids, as_json: AsJson = False) -> None:
+    """Show all about data sets."""
+    with place(context).client() as client:
+        for id in ids:
+            dataset = client.datasets.get(id)
+            print_json(dataset.model_dump(mode="json")) if as_json else shown.print_dataset(dataset)
+
+
+@datasets.command()
+def watch(context: typer.Context, id: Id, as_json: AsJson = False) -> None:
+    """Follow a data set until it is over."""
+    with place(context).client() as client:
+        _follow(client, client.datasets.get(id), as_json)
+
+
+@datasets.command()
+def pause(context: typer.Context, ids: Ids) -> None:
+    """Let nothing more of them start; what runs is given back."""
+    with place(context).client() as client:
+        for id in ids:
+            _say(client.datasets.pause(id))
+
+
+@datasets.command()
+def resume(context: typer.Context, ids: Ids) -> None:
+    """Go on with what was paused."""
+    with place(context).client() as client:
+        for id in ids:
+            _say(client.datasets.resume(id))
+
+
+@datasets.command()
+def cancel(context: typer.Context, ids: Ids) -> None:
+    """End them; what is known is kept, and `retry` goes on from there."""
+    with place(context).client() as client:
+        for id in ids:
+            _say(client.datasets.cancel(id))
+
+
+@datasets.command()
+def rm(context: typer.Context, ids: Ids) -> None:
+    """Forget data sets that are over, with their reviews; sources and exported files stay."""
+    with place(context).client() as client:
+        for id in ids:
+            client.datasets.delete(id)
+            out.print(f"{id} deleted")
+
+
+@datasets.command()
+def priority(
+    context: typer.Context, id: Id, value: Annotated[int, typer.Argument(metavar="0-9", min=0, max=9)]
+) -> None:
+    """Change which of several data sets goes first."""
+    with place(context).client() as client:
+        _say(client.datasets.prioritize(id, value))
+
+
+@datasets.command()
+def retry(
+    context: typer.Context,
+    id: Id,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Only the images that failed, not what a cancel left undone.")
+    ] = False,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the images that failed, or were not reached before a cancel, once more; then export again."""
+    with place(context).client() as client:
+        dataset = client.datasets.retry(id, failed_only=failed)
+        if no_wait:
+            _say(dataset)
+        else:
+            _follow(client, dataset, as_json)
+
+
+@datasets.command()
+def export(
+    context: typer.Context,
+    id: Id,
+    destination: Destination,
+    destination_format: Format = "jsonl",
+    overwrite: Overwrite = False,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write what is known of a data set, reviews included, to any destination and in any format."""
+    request = ExportRequest(
+        destination=absolute(destination), destination_format=destination_format, overwrite=overwrite
+    )
+    with place(context).client() as client:
+        dataset = client.datasets.export(id, request)
+        if no_wait:
+            _say(dataset)
+        else:
+            _follow(client, dataset, as_json)
+
+
+def absolute(where: str) -> str:
+    """The servers do not stand where the user stands."""
+    return where if "://" in where else str(Path(where).expanduser().absolute())
+
+
+def _say(dataset: Dataset) -> None:
+    out.print(f"{dataset.id} {'paused' if dataset.paused else dataset.status}")
+
+
+def _follow(client: Client, dataset: Dataset, as_json: bool) -> None:
+    try:
+        dataset = shown.follow(client, dataset)
+    except KeyboardInterrupt:
+        err.print(f"\nno longer watching, but the run goes on; see: tuwen datasets watch {dataset.id}")
+        raise typer.Exit(130) from None
+    except Unavailable:
+        err.print(f"no longer watching, but the run goes on; see: tuwen datasets watch {dataset.id}")
+        raise
+    if as_json:
+        print_json(dataset.model_dump(mode="json"))
+    else:
+        shown.print_outcome(dataset)
+    if dataset.error is not None:
+        err.print(f"[red]{dataset.error.code}[/] {escape(dataset.error.detail)}")
+    # What a dry run finds broken is what it was asked for.
+    if dataset.status is not DatasetStatus.SUCCEEDED or (dataset.progress.failed and not dataset.request.dry_run):
+        raise typer.Exit(1)

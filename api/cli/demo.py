@@ -1,0 +1,178 @@
+"""`tuwen demo`: the whole system at work for a minute, in a folder and on ports of its own.
+
+For each prompt it draws several candidates, scores each against the prompt, and keeps the best: what the queue is
+for. Then it asks of every picture, one of them from a file, what can be asked.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+from rich.markup import escape
+from rich.text import Text
+
+from api.cli import terminal
+from api.cli.terminal import err, out
+from api.embedded.stack import System
+from shared.settings import Settings
+from tuwen.client import Client
+from tuwen.errors import ConfigurationError, EngineError
+from tuwen.jobs import (
+    DescribeInput,
+    GenerateInput,
+    ImageSource,
+    Job,
+    JobInput,
+    JobRequest,
+    MatchInput,
+    MatchResult,
+    RecognizeInput,
+    Status,
+)
+
+PROMPTS = ("一只黑色的猫在草地上跳跃", "a black cat jumping on the grass")
+CANDIDATES = 4
+SAMPLE = Path(__file__).with_name("sample.png")
+SAMPLE_TEXT = "a white rabbit running to the left of a red car on the grass"
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    title: str
+    path: Path
+    source: ImageSource
+
+
+def run(folder: Path) -> None:
+    """Start, show, stop.
+
+    Raises:
+        ConfigurationError: the system did not start, or left a process behind.
+        EngineError: a job did not succeed.
+    """
+    folder = folder.absolute()
+    # Whatever the environment says: nothing outside this folder and this machine takes part.
+    settings = Settings(
+        data_dir=folder,
+        storage_url=f"file://{folder / 'objects'}",
+        host="127.0.0.1",
+        auth="open",
+        port=0,
+        flower_port=0,
+    )
+    err.print("[bold]Tuwen 图文[/]: starting everything on this machine")
+    with terminal.FamilyView() as view, System(settings, view.tell) as system, Client(system.url) as client:
+        terminal.print_rows({"API docs": f"{system.url}/docs", "Flower": system.flower_url})
+        pictures = [*_draw(client, folder / "images"), _sample(client)]
+        _ask(client, pictures)
+        family = psutil.Process().children(recursive=True)
+    _check_gone(family)
+    err.print(f"\n[green]✓[/] stopped; none of its {len(family)} processes is left")
+    err.print("  To have it stay, with the API's docs on port 8000 and Flower on 5555: [bold]tuwen up[/]")
+
+
+def _draw(client: Client, folder: Path) -> list[Picture]:
+    """The candidate of each prompt that fits it best."""
+    err.print(f"\nDrawing {' and '.join(PROMPTS)}, {CANDIDATES} candidates each")
+    prompts = [prompt for prompt in PROMPTS for _ in range(CANDIDATES)]
+    drawn = [client.result_bytes(job) for job in _done(client, [GenerateInput(prompt=prompt) for prompt in prompts])]
+    sources = [ImageSource(file_id=client.upload(data).id) for data in drawn]
+    questions = [MatchInput(image=image, text=prompt) for image, prompt in zip(sources, prompts, strict=True)]
+    scores = [_score(job) for job in _done(client, questions)]
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for first in range(0, len(prompts), CANDIDATES):
+        best = max(range(first, first + CANDIDATES), key=scores.__getitem__)
+        path = folder / f"{prompts[best]}.png"
+        path.write_bytes(drawn[best])
+        pictures.append(Picture(prompts[best], path, sources[best]))
+    return pictures
+
+
+def _sample(client: Client) -> Picture:
+    return Picture("a picture file", SAMPLE, ImageSource(file_id=client.upload(SAMPLE.read_bytes()).id))
+
+
+def _ask(client: Client, pictures: Sequence[Picture]) -> None:
+    """Describe, recognise and match each picture, and print what comes back."""
+    texts = (*PROMPTS, SAMPLE_TEXT)
+    err.print(f"\nDescribing, recognising and matching {len(pictures)} pictures")
+    answers = _done(client, [question for picture in pictures for question in _questions(picture.source, texts)])
+    each = len(answers) // len(pictures)
+    for number, picture in enumerate(pictures):
+        chinese, english, recognized, *matches = answers[number * each : (number + 1) * each]
+        out.print(f"\n[bold]{escape(picture.title)}[/]  [dim]{escape(terminal.brief(picture.path))}[/]")
+        if out.color_system in ("256", "truecolor"):
+            out.print(thumbnail(picture.path.read_bytes()))
+        _print_lines("zh", terminal.outcome(chinese))
+        _print_lines("en", terminal.outcome(english))
+        _print_lines("objects", terminal.outcome(recognized))
+        fits = [f"{_score(job):.2f}  {text}" for job, text in zip(matches, texts, strict=True)]
+        _print_lines("match", "\n".join(fits))
+
+
+def _questions(image: ImageSource, texts: Iterable[str]) -> list[JobInput]:
+    return [
+        DescribeInput(image=image, language="zh"),
+        DescribeInput(image=image, language="en"),
+        RecognizeInput(image=image),
+        *(MatchInput(image=image, text=text) for text in texts),
+    ]
+
+
+def _done(client: Client, inputs: Iterable[JobInput]) -> list[Job]:
+    """The finished jobs, in the order of `inputs`."""
+    jobs = client.submit_many([JobRequest(input=each) for each in inputs])
+    over = list(terminal.wait_for(client, jobs))
+    for job in over:
+        if job.status is not Status.SUCCEEDED:
+            raise EngineError(f"{job.kind} job {job.id} {job.status}: {terminal.outcome(job)}")
+    return over
+
+
+def _score(job: Job) -> float:
+    if not isinstance(job.result, MatchResult):
+        raise EngineError(f"job {job.id} has no score")
+    return job.result.score
+
+
+def _print_lines(label: str, text: str) -> None:
+    for line in text.splitlines():
+        out.print(f"  [dim]{label:<8}[/] {escape(line)}")
+        label = ""
+
+
+def thumbnail(data: bytes, width: int = 36) -> Text:
+    """The image in coloured half blocks, two pixels a character."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    height = round(width * image.height / image.width) // 2 * 2
+    pixels = np.asarray(image.resize((width, height)))
+    lines = []
+    for y in range(0, height, 2):
+        line = Text("  ")
+        for x in range(width):
+            upper, lower = (bytes(pixels[row, x]).hex() for row in (y, y + 1))
+            line.append("▀", style=f"#{upper} on #{lower}")
+        lines.append(line)
+    return Text("\n").join(lines)
+
+
+def _check_gone(family: Iterable[psutil.Process]) -> None:
+    left = [process for process in family if _lives(process)]
+    if left:
+        lines = ", ".join(f"{process.pid} {process.name()}" for process in left)
+        raise ConfigurationError(f"processes are left: {lines}")
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        # Whoever adopts orphans may be slow to bury them; in some containers nobody does.
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

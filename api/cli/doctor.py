@@ -1,0 +1,233 @@
+"""What is wrong with an installation, and what to do about it: `tuwen doctor`."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from uuid import uuid4
+
+import httpx
+import psycopg
+import redis
+from packaging.requirements import Requirement
+
+from api.embedded.processes import port_is_free
+from api.embedded.servers import embedded_servers
+from shared.database import Database
+from shared.migrations import is_current
+from shared.objects.storage import ObjectStore
+from shared.queue import JobQueue, connect
+from shared.settings import Settings
+from tuwen.errors import ConfigurationError, NotFound, TuwenError
+
+POSTGRES = 18
+FREE_SPACE = 2 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at; without advice it is in order."""
+
+    subject: str
+    found: str
+    advice: str = ""
+    serious: bool = True
+    """Whether jobs cannot be done until the advice is followed."""
+
+    @property
+    def fine(self) -> bool:
+        return not self.advice
+
+
+def examine(settings: Settings, url: str, *, embedded: bool) -> Iterator[Finding]:
+    """Look at everything, cheapest first.
+
+    `url` is where clients look for the API; `embedded` says that `tuwen up` runs and the settings are its own.
+    """
+    yield Finding("Python", f"{platform.python_version()} in {sys.prefix}")
+    yield from _packages()
+    yield from _torch(settings)
+    yield _disk(settings)
+    if not embedded and not {"database_url", "redis_url"} & settings.model_fields_set:
+        # Nothing is configured and nothing runs: a fresh installation, for which `tuwen up` is meant.
+        yield _embedded_servers()
+        yield from (
+            _port("port", settings.port, settings.host),
+            _port("flower_port", settings.flower_port, settings.flower_host),
+        )
+        yield Finding("system", "not running", f"start it with: tuwen up (clients look for it at {url})", serious=False)
+        return
+    for look in (_redis, _postgres, _storage, _workers, _housekeeper):
+        yield from _guarded(look.__name__.strip("_"), partial(look, settings))
+    yield from _api(url)
+
+
+def _guarded(subject: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from look()
+    except (TuwenError, redis.RedisError, psycopg.Error, OSError) as error:
+        variable = {"redis": "TUWEN_REDIS_URL", "postgres": "TUWEN_DATABASE_URL", "storage": "TUWEN_STORAGE_URL"}
+        yield Finding(subject, str(error), f"see that it runs and that {variable.get(subject, 'its address')} is right")
+
+
+def _packages() -> Iterator[Finding]:
+    """Installed versions against what this version of Tuwen declares; the extras count where any of them is there."""
+    wrong, fine = [], 0
+    try:
+        required = metadata.requires("tuwen") or []
+    except metadata.PackageNotFoundError:
+        yield Finding("packages", "this is a folder of sources, not an installation", "pip install -e .")
+        return
+    for line in required:
+        requirement = Requirement(line)
+        optional = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
+        try:
+            installed = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            if not optional:
+                wrong.append(f"{requirement.name} is missing")
+            continue
+        if requirement.specifier.contains(installed, prereleases=True):
+            fine += 1
+        else:
+            wrong.append(f"{requirement.name} {installed} is not {requirement.specifier}")
+    celery, kombu = metadata.version("celery"), metadata.version("kombu")
+    found = f"{fine} as required; celery {celery} with kombu {kombu}"
+    yield Finding("packages", "; ".join(wrong) or found, "pip install --upgrade tuwen" if wrong else "")
+
+
+_ASK_TORCH = """
+import json, torch
+gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+print(json.dumps({"version": torch.__version__, "gpus": gpus, "cores": torch.get_num_threads()}))
+"""
+
+
+def _torch(settings: Settings) -> Iterator[Finding]:
+    """Asked in a process of its own, because importing torch takes seconds and 200 MB, and may even crash."""
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-P", "-c", _ASK_TORCH], capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        yield Finding("torch", "did not load in two minutes", "see whether its device's driver is stuck (nvidia-smi)")
+        return
+    if answer.returncode:
+        last = (answer.stderr.strip().splitlines() or ["it died"])[-1]
+        missing = "No module named 'torch'" in last
+        advice = "pip install 'tuwen[worker]' where workers shall run" if missing else "reinstall torch"
+        yield Finding("torch", last, advice, serious=not missing)
+        return
+    torch = json.loads(answer.stdout.splitlines()[-1])
+    gpus = ", ".join(f"cuda:{index} {name}" for index, name in enumerate(torch["gpus"])) or "no GPU"
+    yield Finding("torch", f"{torch['version']}, {torch['cores']} CPU threads, {gpus}")
+    if settings.device.startswith("cuda") and not torch["gpus"]:
+        yield Finding(
+            "device", f"{settings.device}, but torch sees no GPU", "set TUWEN_DEVICE=cpu, or repair the driver"
+        )
+    elif settings.device == "cpu" and torch["gpus"]:
+        yield Finding("device", "cpu, although there is a GPU", "use it with --device cuda:0", serious=False)
+
+
+def _disk(settings: Settings) -> Finding:
+    folder = settings.data_dir.absolute()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    found = f"{free / 2**30:.0f} GiB free at {folder}"
+    return Finding("disk", found, "make room, or choose another --data" if free < FREE_SPACE else "", serious=False)
+
+
+def _embedded_servers() -> Finding:
+    try:
+        return Finding("servers", f"embedded {embedded_servers()}")
+    except ConfigurationError as error:
+        return Finding("servers", "none configured, none embedded", str(error))
+
+
+def _port(name: str, port: int, host: str) -> Finding:
+    if port_is_free(port, host):
+        return Finding(name, f"{port} is free")
+    return Finding(name, f"{port} is taken by another program", f"choose another with --{name.replace('_', '-')}")
+
+
+def _redis(settings: Settings) -> Iterator[Finding]:
+    with connect(settings) as client:
+        server, memory, persistence = (client.info(section) for section in ("server", "memory", "persistence"))
+    kind = "Valkey" if "valkey_version" in server else "Redis"
+    yield Finding("redis", f"{kind} {server.get('valkey_version') or server['redis_version']} answers")
+    policy = memory["maxmemory_policy"]
+    if policy != "noeviction":
+        found = f"{policy}: a full Redis drops messages"
+        yield Finding("redis eviction", found, "config set maxmemory-policy noeviction", False)
+    if not int(persistence["aof_enabled"]):
+        yield Finding(
+            "redis persistence",
+            "off: jobs wait for the housekeeper after a restart",
+            "config set appendonly yes",
+            False,
+        )
+
+
+def _postgres(settings: Settings) -> Iterator[Finding]:
+    with psycopg.connect(settings.database_url, connect_timeout=3) as connection:
+        version = connection.info.server_version // 10_000
+    old = f"upgrade to PostgreSQL {POSTGRES} or newer" if version < POSTGRES else ""
+    yield Finding("postgres", f"PostgreSQL {version} answers", old)
+    if is_current(settings.database_url):
+        yield Finding("schema", "current")
+    else:
+        yield Finding("schema", "not the one this version expects", "run: tuwen migrate")
+
+
+def _storage(settings: Settings) -> Iterator[Finding]:
+    store = ObjectStore.open(settings)
+    key = f"doctor/{uuid4()}.txt"
+    store.put(key, b"tuwen", "text/plain")
+    store.delete(key)
+    try:
+        store.get(key)
+    except NotFound:
+        yield Finding("storage", f"{settings.storage_url} takes, gives and deletes objects")
+    else:
+        yield Finding("storage", f"{settings.storage_url} does not delete", "give its user the right to delete objects")
+
+
+def _workers(settings: Settings) -> Iterator[Finding]:
+    database = Database(settings, pool_size=1)
+    try:
+        workers = database.workers.alive()
+    finally:
+        database.close()
+    served = {kind for worker in workers for kind in worker.models}
+    missing = [kind for kind in settings.kinds if kind not in served]
+    names = ", ".join(f"{worker.name} on {worker.device}" for worker in workers) or "none"
+    yield Finding(
+        "workers", names, f"nobody does {', '.join(missing)}: start a worker (tuwen worker)" if missing else ""
+    )
+
+
+def _housekeeper(settings: Settings) -> Iterator[Finding]:
+    queue = JobQueue(settings)
+    try:
+        hosts = queue.housekeepers()
+    finally:
+        queue.close()
+    advice = "" if hosts else "what is lost stays lost: start one (tuwen housekeeper)"
+    yield Finding("housekeeper", f"works on {', '.join(hosts)}" if hosts else "none works", advice)
+
+
+def _api(url: str) -> Iterator[Finding]:
+    try:
+        answer = httpx.get(f"{url}/readyz", timeout=5)
+    except httpx.HTTPError as error:
+        yield Finding("api", f"{url}: {error}", "start it with tuwen up or tuwen api, or set TUWEN_URL")
+        return
+    fine = answer.is_success
+    yield Finding("api", f"{url} {'is ready' if fine else answer.text.strip()}", "" if fine else "see its log")

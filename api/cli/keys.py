@@ -1,0 +1,73 @@
+"""`tuwen keys …`: manage API keys in the database itself, for whoever may reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from api.cli import terminal
+from api.cli.jobs import Ids
+from api.cli.place import place
+from api.cli.terminal import err, out
+from shared.settings import MOST_QUOTA
+
+if TYPE_CHECKING:
+    from shared.database import Database
+
+app = typer.Typer(help="Manage API keys, in the database itself.", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who or what will use it.")],
+    tenant: Annotated[str | None, typer.Option(help="Whose jobs and files it sees; by default its own.")] = None,
+    quota: Annotated[
+        int | None, typer.Option(min=1, max=MOST_QUOTA, help="Unfinished jobs it may have at once.")
+    ] = None,
+) -> None:
+    """Make a key and print it, this once."""
+    from api.http.auth import new_key
+
+    settings = place(context).settings()
+    key, digest = new_key()
+    with _database(context) as database:
+        database.keys.add(name=name, tenant=tenant or name, sha256=digest, quota=quota or settings.default_quota)
+    out.print(key)
+    err.print("[dim]Only its hash is kept, so it cannot be shown again. Clients send it as TUWEN_API_KEY.[/]")
+
+
+@app.command("ls")
+def list_keys(context: typer.Context, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """List keys, revoked ones too."""
+    with _database(context) as database:
+        keys = database.keys.all()
+    if as_json:
+        for key in keys:
+            terminal.print_json({name: value for name, value in key._asdict().items() if name != "sha256"})
+    else:
+        terminal.print_keys(keys)
+
+
+@app.command()
+def revoke(context: typer.Context, ids: Ids) -> None:
+    """Make keys useless from now on; their jobs stay."""
+    with _database(context) as database:
+        for id in ids:
+            database.keys.revoke(id)
+            out.print(f"{id} revoked")
+
+
+@contextmanager
+def _database(context: typer.Context) -> Iterator[Database]:
+    # Imported here: SQLAlchemy would slow down the start of commands that only speak HTTP.
+    from shared.database import Database
+
+    database = Database(place(context).settings(), pool_size=1)
+    try:
+        yield database
+    finally:
+        database.close()

@@ -1,0 +1,282 @@
+"""How things look at the terminal: the family of `tuwen up`, jobs in progress, results."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tuwen.client import Client
+from tuwen.jobs import (
+    DescribeResult,
+    GenerateResult,
+    Job,
+    MatchResult,
+    PairReport,
+    RecognizedObject,
+    RecognizeResult,
+    Status,
+)
+
+if TYPE_CHECKING:
+    from api.cli.doctor import Finding
+    from api.embedded.stack import Event, System
+
+# Results go to standard output, everything about how they come to be to standard error.
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+_TABLE_WIDTH = 120
+"""Columns of a list of jobs or keys. A narrower terminal breaks its lines, but cuts nothing: ids are to be copied."""
+
+_BESIDE_BAR = 60
+"""Characters of a growing text that stand beside a progress bar."""
+
+_COLOURS = {
+    Status.QUEUED: "yellow",
+    Status.RUNNING: "cyan",
+    Status.SUCCEEDED: "green",
+    Status.FAILED: "red",
+    Status.QUARANTINED: "red",
+    Status.EXPIRED: "magenta",
+    Status.CANCELLED: "bright_black",
+}
+
+
+class FamilyView:
+    """Prints one line for each process that is ready, died or came back, and a spinner for those under way."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[str, float] = {}
+        self._status = err.status("")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def tell(self, event: Event) -> None:
+        name = event.process
+        match event.what:
+            case "starting" | "stopping":
+                self._under_way[name] = time.monotonic()
+            case "ready":
+                seconds = time.monotonic() - self._under_way.pop(name)
+                err.print(f"  [green]✓[/] {name:<12} {escape(event.detail):<28} [dim]{seconds:.1f} s[/]")
+            case "died":
+                self._under_way.pop(name, None)
+                headline, *log = event.detail.splitlines()
+                err.print(f"  [red]✗[/] {escape(headline)}")
+                for line in log:
+                    err.print(f"    [dim]{escape(line)}[/]")
+        if self._under_way:
+            self._status.update(f"[dim]{event.what} {', '.join(self._under_way)} …[/]")
+            self._status.start()
+        else:
+            self._status.stop()
+
+
+def wait_for(client: Client, jobs: Sequence[Job]) -> Iterator[Job]:
+    """The jobs, each as soon as it and those before it are over; meanwhile a bar, for whoever is looking.
+
+    The bar counts jobs when there are several, else the steps of the one.
+    """
+    label = TextColumn("{task.description}")
+    columns = [SpinnerColumn(), label, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    bars = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    bar = bars.add_task("", total=len(jobs) if len(jobs) > 1 else None)
+    with bars:
+        for number, submitted in enumerate(jobs):
+            bars.start()
+            for job in client.iter_events(submitted.id):
+                bars.update(bar, description=f"{job.kind} [dim]{job.status}[/]", completed=number)
+                if job.progress and len(jobs) == 1:
+                    bars.update(bar, completed=job.progress.step, total=job.progress.steps)
+                if text := growing(job):
+                    bars.update(bar, description=escape(text))
+            # Erased while the caller prints: the results go to another stream, but often to the same screen.
+            bars.stop()
+            yield job
+
+
+def growing(job: Job) -> str:
+    """The end of the text that a job is writing, as much as stands beside a bar."""
+    parts = job.progress.parts if job.progress else ()
+    text = next((part.text for part in parts if part.text and part.index == 0), "")
+    line = " ".join(text.split())
+    return line if len(line) <= _BESIDE_BAR else f"…{line[1 - _BESIDE_BAR :]}"
+
+
+def outcome(job: Job) -> str:
+    """One line, or a few, that say what became of a job."""
+    match job.result:
+        case GenerateResult() as made:
+            words = f"; the model does not know {', '.join(made.unknown_words)}" if made.unknown_words else ""
+            return f"{made.image.width}×{made.image.height}, seed {made.seed}{_scored(made)}{words}"
+        case DescribeResult() as said:
+            score = "" if said.score is None else f"  (score {said.score:.3f})"
+            return said.text + _doubt(said.confidence, said.out_of_domain) + score
+        case RecognizeResult() as seen:
+            lines = [_object(thing) for thing in seen.objects] or ["nothing"]
+            if seen.relation and len(seen.objects) > 1:
+                first, second = seen.objects[:2]
+                lines.append(f"{first.name} {_RELATIONS.get(seen.relation, seen.relation)} {second.name}")
+            if seen.scene:
+                lines.append(f"scene: {seen.scene} {seen.scene_zh or ''}".rstrip())
+            lines[-1] += _doubt(seen.confidence, seen.out_of_domain)
+            return "\n".join(lines)
+        case MatchResult() as fit:
+            return f"{fit.score:.3f}" + (_statements(fit.report) if fit.report else "")
+    if job.error:
+        return f"{job.error.code}: {job.error.detail}"
+    return str(job.status)
+
+
+_RELATIONS = {"left": "left of", "right": "right of"}
+
+
+def _scored(made: GenerateResult) -> str:
+    if made.score is None:
+        return ""
+    others = ", ".join(f"{each.score:.3f}" for each in made.candidates[1:])
+    short = ", short of what was wanted" if made.fell_short else ""
+    return f", score {made.score:.3f}{short}" + (f" (the others {others})" if others else "")
+
+
+def _statements(report: PairReport) -> str:
+    """A line for each statement, marked by whether it was found in the image."""
+    lines = [f"\n  {'✓' if claim.found else '✗'} {claim.text}  ({claim.score:.3f})" for claim in report.claims]
+    unknown = f"\n  ? {', '.join(report.unknown_words)}" if report.unknown_words else ""
+    return "".join(lines) + unknown
+
+
+def _doubt(confidence: float, out_of_domain: bool) -> str:
+    unlike = ", unlike anything the model learnt from" if out_of_domain else ""
+    return f"  ({confidence:.0%}{unlike})"
+
+
+def _object(thing: RecognizedObject) -> str:
+    english = [*thing.attributes.values(), *([thing.action] if thing.action else [])]
+    chinese = [*thing.attributes_zh.values(), *([thing.action_zh] if thing.action_zh else [])]
+    count = f" ×{thing.count}" if thing.count > 1 else ""
+    return f"{thing.name} {thing.name_zh}{count}: {', '.join(english)}  {'，'.join(chinese)}".rstrip(": ")
+
+
+def print_jobs(jobs: Iterable[Job]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("id", "kind", "status", "created", "took"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("about", overflow="ellipsis", no_wrap=True, ratio=1)
+    for job in jobs:
+        status = f"[{_COLOURS[job.status]}]{job.status}[/]"
+        created = job.created_at.astimezone().strftime("%m-%d %H:%M:%S")
+        table.add_row(str(job.id), job.kind, status, created, took(job), escape(_about(job)))
+    _wide().print(table)
+
+
+def print_job(job: Job) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    rows = {
+        "id": str(job.id),
+        "kind": job.kind,
+        "status": f"[{_COLOURS[job.status]}]{job.status}[/]{' (cancel requested)' if job.cancel_requested else ''}",
+        "model": escape(job.model),
+        "about": escape(_about(job)),
+        "priority": str(job.priority),
+        "attempts": f"{job.attempts} of {job.max_attempts}",
+        "worker": escape(job.worker or ""),
+        "created": _moment(job.created_at),
+        "started": _moment(job.started_at),
+        "finished": _moment(job.finished_at),
+        "took": took(job),
+        "result": escape(outcome(job)) if job.result else "",
+        "image": job.result_url or "",
+        "error": f"[red]{escape(outcome(job))}[/]" if job.error else "",
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value)
+    Console(highlight=False).print(table)
+
+
+def print_json(value: Job | Mapping[str, Any]) -> None:
+    text = value.model_dump_json() if isinstance(value, Job) else json.dumps(value, ensure_ascii=False, default=str)
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def print_keys(keys: Iterable[Any]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("id", "name", "tenant", "quota", "created", "revoked"):
+        table.add_column(column, no_wrap=column == "id")
+    for key in keys:
+        moments = (_moment(key.created_at), _moment(key.revoked_at))
+        table.add_row(str(key.id), escape(key.name), escape(key.tenant), str(key.quota), *moments)
+    _wide().print(table)
+
+
+def _wide() -> Console:
+    return Console(highlight=False, width=max(out.width, _TABLE_WIDTH))
+
+
+def print_addresses(system: System) -> None:
+    rows = {
+        "API docs": f"{system.url}/docs",
+        "Flower": system.flower_url,
+        "data": brief(system.data),
+        "try": 'tuwen generate "a black cat jumping on the grass"',
+    }
+    print_rows(rows)
+    err.print("\n  Ctrl-C stops it.")
+
+
+def print_rows(rows: Mapping[str, str | None]) -> None:
+    err.print()
+    for name, value in rows.items():
+        if value:
+            err.print(f"  [bold]{name:<9}[/] {escape(value)}")
+
+
+def print_finding(finding: Finding) -> None:
+    mark = "[green]✓[/]" if finding.fine else "[red]✗[/]" if finding.serious else "[yellow]![/]"
+    out.print(f"{mark} {finding.subject:<18} {escape(finding.found)}")
+    if finding.advice:
+        out.print(f"  {'':<18} [bold]→ {escape(finding.advice)}[/]")
+
+
+def took(job: Job) -> str:
+    if job.started_at is None:
+        return ""
+    return f"{((job.finished_at or datetime.now(UTC)) - job.started_at).total_seconds():.2f} s"
+
+
+def _moment(moment: datetime | None) -> str:
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else ""
+
+
+def _about(job: Job) -> str:
+    text = job.input.get("prompt") or job.input.get("text")
+    if text:
+        return str(text)
+    image = job.input.get("image") or {}
+    return str(image.get("url") or str(image.get("file_id", ""))[:12])
+
+
+def brief(path: Path) -> str:
+    """`path` as a person would write it where they stand."""
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,21 @@
+"""`tuwen train`: the built-in models, from the drawn world or from own pictures."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+app = typer.Typer()
+PANEL = "Models"
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def train(context: typer.Context) -> None:
+    """Train recognizer, describer, matcher, generator or all: train recognizer --data photos/."""
+    # Training imports torch and the workers, which this process must not.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "workers.lab.training", *context.args])  # noqa: S606

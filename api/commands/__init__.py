@@ -1,1 +1,0 @@
-"""The subcommands of `tuwen`, by what they are about."""

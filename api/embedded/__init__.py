@@ -1,0 +1,1 @@
+"""The embedded system behind `tuwen up`: real servers and our own processes, supervised as one family."""

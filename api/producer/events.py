@@ -1,0 +1,269 @@
+"""What happens to jobs, told to whoever watches them: one Redis subscription for a whole process.
+
+A watcher subscribes before it looks at the row, so nothing falls between. An event only says *look again*: the row in
+PostgreSQL is what is shown. So an event that is lost is merely late, until the next look, which is one query for all
+watchers together, every few seconds, and every second while Redis is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from uuid import UUID
+
+from anyio.to_thread import run_sync
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from shared.database import Database
+from shared.queue import event_channel, progress_key
+from shared.settings import Settings
+from tuwen.errors import DatabaseUnavailable, QueueUnavailable
+from tuwen.jobs import Progress, Status
+
+log = logging.getLogger(__name__)
+
+_LOOK_SUBSCRIBED = 5.0
+_LOOK_ALONE = 1.0
+_PING = 2.0
+_SILENT = 6.0
+"""Seconds without an answer after which Redis counts as gone."""
+_ANSWER = 0.5
+"""Seconds Redis may take for a nicety, such as the progress of a job."""
+_AWAY = 2.0
+"""Seconds for which a Redis that did not answer is not asked again."""
+
+Change = Status | Progress
+
+
+class Watch:
+    """One watcher's place: holds the latest news only, so a slow reader costs nothing."""
+
+    def __init__(self) -> None:
+        self._news = asyncio.Event()
+        self._status: Status | None = None
+        self._progress: Progress | None = None
+        self._seen: Status | None = None
+
+    def saw(self, status: Status) -> None:
+        """What the watcher knows from the row it has just read."""
+        self._seen = status
+
+    async def next(self, timeout: float) -> Change | None:
+        """The latest change, a state before a progress; None when there was none for `timeout` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._news.wait()
+        change: Change | None
+        if self._status is not None:
+            change, self._status = self._status, None
+        else:
+            change, self._progress = self._progress, None
+        if self._progress is None:
+            self._news.clear()
+        return change
+
+    def tell(self, change: Change) -> None:
+        if isinstance(change, Progress):
+            self._progress = change.merged(self._progress)
+        else:
+            self._status, self._progress = change, None
+        self._news.set()
+
+    def tell_if_new(self, status: Status) -> None:
+        """For the looks at PostgreSQL, which mostly find what the watcher knows already."""
+        if self._seen is not None and status is not self._seen:
+            self.tell(status)
+
+
+class Events:
+    """Lives in one event loop, from `start` to `close`."""
+
+    def __init__(self, settings: Settings, database: Database):
+        self._database = database
+        self._redis: Redis = Redis.from_url(
+            settings.redis_url,
+            socket_connect_timeout=1,
+            socket_timeout=_ANSWER,
+            retry=Retry(NoBackoff(), 0),
+            decode_responses=True,
+        )
+        self._watches: dict[UUID, set[Watch]] = {}
+        self._subscription: PubSub | None = None
+        self._confirmed: dict[str, asyncio.Event] = {}
+        self._order = asyncio.Lock()
+        """Commands on the subscription go out one after the other, in the order in which they were decided."""
+        self._away_until = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._look())]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._redis.aclose()
+
+    @property
+    def watched(self) -> int:
+        """Jobs that somebody watches now."""
+        return len(self._watches)
+
+    @asynccontextmanager
+    async def watch(self, job_id: UUID) -> AsyncIterator[Watch]:
+        """Gather the changes of a job, whoever's it is; read its row inside the block."""
+        watch = Watch()
+        watches = self._watches.setdefault(job_id, set())
+        watches.add(watch)
+        try:
+            await self._subscribe(job_id)
+            yield watch
+        finally:
+            watches.discard(watch)
+            if not watches and self._watches.get(job_id) is watches:
+                del self._watches[job_id]
+                # Shielded: this may run while the request is being cancelled.
+                await asyncio.shield(self._unsubscribe(job_id))
+
+    async def progress(self, job_ids: Iterable[UUID]) -> dict[UUID, Progress]:
+        """The last progress of those of these jobs that told one in the last minute; none when Redis is away."""
+        ids = list(job_ids)
+        if not ids:
+            return {}
+        try:
+            found = await self.ask(self._redis.mget([progress_key(id) for id in ids]))
+        except QueueUnavailable:
+            return {}
+        return {id: Progress.model_validate_json(text) for id, text in zip(ids, found, strict=True) if text}
+
+    async def hashes(self, keys: Iterable[str]) -> list[dict[str, str]]:
+        """Redis hashes; raises QueueUnavailable."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for key in keys:
+            pipeline.hgetall(key)
+        return list(await self.ask(pipeline.execute()))
+
+    async def ping(self) -> None:
+        """Raises QueueUnavailable."""
+        await self.ask(self._redis.ping())
+
+    async def ask(self, question: Any) -> Any:
+        """Await an answer of Redis, but not from one that was silent a moment ago: no request waits for it twice."""
+        if time.monotonic() < self._away_until:
+            question.close()
+            raise QueueUnavailable("Redis does not answer; try again.", retry_after=_AWAY)
+        try:
+            async with asyncio.timeout(2 * _ANSWER):
+                return await question
+        except (RedisError, OSError, TimeoutError) as error:
+            self._away_until = time.monotonic() + _AWAY
+            raise QueueUnavailable("Redis does not answer; try again.", retry_after=_AWAY) from error
+
+    # ── the subscription ──────────────────────────────────────────────────────────────────────────
+
+    async def _subscribe(self, job_id: UUID) -> None:
+        """Wait until Redis has confirmed, or is plainly away: then the looks at PostgreSQL have to do."""
+        channel = event_channel(job_id)
+        try:
+            async with asyncio.timeout(_ANSWER):
+                async with self._order:
+                    if self._subscription is None:
+                        return
+                    if channel not in self._confirmed:
+                        self._confirmed[channel] = asyncio.Event()
+                        await self._subscription.subscribe(channel)
+                    confirmed = self._confirmed[channel]
+                await confirmed.wait()
+        except (RedisError, OSError, TimeoutError) as error:
+            log.debug("not subscribed to %s: %s", channel, error)
+
+    async def _unsubscribe(self, job_id: UUID) -> None:
+        channel = event_channel(job_id)
+        with suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(_ANSWER), self._order:
+                # Unless somebody has come meanwhile.
+                if job_id in self._watches or self._subscription is None or channel not in self._confirmed:
+                    return
+                del self._confirmed[channel]
+                await self._subscription.unsubscribe(channel)
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async with self._redis.pubsub() as subscription:
+                    await self._receive(subscription)
+            except (RedisError, OSError, TimeoutError) as error:
+                log.debug("the channel of job events is down: %s", error)
+            except Exception:
+                log.exception("the channel of job events failed")
+            finally:
+                self._subscription = None
+                self._confirmed.clear()
+            await asyncio.sleep(_LOOK_ALONE)
+
+    async def _receive(self, subscription: PubSub) -> None:
+        async with self._order:
+            channels = [event_channel(job_id) for job_id in self._watches]
+            # One more that nobody publishes to: with none at all there would be no connection to find broken.
+            await subscription.subscribe("tuwen:api", *channels)
+            self._confirmed = {channel: asyncio.Event() for channel in channels}
+            self._subscription = subscription
+        await self._look_once()  # for what happened while nobody listened
+        heard = time.monotonic()
+        while True:
+            message = await subscription.get_message(timeout=_PING)
+            if message is not None:
+                heard = time.monotonic()
+                self._hear(message)
+            elif time.monotonic() - heard > _SILENT:
+                raise TimeoutError(f"nothing heard for {_SILENT:g} s")
+            else:
+                await subscription.ping()
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        channel = message["channel"]
+        if message["type"] == "subscribe":
+            confirmed = self._confirmed.get(channel)
+            if confirmed:
+                confirmed.set()
+            return
+        if message["type"] != "message":
+            return
+        try:
+            watches = self._watches.get(UUID(channel.rpartition(":")[2]), ())
+            change = _change(json.loads(message["data"]))
+        except (ValueError, KeyError, TypeError):
+            log.warning("not a job event on %s", channel)  # anybody who reaches Redis can publish
+            return
+        for watch in watches:
+            watch.tell(change)
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_ALONE if self._subscription is None else _LOOK_SUBSCRIBED)
+            await self._look_once()
+
+    async def _look_once(self) -> None:
+        if not self._watches:
+            return
+        try:
+            statuses = await run_sync(self._database.statuses, list(self._watches))
+        except DatabaseUnavailable as error:
+            log.debug("no look at PostgreSQL: %s", error)
+            return
+        for job_id, status in statuses.items():
+            for watch in self._watches.get(job_id, ()):
+                watch.tell_if_new(status)
+
+
+def _change(event: dict[str, Any]) -> Change:
+    return Status(event["status"]) if "status" in event else Progress.model_validate(event["progress"])

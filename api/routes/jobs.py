@@ -1,0 +1,329 @@
+"""Jobs over HTTP: submit, look, watch, cancel, retry, and fetch the image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+from uuid import UUID
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from pydantic import BaseModel
+from starlette.responses import Response, StreamingResponse
+
+from api.http.auth import CallerDep
+from api.http.bodies import parse
+from api.http.reference import json_body, problems
+from api.producer.resources import BaseUrlDep, Resources, ResourcesDep
+from api.producer.submission import submit
+from api.producer.waiting import follow, until_over
+from api.routes.files import serve
+from tuwen.errors import Conflict, InvalidRequest, NotFound
+from tuwen.jobs import GenerateResult, Job, JobRequest, Kind, Progress, Status, StoredImage, Tenant
+from tuwen.messages import Accepted, Batch, JobPage
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+_HEAVY = 64 * 1024
+"""Bodies larger than this hold images, or very many jobs: they take turns."""
+_LARGEST_PAGE = 200
+_SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
+"""The RFC knows whole seconds only; a client's last wait before its own deadline is mostly shorter."""
+
+
+async def _job_id(job_id: Annotated[str, Path(json_schema_extra={"format": "uuid"})]) -> UUID:
+    try:
+        id = UUID(job_id)
+    except ValueError:
+        id = None
+    # What cannot be an id is answered like an id that is not there.
+    if id is None or str(id) != job_id.lower():
+        raise NotFound("There is no such job.")
+    return id
+
+
+JobId = Annotated[UUID, Depends(_job_id)]
+"""Comes after the caller in every signature, so that strangers are not told what an id looks like."""
+IdempotencyKey = Annotated[
+    str | None,
+    Header(description="any text of your own: the same key and body again is the same job, for a day"),
+]
+Prefer = Annotated[
+    str | None,
+    Header(description="`wait=N` waits up to N seconds for the job to be over", examples=["wait=30"]),
+]
+
+_PROMPTS = {
+    "generate": {
+        "summary": "An image from a Chinese prompt",
+        "value": {"input": {"kind": "generate", "prompt": "一只黑色的猫在草地上跳跃"}},
+    },
+    "generate, in English": {
+        "summary": "An image from an English prompt, always the same one",
+        "value": {"input": {"kind": "generate", "prompt": "a black cat jumping on the grass", "seed": 7}},
+    },
+    "describe": {
+        "summary": "A Chinese caption for an image on the web",
+        "value": {
+            "input": {"kind": "describe", "image": {"url": "https://example.com/cat.jpg"}, "language": "zh"},
+            "webhook": "https://example.com/hooks/tuwen",
+        },
+    },
+    "recognize": {
+        "summary": "Objects, attributes and actions in an uploaded image",
+        "value": {"input": {"kind": "recognize", "image": {"file_id": "0" * 64}}, "priority": 9},
+    },
+    "match": {
+        "summary": "How well a text fits an image",
+        "value": {"input": {"kind": "match", "image": {"file_id": "0" * 64}, "text": "一只猫"}},
+    },
+}
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=Job,
+    summary="Submit a job",
+    openapi_extra=json_body(JobRequest, _PROMPTS),
+    responses={200: {"model": Job, "description": "The job is over already"}, **problems(401, 413, 422, 429, 503)},
+)
+async def submit_job(
+    request: Request,
+    caller: CallerDep,
+    resources: ResourcesDep,
+    base_url: BaseUrlDep,
+    idempotency_key: IdempotencyKey = None,
+    prefer: Prefer = None,
+) -> Response:
+    """The job is kept once this is answered, whatever happens to any process or server after that."""
+    body = await request.body()
+
+    def accept() -> Job:
+        return submit(resources, caller, [parse(JobRequest, body)], idempotency_key)[0]
+
+    job = await run_sync(accept, limiter=resources.heavy if len(body) > _HEAVY else None)
+    wait = _wait(prefer, resources)
+    if wait and not job.status.terminal:
+        job = await until_over(request, resources, job.id, caller.tenant, wait)
+    headers = {"Location": f"/v1/jobs/{job.id}"}
+    return _answer(job, base_url, 200 if job.status.terminal else 202, wait, headers)
+
+
+@router.post(
+    "/batch",
+    status_code=202,
+    response_model=Accepted,
+    summary="Submit many jobs",
+    openapi_extra=json_body(
+        Batch, {"two": {"value": {"jobs": [_PROMPTS["generate"]["value"], _PROMPTS["recognize"]["value"]]}}}
+    ),
+    responses=problems(401, 413, 422, 429, 503),
+)
+async def submit_batch(
+    request: Request,
+    caller: CallerDep,
+    resources: ResourcesDep,
+    base_url: BaseUrlDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """All of them are accepted, or none."""
+    body = await request.body()
+
+    def accept() -> list[Job]:
+        jobs = parse(Batch, body).jobs
+        if len(jobs) > resources.settings.max_jobs_per_request:
+            most = resources.settings.max_jobs_per_request
+            raise InvalidRequest(f"At most {most} jobs fit in one request.", field="jobs")
+        return submit(resources, caller, jobs, idempotency_key, in_batch=True)
+
+    jobs = await run_sync(accept, limiter=resources.heavy if len(body) > _HEAVY else None)
+    return Response(
+        Accepted(jobs=[_shown(job, base_url) for job in jobs]).model_dump_json(), 202, media_type="application/json"
+    )
+
+
+@router.get("", response_model=JobPage, summary="List jobs", responses=problems(401, 422))
+async def list_jobs(
+    caller: CallerDep,
+    resources: ResourcesDep,
+    base_url: BaseUrlDep,
+    status: Annotated[list[Status], Query(description="only jobs in these states")] = [],  # noqa: B006
+    kind: Annotated[list[Kind], Query(description="only jobs of these kinds")] = [],  # noqa: B006
+    cursor: Annotated[UUID | None, Query(description="`next` of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=_LARGEST_PAGE)] = 50,
+) -> Response:
+    """Newest first."""
+
+    def look() -> list[Job]:
+        # One more than asked for tells whether there is a next page.
+        return resources.database.jobs(caller.tenant, statuses=status, kinds=kind, before=cursor, limit=limit + 1)
+
+    found = await run_sync(look)
+    page = found[:limit]
+    progress = await resources.events.progress(job.id for job in page if job.status is Status.RUNNING)
+    shown = [_shown(job, base_url, progress.get(job.id)) for job in page]
+    following = str(page[-1].id) if len(found) > limit else None
+    return Response(JobPage(jobs=shown, next=following).model_dump_json(), media_type="application/json")
+
+
+@router.get("/{job_id}", response_model=Job, summary="Show a job", responses=problems(401, 404))
+async def show(
+    request: Request,
+    caller: CallerDep,
+    job_id: JobId,
+    resources: ResourcesDep,
+    base_url: BaseUrlDep,
+    prefer: Prefer = None,
+) -> Response:
+    wait = _wait(prefer, resources)
+    if wait:
+        job = await until_over(request, resources, job_id, caller.tenant, wait)
+    else:
+        job = await run_sync(resources.database.job, job_id, caller.tenant)
+    progress = await resources.events.progress([job.id]) if job.status is Status.RUNNING else {}
+    return _answer(_shown(job, base_url, progress.get(job.id)), base_url, 200, wait)
+
+
+@router.post("/{job_id}/cancel", response_model=Job, summary="Cancel a job", responses=problems(401, 404, 409))
+async def cancel(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
+    """A queued job is over at once; a running one as soon as its worker notices, mostly at the next step."""
+
+    def request_cancel() -> Job:
+        status = resources.database.cancel(job_id, caller.tenant)
+        job = resources.database.job(job_id, caller.tenant)
+        resources.outbox.cancelled(job_id, job.kind, status)
+        return job
+
+    return _answer(await run_sync(request_cancel), base_url)
+
+
+@router.post(
+    "/{job_id}/retry",
+    status_code=202,
+    response_model=Job,
+    summary="Retry a job",
+    responses=problems(401, 404, 409, 429),
+)
+async def retry(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
+    """Queue a job that ended without a result once more, with fresh attempts and as much time as it had at first."""
+
+    def queue_again() -> Job:
+        dispatch = resources.database.retry(job_id, caller.tenant, quota=caller.quota)
+        job = resources.database.job(job_id, caller.tenant)
+        resources.outbox.publish([dispatch])  # after the look, which would else find it anywhere
+        return job
+
+    return _answer(await run_sync(queue_again), base_url, 202)
+
+
+@router.get(
+    "/{job_id}/events",
+    response_class=StreamingResponse,
+    summary="Watch a job",
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **problems(401, 404)},
+)
+async def watch(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
+    """Server-sent events: `state` with the whole job, first as it is and then whenever its state changes, and
+    `progress` with `{"step", "steps"}` while it runs. The stream ends after the state in which the job is over.
+
+    Progress has `parts` besides, for each text that grows `{"index", "text"}`, and with `previews` in the input, for
+    each picture that takes shape `{"index", "preview"}`: where nothing has changed, or the model cannot tell, none."""
+    await run_sync(resources.database.job, job_id, caller.tenant)  # a 404 is only possible before the stream
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    stream = _stream(resources, job_id, caller.tenant, base_url)
+    return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
+
+
+@router.get(
+    "/{job_id}/image",
+    response_class=Response,
+    summary="Fetch the generated image",
+    responses={
+        200: {"content": {"image/png": {}}},
+        307: {"description": "where the bytes are"},
+        **problems(401, 404, 409),
+    },
+)
+async def image(
+    request: Request,
+    caller: CallerDep,
+    job_id: JobId,
+    resources: ResourcesDep,
+    candidate: Annotated[
+        int | None, Query(ge=0, description="which of the result's `candidates`, from 0; none means the image itself")
+    ] = None,
+) -> Response:
+    def fetch() -> Response:
+        stored = _stored_image(resources.database.job(job_id, caller.tenant), candidate)
+        return serve(resources, stored.key, stored.media_type, stored.sha256, request.headers)
+
+    return await run_sync(fetch)
+
+
+def _stored_image(job: Job, candidate: int | None) -> StoredImage:
+    if job.kind is not Kind.GENERATE:
+        raise NotFound(f"Job {job.id} makes no image.")
+    if not isinstance(job.result, GenerateResult):
+        raise Conflict(f"Job {job.id} is {job.status} and has no image.")
+    if candidate is None:
+        return job.result.image
+    candidates = job.result.candidates
+    image = candidates[candidate].image if candidate < len(candidates) else None
+    if image is None:
+        raise NotFound(f"Job {job.id} keeps no candidate {candidate}; `keep`: `all` in its input would have.")
+    return image
+
+
+# ── how a job is shown ────────────────────────────────────────────────────────────────────────────────
+
+
+def _shown(job: Job, base_url: str, progress: Progress | None = None) -> Job:
+    has_image = isinstance(job.result, GenerateResult)
+    return job.model_copy(
+        update={"progress": progress, "result_url": f"{base_url}/v1/jobs/{job.id}/image" if has_image else None}
+    )
+
+
+def _answer(
+    job: Job, base_url: str, status: int = 200, waited: float = 0, headers: dict[str, str] | None = None
+) -> Response:
+    applied = {"Preference-Applied": f"wait={waited:g}"} if waited else {}
+    # Not through FastAPI's response model: it would validate once more what has just come from the model.
+    return Response(
+        _shown(job, base_url, job.progress).model_dump_json(),
+        status,
+        {"Cache-Control": "no-store", **applied, **(headers or {})},
+        "application/json",
+    )
+
+
+# ── waiting and watching ──────────────────────────────────────────────────────────────────────────────
+
+
+def _wait(prefer: str | None, resources: Resources) -> float:
+    """Seconds of `Prefer: wait=N` (RFC 7240), bounded; a preference that makes no sense is ignored."""
+    for preference in (prefer or "").split(","):
+        name, _, value = preference.partition("=")
+        seconds = value.partition(";")[0].strip().strip('"')
+        if name.strip().lower() == "wait" and _SECONDS.fullmatch(seconds):
+            return min(float(seconds), resources.settings.max_wait)
+    return 0.0
+
+
+async def _stream(resources: Resources, job_id: UUID, tenant: Tenant, base_url: str) -> AsyncIterator[bytes]:
+    shown: tuple[Any, ...] | None = None
+    async for news in follow(resources, job_id, tenant):
+        if isinstance(news, Job):
+            state = (news.status, news.attempts, news.cancel_requested)
+            if state != shown:
+                shown = state
+                progress = await resources.events.progress([job_id]) if news.status is Status.RUNNING else {}
+                yield _event("state", _shown(news, base_url, progress.get(job_id)))
+        else:
+            yield _event("progress", news) if news is not None else b": still here\n\n"
+
+
+def _event(name: str, data: BaseModel) -> bytes:
+    return f"event: {name}\ndata: {data.model_dump_json()}\n\n".encode()

@@ -1,0 +1,270 @@
+"""How the installation is doing: for load balancers, for Prometheus, and for people."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from html import escape
+from typing import Any, Literal
+
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import Histogram as HttpHistogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
+from starlette.responses import HTMLResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.http.auth import CallerDep
+from api.http.reference import problems
+from api.openai.models import served
+from api.producer.resources import Resources, ResourcesDep
+from shared.database import QueueState
+from shared.telemetry.metrics import COUNTERS, HISTOGRAMS, distributions, redis_key
+from tuwen.errors import DatabaseUnavailable, QueueUnavailable, TuwenError
+from tuwen.jobs import Kind
+from tuwen.messages import Health, Models, ModelState, ModelWorker, Readiness, State
+from tuwen.version import __version__
+
+log = logging.getLogger(__name__)
+
+router = APIRouter(tags=["monitoring"])
+
+_PATIENCE = 2.0
+"""Seconds a part of the system has to say that it is there."""
+_checkers = CapacityLimiter(8)
+"""Threads of their own: a check that hangs must not take one from the requests."""
+
+
+@router.get("/healthz", response_model=Health, summary="Is this process alive?")
+async def health() -> Health:
+    return Health(version=__version__)
+
+
+@router.get(
+    "/readyz",
+    response_model=Readiness,
+    summary="Can jobs be submitted?",
+    responses={503: {"model": Readiness, "description": "PostgreSQL or object storage fails"}},
+)
+async def readiness(resources: ResourcesDep) -> Response:
+    """Without Redis jobs are still accepted and kept, so its loss alone does not take this process out of service."""
+    database, store, redis = await asyncio.gather(
+        _state(_checked(resources.database.check)),
+        _state(_checked(resources.store.check)),
+        _state(resources.events.ping()),
+    )
+    components: dict[str, State] = {"postgresql": database, "storage": store, "redis": redis}
+    failed = "failed" in (database, store)
+    status: Literal["ready", "degraded", "failed"] = "failed" if failed else "ready" if redis == "ok" else "degraded"
+    readiness = Readiness(status=status, components=components)
+    return Response(
+        readiness.model_dump_json(), 503 if failed else 200, {"Cache-Control": "no-store"}, "application/json"
+    )
+
+
+async def _checked(check: Callable[[], None]) -> None:
+    async with asyncio.timeout(_PATIENCE):
+        await run_sync(check, abandon_on_cancel=True, limiter=_checkers)
+
+
+async def _state(check: Awaitable[None]) -> State:
+    try:
+        await check
+    except (TuwenError, TimeoutError) as error:
+        log.debug("not ready: %s", error)
+        return "failed"
+    return "ok"
+
+
+@router.get("/v1/models", response_model=Models, summary="List the models", responses=problems(401))
+async def models(_: CallerDep, resources: ResourcesDep) -> Models:
+    """The models of each kind, the default one first, and who has them; under `data` as OpenAI lists them."""
+    workers = await run_sync(resources.database.workers.alive)
+    named = [(kind, model.name) for kind in Kind for model in resources.settings.models_for(kind)]
+    states = [_model_state(kind, name, workers) for kind, name in named]
+    return Models(models=states, data=served(resources.settings, workers))
+
+
+def _model_state(kind: Kind, model: str, workers: list[Any]) -> ModelState:
+    holding = [
+        ModelWorker(worker=row.name, device=row.device, revision=revisions[model])
+        for row in workers
+        if row.state == "ready" and model in (revisions := _revisions(row.models.get(kind.value, {})))
+    ]
+    return ModelState(kind=kind, model=model, ready=bool(holding), workers=holding)
+
+
+def _revisions(said: Mapping[str, Any]) -> dict[str, str]:
+    """By name, of all models of a kind that a worker has; see `Workers.register`."""
+    named: dict[str, str] = {said["model"]: said.get("revision", "")} if "model" in said else {}
+    return named | dict(said.get("all", {}))
+
+
+# ── Prometheus ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@router.get("/metrics", response_class=Response, summary="Figures for Prometheus", responses=problems(401))
+async def metrics(request: Request, _: CallerDep, resources: ResourcesDep) -> Response:
+    """Of the whole installation, all tenants together; with any API key, where keys are needed."""
+    figures = CollectorRegistry()
+    figures.register(_Gathered(await _gather(resources)))
+    own: CollectorRegistry = request.app.state.http_metrics
+    return Response(generate_latest(own) + generate_latest(figures), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+class _Gathered(Collector):
+    """prometheus_client asks for figures while it writes; ours were fetched before."""
+
+    def __init__(self, families: list[Metric]):
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families
+
+
+async def _gather(resources: Resources) -> list[Metric]:
+    """What PostgreSQL and Redis know; what cannot be had now is left out, and `tuwen_up` says so."""
+    up = GaugeMetricFamily("tuwen_up", "Whether a part of the system answers the API", labels=["component"])
+    families: list[Metric] = [up]
+    try:
+        families += _queue_families(await run_sync(resources.database.queues))
+        workers = GaugeMetricFamily("tuwen_workers", "Workers heard of within a lease", labels=["device"])
+        for device, count in _by_device(await run_sync(resources.database.workers.alive)).items():
+            workers.add_metric([device], count)
+        families.append(workers)
+        families += _dataset_families(
+            await run_sync(resources.database.datasets.figures), await run_sync(resources.database.datasets.speed)
+        )
+        up.add_metric(["postgresql"], 1)
+    except DatabaseUnavailable:
+        up.add_metric(["postgresql"], 0)
+    try:
+        hashes = await resources.events.hashes([redis_key(metric) for metric in (*HISTOGRAMS, *COUNTERS)])
+        families += _worker_families(hashes)
+        up.add_metric(["redis"], 1)
+    except QueueUnavailable:
+        up.add_metric(["redis"], 0)
+    return families
+
+
+def _by_device(workers: list[Any]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for row in workers:
+        counts[row.device] = counts.get(row.device, 0) + 1
+    return counts
+
+
+def _queue_families(queues: Mapping[Kind, QueueState]) -> list[Metric]:
+    queued = GaugeMetricFamily("tuwen_jobs_queued", "Jobs that wait to run", labels=["kind"])
+    running = GaugeMetricFamily("tuwen_jobs_running", "Jobs that a worker runs", labels=["kind"])
+    oldest = GaugeMetricFamily(
+        "tuwen_oldest_job_age_seconds", "How long the oldest job that may run has waited", labels=["kind"]
+    )
+    for kind, state in queues.items():
+        queued.add_metric([kind], state.queued)
+        running.add_metric([kind], state.running)
+        oldest.add_metric([kind], state.oldest_age)
+    return [queued, running, oldest]
+
+
+def _dataset_families(rows: list[Any], speed: tuple[float, float]) -> list[Metric]:
+    """Of the data sets that are not over."""
+    shards = GaugeMetricFamily("tuwen_dataset_shards", "Shards by their state", labels=["status"])
+    images = GaugeMetricFamily("tuwen_dataset_images", "Images by what has become of them", labels=["state"])
+    for status in sorted({row.shard_status for row in rows}):
+        shards.add_metric([status], sum(row.shards for row in rows if row.shard_status == status))
+    for state, column in (("done", "done"), ("failed", "failed"), ("left", "images_left")):
+        images.add_metric([state], sum(getattr(row, column) for row in rows))
+    rate = GaugeMetricFamily("tuwen_dataset_images_per_second", "Images annotated, over the last minute")
+    rate.add_metric([], speed[0])
+    tokens = GaugeMetricFamily("tuwen_dataset_tokens_per_second", "Tokens written, over the last minute")
+    tokens.add_metric([], speed[1])
+    return [shards, images, rate, tokens]
+
+
+def _worker_families(hashes: list[dict[str, str]]) -> Iterator[Metric]:
+    for histogram, fields in zip(HISTOGRAMS, hashes, strict=False):
+        family = HistogramMetricFamily(histogram.name, histogram.help, labels=["kind"])
+        for kind, found in distributions(histogram, fields).items():
+            buckets = [("+Inf" if bound == float("inf") else str(bound), count) for bound, count in found.buckets]
+            family.add_metric([kind], buckets, found.total)
+        yield family
+    for counter, fields in zip(COUNTERS, hashes[len(HISTOGRAMS) :], strict=True):
+        counts = CounterMetricFamily(counter.name, counter.help, labels=["kind", "status"])
+        for field, value in fields.items():
+            counts.add_metric(field.split("/"), float(value))
+        yield counts
+
+
+class RequestMetrics:
+    """ASGI middleware that times requests, by route and not by path: ids would make endless many."""
+
+    def __init__(self, app: ASGIApp, registry: CollectorRegistry):
+        self._app = app
+        self._seconds = HttpHistogram(
+            "tuwen_http_request_seconds",
+            "Time from a request to the start of its answer",
+            ["method", "route", "status"],
+            registry=registry,
+            buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+
+        async def timing(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._observe(scope, message["status"], time.perf_counter() - started)
+            await send(message)
+
+        await self._app(scope, receive, timing)
+
+    def _observe(self, scope: Scope, status: int, seconds: float) -> None:
+        route = scope.get("route")
+        if isinstance(route, APIRoute):
+            method, path = scope["method"], route.path
+        else:
+            method, path = "any", "none"
+        self._seconds.labels(method, path, status).observe(seconds)
+
+
+# ── for people ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@router.get("/", response_class=HTMLResponse, include_in_schema=False)
+async def front_page(request: Request, resources: ResourcesDep) -> HTMLResponse:
+    """What there is, without an asset from anywhere."""
+    rows = "".join(
+        f"<tr><td>{escape(method)}<td><code>{escape(path)}</code><td>{escape(operation.get('summary', ''))}"
+        for path, operations in request.app.openapi()["paths"].items()
+        for method, operation in ((method.upper(), operation) for method, operation in operations.items())
+    )
+    host = (request.headers.get("host") or "127.0.0.1").removesuffix(f":{request.url.port}")
+    flower = f"http://{host}:{resources.settings.flower_port}/"
+    return HTMLResponse(_FRONT_PAGE.format(version=escape(__version__), flower=escape(flower), rows=rows))
+
+
+_FRONT_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Tuwen 图文</title>
+<style>
+body {{ font: 16px/1.6 system-ui, sans-serif; max-width: 52rem; margin: 3rem auto; padding: 0 1rem }}
+td {{ padding: .1rem 1.2rem .1rem 0; vertical-align: top }} nav a {{ margin-right: 1.2rem }}
+</style>
+<h1>Tuwen 图文</h1>
+<p>Text into images, images into text: an asynchronous job queue. Version {version}.</p>
+<nav><a href="docs">API documentation</a><a href="openapi.json">OpenAPI</a><a href="readyz">Readiness</a>
+<a href="metrics">Metrics</a><a href="{flower}">Flower</a></nav>
+<h2>The API</h2>
+<table>{rows}</table>
+"""

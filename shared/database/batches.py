@@ -1,0 +1,270 @@
+"""What PostgreSQL keeps of batches: their files, how far they are, and the lines under way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, delete, func, insert, select, text, update
+
+from shared.database.connections import Connections, seconds
+from shared.database.tables import BatchLineRow, BatchRow, DocumentRow, JobRow
+from shared.openai.batches import BatchStatus
+from tuwen.errors import Conflict, NotFound
+from tuwen.jobs import Tenant
+
+_TAKE = text("""
+    WITH due AS MATERIALIZED (
+        SELECT id FROM batches WHERE due_at <= now() ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED
+    )
+    UPDATE batches SET epoch = epoch + 1, due_at = now() + :lease * interval '1 second'
+    FROM due WHERE batches.id = due.id
+    RETURNING batches.*, EXTRACT(EPOCH FROM now() - part_at)::float8 AS since_part,
+        EXTRACT(EPOCH FROM expires_at - now())::float8 AS time_left
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a batch that has become a job."""
+
+    number: int
+    custom_id: str
+    job_id: UUID
+    response_format: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewDocument:
+    id: UUID
+    key: str
+    filename: str
+    purpose: str
+    size: int
+
+
+class Documents:
+    """Files that are no images, each tenant's own."""
+
+    def __init__(self, connections: Connections):
+        self._run = connections.run
+
+    def add(self, document: NewDocument, tenant: Tenant) -> Any:
+        """A row of all columns."""
+        [row] = self._run(_insertion(document, tenant).returning(DocumentRow.__table__))
+        return row
+
+    def get(self, id: UUID, tenant: Tenant) -> Any:
+        """A row of all columns. Raises NotFound also for another tenant's document."""
+        rows = self._run(select(DocumentRow.__table__).where(DocumentRow.id == id, DocumentRow.tenant == tenant))
+        if not rows:
+            raise NotFound("There is no such file.")
+        return rows[0]
+
+    def page(
+        self, tenant: Tenant, *, purpose: str | None, after: UUID | None, limit: int, newest_first: bool
+    ) -> list[Any]:
+        """Rows of all columns, in the order of their making."""
+        query = select(DocumentRow.__table__).where(DocumentRow.tenant == tenant).limit(limit)
+        if purpose is not None:
+            query = query.where(DocumentRow.purpose == purpose)
+        if after is not None:
+            query = query.where(DocumentRow.id < after if newest_first else DocumentRow.id > after)
+        return self._run(query.order_by(DocumentRow.id.desc() if newest_first else DocumentRow.id))
+
+    def remove(self, id: UUID, tenant: Tenant) -> str:
+        """Forget the document; the key of its object, which is the caller's to delete.
+
+        Raises:
+            NotFound
+            Conflict: a batch that is not over reads it.
+        """
+        reading = select(BatchRow.id).where(BatchRow.input_id == id, BatchRow.finished_at.is_(None))
+        if self._run(reading.where(BatchRow.tenant == tenant).limit(1)):
+            raise Conflict("A batch that is not over reads this file; cancel it first.")
+        gone = delete(DocumentRow).where(DocumentRow.id == id, DocumentRow.tenant == tenant)
+        rows = self._run(gone.returning(DocumentRow.key))
+        if not rows:
+            raise NotFound("There is no such file.")
+        return str(rows[0].key)
+
+
+class Batches:
+    """Each step of a batch is fenced by the epoch under which it was taken, as the claims of jobs are.
+
+    Raises:
+        Conflict: from every method that names an epoch, when somebody else has the batch by now.
+    """
+
+    def __init__(self, connections: Connections):
+        self._connections = connections
+        self._run = connections.run
+
+    # ── the client's side ─────────────────────────────────────────────────────────────────────────
+
+    def add(self, values: Mapping[str, Any], lifetime: float) -> Any:
+        """A row of all columns; it expires after `lifetime` seconds."""
+        statement = insert(BatchRow).values(expires_at=func.now() + seconds(lifetime), **values)
+        [row] = self._run(statement.returning(BatchRow.__table__))
+        return row
+
+    def get(self, id: UUID, tenant: Tenant) -> Any:
+        """A row of all columns. Raises NotFound also for another tenant's batch."""
+        rows = self._run(select(BatchRow.__table__).where(BatchRow.id == id, BatchRow.tenant == tenant))
+        if not rows:
+            raise NotFound("There is no such batch.")
+        return rows[0]
+
+    def page(self, tenant: Tenant, *, after: UUID | None, limit: int) -> list[Any]:
+        """Rows of all columns, the newest first."""
+        query = select(BatchRow.__table__).where(BatchRow.tenant == tenant)
+        query = query if after is None else query.where(BatchRow.id < after)
+        return self._run(query.order_by(BatchRow.id.desc()).limit(limit))
+
+    def cancel(self, id: UUID, tenant: Tenant) -> Any:
+        """Raises NotFound; Conflict where it is over."""
+        wanted = update(BatchRow).where(
+            BatchRow.id == id,
+            BatchRow.tenant == tenant,
+            BatchRow.status.in_([BatchStatus.VALIDATING.value, BatchStatus.IN_PROGRESS.value]),
+        )
+        values = {"status": BatchStatus.CANCELLING.value, "cancelling_at": func.now(), "due_at": func.now()}
+        # A new epoch, so that a step under way does not submit more.
+        rows = self._run(wanted.values(epoch=BatchRow.epoch + 1, **values).returning(BatchRow.__table__))
+        if rows:
+            return rows[0]
+        row = self.get(id, tenant)
+        if row.status == BatchStatus.CANCELLING.value:
+            return row
+        raise Conflict(f"The batch is {row.status}; only one that is not over can be cancelled.")
+
+    # ── whoever works it off ──────────────────────────────────────────────────────────────────────
+
+    def take(self, lease: float) -> Any | None:
+        """A batch that is due, for `lease` seconds: all columns, `since_part` and `time_left` in seconds."""
+        return next(iter(self._run(_TAKE, {"lease": lease})), None)
+
+    def begin(self, id: UUID, epoch: int, total: int) -> None:
+        """Its input is sound."""
+        values: dict[str, Any] = {"status": BatchStatus.IN_PROGRESS.value, "in_progress_at": func.now(), "total": total}
+        self._change(id, epoch, due_at=func.now(), **values)
+
+    def fail(self, id: UUID, epoch: int, problems: Sequence[Mapping[str, Any]]) -> None:
+        """Its input is not."""
+        values: dict[str, Any] = {"status": BatchStatus.FAILED.value, "problems": [*problems], "due_at": None}
+        self._change(id, epoch, finished_at=func.now(), **values)
+
+    def put_off(self, id: UUID, epoch: int, pause: float) -> None:
+        """There is nothing to do for it for `pause` seconds."""
+        self._change(id, epoch, due_at=func.now() + seconds(pause))
+
+    def advance(
+        self,
+        id: UUID,
+        epoch: int,
+        lines: Sequence[Line] = (),
+        *,
+        position: int,
+        line: int,
+        refused: int,
+        connection: Connection | None = None,
+    ) -> None:
+        """The input was read up to byte `position`, after line `line`: `lines` are jobs, `refused` are in a part."""
+        if connection is None:
+            with self._connections.transaction() as own:
+                self.advance(id, epoch, lines, position=position, line=line, refused=refused, connection=own)
+            return
+        values: dict[str, Any] = {"position": position, "line": line, "failed": BatchRow.failed + refused}
+        if refused:
+            values |= {"parts": BatchRow.parts + 1}
+        self._change(id, epoch, connection, due_at=func.now(), **values)
+        if lines:
+            rows = [
+                {
+                    "batch_id": id,
+                    "number": each.number,
+                    "custom_id": each.custom_id,
+                    "job_id": each.job_id,
+                    "response_format": each.response_format,
+                }
+                for each in lines
+            ]
+            connection.execute(insert(BatchLineRow), rows)
+
+    def finished_lines(self, id: UUID, most: int) -> list[Line]:
+        """Lines whose job is over, the first ones."""
+        over = (
+            select(BatchLineRow.number, BatchLineRow.custom_id, BatchLineRow.job_id, BatchLineRow.response_format)
+            .join(JobRow, JobRow.id == BatchLineRow.job_id)
+            .where(BatchLineRow.batch_id == id, JobRow.finished_at.is_not(None))
+        )
+        return [Line(*row) for row in self._run(over.order_by(BatchLineRow.number).limit(most))]
+
+    def jobs_under_way(self, id: UUID) -> list[UUID]:
+        """Jobs of lines whose answers are not written."""
+        return [row.job_id for row in self._run(select(BatchLineRow.job_id).where(BatchLineRow.batch_id == id))]
+
+    def gathered(self, id: UUID, epoch: int, numbers: Sequence[int], *, completed: int, failed: int) -> None:
+        """The answers of these lines are in a part."""
+        with self._connections.transaction() as connection:
+            self._change(
+                id,
+                epoch,
+                connection,
+                completed=BatchRow.completed + completed,
+                failed=BatchRow.failed + failed,
+                parts=BatchRow.parts + 1,
+                part_at=func.now(),
+                due_at=func.now(),
+            )
+            done = (BatchLineRow.batch_id == id) & BatchLineRow.number.in_(numbers)
+            connection.execute(delete(BatchLineRow).where(done))
+
+    def finalize(self, id: UUID, epoch: int) -> None:
+        """Its parts are being put together."""
+        self._change(id, epoch, status=BatchStatus.FINALIZING.value, finalizing_at=func.now())
+
+    def finish(
+        self,
+        id: UUID,
+        epoch: int,
+        tenant: Tenant,
+        status: BatchStatus,
+        output: NewDocument | None,
+        errors: NewDocument | None,
+    ) -> None:
+        """It is over, and these are its files."""
+        with self._connections.transaction() as connection:
+            for document in (output, errors):
+                if document is not None:
+                    connection.execute(_insertion(document, tenant))
+            self._change(
+                id,
+                epoch,
+                connection,
+                status=status.value,
+                finished_at=func.now(),
+                due_at=None,
+                output_id=output and output.id,
+                errors_id=errors and errors.id,
+            )
+
+    def _change(self, id: UUID, epoch: int, connection: Connection | None = None, **values: Any) -> None:
+        change = update(BatchRow).where(BatchRow.id == id, BatchRow.epoch == epoch).values(**values)
+        change = change.returning(BatchRow.id)
+        rows = self._run(change) if connection is None else connection.execute(change).all()
+        if not rows:
+            raise Conflict("Somebody else sees to this batch by now.")
+
+
+def _insertion(document: NewDocument, tenant: Tenant) -> Any:
+    return insert(DocumentRow).values(
+        id=document.id,
+        tenant=tenant,
+        key=document.key,
+        filename=document.filename,
+        purpose=document.purpose,
+        size=document.size,
+    )

@@ -1,0 +1,139 @@
+"""Connections to PostgreSQL: two pools, foreign errors translated, one statement a round trip, none for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Engine,
+    SQLColumnExpression,
+    create_engine,
+    event,
+    func,
+    make_url,
+)
+from sqlalchemy import exc as sqlalchemy_errors
+
+from shared.database.watchdog import PATIENCE, Silent, Watchdog, WatchedConnection, unavailable
+from shared.settings import Settings
+from tuwen.errors import DatabaseUnavailable
+
+# Of our own end: a connection that breaks without a word is noticed in seconds.
+_CONNECT: dict[str, Any] = {
+    "connect_timeout": PATIENCE,
+    "application_name": "tuwen",
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+}
+# Of the server's end: else locks of a client whose host is gone would be held for hours.
+_SESSION = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "2"}
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Foreign errors become ours here and nowhere else; a broken statement stays a bug, if the schema is ours."""
+    try:
+        yield
+    except (sqlalchemy_errors.OperationalError, sqlalchemy_errors.InterfaceError) as error:
+        if isinstance(error.orig, Silent):
+            raise unavailable() from error
+        if isinstance(error.orig, psycopg.errors.QueryCanceled):
+            raise DatabaseUnavailable("PostgreSQL took too long over this; try again.", retry_after=10) from error
+        raise DatabaseUnavailable("PostgreSQL does not answer; try again.", retry_after=2) from error
+    except sqlalchemy_errors.TimeoutError as error:
+        raise DatabaseUnavailable("All connections to PostgreSQL are busy; try again.", retry_after=1) from error
+    except sqlalchemy_errors.DBAPIError as error:
+        # A server that is going down answers with SQLSTATE class 57P, which psycopg files elsewhere.
+        if error.connection_invalidated or isinstance(error.orig, psycopg.OperationalError):
+            raise DatabaseUnavailable("PostgreSQL is restarting; try again.", retry_after=2) from error
+        if isinstance(error.orig, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
+            raise DatabaseUnavailable("The database has not the schema of this version; run: tuwen migrate") from error
+        raise
+
+
+def driver_url(url: str) -> str:
+    """`postgresql://…` as people write it, with the driver that this project uses."""
+    return make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+
+def seconds(count: float | SQLColumnExpression[float]) -> ColumnElement[Any]:
+    """An interval."""
+    return func.make_interval(0, 0, 0, 0, 0, 0, count)
+
+
+class Connections:
+    """Thread-safe; make one per process.
+
+    Raises:
+        DatabaseUnavailable: from every method, when PostgreSQL cannot be reached.
+    """
+
+    def __init__(self, settings: Settings, *, pool_size: int = 8, longest: float | None = None):
+        """`longest`: seconds after which PostgreSQL breaks a statement off; none means never."""
+        self._watchdog = Watchdog(settings.database_url)
+        self._engine = self._pool(settings, pool_size, longest=longest)
+        # Losing a heartbeat only shortens a lease, so it need not wait for the disk; and another one follows, so it
+        # need not ask first whether the connection still stands.
+        self._relaxed = self._pool(settings, pool_size=2, longest=longest, relaxed=True)
+
+    def _pool(self, settings: Settings, pool_size: int, *, longest: float | None, relaxed: bool = False) -> Engine:
+        engine = create_engine(
+            driver_url(settings.database_url),
+            # A transition is one statement, so BEGIN and COMMIT would be two idle round trips.
+            isolation_level="AUTOCOMMIT",
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_timeout=10,
+            pool_pre_ping=not relaxed,
+            connect_args=_CONNECT,
+        )
+        session = dict(_SESSION)
+        if longest is not None:
+            session["statement_timeout"] = f"{longest:g}s"
+        if relaxed:
+            session["synchronous_commit"] = "off"
+        statement = "; ".join(f"SET {name} = '{value}'" for name, value in session.items())
+
+        @event.listens_for(engine, "do_connect")
+        def _connect(_dialect: object, _record: object, arguments: Any, options: Any) -> WatchedConnection:
+            self._watchdog.require_voice()  # it may have fallen silent while this one waited for a place in the pool
+            return self._watchdog.connect(*arguments, **options)
+
+        @event.listens_for(engine, "connect")
+        def _set_up(connection: WatchedConnection, _record: object) -> None:
+            connection.autocommit = True
+            connection.execute(statement)
+
+        return engine
+
+    def close(self) -> None:
+        self._engine.dispose()
+        self._relaxed.dispose()
+
+    @contextmanager
+    def connection(self, *, relaxed: bool = False) -> Iterator[Connection]:
+        self._watchdog.require_voice()
+        with translated(), (self._relaxed if relaxed else self._engine).connect() as connection:
+            yield connection
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        self._watchdog.require_voice()
+        with translated(), self._engine.connect() as connection:
+            transactional = connection.execution_options(isolation_level="READ COMMITTED")
+            with transactional.begin():
+                yield transactional
+
+    def run(self, statement: Any, values: Mapping[str, Any] | None = None, *, relaxed: bool = False) -> list[Any]:
+        """Execute one statement and fetch what it returns."""
+        with self.connection(relaxed=relaxed) as connection:
+            result: CursorResult[Any] = connection.execute(statement, values or {})
+            return list(result.all()) if result.returns_rows else []

@@ -1,0 +1,355 @@
+"""The state machine of data sets and their shards in SQL: one statement a transition, each with its guard.
+
+    dataset   planning ──planned──▶ running ──all shards over──▶ exporting ──▶ succeeded | failed
+    shard     queued ──claim──▶ running ──finish──▶ done
+
+While a data set is planned or exported, the housekeeper at work holds a lease on it, fenced by its epoch as a claimed
+shard or job is. `shared.database.datasets` gives the statements their values and says what each is for.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+# ── data sets ─────────────────────────────────────────────────────────────────────────────────────
+
+TAKE = text("""
+    UPDATE datasets SET
+        epoch = epoch + 1, attempts = attempts + 1, worker = :worker,
+        lease_until = now() + :lease * interval '1 second', started_at = COALESCE(started_at, now())
+    WHERE id = :id AND status IN ('planning', 'exporting') AND available_at <= now()
+        AND (lease_until IS NULL OR lease_until < now())
+    RETURNING id, tenant, request, status, epoch, attempts
+""")
+
+RENEW_DATASETS = text("""
+    UPDATE datasets SET lease_until = now() + :lease * interval '1 second'
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:epochs AS int[])) AS held (id, epoch)
+    WHERE datasets.id = held.id AND datasets.epoch = held.epoch AND lease_until IS NOT NULL
+    RETURNING datasets.id, false AS cancelled
+""")
+
+# Fenced by the data set's row: a planner that was taken for dead adds nothing.
+ADD_SHARD = text("""
+    INSERT INTO shards (id, dataset_id, number, images, plan_key, dispatch_due_at)
+    SELECT :shard, id, :number, :images, :plan_key, now() + :due * interval '1 second'
+    FROM datasets WHERE id = :id AND epoch = :epoch AND status = 'planning'
+    FOR UPDATE
+    ON CONFLICT (dataset_id, number) DO NOTHING
+    RETURNING id
+""")
+
+PLANNED = text("""
+    UPDATE datasets SET status = 'running', planned_at = now(), worker = NULL, lease_until = NULL, attempts = 0
+    WHERE id = :id AND epoch = :epoch AND status = 'planning'
+    RETURNING id
+""")
+
+# Each shard that ends asks this after its own commit, so the last one of them finds all of them over.
+COMPLETE = text("""
+    UPDATE datasets SET status = 'exporting', available_at = now()
+    WHERE status = 'running' AND (CAST(:id AS uuid) IS NULL OR id = :id) AND NOT EXISTS (
+        SELECT FROM shards WHERE dataset_id = datasets.id AND status IN ('queued', 'running')
+    )
+    RETURNING id
+""")
+
+END = text("""
+    UPDATE datasets SET
+        status = CAST(:status AS text), estimate = CAST(:estimate AS jsonb), error_code = :code, error_detail = :detail,
+        planned_at = COALESCE(planned_at, CASE WHEN CAST(:status AS text) = 'succeeded' THEN now() END),
+        finished_at = now(), worker = NULL, lease_until = NULL, paused_at = NULL
+    WHERE id = :id AND epoch = :epoch AND status IN ('planning', 'exporting')
+    RETURNING id
+""")
+
+# Not done, and to be tried again. The backoff doubles up to five minutes; what was merely interrupted waits for none.
+PUT_OFF = text("""
+    UPDATE datasets SET
+        worker = NULL, lease_until = NULL, error_code = CAST(:code AS text), error_detail = CAST(:detail AS text),
+        attempts = attempts - (CAST(:code AS text) IS NULL)::int,
+        available_at = now() + CASE WHEN CAST(:code AS text) IS NULL THEN 0
+            ELSE LEAST(300, :backoff * 2 ^ (attempts - 1)) END * interval '1 second'
+    WHERE id = :id AND epoch = :epoch AND status IN ('planning', 'exporting')
+    RETURNING id
+""")
+
+AWAITING = text("""
+    SELECT id FROM datasets
+    WHERE status IN ('planning', 'exporting') AND available_at <= now()
+        AND (lease_until IS NULL OR lease_until < now())
+    ORDER BY priority DESC, id LIMIT :most
+""")
+
+PAUSE = text("""
+    UPDATE datasets SET paused_at = COALESCE(paused_at, now())
+    WHERE id = :id AND tenant = :tenant AND status IN ('planning', 'running')
+    RETURNING id
+""")
+
+RESUME = text("""
+    WITH resumed AS (
+        UPDATE datasets SET paused_at = NULL
+        WHERE id = :id AND tenant = :tenant AND status IN ('planning', 'running') RETURNING id
+    ), due AS (
+        UPDATE shards SET dispatch_due_at = now()
+        FROM resumed WHERE dataset_id = resumed.id AND status = 'queued'
+    )
+    SELECT id FROM resumed
+""")
+
+# Messages in the queue carry the old priority, and a claim refuses them: each shard is published anew.
+PRIORITIZE = text("""
+    WITH changed AS (
+        UPDATE datasets SET priority = :priority
+        WHERE id = :id AND tenant = :tenant AND status IN ('planning', 'running') RETURNING id
+    ), due AS (
+        UPDATE shards SET dispatch_due_at = now()
+        FROM changed WHERE dataset_id = changed.id AND status = 'queued'
+    )
+    SELECT id FROM changed
+""")
+
+# Running shards are told by their workers' next heartbeat.
+CANCEL = text("""
+    WITH cancelled AS (
+        UPDATE datasets SET
+            status = 'cancelled', finished_at = now(), worker = NULL, lease_until = NULL, paused_at = NULL
+        WHERE id = :id AND tenant = :tenant AND status IN ('planning', 'running', 'exporting') RETURNING id
+    ), unqueued AS (
+        UPDATE shards SET status = 'cancelled', finished_at = now(), dispatch_due_at = NULL
+        FROM cancelled WHERE dataset_id = cancelled.id AND status = 'queued'
+    )
+    SELECT id FROM cancelled
+""")
+
+# Shards with failures run again, and of each only what failed: the rest is in the results that they keep. Unless it is
+# for the failed ones only, what a cancel left undone is done too, and planned on where it was not completely planned.
+RETRY = text("""
+    WITH again AS (
+        UPDATE shards SET
+            status = 'queued', again = true, attempts = 0, crashes = 0, available_at = now(), dispatch_due_at = now(),
+            finished_at = NULL, worker = NULL, error_code = NULL, error_detail = NULL
+        FROM datasets AS d
+        WHERE dataset_id = :id AND d.id = :id AND d.tenant = :tenant
+            AND d.status IN ('succeeded', 'failed', 'cancelled')
+            AND (shards.status = 'failed' OR (shards.status = 'done' AND shards.failed > 0)
+                OR (shards.status = 'cancelled' AND NOT :failed_only))
+        RETURNING shards.id
+    )
+    UPDATE datasets SET
+        status = CASE
+            WHEN planned_at IS NULL AND NOT :failed_only THEN 'planning'
+            WHEN EXISTS (SELECT FROM again) THEN 'running'
+            ELSE 'exporting'
+        END,
+        finished_at = NULL, attempts = 0, available_at = now(), error_code = NULL, error_detail = NULL
+    WHERE id = :id AND tenant = :tenant AND status IN ('succeeded', 'failed', 'cancelled')
+        AND ((planned_at IS NULL AND NOT :failed_only) OR status = 'failed' OR EXISTS (SELECT FROM again))
+    RETURNING id, status
+""")
+
+# Only the destination changes, and what is known is written there.
+EXPORT = text("""
+    UPDATE datasets SET
+        status = 'exporting', finished_at = NULL, attempts = 0, available_at = now(), error_code = NULL,
+        error_detail = NULL, destination = :destination, request = request || CAST(:changed AS jsonb)
+    WHERE id = :id AND tenant = :tenant AND status IN ('succeeded', 'failed', 'cancelled')
+    RETURNING id
+""")
+
+# Shards and reviews go with it. A worker that still runs one of the shards finds out by its heartbeat.
+DELETE = text("""
+    DELETE FROM datasets
+    WHERE id = :id AND tenant = :tenant AND status IN ('succeeded', 'failed', 'cancelled')
+    RETURNING id
+""")
+
+# ── shards ────────────────────────────────────────────────────────────────────────────────────────
+
+CLAIM = text("""
+    WITH wanted AS (
+        SELECT shards.id, d.tenant, d.request FROM shards JOIN datasets AS d ON d.id = dataset_id
+        WHERE shards.id = :id AND shards.status = 'queued' AND shards.available_at <= now()
+            AND d.status IN ('planning', 'running') AND d.paused_at IS NULL AND d.priority = :priority
+        FOR UPDATE OF shards SKIP LOCKED
+    )
+    UPDATE shards SET
+        status = 'running', epoch = epoch + 1, attempts = attempts + 1, worker = :worker,
+        lease_until = now() + :lease * interval '1 second', started_at = now(), dispatch_due_at = NULL
+    FROM wanted WHERE shards.id = wanted.id
+    RETURNING shards.id, epoch, dataset_id, number, images, plan_key, results_key, again, attempts, crashes,
+        wanted.tenant, wanted.request
+""")
+
+LOCATE = text("""
+    SELECT * FROM (
+        SELECT *, sum(images) OVER (ORDER BY number) - images AS first FROM shards WHERE dataset_id = :dataset_id
+    ) AS counted
+    WHERE first <= :image AND :image < first + images
+""")
+
+# The heartbeat carries the progress, so that following it costs no statement of its own.
+RENEW_SHARDS = text("""
+    UPDATE shards SET
+        lease_until = now() + :lease * interval '1 second',
+        done = held.done, failed = held.failed, kept = held.kept, tokens = held.tokens
+    FROM unnest(
+        CAST(:ids AS uuid[]), CAST(:epochs AS int[]), CAST(:done AS int[]), CAST(:failed AS int[]),
+        CAST(:kept AS int[]), CAST(:tokens AS bigint[])
+    ) AS held (id, epoch, done, failed, kept, tokens), datasets AS d
+    WHERE shards.id = held.id AND shards.epoch = held.epoch AND shards.status = 'running' AND d.id = dataset_id
+    RETURNING shards.id, d.paused_at IS NOT NULL OR d.status NOT IN ('planning', 'running') AS cancelled
+""")
+
+CHECKPOINT = text("""
+    UPDATE shards SET results_key = :results_key, again = false
+    WHERE id = :id AND epoch = :epoch AND status = 'running'
+    RETURNING id
+""")
+
+FINISH = text("""
+    UPDATE shards SET
+        status = 'done', results_key = :results_key, again = false, finished_at = now(), lease_until = NULL,
+        done = :done, failed = :failed, kept = :kept, tokens = :tokens, error_code = NULL, error_detail = NULL
+    WHERE id = :id AND epoch = :epoch AND status = 'running'
+    RETURNING id
+""")
+
+# What becomes of a running shard that was not done, `v.reason` saying why.
+_SETTLE = """
+    UPDATE shards SET
+        status = v.next,
+        attempts = shards.attempts - (v.reason = 'released')::int,
+        crashes = shards.crashes + (v.reason = 'crash')::int,
+        available_at = CASE WHEN v.next = 'queued' THEN now() + v.backoff ELSE shards.available_at END,
+        dispatch_due_at = CASE WHEN v.next = 'queued' THEN now() + v.backoff END,
+        finished_at = CASE WHEN v.next <> 'queued' THEN now() END,
+        worker = CASE WHEN v.next <> 'queued' THEN shards.worker END,
+        lease_until = NULL,
+        error_code = COALESCE(v.error_code, shards.error_code),
+        error_detail = COALESCE(v.error_detail, shards.error_detail)
+    FROM (
+        SELECT given.*,
+            CASE
+                WHEN d.status NOT IN ('planning', 'running') THEN 'cancelled'
+                WHEN given.reason <> 'released' AND s.attempts >= :max_attempts THEN 'failed'
+                ELSE 'queued'
+            END AS next,
+            CASE WHEN given.reason = 'released' THEN interval '0'
+                ELSE LEAST(60, :backoff * 2 ^ (s.attempts - 1)) * interval '1 second'
+            END AS backoff
+        FROM ({given}) AS given JOIN shards AS s USING (id) JOIN datasets AS d ON d.id = s.dataset_id
+    ) AS v
+    WHERE shards.id = v.id AND shards.epoch = v.epoch AND shards.status = 'running'
+    RETURNING shards.id, shards.dataset_id, shards.status
+"""
+
+GIVE_BACK = text(
+    _SETTLE.format(
+        given="""
+    SELECT CAST(:id AS uuid) AS id, CAST(:epoch AS int) AS epoch, CAST(:reason AS text) AS reason,
+        CAST(:code AS text) AS error_code, CAST(:detail AS text) AS error_detail
+"""
+    )
+)
+
+# Locked while they are looked for, so that each is judged as it is now: its worker may just be renewing the lease.
+RESCUE = text(
+    _SETTLE.format(
+        given="""
+    SELECT id, epoch, 'crash' AS reason, 'worker_lost' AS error_code,
+        'The worker ' || worker || ' stopped answering while it ran this shard.' AS error_detail
+    FROM (
+        SELECT id, epoch, worker FROM shards WHERE status = 'running' AND lease_until < now()
+        LIMIT 1000 FOR UPDATE SKIP LOCKED
+    ) AS overdue
+"""
+    )
+)
+
+# In the order in which they are to run. Materialised for the reason that `shared.database.job_statements.TAKE_DUE` has.
+TAKE_DUE = text("""
+    WITH due AS MATERIALIZED (
+        SELECT s.id, d.kinds, d.priority FROM shards AS s JOIN datasets AS d ON d.id = s.dataset_id
+        WHERE s.status = 'queued' AND s.dispatch_due_at <= now() AND d.kinds = :kinds
+            AND d.status IN ('planning', 'running') AND d.paused_at IS NULL
+        ORDER BY d.priority DESC, s.dataset_id, s.number LIMIT :most
+        FOR UPDATE OF s SKIP LOCKED
+    )
+    UPDATE shards SET dispatch_due_at = now() + :again * interval '1 second'
+    FROM due WHERE shards.id = due.id AND status = 'queued'
+    RETURNING shards.id, due.kinds, due.priority
+""")
+
+READY = text("""
+    SELECT d.kinds, count(*) FILTER (WHERE s.available_at <= now()) AS ready
+    FROM shards AS s JOIN datasets AS d ON d.id = s.dataset_id
+    WHERE s.status = 'queued' AND d.status IN ('planning', 'running') AND d.paused_at IS NULL
+    GROUP BY d.kinds
+""")
+
+# For monitoring, as `shared.database.job_statements.OUTLINES`. One that waits is heard of when it starts; one that
+# is gone went with its data set.
+OUTLINES = text("""
+    WITH wanted AS (
+        SELECT unnest(CAST(:ids AS uuid[])) AS id
+        UNION SELECT id FROM shards WHERE status = 'running'
+        UNION (SELECT id FROM shards WHERE finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT :newest)
+    )
+    SELECT wanted.id, d.priority, COALESCE(s.status, 'cancelled') AS status, s.worker,
+        COALESCE(s.available_at, now()) AS created_at, s.started_at, COALESCE(s.finished_at, now()) AS finished_at,
+        s.error_code, s.error_detail
+    FROM wanted LEFT JOIN shards AS s ON s.id = wanted.id LEFT JOIN datasets AS d ON d.id = s.dataset_id
+    WHERE s.id IS NULL OR GREATEST(s.available_at, s.started_at, s.finished_at) < now() - interval '5 seconds'
+""")
+
+# The key says which shard it is of (`shared.objects.datasets`), so that no index of keys is needed.
+UNREFERENCED = text("""
+    SELECT key FROM (
+        SELECT key, regexp_match(key, '^datasets/([0-9a-f-]{36})/([0-9]{1,9})/') AS parts
+        FROM unnest(CAST(:keys AS text[])) AS given (key)
+    ) AS named
+    WHERE NOT EXISTS (
+        SELECT FROM shards
+        WHERE dataset_id = CAST(parts[1] AS uuid) AND number = CAST(parts[2] AS int)
+            AND key IN (plan_key, results_key)
+    )
+""")
+
+# ── progress ──────────────────────────────────────────────────────────────────────────────────────
+
+TOTALS = text("""
+    SELECT count(*) AS shards, count(*) FILTER (WHERE status IN ('queued', 'running')) AS shards_left,
+        COALESCE(sum(images), 0) AS images, COALESCE(sum(done), 0) AS done,
+        COALESCE(sum(CASE WHEN status = 'failed' THEN images - done ELSE failed END), 0) AS failed
+    FROM shards WHERE dataset_id = :id
+""")
+
+FIGURES = text("""
+    SELECT d.status AS dataset_status, s.status AS shard_status, count(*) AS shards,
+        sum(s.done) AS done, sum(s.failed) AS failed, sum(s.images - s.done - s.failed) AS images_left
+    FROM shards AS s JOIN datasets AS d ON d.id = s.dataset_id
+    WHERE d.status IN ('planning', 'running', 'exporting')
+    GROUP BY d.status, s.status
+""")
+
+# Each shard is taken to have worked evenly from its start to its end, or to now: what of that falls into the last
+# `window` seconds is counted.
+RATES = text("""
+    SELECT worker, sum(running) AS shards,
+        (sum(images * share) / GREATEST(1, LEAST(:window, max(age))))::float8 AS images,
+        (sum(tokens * share) / GREATEST(1, LEAST(:window, max(age))))::float8 AS tokens
+    FROM (
+        SELECT COALESCE(s.worker, '') AS worker, (s.status = 'running')::int AS running,
+            s.done + s.failed - s.kept AS images, s.tokens AS tokens,
+            EXTRACT(EPOCH FROM now() - d.started_at) AS age,
+            GREATEST(0, EXTRACT(EPOCH FROM
+                COALESCE(s.finished_at, now()) - GREATEST(s.started_at, now() - :window * interval '1 second')
+            )) / GREATEST(0.001, EXTRACT(EPOCH FROM COALESCE(s.finished_at, now()) - s.started_at)) AS share
+        FROM shards AS s JOIN datasets AS d ON d.id = s.dataset_id
+        WHERE s.dataset_id = :id AND s.started_at IS NOT NULL
+            AND (s.status = 'running' OR s.finished_at > now() - :window * interval '1 second')
+    ) AS recent
+    GROUP BY worker ORDER BY worker
+""")

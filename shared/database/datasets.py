@@ -1,0 +1,353 @@
+"""Every state transition of a data set, each one guarded statement, and what people say of its images.
+
+The rules are those of jobs (`shared.database`): a guard names the status and, while a housekeeper plans or exports the
+data set, the epoch of its claim.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, delete, insert, select
+from sqlalchemy.exc import IntegrityError
+from uuid_utils.compat import uuid7
+
+from shared.database import dataset_statements as transitions
+from shared.database.connections import Connections
+from shared.database.shards import Progress, Renewal, kinds_name, renewal
+from shared.database.tables import DatasetRow, ReviewRow
+from shared.settings import Settings
+from tuwen.annotations import Review
+from tuwen.datasets import (
+    Dataset,
+    DatasetProgress,
+    DatasetRequest,
+    DatasetStatus,
+    ExportFormat,
+    ReviewRequest,
+    WorkerProgress,
+)
+from tuwen.errors import Conflict, NotFound
+from tuwen.jobs import JobError, Tenant
+
+RATE_WINDOW = 60.0
+"""Seconds over which images per second are told."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetClaim:
+    """A data set that this housekeeper plans or exports."""
+
+    id: UUID
+    epoch: int
+    tenant: Tenant
+    request: DatasetRequest
+    status: DatasetStatus
+    attempts: int
+
+
+class Datasets:
+    """Data sets as their owners see them, and as the housekeepers work on them."""
+
+    def __init__(self, connections: Connections, settings: Settings):
+        self._run = connections.run
+        self._settings = settings
+
+    # ── the client's side ─────────────────────────────────────────────────────────────────────────
+
+    def submit(self, request: DatasetRequest, tenant: Tenant) -> UUID:
+        """Accept a data set; it is committed when this returns.
+
+        Raises:
+            Conflict: another unfinished data set has this destination.
+        """
+        id = uuid7()
+        new = insert(DatasetRow).values(
+            id=id,
+            tenant=tenant,
+            request=request.model_dump(mode="json"),
+            destination=request.destination,
+            kinds=kinds_name(request.kinds),
+            priority=request.priority,
+        )
+        try:
+            self._run(new)
+        except IntegrityError as error:
+            raise _taken(request.destination) from error
+        return id
+
+    def get(self, id: UUID, tenant: Tenant) -> Dataset:
+        """With its progress. Raises NotFound also for another tenant's data set."""
+        return self._shown(self._row(id, tenant))
+
+    def page(self, tenant: Tenant, *, before: UUID | None = None, limit: int = 50) -> list[Dataset]:
+        """Newest first; `before` is the last id of the page before."""
+        query = _DATASETS.where(DatasetRow.tenant == tenant).order_by(DatasetRow.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(DatasetRow.id < before)
+        return [self._shown(row) for row in self._run(query)]
+
+    def pause(self, id: UUID, tenant: Tenant) -> None:
+        """Nothing of it starts any more, and what runs is given back. Raises NotFound, Conflict."""
+        self._change(id, tenant, transitions.PAUSE, "paused")
+
+    def resume(self, id: UUID, tenant: Tenant) -> None:
+        self._change(id, tenant, transitions.RESUME, "resumed")
+
+    def cancel(self, id: UUID, tenant: Tenant) -> None:
+        """It is over; what is known stays, and can be exported."""
+        self._change(id, tenant, transitions.CANCEL, "cancelled")
+
+    def prioritize(self, id: UUID, tenant: Tenant, priority: int) -> None:
+        self._change(id, tenant, transitions.PRIORITIZE, "given another priority", priority=priority)
+
+    def retry(self, id: UUID, tenant: Tenant, *, failed_only: bool = False) -> DatasetStatus:
+        """Run the images that failed once more, and only those; unless `failed_only`, what a cancel left undone too.
+
+        Raises:
+            NotFound: no such data set of this tenant.
+            Conflict: it is not over, nothing of it failed, or its destination is taken.
+        """
+        try:
+            rows = self._run(transitions.RETRY, {"id": id, "tenant": tenant, "failed_only": failed_only})
+        except IntegrityError as error:
+            raise _taken(self._row(id, tenant).destination) from error
+        if not rows:
+            status = self._row(id, tenant).status
+            over = DatasetStatus(status).terminal
+            why = "nothing of it failed" if over else f"it is {status}; cancel it first, or wait"
+            raise Conflict(f"Data set {id} cannot be retried: {why}.")
+        return DatasetStatus(rows[0].status)
+
+    def export(
+        self, id: UUID, tenant: Tenant, destination: str, destination_format: ExportFormat, *, overwrite: bool
+    ) -> None:
+        """Write what is known of a data set that is over to a destination, once more or to another one.
+
+        Raises:
+            NotFound, Conflict
+        """
+        changed = {"destination": destination, "destination_format": destination_format, "overwrite": overwrite}
+        values = {"destination": destination, "changed": json.dumps(changed)}
+        try:
+            self._change(id, tenant, transitions.EXPORT, "exported", **values)
+        except IntegrityError as error:
+            raise _taken(destination) from error
+
+    def delete(self, id: UUID, tenant: Tenant) -> None:
+        """Forget a data set that is over, its shards and what people said of its images; its objects are nobody's then.
+
+        Raises:
+            NotFound: no such data set of this tenant.
+            Conflict: it is not over.
+        """
+        if not self._run(transitions.DELETE, {"id": id, "tenant": tenant}):
+            status = self._row(id, tenant).status
+            raise Conflict(f"Data set {id} is {status} and cannot be deleted; cancel it first, or wait.")
+
+    def _change(self, id: UUID, tenant: Tenant, statement: Any, what: str, **values: Any) -> None:
+        if not self._run(statement, {"id": id, "tenant": tenant, **values}):
+            status = self._row(id, tenant).status
+            raise Conflict(f"Data set {id} is {status} and cannot be {what} now.")
+
+    def _row(self, id: UUID, tenant: Tenant) -> Any:
+        rows = self._run(_DATASETS.where(DatasetRow.id == id, DatasetRow.tenant == tenant))
+        if not rows:
+            raise NotFound(f"There is no data set {id}.")
+        return rows[0]
+
+    def _shown(self, row: Any) -> Dataset:
+        error = row.error_code and JobError(code=row.error_code, detail=row.error_detail or "")
+        return Dataset(
+            id=row.id,
+            status=row.status,
+            paused=row.paused_at is not None,
+            priority=row.priority,
+            request=DatasetRequest.model_validate(row.request),
+            progress=self._progress(row),
+            estimate=row.estimate,
+            error=error or None,
+            created_at=row.created_at,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
+        )
+
+    def _progress(self, row: Any) -> DatasetProgress:
+        totals = self._run(transitions.TOTALS, {"id": row.id})[0]
+        rates = self._run(transitions.RATES, {"id": row.id, "window": RATE_WINDOW}) if row.finished_at is None else []
+        left = totals.images - totals.done - totals.failed
+        speed = sum(rate.images for rate in rates)
+        return DatasetProgress(
+            images=totals.images,
+            done=totals.done,
+            failed=totals.failed,
+            left=left,
+            shards=totals.shards,
+            shards_left=totals.shards_left,
+            planned=row.planned_at is not None,
+            images_per_second=speed,
+            tokens_per_second=sum(rate.tokens for rate in rates),
+            eta=left / speed if speed > 0 and row.planned_at is not None else None,
+            workers=tuple(
+                WorkerProgress(worker=rate.worker, shards=rate.shards, images_per_second=rate.images)
+                for rate in rates
+                if rate.worker
+            ),
+        )
+
+    def figures(self) -> list[Any]:
+        """Of all that is not over: rows of dataset_status, shard_status, shards, done, failed, images_left."""
+        return self._run(transitions.FIGURES)
+
+    def speed(self) -> tuple[float, float]:
+        """Images and tokens per second, of all data sets together."""
+        running = select(DatasetRow.id).where(DatasetRow.status == DatasetStatus.RUNNING.value)
+        rates = [
+            rate
+            for row in self._run(running)
+            for rate in self._run(transitions.RATES, {"id": row.id, "window": RATE_WINDOW})
+        ]
+        return sum(rate.images for rate in rates), sum(rate.tokens for rate in rates)
+
+    # ── what people say of images ─────────────────────────────────────────────────────────────────
+
+    def review(self, id: UUID, image: int, said: ReviewRequest) -> None:
+        """Note what somebody said of an image; the newest counts, the older ones stay."""
+        self._run(insert(ReviewRow).values(id=uuid7(), dataset_id=id, image=image, **said.model_dump()))
+
+    def withdraw(self, id: UUID, image: int, review: UUID, author: str | None) -> None:
+        """Take back what `author` (none: anybody) said of an image. Raises NotFound."""
+        said = delete(ReviewRow).where(ReviewRow.id == review, ReviewRow.dataset_id == id, ReviewRow.image == image)
+        if author is not None:
+            said = said.where(ReviewRow.author == author)
+        if not self._run(said.returning(ReviewRow.id)):
+            raise NotFound(f"Of image {image} there is no review {review} that you could take back.")
+
+    def reviews(self, id: UUID, images: Sequence[int]) -> dict[int, list[Review]]:
+        """Image → what was said of it, the newest first, of those of these images that somebody looked at."""
+        rows = self._run(
+            select(ReviewRow.__table__)
+            .where(ReviewRow.dataset_id == id, ReviewRow.image.in_(images))
+            .order_by(ReviewRow.id.desc())
+        )
+        found: dict[int, list[Review]] = {}
+        for row in rows:
+            review = Review(
+                id=row.id,
+                author=row.author,
+                created_at=row.created_at,
+                verdict=row.verdict,
+                text=row.text,
+                language=row.language,
+            )
+            found.setdefault(row.image, []).append(review)
+        return found
+
+    def reviewed(self, id: UUID) -> dict[int, str | None]:
+        """Images that somebody said something of, with the newest verdict."""
+        said = select(ReviewRow.image, ReviewRow.verdict).where(ReviewRow.dataset_id == id).order_by(ReviewRow.id)
+        found: dict[int, str | None] = {}
+        for row in self._run(said):
+            found[row.image] = row.verdict or found.get(row.image)
+        return found
+
+    def edited(self, id: UUID) -> set[int]:
+        """Images of which somebody put the words better."""
+        said = select(ReviewRow.image).where(ReviewRow.dataset_id == id, ReviewRow.text.is_not(None)).distinct()
+        return {row.image for row in self._run(said)}
+
+    # ── the housekeeper's side ────────────────────────────────────────────────────────────────────
+
+    def request(self, id: UUID) -> DatasetRequest:
+        """What was asked for, whoever's it is. Raises NotFound."""
+        rows = self._run(select(DatasetRow.request).where(DatasetRow.id == id))
+        if not rows:
+            raise NotFound(f"There is no data set {id}.")
+        return DatasetRequest.model_validate(rows[0].request)
+
+    def awaiting(self, most: int) -> list[UUID]:
+        """Data sets to be planned or exported that nobody works on."""
+        return [row.id for row in self._run(transitions.AWAITING, {"most": most})]
+
+    def take(self, id: UUID, worker: str) -> DatasetClaim | None:
+        """Make this data set this housekeeper's to plan or export; None when it is not to be."""
+        rows = self._run(transitions.TAKE, {"id": id, "worker": worker, "lease": self._settings.lease})
+        return next((_dataset_claim(row) for row in rows), None)
+
+    def renew(self, held: Mapping[UUID, tuple[int, Progress]]) -> Renewal:
+        """One heartbeat: `held` is id → epoch; the progress of a data set is that of its shards."""
+        ids = sorted(held)
+        rows = self._run(
+            transitions.RENEW_DATASETS,
+            {"ids": ids, "epochs": [held[id][0] for id in ids], "lease": self._settings.lease},
+            relaxed=True,
+        )
+        return renewal(held, rows)
+
+    def add_shard(self, claim: DatasetClaim, shard: UUID, number: int, images: int, plan_key: str, due: float) -> bool:
+        """Plan one shard, to be published by the housekeeper in `due` seconds unless it is claimed by then.
+
+        False when the data set is no longer this housekeeper's, or has a shard of this number.
+        """
+        values = {"shard": shard, "number": number, "images": images, "plan_key": plan_key, "due": due}
+        return bool(self._run(transitions.ADD_SHARD, {"id": claim.id, "epoch": claim.epoch, **values}))
+
+    def planned(self, claim: DatasetClaim) -> bool:
+        return bool(self._run(transitions.PLANNED, {"id": claim.id, "epoch": claim.epoch}))
+
+    def end(
+        self, claim: DatasetClaim, error: JobError | None = None, *, estimate: Mapping[str, Any] | None = None
+    ) -> bool:
+        """It is over: exported, or estimated, or failed for a reason that trying again would not mend."""
+        status = DatasetStatus.SUCCEEDED if error is None else DatasetStatus.FAILED
+        values = {
+            "status": status.value,
+            "estimate": json.dumps(estimate) if estimate is not None else None,
+            "code": error and error.code,
+            "detail": error and error.detail,
+        }
+        return bool(self._run(transitions.END, {"id": claim.id, "epoch": claim.epoch, **values}))
+
+    def put_off(self, claim: DatasetClaim, error: JobError | None = None) -> bool:
+        """It was not done: interrupted, or for a reason that may pass."""
+        values = {"code": error and error.code, "detail": error and error.detail}
+        return bool(
+            self._run(
+                transitions.PUT_OFF,
+                {"id": claim.id, "epoch": claim.epoch, "backoff": self._settings.retry_backoff, **values},
+            )
+        )
+
+    def complete(self, id: UUID | None = None) -> list[UUID]:
+        """Those whose last shard is over, of all or of this one, are to be exported from here on."""
+        return [row.id for row in self._run(transitions.COMPLETE, {"id": id})]
+
+    def earlier(self, claim: DatasetClaim) -> list[UUID]:
+        """Runs of this tenant over the same source that asked the same of each image, the newest first."""
+        rows = self._run(
+            select(DatasetRow.id, DatasetRow.request)
+            .where(DatasetRow.tenant == claim.tenant, DatasetRow.id < claim.id)
+            .where(DatasetRow.request["source"].astext == claim.request.source)
+            .order_by(DatasetRow.id.desc())
+        )
+        wanted = claim.request.parameters
+        return [row.id for row in rows if DatasetRequest.model_validate(row.request).parameters == wanted]
+
+
+_DATASETS: Select[Any] = select(DatasetRow.__table__)
+
+
+def _taken(destination: str | None) -> Conflict:
+    return Conflict(
+        f"Another data set is being written to {destination}; wait for it, cancel it, or choose another destination.",
+        field="destination",
+    )
+
+
+def _dataset_claim(row: Any) -> DatasetClaim:
+    request = DatasetRequest.model_validate(row.request)
+    return DatasetClaim(row.id, row.epoch, row.tenant, request, DatasetStatus(row.status), row.attempts)

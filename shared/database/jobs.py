@@ -1,0 +1,537 @@
+"""Every state transition of a job, each one guarded statement.
+
+    queued ──claim──▶ running ──finish──▶ succeeded | failed
+      ▲                  │
+      └───give back──────┴──▶ failed | cancelled | expired | quarantined
+
+A guard names the status, and for a running job the epoch that its claim was given. So a worker that
+was taken for dead changes nothing when it wakes up, and a message delivered twice runs once.
+Statements for many jobs name them in the order of their ids, so that no two wait for each other's rows.
+All times are PostgreSQL's: the clocks of hosts are never compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy import Connection, Select, delete, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from uuid_utils.compat import uuid7
+
+from shared.database import job_statements as transitions
+from shared.database.batches import Batches, Documents
+from shared.database.connections import Connections, seconds
+from shared.database.datasets import Datasets
+from shared.database.records import Files, Keys, Webhooks, Workers
+from shared.database.shards import Renewal, Shards, renewal
+from shared.database.tables import IdempotencyRow, JobRow
+from shared.settings import Settings
+from tuwen.errors import Conflict, IdempotencyMismatch, NotFound, QuotaExceeded
+from tuwen.jobs import Job, JobError, JobRequest, JobResult, Kind, Status, Tenant
+
+HOUSEKEEPING_LOCK = 0x7475_7765_6E01
+"""Advisory lock of the housekeeper that acts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """What a message needs: which job, to which queue, how urgent."""
+
+    id: UUID
+    kind: Kind
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job that this worker runs until it finishes it, gives it back, or loses its lease."""
+
+    id: UUID
+    epoch: int
+    tenant: Tenant
+    kind: Kind
+    model: str
+    priority: int
+    request: dict[str, Any]
+    attempts: int
+    crashes: int
+    waited: float
+    """Seconds from the moment it might have run to the claim."""
+    trace: str | None = None
+    """`traceparent` of the request that submitted it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """A running job is over: with a result, or with an error that no further attempt would mend."""
+
+    id: UUID
+    epoch: int
+    result: JobResult | None = None
+    result_key: str | None = None
+    error: JobError | None = None
+
+    @property
+    def status(self) -> Status:
+        return Status.SUCCEEDED if self.error is None else Status.FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """A running job was not done. What becomes of it is decided in one place, `_SETTLE`.
+
+    `released` (the worker stops) costs nothing; `retry` costs an attempt; `crash` also counts as one
+    of the crashes that end in quarantine; `cancelled` means the worker stopped it on request.
+    """
+
+    id: UUID
+    epoch: int
+    reason: Literal["released", "retry", "crash", "cancelled"]
+    error: JobError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """Job ids in the order of the requests, and whether an `Idempotency-Key` had made them before."""
+
+    ids: list[UUID]
+    replayed: bool
+    dispatches: list[Dispatch] = field(default_factory=list)
+    """What is left to publish, now that it is committed."""
+    jobs: list[Job] = field(default_factory=list)
+    """As they are in the database, unless replayed: then they are further on, and have to be looked up."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """One kind's queue as PostgreSQL has it."""
+
+    kind: Kind
+    queued: int
+    ready: int
+    """Those queued that may run now; the others wait out a backoff."""
+    running: int
+    oldest_age: float
+    """Seconds the oldest job that may run has waited; 0 when none waits."""
+
+
+class Database:
+    """Connections to PostgreSQL and every transition. Thread-safe; make one per process.
+
+    Raises:
+        DatabaseUnavailable: from every method, when PostgreSQL cannot be reached.
+    """
+
+    def __init__(self, settings: Settings, *, pool_size: int = 8, longest: float | None = None):
+        """`longest`: seconds after which PostgreSQL breaks a statement off; none means never."""
+        self._settings = settings
+        self._connections = Connections(settings, pool_size=pool_size, longest=longest)
+        self._run = self._connections.run
+        self.keys = Keys(self._connections)
+        self.files = Files(self._connections)
+        self.workers = Workers(self._connections, settings)
+        self.webhooks = Webhooks(self._connections)
+        self.documents = Documents(self._connections)
+        self.batches = Batches(self._connections)
+        self.datasets = Datasets(self._connections, settings)
+        self.shards = Shards(self._connections, settings)
+
+    def close(self) -> None:
+        self._connections.close()
+
+    def check(self) -> None:
+        """Readiness: PostgreSQL answers and the schema is there."""
+        self._run(select(JobRow.id).limit(1))
+
+    # ── submission ────────────────────────────────────────────────────────────────────────────────
+
+    def submit(
+        self,
+        requests: Sequence[JobRequest],
+        *,
+        tenant: Tenant,
+        quota: int | None = None,
+        idempotency_key: str | None = None,
+        body_sha256: str = "",
+        trace: str | None = None,
+        together_with: Callable[[Connection, list[UUID]], None] | None = None,
+    ) -> Submission:
+        """Insert jobs, all or none. The caller publishes `dispatches` after this has returned.
+
+        Args:
+            trace: `traceparent` of the request that submits them.
+            together_with: told the ids, to write in the same transaction what must not be true without the jobs.
+
+        Raises:
+            IdempotencyMismatch: the key was used with another body.
+            QuotaExceeded: the tenant would have more than `quota` unfinished jobs.
+        """
+        ids = [uuid7() for _ in requests]
+        with self._connections.transaction() as connection:
+            if idempotency_key is not None:
+                before = self._remember(connection, tenant, idempotency_key, body_sha256, ids)
+                if before is not None:
+                    return Submission(before, replayed=True)
+            if quota is not None:
+                self._check_quota(connection, tenant, quota, len(ids))
+            columns = self._submitted_columns(requests)
+            values = {"ids": ids, "tenant": tenant, "trace": trace, **columns}
+            accepted_at = connection.execute(transitions.SUBMIT, values).scalar_one()
+            if together_with is not None:
+                together_with(connection, ids)
+        dispatches = [
+            Dispatch(id, request.input.kind, request.priority) for id, request in zip(ids, requests, strict=True)
+        ]
+        return Submission(ids, False, dispatches, _accepted_jobs(ids, requests, columns, accepted_at))
+
+    def _submitted_columns(self, requests: Sequence[JobRequest]) -> dict[str, Any]:
+        kinds = [request.input.kind for request in requests]
+        return {
+            "kinds": [kind.value for kind in kinds],
+            "models": [
+                request.model or self._settings.model_for(kind) for request, kind in zip(requests, kinds, strict=True)
+            ],
+            "priorities": [request.priority for request in requests],
+            "inputs": [request.input.model_dump_json(exclude_none=True) for request in requests],
+            "max_attempts": [request.max_attempts or self._settings.max_attempts for request in requests],
+            "webhooks": [request.webhook for request in requests],
+            "deadlines": [request.deadline or self._settings.job_deadline for request in requests],
+            "redispatch_after": self._settings.redispatch_after,
+        }
+
+    @staticmethod
+    def _remember(
+        connection: Connection, tenant: Tenant, key: str, body_sha256: str, ids: list[UUID]
+    ) -> list[UUID] | None:
+        """Take the key for these jobs, or return the jobs it already made.
+
+        The insert waits for a concurrent one of the same key to commit or roll back.
+        """
+        taken = connection.execute(
+            upsert(IdempotencyRow)
+            .values(tenant=tenant, key=key, body_sha256=body_sha256, job_ids=[str(id) for id in ids])
+            .on_conflict_do_nothing()
+            .returning(IdempotencyRow.key)
+        ).first()
+        if taken is not None:
+            return None
+        before = connection.execute(
+            select(IdempotencyRow.body_sha256, IdempotencyRow.job_ids).where(
+                IdempotencyRow.tenant == tenant, IdempotencyRow.key == key
+            )
+        ).one()
+        if before.body_sha256 != body_sha256:
+            raise IdempotencyMismatch(
+                "This Idempotency-Key was used with another request body; use a new key for a new request.",
+                field="Idempotency-Key",
+            )
+        return [UUID(id) for id in before.job_ids]
+
+    @staticmethod
+    def _check_quota(connection: Connection, tenant: Tenant, quota: int, more: int) -> None:
+        """Exact under concurrency: submissions of one tenant take turns from here to their commit."""
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(tenant, 0))))
+        counted = select(JobRow.id).where(JobRow.tenant == tenant, JobRow.status.in_(["queued", "running"]))
+        unfinished = connection.execute(
+            select(func.count()).select_from(counted.limit(quota + 1).subquery())
+        ).scalar_one()
+        if unfinished + more > quota:
+            raise QuotaExceeded(
+                f"This key may have {quota} unfinished jobs at once and has {unfinished}; wait for some to finish.",
+                retry_after=5,
+            )
+
+    def dispatch_now(self, ids: Sequence[UUID]) -> None:
+        """Publishing these failed: let the housekeeper do it at its next round."""
+        self._run(
+            update(JobRow)
+            .where(JobRow.id.in_(ids), JobRow.status == Status.QUEUED.value)
+            .values(dispatch_due_at=func.now())
+        )
+
+    # ── the worker's side ─────────────────────────────────────────────────────────────────────────
+
+    def claim(self, ids: Sequence[UUID], worker: str) -> dict[UUID, Claim]:
+        """Make these jobs this worker's. An id that is missing from the answer is not to be run.
+
+        Waits for the disk: a claim that PostgreSQL forgot would be followed by another with the same epoch, and
+        the fence would let both in.
+        """
+        rows = self._run(transitions.CLAIM, {"ids": list(ids), "worker": worker, "lease": self._settings.lease})
+        return {row.id: Claim(**{**row._mapping, "kind": Kind(row.kind)}) for row in rows}
+
+    def renew(self, held: Mapping[UUID, int], worker: str) -> Renewal:
+        """One heartbeat: renew the leases of `held` (id → epoch), and say that the worker lives."""
+        ids = sorted(held)
+        rows = self._run(
+            transitions.RENEW,
+            {"ids": ids, "epochs": [held[id] for id in ids], "lease": self._settings.lease},
+            relaxed=True,
+        )
+        self.workers.seen(worker)
+        return renewal(held, rows)
+
+    def finish(self, jobs: Sequence[Finish]) -> dict[UUID, Status]:
+        """End these jobs. An id that is missing from the answer was no longer this worker's."""
+        jobs = sorted(jobs, key=lambda job: job.id)
+        rows = self._run(
+            transitions.FINISH,
+            {
+                "ids": [job.id for job in jobs],
+                "epochs": [job.epoch for job in jobs],
+                "statuses": [job.status.value for job in jobs],
+                "results": [job.result.model_dump_json() if job.result else None for job in jobs],
+                "result_keys": [job.result_key for job in jobs],
+                **_error_columns([job.error for job in jobs]),
+            },
+        )
+        return {row.id: Status(row.status) for row in rows}
+
+    def give_back(self, jobs: Sequence[GiveBack]) -> dict[UUID, Status]:
+        """Settle jobs that were not done. An id missing from the answer was no longer this worker's."""
+        jobs = sorted(jobs, key=lambda job: job.id)
+        rows = self._run(
+            transitions.GIVE_BACK,
+            {
+                "ids": [job.id for job in jobs],
+                "epochs": [job.epoch for job in jobs],
+                "reasons": [job.reason for job in jobs],
+                **_error_columns([job.error for job in jobs]),
+                **self._settling,
+            },
+        )
+        return {row.id: Status(row.status) for row in rows}
+
+    @property
+    def _settling(self) -> dict[str, float]:
+        return {"max_crashes": self._settings.max_crashes, "backoff": self._settings.retry_backoff}
+
+    # ── the client's side ─────────────────────────────────────────────────────────────────────────
+
+    def job(self, id: UUID, tenant: Tenant) -> Job:
+        """Raises NotFound also for another tenant's job."""
+        return self.jobs_by_id([id], tenant)[0]
+
+    def jobs_by_id(self, ids: Sequence[UUID], tenant: Tenant) -> list[Job]:
+        """These jobs, in the order asked for. Raises NotFound when one is missing."""
+        rows = self._run(_JOBS.where(JobRow.id.in_(ids), JobRow.tenant == tenant))
+        found = {row.id: _job(row) for row in rows}
+        for id in ids:
+            if id not in found:
+                raise NotFound(f"There is no job {id}.")
+        return [found[id] for id in ids]
+
+    def statuses(self, ids: Sequence[UUID]) -> dict[UUID, Status]:
+        """States of those of these jobs that exist, whoever's they are."""
+        rows = self._run(select(JobRow.id, JobRow.status).where(JobRow.id.in_(ids)))
+        return {row.id: Status(row.status) for row in rows}
+
+    def jobs(
+        self,
+        tenant: Tenant,
+        *,
+        statuses: Sequence[Status] = (),
+        kinds: Sequence[Kind] = (),
+        before: UUID | None = None,
+        limit: int = 50,
+    ) -> list[Job]:
+        """Newest first; `before` is the last id of the page before."""
+        query = _JOBS.where(JobRow.tenant == tenant).order_by(JobRow.id.desc()).limit(limit)
+        if statuses:
+            query = query.where(JobRow.status.in_([status.value for status in statuses]))
+        if kinds:
+            query = query.where(JobRow.kind.in_([kind.value for kind in kinds]))
+        if before is not None:
+            query = query.where(JobRow.id < before)
+        return [_job(row) for row in self._run(query)]
+
+    def cancel(self, id: UUID, tenant: Tenant) -> Status:
+        """A queued job ends at once; a running one is flagged for its worker (status stays running).
+
+        Raises:
+            NotFound: no such job of this tenant.
+            Conflict: it is already over.
+        """
+        rows = self._run(transitions.CANCEL, {"id": id, "tenant": tenant})
+        if not rows:
+            job = self.job(id, tenant)
+            raise Conflict(f"Job {id} is already {job.status}; only a queued or running job can be cancelled.")
+        return Status(rows[0].status)
+
+    def retry(self, id: UUID, tenant: Tenant, *, quota: int | None = None) -> Dispatch:
+        """Queue a job that ended without a result once more, with fresh attempts and as much time as it had at first.
+
+        Raises:
+            NotFound: no such job of this tenant.
+            Conflict: it has succeeded, or is not over yet.
+            QuotaExceeded: the tenant would have more than `quota` unfinished jobs.
+        """
+        again = (
+            update(JobRow)
+            .where(
+                JobRow.id == id,
+                JobRow.tenant == tenant,
+                JobRow.status.in_([s.value for s in Status if s.terminal and s is not Status.SUCCEEDED]),
+            )
+            .values(
+                status=Status.QUEUED.value,
+                attempts=0,
+                crashes=0,
+                available_at=func.now(),
+                dispatch_due_at=func.now() + seconds(self._settings.redispatch_after),
+                deadline_at=func.now() + seconds(JobRow.deadline),
+                worker=None,
+                started_at=None,
+                finished_at=None,
+                cancel_requested_at=None,
+                error_code=None,
+                error_detail=None,
+                error_retryable=None,
+            )
+            .returning(JobRow.id, JobRow.kind, JobRow.priority)
+        )
+        with self._connections.transaction() as connection:
+            if quota is not None:
+                self._check_quota(connection, tenant, quota, 1)
+            row = connection.execute(again).first()
+        if row is None:
+            job = self.job(id, tenant)
+            raise Conflict(f"Job {id} is {job.status}; only a job that ended without a result can be retried.")
+        return Dispatch(row.id, Kind(row.kind), row.priority)
+
+    # ── housekeeping ──────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def leading(self) -> Iterator[bool]:
+        """Whether this process is the one housekeeper that acts, until the block ends or it dies."""
+        with self._connections.transaction() as connection:
+            yield connection.execute(select(func.pg_try_advisory_xact_lock(HOUSEKEEPING_LOCK))).scalar_one()
+
+    def rescue(self) -> dict[UUID, Status]:
+        """Take back running jobs whose lease or deadline has passed."""
+        return {row.id: Status(row.status) for row in self._run(transitions.RESCUE, self._settling)}
+
+    def expire_queued(self) -> list[UUID]:
+        """End queued jobs past their deadline."""
+        return [row.id for row in self._run(transitions.EXPIRE_QUEUED)]
+
+    def take_due(self, kind: Kind, most: int) -> list[Dispatch]:
+        """Up to `most` queued jobs whose message is overdue; they count as published from here on."""
+        rows = self._run(
+            transitions.TAKE_DUE, {"kind": kind.value, "most": most, "again": self._settings.redispatch_after}
+        )
+        return [Dispatch(row.id, kind, row.priority) for row in rows]
+
+    def all_due(self) -> int:
+        """Redis lost its messages: every queued job is due. Returns how many."""
+        waiting = update(JobRow).where(JobRow.status == Status.QUEUED.value)
+        return len(
+            self._run(
+                waiting.values(dispatch_due_at=func.greatest(func.now(), JobRow.available_at)).returning(JobRow.id)
+            )
+        )
+
+    def outlines(self, ids: Sequence[UUID], *, newest: int) -> list[Any]:
+        """Of these jobs and of the `newest`, those that changed no more for some seconds, whoever's they are.
+
+        Rows of id, kind, status, worker, created_at, started_at, finished_at, error_code, error_detail.
+        """
+        return self._run(transitions.OUTLINES, {"ids": list(ids), "newest": newest})
+
+    def queues(self) -> dict[Kind, QueueState]:
+        """Depth and age of every kind's queue."""
+        states = {kind: QueueState(kind, 0, 0, 0, 0.0) for kind in Kind}
+        for row in self._run(transitions.QUEUES):
+            states[Kind(row.kind)] = QueueState(Kind(row.kind), row.queued, row.ready, row.running, row.oldest_age)
+        return states
+
+    def forget_idempotency_keys(self) -> None:
+        """A key is remembered for a day, as clients of other services expect."""
+        self._run(delete(IdempotencyRow).where(IdempotencyRow.created_at < func.now() - seconds(86_400)))
+
+    def unreferenced(self, keys: Sequence[str]) -> list[str]:
+        """Those of these object keys that no file, no document and no job names."""
+        rows = self._run(
+            text("""
+                SELECT key FROM unnest(CAST(:keys AS text[])) AS k (key)
+                WHERE NOT EXISTS (SELECT FROM files WHERE files.key = k.key)
+                AND NOT EXISTS (SELECT FROM documents WHERE documents.key = k.key)
+                AND NOT EXISTS (SELECT FROM jobs WHERE jobs.result_key = k.key)
+                AND NOT EXISTS (
+                    SELECT FROM jobs
+                    WHERE result -> 'candidates' <> '[]'::jsonb
+                    AND result -> 'candidates' @> jsonb_build_array(
+                        jsonb_build_object('image', jsonb_build_object('key', k.key))
+                    )
+                )
+            """),
+            {"keys": list(keys)},
+        )
+        return [row.key for row in rows]
+
+
+def _error_columns(errors: Sequence[JobError | None]) -> dict[str, list[Any]]:
+    return {
+        "codes": [error and error.code for error in errors],
+        "details": [error and error.detail for error in errors],
+        "retryables": [error and error.retryable for error in errors],
+    }
+
+
+_JOBS: Select[Any] = select(JobRow.__table__)
+
+
+def _accepted_jobs(
+    ids: Sequence[UUID], requests: Sequence[JobRequest], columns: Mapping[str, Any], accepted_at: datetime
+) -> list[Job]:
+    """What a look at the rows just inserted would find, without looking."""
+    return [
+        Job(
+            id=id,
+            kind=request.input.kind,
+            model=model,
+            status=Status.QUEUED,
+            priority=request.priority,
+            input=request.input.model_dump(mode="json", exclude_none=True),
+            attempts=0,
+            max_attempts=max_attempts,
+            created_at=accepted_at,
+            available_at=accepted_at,
+            deadline_at=accepted_at + timedelta(seconds=deadline),
+        )
+        for id, request, model, max_attempts, deadline in zip(
+            ids, requests, columns["models"], columns["max_attempts"], columns["deadlines"], strict=True
+        )
+    ]
+
+
+def _job(row: Any) -> Job:
+    error = row.error_code and JobError(
+        code=row.error_code, detail=row.error_detail or "", retryable=bool(row.error_retryable)
+    )
+    return Job.model_validate(
+        {
+            "id": row.id,
+            "kind": row.kind,
+            "model": row.model,
+            "status": row.status,
+            "priority": row.priority,
+            "input": row.request,
+            "attempts": row.attempts,
+            "max_attempts": row.max_attempts,
+            "worker": row.worker,
+            "result": row.result,
+            "error": error,
+            "cancel_requested": row.cancel_requested_at is not None,
+            "created_at": row.created_at,
+            "available_at": row.available_at,
+            "started_at": row.started_at,
+            "finished_at": row.finished_at,
+            "deadline_at": row.deadline_at,
+        }
+    )

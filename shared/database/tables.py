@@ -1,0 +1,383 @@
+"""The PostgreSQL schema. PostgreSQL holds the truth; `shared.database` holds every transition."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Index,
+    MetaData,
+    UniqueConstraint,
+    false,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from shared.openai.batches import BatchStatus
+from tuwen.datasets import DatasetStatus, ShardStatus
+from tuwen.jobs import Kind, Status
+
+
+def _one_of(column: str, values: type[StrEnum]) -> str:
+    return f"{column} IN ({', '.join(repr(value.value) for value in values)})"
+
+
+UNFINISHED = "status IN ('queued', 'running')"
+MOVING = "status IN ('planning', 'running', 'exporting')"
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB,
+        list[Any]: JSONB,
+    }
+
+
+class JobRow(Base):
+    __tablename__ = "jobs"
+
+    # identity
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    kind: Mapped[str]
+    model: Mapped[str]
+    priority: Mapped[int]
+    request: Mapped[dict[str, Any]]
+
+    # state; `epoch` is the fencing token: each claim raises it, and a finish must name it
+    status: Mapped[str] = mapped_column(server_default=Status.QUEUED.value)
+    epoch: Mapped[int] = mapped_column(server_default="0")
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    max_attempts: Mapped[int]
+    crashes: Mapped[int] = mapped_column(server_default="0")
+
+    # dispatch: not to be run before `available_at`; to be published again after `dispatch_due_at`
+    available_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    dispatch_due_at: Mapped[datetime | None]
+    deadline_at: Mapped[datetime]
+    deadline: Mapped[float]
+    """Seconds from submission to `deadline_at`; a retry by its owner gives it as many anew."""
+
+    # lease; `worker` stays when the job is over, to tell who did it
+    worker: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+
+    # outcome
+    webhook: Mapped[str | None]
+    result: Mapped[dict[str, Any] | None]
+    result_key: Mapped[str | None]
+    error_code: Mapped[str | None]
+    error_detail: Mapped[str | None]
+    error_retryable: Mapped[bool | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    trace: Mapped[str | None]
+    """W3C `traceparent` of the request that submitted it, where requests are traced."""
+
+    __table_args__ = (
+        CheckConstraint(_one_of("kind", Kind), "kind"),
+        CheckConstraint(_one_of("status", Status), "status"),
+        CheckConstraint("priority BETWEEN 0 AND 9", "priority"),
+        CheckConstraint("(status = 'running') = (lease_until IS NOT NULL AND worker IS NOT NULL)", "running_has_lease"),
+        CheckConstraint(f"({UNFINISHED}) = (finished_at IS NULL)", "terminal_is_finished"),
+        CheckConstraint("status <> 'succeeded' OR result IS NOT NULL", "succeeded_has_result"),
+        CheckConstraint("status NOT IN ('failed', 'quarantined') OR error_code IS NOT NULL", "failed_has_error"),
+        # Small partial indexes on the rows that are still moving. `lease_until` is in none of them, so a
+        # heartbeat stays a heap-only (HOT) update.
+        Index("ix_jobs_queued", "dispatch_due_at", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_running", "worker", postgresql_where=text("status = 'running'")),
+        Index("ix_jobs_unfinished", "tenant", postgresql_where=text(UNFINISHED)),
+        Index("ix_jobs_waiting", "kind", "created_at", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_listing", "tenant", "id"),
+        Index("ix_jobs_result_key", "result_key", postgresql_where=text("result_key IS NOT NULL")),
+        # A generate job may keep more images than `result_key` names.
+        Index(
+            "ix_jobs_candidates",
+            text("(result -> 'candidates')"),
+            postgresql_using="gin",
+            postgresql_where=text("result -> 'candidates' <> '[]'::jsonb"),
+        ),
+        {"postgresql_with": {"fillfactor": "80"}},
+    )
+
+
+class IdempotencyRow(Base):
+    """One `Idempotency-Key`: which jobs it made, and of what body."""
+
+    __tablename__ = "idempotency_keys"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    body_sha256: Mapped[str]
+    job_ids: Mapped[list[Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+
+
+class ApiKeyRow(Base):
+    __tablename__ = "api_keys"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    tenant: Mapped[str]
+    sha256: Mapped[str] = mapped_column(unique=True)
+    quota: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    revoked_at: Mapped[datetime | None]
+
+
+class FileRow(Base):
+    """An uploaded image. The same bytes uploaded by two tenants are two rows and two objects."""
+
+    __tablename__ = "files"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(index=True)
+    media_type: Mapped[str]
+    width: Mapped[int]
+    height: Mapped[int]
+    size: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class DocumentRow(Base):
+    """A file that is no image: the input of a batch, or what came of it."""
+
+    __tablename__ = "documents"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    key: Mapped[str] = mapped_column(index=True)
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("ix_documents_listing", "tenant", "id"),)
+
+
+class BatchRow(Base):
+    """A file of requests that are worked off in the background; its lines become jobs a few at a time."""
+
+    __tablename__ = "batches"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    quota: Mapped[int | None]
+    endpoint: Mapped[str]
+    input_id: Mapped[UUID]
+    completion_window: Mapped[str]
+    labels: Mapped[dict[str, Any]]
+    """What the client calls `metadata`."""
+    base_url: Mapped[str]
+    """Where the client reached the API, for addresses in answers."""
+
+    status: Mapped[str] = mapped_column(server_default=BatchStatus.VALIDATING.value)
+    epoch: Mapped[int] = mapped_column(server_default="0")
+    due_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
+    """When somebody is to see to it next; none when it is over."""
+    problems: Mapped[list[Any]] = mapped_column(server_default="[]")
+
+    # progress: how much of the input has become jobs, and how many parts of the output are written
+    position: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    line: Mapped[int] = mapped_column(server_default="0")
+    parts: Mapped[int] = mapped_column(server_default="0")
+    part_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    total: Mapped[int] = mapped_column(server_default="0")
+    completed: Mapped[int] = mapped_column(server_default="0")
+    failed: Mapped[int] = mapped_column(server_default="0")
+    output_id: Mapped[UUID | None]
+    errors_id: Mapped[UUID | None]
+
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    in_progress_at: Mapped[datetime | None]
+    cancelling_at: Mapped[datetime | None]
+    finalizing_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime]
+
+    __table_args__ = (
+        CheckConstraint(_one_of("status", BatchStatus), "status"),
+        CheckConstraint("(due_at IS NULL) = (finished_at IS NOT NULL)", "seen_to_until_finished"),
+        Index("ix_batches_listing", "tenant", "id"),
+        Index("ix_batches_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+    )
+
+
+class BatchLineRow(Base):
+    """A line of a batch whose job is not over, or whose answer is not written yet."""
+
+    __tablename__ = "batch_lines"
+
+    batch_id: Mapped[UUID] = mapped_column(ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    custom_id: Mapped[str]
+    job_id: Mapped[UUID]
+    response_format: Mapped[str | None]
+
+
+class WebhookRow(Base):
+    """One delivery owed, written in the transaction that finished the job."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    url: Mapped[str]
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    due_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
+    delivered_at: Mapped[datetime | None]
+    error: Mapped[str | None]
+
+    __table_args__ = (
+        UniqueConstraint("job_id"),
+        Index("ix_webhooks_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+    )
+
+
+class WorkerRow(Base):
+    """A worker as it last said of itself; gone when it stops cleanly, stale when it died."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    device: Mapped[str]
+    models: Mapped[dict[str, Any]]
+    """Kind → {"model": name, "revision": weights}."""
+    state: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class DatasetRow(Base):
+    """One run of bulk annotation. While it is planned or exported, some housekeeper holds a lease on it."""
+
+    __tablename__ = "datasets"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    request: Mapped[dict[str, Any]]
+    destination: Mapped[str | None]
+    """None for a dry run."""
+    kinds: Mapped[str]
+    """Models that its shards need, joined by `+`."""
+    priority: Mapped[int]
+
+    status: Mapped[str] = mapped_column(server_default=DatasetStatus.PLANNING.value)
+    paused_at: Mapped[datetime | None]
+    epoch: Mapped[int] = mapped_column(server_default="0")
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    available_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    worker: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+
+    estimate: Mapped[dict[str, Any] | None]
+    error_code: Mapped[str | None]
+    error_detail: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    planned_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint(_one_of("status", DatasetStatus), "status"),
+        CheckConstraint("priority BETWEEN 0 AND 9", "priority"),
+        CheckConstraint("(lease_until IS NULL) = (worker IS NULL)", "lease_has_worker"),
+        CheckConstraint("lease_until IS NULL OR status IN ('planning', 'exporting')", "leased_for_a_reason"),
+        CheckConstraint(f"({MOVING}) = (finished_at IS NULL)", "terminal_is_finished"),
+        CheckConstraint("status <> 'failed' OR error_code IS NOT NULL", "failed_has_error"),
+        # Two runs into one destination would overwrite each other.
+        Index("uq_datasets_destination", "destination", unique=True, postgresql_where=text(MOVING)),
+        Index("ix_datasets_listing", "tenant", "id"),
+    )
+
+
+class ShardRow(Base):
+    """Some hundred images of a data set. What to do is the object `plan_key`, what was done `results_key`."""
+
+    __tablename__ = "shards"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    dataset_id: Mapped[UUID] = mapped_column(ForeignKey("datasets.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    images: Mapped[int]
+    plan_key: Mapped[str]
+    results_key: Mapped[str | None]
+    again: Mapped[bool] = mapped_column(server_default=false())
+    """What has failed by those results is to be tried again."""
+
+    status: Mapped[str] = mapped_column(server_default=ShardStatus.QUEUED.value)
+    epoch: Mapped[int] = mapped_column(server_default="0")
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    crashes: Mapped[int] = mapped_column(server_default="0")
+    available_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    dispatch_due_at: Mapped[datetime | None]
+    worker: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+
+    # progress, as of the last heartbeat; `kept` of these images are an earlier attempt's
+    done: Mapped[int] = mapped_column(server_default="0")
+    failed: Mapped[int] = mapped_column(server_default="0")
+    kept: Mapped[int] = mapped_column(server_default="0")
+    tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
+
+    error_code: Mapped[str | None]
+    error_detail: Mapped[str | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint(_one_of("status", ShardStatus), "status"),
+        CheckConstraint("(status = 'running') = (lease_until IS NOT NULL AND worker IS NOT NULL)", "running_has_lease"),
+        CheckConstraint(f"({UNFINISHED}) = (finished_at IS NULL)", "terminal_is_finished"),
+        CheckConstraint("status <> 'done' OR results_key IS NOT NULL", "done_has_results"),
+        CheckConstraint("status <> 'failed' OR error_code IS NOT NULL", "failed_has_error"),
+        UniqueConstraint("dataset_id", "number"),
+        Index("ix_shards_queued", "dataset_id", "dispatch_due_at", postgresql_where=text("status = 'queued'")),
+        Index("ix_shards_running", "worker", postgresql_where=text("status = 'running'")),
+        Index("ix_shards_finished", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+        {"postgresql_with": {"fillfactor": "80"}},
+    )
+
+
+class ReviewRow(Base):
+    """What a person said of one image of a data set; the newest counts, the older ones stay."""
+
+    __tablename__ = "reviews"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    dataset_id: Mapped[UUID] = mapped_column(ForeignKey("datasets.id", ondelete="CASCADE"))
+    image: Mapped[int] = mapped_column(BigInteger)
+    """Its place in the data set."""
+    verdict: Mapped[str | None]
+    text: Mapped[str | None]
+    language: Mapped[str | None]
+    author: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        CheckConstraint("verdict IN ('accepted', 'rejected')", "verdict"),
+        CheckConstraint("text IS NOT NULL OR verdict IS NOT NULL", "says_something"),
+        Index("ix_reviews_image", "dataset_id", "image"),
+    )

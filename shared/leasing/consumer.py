@@ -1,0 +1,137 @@
+"""Threads that take long work from a queue, one message at a time, beside Celery's own pool.
+
+Celery's threads are for jobs, which last for moments: a shard lasts for minutes, and a worker that took one for each of
+its threads would have none left for a person's job. The messages are Celery's, and so are the events: Flower shows each
+shard as a task under its own id, in its true state.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
+
+from shared.queue import connect, priority_keys
+from shared.queue.envelope import opened
+from shared.settings import Settings
+from tuwen.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+POLL = 1.0
+"""Seconds for which a thread waits for a message before it looks whether to end."""
+
+Outcome = tuple[str, dict[str, Any]]
+"""Name and details of Celery's event for what became of a task."""
+DONE: Outcome = ("task-succeeded", {"result": "None"})
+
+
+class TaskConsumer:
+    """`threads` threads that each take a message of `queues`, do it, and take the next.
+
+    Args:
+        do: given a function to be called when the work begins, and the arguments of the message, which anybody may
+            have sent. Answers what to tell Celery's watchers, None where the message meant nothing: a doubled one
+            must not look like the end of the work that goes on elsewhere. What it raises is logged and told.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        app: Celery,
+        hostname: str,
+        task: str,
+        queues: Sequence[str],
+        do: Callable[..., Outcome | None],
+        *,
+        threads: int,
+    ):
+        self._settings = settings
+        self._app = app
+        self._hostname = hostname
+        self._task = task
+        self._keys = priority_keys(queues)
+        self._do = do
+        self._closing = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"{task}-{number}", daemon=True) for number in range(threads)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Take no more messages; what is under way goes on."""
+        self._closing.set()
+
+    def join(self, timeout: float) -> None:
+        """Wait until what is under way has ended, for at most `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _run(self) -> None:
+        with connect(self._settings, decode=False) as client:
+            while not self._closing.is_set():
+                try:
+                    # One message at a time: what is prefetched here, another worker could be doing.
+                    found = client.brpop(self._keys, timeout=POLL)
+                except (RedisError, OSError) as error:
+                    log.debug("no messages: %s", error)
+                    self._closing.wait(POLL)
+                    continue
+                if found:
+                    self._handle(found[1])
+
+    def _handle(self, message: bytes) -> None:
+        envelope = opened(message)
+        if envelope is None:
+            log.warning("dropped something from a queue that is no message")  # anybody who reaches Redis can publish
+            return
+        id, arguments = str(envelope.id), envelope.arguments
+        started = time.monotonic()
+
+        def begin() -> None:
+            self._tell(id, "task-received", name=self._task, args=repr(tuple(arguments)), kwargs="{}", retries=0)
+            self._tell(id, "task-started")
+
+        try:
+            outcome = self._do(begin, *arguments)
+        except Unavailable as error:
+            # Its lease runs out, and the housekeeper sees to it.
+            log.warning("%s%r was interrupted: %s", self._task, tuple(arguments), error)
+            outcome = put_back(str(error))
+        except Exception as error:
+            log.exception("%s%r failed in a way nobody foresaw", self._task, tuple(arguments))
+            outcome = failed(f"{type(error).__name__}: {error}")
+        if outcome is not None:
+            event, details = outcome
+            self._tell(id, event, runtime=time.monotonic() - started, **details)
+
+    def _tell(self, id: str, event: str, **details: Any) -> None:
+        try:
+            with self._app.events.default_dispatcher(hostname=self._hostname) as dispatcher:
+                dispatcher.send(event, uuid=id, **details)
+        except (KombuError, RedisError, OSError) as error:
+            log.debug("Flower was not told: %s", error)
+
+
+def failed(exception: str) -> Outcome:
+    return "task-failed", {"exception": exception, "traceback": ""}
+
+
+def put_back(reason: str) -> Outcome:
+    """It will be tried again, or goes on elsewhere."""
+    return "task-retried", {"exception": reason, "traceback": ""}
+
+
+def revoked() -> Outcome:
+    return "task-revoked", {"terminated": False, "signum": None, "expired": False}

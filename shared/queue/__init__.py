@@ -1,0 +1,53 @@
+"""Redis as transport: names of queues, the Celery application, publishing, and what Celery is made to do differently.
+
+A message is a hint that a job may run; PostgreSQL knows whether it may. So a message can be lost, doubled or late, and
+the only question left is how soon the housekeeper notices. In come ids of rows that were committed; out go messages,
+and events for whoever watches a job.
+"""
+
+from shared.queue.app import celery_app, connect, priority_keys
+from shared.queue.names import (
+    CANCEL_CHANNEL,
+    COLLECTED_KEY,
+    COLLECTION_TASK,
+    DATASET_TASK,
+    DATASETS_QUEUE,
+    GENERATION_KEY,
+    HOUSEKEEPING_QUEUE,
+    HOUSEKEEPING_TASK,
+    PREVIEWS_LIST,
+    SHARD_TASK,
+    WEBHOOKS_TASK,
+    event_channel,
+    progress_key,
+    queue_name,
+    shard_kinds,
+    shards_queue,
+    task_name,
+)
+from shared.queue.publishing import JobEvent, JobQueue
+
+__all__ = [
+    "CANCEL_CHANNEL",
+    "COLLECTED_KEY",
+    "COLLECTION_TASK",
+    "DATASETS_QUEUE",
+    "DATASET_TASK",
+    "GENERATION_KEY",
+    "HOUSEKEEPING_QUEUE",
+    "HOUSEKEEPING_TASK",
+    "PREVIEWS_LIST",
+    "SHARD_TASK",
+    "WEBHOOKS_TASK",
+    "JobEvent",
+    "JobQueue",
+    "celery_app",
+    "connect",
+    "event_channel",
+    "priority_keys",
+    "progress_key",
+    "queue_name",
+    "shard_kinds",
+    "shards_queue",
+    "task_name",
+]

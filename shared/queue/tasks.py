@@ -1,0 +1,124 @@
+"""The Celery tasks, one per kind: a message is taken off its queue here, and handed to the runner.
+
+A job is one task under the job's own id, and its fate is told to Celery, and so to Flower, as the task's. Nothing
+else hangs on it: PostgreSQL decides.
+
+Celery would run each message in a thread of its pool, under a tracer of its own. Here its consumer only receives
+(the `Strategy` of a task is what it does with a message): the runner does many jobs with one statement and one batch,
+which a thread for each would have to wait for together. Measured on two cores, that is worth 2 ms a job.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from celery import Celery, Task
+from celery.worker import state
+
+from shared.queue import task_name
+from shared.queue.envelope import task_id
+from tuwen.jobs import JobError, Kind, Status
+
+log = logging.getLogger(__name__)
+
+
+def define(app: Celery, take: Callable[[Ticket], None]) -> None:
+    """Register the task of every kind with `app`; `take` is given each message, in the loop that receives them."""
+
+    def strategy(task: Any, _: Celery, consumer: Any) -> Callable[..., None]:
+        def on_message(message: Any, _payload: Any, ack: Any, reject: Any, _callbacks: Any) -> None:
+            # Anybody who reaches Redis can put anything there: what has no id is nobody's job.
+            if (id := task_id(message.headers)) is None:
+                reject(log, consumer.connection_errors)
+                return
+            ticket = Ticket(id, task.name, consumer, partial(ack, log, consumer.connection_errors))
+            ticket.received()
+            take(ticket)
+
+        return on_message
+
+    class JobTask(Task):
+        Strategy: Any = staticmethod(strategy)
+
+        def run(self, *_: Any) -> None:
+            raise NotImplementedError("a job's task is run by the worker's runner")
+
+    for kind in Kind:
+        app.register_task(type(f"{kind.name.title()}Task", (JobTask,), {"name": task_name(kind)})())
+
+
+class Ticket:
+    """A message in hand: it holds one place of the worker's prefetch until it is started or dropped.
+
+    What happens to its job is told to whoever watches Celery's events, from any thread.
+    """
+
+    def __init__(self, id: UUID, name: str, consumer: Any, ack: Callable[[], None]):
+        self.job_id = id
+        self.id = str(id)
+        self.name = name
+        self._consumer = consumer
+        self._ack = ack
+        self._started = 0.0
+
+    def received(self) -> None:
+        state.task_reserved(self)
+        self._tell("received", name=self.name, args=repr((self.id,)), kwargs="{}", root_id=self.id, retries=0)
+
+    def started(self) -> None:
+        self._started = time.time()
+        self._ack()
+        state.task_accepted(self)
+        self._tell("started")
+
+    def ended(self, status: Status, error: JobError | None) -> None:
+        """The job is over, or queued once more."""
+        state.task_ready(self, successful=status is Status.SUCCEEDED)
+        match status:
+            case Status.SUCCEEDED:
+                self._tell("succeeded", result="None", runtime=time.time() - self._started)
+            case Status.FAILED | Status.QUARANTINED:
+                self._tell("failed", exception=_text(error, status), traceback="")
+            case Status.QUEUED:
+                self._tell("retried", exception=_text(error, status), traceback="")
+            case Status.CANCELLED | Status.EXPIRED:
+                self._tell("revoked", terminated=False, signum=None, expired=status is Status.EXPIRED)
+
+    def dropped(self, status: Status | None) -> None:
+        """It was not for this worker to run; `status` is the job's where that is known."""
+        if not self._started:
+            self._ack()
+        if status in (Status.CANCELLED, Status.EXPIRED):
+            self.ended(status, None)
+        else:
+            state.task_ready(self)
+
+    def info(self, safe: bool = False) -> dict[str, Any]:  # noqa: ARG002 (Celery's signature)
+        """For `inspect active`, which Flower's page of a worker shows."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "args": [self.id],
+            "kwargs": {},
+            "type": self.name,
+            "hostname": self._consumer.hostname,
+            "time_start": self._started or None,
+            "acknowledged": bool(self._started),
+            "delivery_info": {},
+            "worker_pid": os.getpid(),
+        }
+
+    def _tell(self, what: str, **fields: Any) -> None:
+        dispatcher = self._consumer.event_dispatcher  # another one after each reconnection, and none in between
+        if dispatcher is not None and dispatcher.enabled:
+            dispatcher.send(f"task-{what}", uuid=self.id, **fields)
+
+
+def _text(error: JobError | None, status: Status) -> str:
+    return f"{error.code}: {error.detail}" if error else status.value

@@ -1,0 +1,1 @@
+"""What operators see: figures for Prometheus and traces for OpenTelemetry."""

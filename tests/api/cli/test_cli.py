@@ -1,0 +1,239 @@
+"""The command line without a system behind it: names of files, wording of results, errors and exit codes."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from PIL import Image
+
+from api.cli import terminal
+from api.cli.demo import SAMPLE, thumbnail
+from api.cli.images import image_files
+from api.cli.place import DEFAULT_URL, Place
+from api.embedded.processes import Lock, last_lines, rotate
+from tuwen.jobs import (
+    DescribeResult,
+    Job,
+    JobError,
+    JobResult,
+    Kind,
+    MatchResult,
+    Part,
+    Progress,
+    RecognizedObject,
+    RecognizeResult,
+    Status,
+)
+
+
+def tuwen(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "api.cli", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | environment, input=""
+    )
+
+
+def _job(status: Status, result: JobResult | None = None, error: JobError | None = None, **more: Any) -> Job:
+    now = datetime.now(UTC)
+    return Job(
+        id=uuid4(),
+        kind=result.kind if result else Kind.DESCRIBE,
+        model="builtin",
+        status=status,
+        priority=5,
+        input={},
+        attempts=1,
+        max_attempts=5,
+        result=result,
+        error=error,
+        created_at=now,
+        available_at=now,
+        deadline_at=now,
+        **more,
+    )
+
+
+# ── names of files ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_files_are_named_by_the_prompt(folder: Path) -> None:
+    assert image_files(["一只黑色的猫，跳跃", "a cat / a dog"], None) == [
+        Path("一只黑色的猫-跳跃.png"),
+        Path("a-cat-a-dog.png"),
+    ]
+
+
+def test_a_prompt_cannot_leave_the_folder(folder: Path) -> None:
+    assert image_files(["../../etc/passwd", "..."], None) == [Path("etc-passwd.png"), Path("image.png")]
+
+
+def test_equal_prompts_and_old_files_get_numbers(folder: Path) -> None:
+    (folder / "cat.png").touch()
+    assert image_files(["cat", "cat"], None) == [Path("cat-2.png"), Path("cat-3.png")]
+
+
+def test_a_named_file_is_overwritten_but_its_siblings_are_not(folder: Path) -> None:
+    (folder / "out.png").touch()
+    (folder / "out-2.png").touch()
+    assert image_files(["cat", "dog"], "out.png") == [Path("out.png"), Path("out-3.png")]
+
+
+def test_a_folder_holds_what_is_named_by_the_prompt(folder: Path) -> None:
+    assert image_files(["cat"], str(folder)) == [folder / "cat.png"]
+    assert image_files(["cat"], "not yet there/") == [Path("not yet there/cat.png")]
+    (folder / "cat.png").touch()
+    assert image_files(["cat"], str(folder)) == [folder / "cat-2.png"]
+
+
+# ── wording ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_growing_text_is_shown_by_its_end() -> None:
+    def writing(*parts: Part) -> Job:
+        return _job(Status.RUNNING, progress=Progress(step=1, steps=9, parts=parts))
+
+    assert terminal.growing(_job(Status.RUNNING)) == ""
+    assert terminal.growing(writing()) == ""
+    assert terminal.growing(writing(Part(index=1, text="another caption"))) == ""
+    assert terminal.growing(writing(Part(text="a black\ncat"))) == "a black cat"
+    long = "a black cat " * 9
+    assert terminal.growing(writing(Part(text=long))) == "…" + long.strip()[-59:]
+
+
+def test_outcomes_read_well() -> None:
+    said = DescribeResult(text="一只黑猫", language="zh", confidence=0.97)
+    assert terminal.outcome(_job(Status.SUCCEEDED, said)) == "一只黑猫  (97%)"
+    strange = DescribeResult(text="a cat", language="en", confidence=0.2, out_of_domain=True)
+    assert terminal.outcome(_job(Status.SUCCEEDED, strange)) == "a cat  (20%, unlike anything the model learnt from)"
+    assert terminal.outcome(_job(Status.SUCCEEDED, MatchResult(score=0.5))) == "0.500"
+    wrong = JobError(code="image_corrupt", detail="not an image")
+    assert terminal.outcome(_job(Status.FAILED, error=wrong)) == "image_corrupt: not an image"
+    assert terminal.outcome(_job(Status.CANCELLED)) == "cancelled"
+
+
+def test_recognised_objects_come_with_all_that_belongs_to_them() -> None:
+    cat = RecognizedObject(
+        name="cat",
+        name_zh="猫",
+        confidence=0.9,
+        attributes={"colour": "black"},
+        attributes_zh={"colour": "黑色"},
+        action="jumping",
+        action_zh="跳跃",
+        count=2,
+    )
+    car = RecognizedObject(name="car", name_zh="汽车", confidence=0.9)
+    seen = RecognizeResult(objects=(cat, car), scene="grass", scene_zh="草地", relation="left", confidence=0.9)
+    assert terminal.outcome(_job(Status.SUCCEEDED, seen)).splitlines() == [
+        "cat 猫 ×2: black, jumping  黑色，跳跃",
+        "car 汽车",
+        "cat left of car",
+        "scene: grass 草地  (90%)",
+    ]
+
+
+def test_thumbnail_has_the_colours_of_the_image() -> None:
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8), (255, 0, 128)).save(image, "PNG")
+    text = thumbnail(image.getvalue(), width=4)
+    assert text.plain == "  ▀▀▀▀\n  ▀▀▀▀"
+    assert {str(span.style) for span in text.spans} == {"#ff0080 on #ff0080"}
+
+
+def test_sample_is_a_picture() -> None:
+    assert Image.open(SAMPLE).size == (256, 256)
+
+
+# ── errors ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_unreachable_api_is_one_line_and_exit_code_3() -> None:
+    refused = tuwen("--url", "http://127.0.0.1:9", "jobs", "ls")
+    assert refused.returncode == 3
+    assert refused.stderr.startswith("error: ")
+    assert "http://127.0.0.1:9" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_missing_image_is_named() -> None:
+    refused = tuwen("describe", "no such.png")
+    assert refused.returncode == 1
+    assert refused.stderr == "error: cannot read no such.png: No such file or directory\n"
+
+
+def test_wrong_setting_is_named() -> None:
+    refused = tuwen("doctor", TUWEN_PORT="many")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: TUWEN_PORT: ")
+    assert "Traceback" not in refused.stderr
+
+
+def test_unreachable_database_is_one_line() -> None:
+    refused = tuwen("keys", "ls", TUWEN_DATABASE_URL="postgresql://tuwen@127.0.0.1:9/tuwen")
+    assert refused.returncode == 3
+    assert refused.stderr.startswith("error: ")
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_key_that_is_none_is_refused_in_one_line() -> None:
+    refused = tuwen("--url", "http://127.0.0.1:9", "jobs", "ls", TUWEN_API_KEY="tw_é")
+    assert refused.returncode == 1
+    assert "TUWEN_API_KEY" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_no_command_loads_torch() -> None:
+    script = "import sys, api.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_without_a_running_system_the_default_address_is_used(tmp_path: Path) -> None:
+    assert Place(None, None, tmp_path).url == DEFAULT_URL
+
+
+# ── logs and locks ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_full_log_becomes_the_one_before(tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    with log.open("ab", buffering=0) as child:
+        child.write(b"old line\n")
+        rotate(log, limit=4)
+        child.write(b"new\n")
+    assert (tmp_path / "worker.log.1").read_text() == "old line\n"
+    assert log.read_text() == "new\n"
+    rotate(log, limit=4)
+    assert log.read_text() == "new\n"
+
+
+def test_last_lines_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    assert last_lines(log) == ""
+    log.write_text("\n".join(f"line {number}" for number in range(10_000)) + "\n\n")
+    assert last_lines(log, 2) == "line 9998\nline 9999"
+
+
+def test_lock_is_held_by_children_too(tmp_path: Path) -> None:
+    lock, other = Lock(tmp_path / "lock"), Lock(tmp_path / "lock")
+    assert lock.acquire()
+    assert other.owner() == os.getpid()
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[lock.fileno()]) as child:
+        lock.release()
+        assert not other.acquire()
+        assert child.stdin
+        child.stdin.close()
+    assert other.acquire(timeout=10)

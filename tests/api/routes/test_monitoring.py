@@ -1,0 +1,154 @@
+"""Health, models and figures."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from uuid import UUID
+
+import httpx
+import pytest
+import redis
+from prometheus_client.parser import text_string_to_metric_families
+
+from api.embedded.servers import Valkey
+from shared.database import Database
+from shared.settings import Settings
+from shared.telemetry.metrics import Recorder
+from tests.support.api_server import FakeWorker, eventually
+from tuwen.jobs import Kind, Status
+
+GENERATE = {"input": {"kind": "generate", "prompt": "a cat"}}
+
+
+def figures(api: httpx.Client) -> dict[tuple[str, ...], float]:
+    """(name, label values in the order of their names…) → value, as Prometheus reads it."""
+    answer = api.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+@pytest.mark.parametrize("page", ["/", "/docs", "/redoc"])
+def test_pages_take_nothing_from_elsewhere(api: httpx.Client, page: str) -> None:
+    html = api.get(page).raise_for_status().text
+    loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="([^"]+)"', html)
+    assert page == "/" or loaded
+    for address in loaded:
+        assert not address.startswith(("http:", "https:", "//"))
+        assert api.get(address).is_success
+
+
+def test_health_and_readiness(api: httpx.Client) -> None:
+    assert api.get("/healthz").json()["status"] == "ok"
+    assert api.get("/readyz").json() == {
+        "status": "ready",
+        "components": {"postgresql": "ok", "storage": "ok", "redis": "ok"},
+    }
+
+
+def test_a_model_is_ready_while_a_worker_holds_it(api: httpx.Client, settings: Settings) -> None:
+    database = Database(settings)
+    held = {Kind.GENERATE: {"model": "builtin", "revision": "r1"}, Kind.MATCH: {"model": "another", "revision": "r2"}}
+    database.workers.register("gpu0@host", "cuda:0", held)
+    models = {model["kind"]: model for model in api.get("/v1/models").json()["models"]}
+    assert list(models) == [kind.value for kind in Kind]
+    assert models["generate"] == {
+        "kind": "generate",
+        "model": "builtin",
+        "ready": True,
+        "workers": [{"worker": "gpu0@host", "device": "cuda:0", "revision": "r1"}],
+    }
+    assert not any(models[kind]["ready"] for kind in ("describe", "recognize", "match"))
+    assert figures(api)["tuwen_workers", "cuda:0"] == 1
+    database.workers.unregister("gpu0@host")
+    assert not api.get("/v1/models").json()["models"][0]["ready"]
+    database.close()
+
+
+def test_queues_are_counted(api: httpx.Client, hand: FakeWorker) -> None:
+    ids = [api.post("/v1/jobs", json=GENERATE).json()["id"] for _ in range(3)]
+    hand.claim(UUID(ids[0]))
+    seen = figures(api)
+    assert seen["tuwen_jobs_queued", "generate"] == 2
+    assert seen["tuwen_jobs_running", "generate"] == 1
+    assert seen["tuwen_oldest_job_age_seconds", "generate"] > 0
+    assert seen["tuwen_jobs_queued", "match"] == seen["tuwen_oldest_job_age_seconds", "match"] == 0
+    assert seen["tuwen_up", "postgresql"] == seen["tuwen_up", "redis"] == 1
+
+
+def test_what_workers_record_is_shown(api: httpx.Client, settings: Settings) -> None:
+    with redis.Redis.from_url(settings.redis_url, decode_responses=True) as client:
+        for recorder in (Recorder(), Recorder()):  # two workers
+            recorder.finished(Kind.MATCH, Status.SUCCEEDED, wait=0.02, run=3)
+            recorder.finished(Kind.MATCH, Status.FAILED, wait=7, run=10_000)
+            recorder.finished(Kind.MATCH, Status.QUEUED, wait=1, run=1)
+            recorder.batch(Kind.MATCH, 16, 0.2)
+            recorder.flush(client)
+            recorder.flush(client)  # nothing is left to add
+    seen = figures(api)
+    assert seen["tuwen_jobs_finished_total", "match", "succeeded"] == 2
+    assert seen["tuwen_jobs_finished_total", "match", "failed"] == 2
+    assert ("tuwen_jobs_finished_total", "match", "queued") not in seen
+    waits = {key[2]: value for key, value in seen.items() if key[:2] == ("tuwen_job_wait_seconds_bucket", "match")}
+    assert (waits["0.01"], waits["0.025"], waits["1.0"], waits["5.0"], waits["10.0"], waits["+Inf"]) == (
+        0,
+        2,
+        4,
+        4,
+        6,
+        6,
+    )
+    assert seen["tuwen_job_wait_seconds_count", "match"] == 6
+    assert seen["tuwen_job_wait_seconds_sum", "match"] == pytest.approx(2 * (0.02 + 7 + 1))
+    assert seen["tuwen_job_run_seconds_count", "match"] == 6
+    assert seen["tuwen_batch_size_sum", "match"] == 32
+
+
+def test_figures_outlast_a_redis_that_is_away(settings: Settings, valkey: Valkey) -> None:
+    recorder = Recorder()
+    with redis.Redis.from_url(settings.redis_url, decode_responses=True) as client:
+        valkey.kill()
+        recorder.batch(Kind.MATCH, 4, 0.1)
+        recorder.flush(client)
+        recorder.batch(Kind.MATCH, 4, 0.1)
+        valkey.start()
+        recorder.flush(client)
+        assert client.hgetall("tuwen:metrics:tuwen_batch_size") == {"match/4.0": "2", "match/sum": "8"}
+
+
+def test_a_cancelled_job_is_counted_too(api: httpx.Client) -> None:
+    id = api.post("/v1/jobs", json=GENERATE).json()["id"]
+    api.post(f"/v1/jobs/{id}/cancel")
+    eventually(lambda: figures(api).get(("tuwen_jobs_finished_total", "generate", "cancelled")) == 1)
+
+
+def test_requests_are_counted_by_route_and_not_by_path(api: httpx.Client) -> None:
+    for path in ("/v1/jobs/x", "/v1/jobs/y", "/a", "/b"):
+        api.get(path)
+    seen = figures(api)
+    assert seen["tuwen_http_request_seconds_count", "GET", "/v1/jobs/{job_id}", "404"] == 2
+    assert seen["tuwen_http_request_seconds_count", "any", "none", "404"] == 2
+
+
+def test_the_front_page_leads_everywhere(api: httpx.Client) -> None:
+    page = api.get("/").text
+    links = set(re.findall(r'href="([^"]+)"', page))
+    assert "http://127.0.0.1:5555/" in links
+    for link in links - {"http://127.0.0.1:5555/"}:
+        assert api.get(f"/{link}").status_code == 200
+    assert "/v1/jobs/{job_id}/events" in page
+    assert "://" not in re.sub(r'href="[^"]*"', "", page), "the front page needs nothing from elsewhere"
+
+
+def test_the_api_never_imports_torch() -> None:
+    check = (
+        "import sys, api.app, tuwen.client; api.app.create_app();"
+        "print(sorted(name for name in ('torch', 'workers', 'diffusers', 'transformers') if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

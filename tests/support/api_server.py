@@ -1,0 +1,100 @@
+"""A real API on a real port, for tests, and the worker's side of the story told by hand."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from io import BytesIO
+from uuid import UUID
+
+import uvicorn
+from PIL import Image
+
+from api.__main__ import KEEP_ALIVE
+from api.app import create_app
+from shared.database import Database, Finish
+from shared.objects.storage import ObjectStore, content_key
+from shared.queue import JobQueue
+from shared.settings import Settings
+from tuwen.jobs import GenerateResult, JobError, Progress, Status, StoredImage
+
+
+@contextmanager
+def serving(settings: Settings, port: int = 0) -> Iterator[str]:
+    """The base URL of an API that runs in a thread."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        config = uvicorn.Config(
+            create_app(settings),
+            log_level="warning",
+            lifespan="on",
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=2,
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive(), "the API did not start"
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive(), "the API did not stop"
+
+
+class FakeWorker:
+    """Does to a job what a worker would, one step at a time."""
+
+    def __init__(self, settings: Settings):
+        self._database = Database(settings)
+        self._queue = JobQueue(settings)
+        self._store = ObjectStore.open(settings)
+        self._epochs: dict[UUID, int] = {}
+
+    def claim(self, id: UUID) -> None:
+        self._epochs[id] = self._database.claim([id], "cpu@test")[id].epoch
+        self._queue.announce([(id, {"status": Status.RUNNING.value})])
+
+    def tell(self, id: UUID, step: int, steps: int) -> None:
+        self._queue.announce([(id, {"progress": Progress(step=step, steps=steps).model_dump()})])
+
+    def succeed(self, id: UUID, image: bytes) -> str:
+        """Finish a generate job; the key of its image."""
+        key = content_key("results", image, ".png")
+        self._store.put(key, image, "image/png")
+        stored = StoredImage(key=key, sha256=sha256(image).hexdigest(), width=8, height=8)
+        self._end(Finish(id, self._epochs[id], result=GenerateResult(image=stored, seed=1), result_key=key))
+        return key
+
+    def fail(self, id: UUID) -> None:
+        self._end(Finish(id, self._epochs[id], error=JobError(code="engine_error", detail="It did not work.")))
+
+    def _end(self, finish: Finish) -> None:
+        ended = self._database.finish([finish])
+        self._queue.announce((id, {"status": status.value}) for id, status in ended.items())
+
+    def close(self) -> None:
+        self._queue.close()
+        self._database.close()
+
+
+def png(colour: str = "white", size: tuple[int, int] = (8, 8)) -> bytes:
+    file = BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """Wait for what another thread or process is about to do."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)

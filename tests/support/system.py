@@ -1,0 +1,203 @@
+"""Workers and housekeepers as real processes around a test's servers, and ways to be cruel to them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psutil
+
+from api.embedded.addresses import as_environment
+from api.embedded.servers import Server
+from shared.database import Database
+from shared.queue import JobQueue
+from shared.settings import Settings
+from tuwen.errors import DatabaseUnavailable, QueueUnavailable
+from tuwen.jobs import Job, JobRequest, Status
+
+TENANT = "local"
+
+# Faults are over in seconds, not in the minutes that a production system grants.
+QUICK: dict[str, Any] = {
+    "generate": "import:tests.support.fakes:NullGenerator",
+    "describe": "import:tests.support.fakes:NullDescriber",
+    "recognize": "import:tests.support.fakes:NullRecognizer",
+    "match": "import:tests.support.fakes:NullMatcher",
+    "lease": 3.0,
+    "heartbeat": 0.5,
+    "housekeeping_interval": 1.0,
+    "redispatch_after": 4.0,
+    "retry_backoff": 0.2,
+    "batch_timeout": 30.0,
+    "shutdown_grace": 10.0,
+}
+
+
+class Process:
+    """`python -m workers ROLE`, and its whole family."""
+
+    def __init__(self, settings: Settings, log: Path, *arguments: str):
+        self.log = log
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "workers", *arguments],
+                env=os.environ | as_environment(settings),
+                stdout=out,
+                stderr=out,
+            )
+
+    @property
+    def process(self) -> psutil.Process:
+        return psutil.Process(self._process.pid)
+
+    @property
+    def engine(self) -> psutil.Process:
+        """The engine process: the child that is not multiprocessing's resource tracker."""
+        children = self.process.children()
+        return next(child for child in children if "spawn_main" in " ".join(child.cmdline()))
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and nothing is tidied up."""
+        self._process.kill()
+        self._process.wait()
+
+    def wait(self, timeout: float = 60.0) -> int:
+        """Its exit status."""
+        return self._process.wait(timeout)
+
+    def terminate(self, timeout: float = 30.0) -> int:
+        """SIGTERM; returns the exit status."""
+        self._process.terminate()
+        return self._process.wait(timeout)
+
+
+class System:
+    """A producer in this process, and any number of workers and housekeepers."""
+
+    def __init__(self, settings: Settings, folder: Path):
+        self.settings = settings
+        self.folder = folder
+        self.database = Database(settings)
+        self.queue = JobQueue(settings)
+        self._processes: list[Process] = []
+
+    def worker(self, name: str = "w") -> Process:
+        """Start a worker and wait until it is warm."""
+        known = self._workers()
+        process = self.start("worker", "--name", name)
+        self.until(lambda: self._workers() - known or not process.alive, "a warm worker")
+        if not process.alive:
+            raise AssertionError(process.log.read_text())
+        return process
+
+    def _workers(self) -> set[tuple[str, datetime]]:
+        """Also told apart by their start: one that was killed is remembered for a while."""
+        return {(row.name, row.started_at) for row in self.database.workers.alive()}
+
+    def housekeeper(self) -> Process:
+        return self.start("housekeeper")
+
+    def start(self, *arguments: str) -> Process:
+        log = self.folder / f"{'-'.join(arguments)}-{len(self._processes)}.log"
+        process = Process(self.settings, log, *arguments)
+        self._processes.append(process)
+        return process
+
+    def submit(self, *prompts: str, **fields: Any) -> list[UUID]:
+        """As the API does it: commit, then publish; a Redis that is gone is the housekeeper's affair."""
+        requests = [JobRequest.model_validate({"input": {"kind": "generate", "prompt": p}, **fields}) for p in prompts]
+        submission = self.database.submit(requests, tenant=TENANT)
+        try:
+            self.queue.publish(submission.dispatches)
+        except QueueUnavailable:
+            self.database.dispatch_now(submission.ids)
+        return submission.ids
+
+    def has_database(self) -> bool:
+        """Whether PostgreSQL answers."""
+        try:
+            self.database.check()
+        except DatabaseUnavailable:
+            return False
+        return True
+
+    def jobs(self, ids: Iterable[UUID]) -> list[Job]:
+        return self.database.jobs_by_id(list(ids), TENANT)
+
+    def statuses(self, ids: Iterable[UUID]) -> list[Status]:
+        return [job.status for job in self.jobs(ids)]
+
+    def finished(self, ids: Iterable[UUID], timeout: float = 60.0) -> list[Job]:
+        """Wait until all of these are over."""
+        ids = list(ids)
+        self.until(
+            lambda: all(status.terminal for status in self.statuses(ids)), f"the end of {len(ids)} jobs", timeout
+        )
+        return self.jobs(ids)
+
+    def running(self, ids: Iterable[UUID], at_least: int = 1) -> None:
+        """Wait until some of these run."""
+        ids = list(ids)
+        self.until(lambda: self.statuses(ids).count(Status.RUNNING) >= at_least, "running jobs")
+
+    def until(self, condition: Callable[[], Any], what: str, timeout: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline:
+                logs = "\n".join(f"== {p.log.name}\n{p.log.read_text()[-3000:]}" for p in self._processes)
+                raise AssertionError(f"waited {timeout} s for {what}\n{logs}")
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        for process in self._processes:
+            if process.alive:
+                process.signal(signal.SIGCONT)
+                process.kill()
+        self.queue.close()
+        self.database.close()
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """A server and its children are there, and do nothing: as behind a network that swallows every packet."""
+    server = psutil.Process(pid)
+    server.suspend()  # first, so that it has no more children
+    family = [server, *server.children(recursive=True)]
+    for process in family:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in family:
+            process.resume()
+
+
+def ports_here(server: Server) -> set[int]:
+    """Of all connections that this process has to the server."""
+    connections = psutil.Process().net_connections()
+    return {each.laddr.port for each in connections if each.raddr and each.raddr.port == server.port}
+
+
+@contextmanager
+def running_system(settings: Settings, folder: Path, **changed: Any) -> Iterator[System]:
+    system = System(Settings(**{**settings.model_dump(exclude_unset=True), **QUICK, **changed}), folder)
+    try:
+        yield system
+    finally:
+        system.close()

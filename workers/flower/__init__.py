@@ -1,0 +1,1 @@
+"""Flower, the monitoring page, read-only, and told what it missed."""

@@ -1,0 +1,130 @@
+"""Flower, the monitoring page, on the same Celery application: it shows every job and changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from flower.app import Flower
+from flower.urls import settings as tornado_settings
+from flower.views.monitor import Metrics
+from kombu.utils.url import maybe_sanitize_url
+from tornado.options import options
+from tornado.web import OutputTransform
+
+from shared.database import Database
+from shared.queue import celery_app
+from shared.settings import Settings, is_loopback
+from tuwen.errors import ConfigurationError
+from workers.flower.missed_events import MissedEvents
+
+log = logging.getLogger(__name__)
+
+MOST_TASKS = 20_000
+"""Tasks kept in memory, about 6 kB each; the oldest go first."""
+
+
+def run_flower(settings: Settings) -> int:
+    """Serve the page until SIGTERM or SIGINT. Returns the exit status.
+
+    Raises:
+        ConfigurationError: no password outside loopback, a port that is taken, a folder that cannot be written.
+    """
+    _set_options(settings)
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)  # from where Flower takes it
+    database = Database(settings, pool_size=1)
+    flower = Flower(capp=celery_app(settings), options=options, **tornado_settings, transforms=[_SameOriginOnly])
+    flower.add_handlers(r".*", [(r"/metrics", _PrivateMetrics)])
+    # Else it takes them from the connection, where it does not recognise our transport as Redis.
+    flower.broker_uri_with_password = settings.redis_url
+    flower.broker_uri = maybe_sanitize_url(settings.redis_url)
+    missed = MissedEvents(flower, database, settings.housekeeping_interval)
+    _listen(flower, settings)
+    log.info("Flower listens on %s port %d", settings.flower_host, settings.flower_port)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, flower.stop)
+    missed.start()
+    try:
+        flower.start()
+    finally:
+        missed.stop()
+        database.close()
+    return 0
+
+
+def _set_options(settings: Settings) -> None:
+    """Flower reads its options from one global object."""
+    # Refuses whatever would act on workers or tasks: shutdown, pool sizes, rate limits, revoke, apply.
+    options.read_only = True
+    # Our workers send events without being told, so it need not tell them.
+    options.enable_events = False
+    options.address = settings.flower_host
+    options.port = settings.flower_port
+    options.max_tasks = MOST_TASKS
+    options.purge_offline_workers = 86_400
+    options.tasks_columns = "name,uuid,state,received,runtime,worker,exception"
+    options.basic_auth = _credentials(settings)
+    if not options.basic_auth:
+        # Only read from the environment; without it Flower's API wants a password even on loopback.
+        os.environ["FLOWER_UNAUTHENTICATED_API"] = "true"
+    # What it has seen outlives it; saving holds it up for up to a second, so seldom.
+    options.persistent = True
+    options.db = str(_state_file(settings))
+    options.state_save_interval = 300_000
+    # A line a request is noise; refusals and errors are not.
+    logging.getLogger("tornado.access").setLevel(logging.WARNING)
+
+
+def _credentials(settings: Settings) -> list[str]:
+    password = settings.flower_password and settings.flower_password.get_secret_value()
+    if not password:
+        if not is_loopback(settings.flower_host):
+            raise ConfigurationError(
+                f"Flower on {settings.flower_host} can be reached from other machines and needs a password: "
+                "set TUWEN_FLOWER_PASSWORD, or TUWEN_FLOWER_HOST=127.0.0.1"
+            )
+        return []
+    credentials = f"{settings.flower_user}:{password}"
+    if not credentials.isascii():
+        raise ConfigurationError("TUWEN_FLOWER_USER and TUWEN_FLOWER_PASSWORD must be ASCII: Flower compares no other")
+    return [credentials]
+
+
+def _state_file(settings: Settings) -> Path:
+    folder = settings.data_dir / "flower"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"Flower cannot keep its state in {folder}: {error.strerror}") from error
+    return folder / "state"
+
+
+def _listen(flower: Flower, settings: Settings) -> None:
+    try:
+        flower.start_http_server()
+    except OSError as error:
+        raise ConfigurationError(
+            f"Flower cannot listen on {settings.flower_host} port {settings.flower_port}: {error.strerror}; "
+            "choose others with TUWEN_FLOWER_HOST and TUWEN_FLOWER_PORT"
+        ) from error
+
+
+class _SameOriginOnly(OutputTransform):
+    """Without a password Flower lets every web site the user visits read its API; this takes that leave back."""
+
+    def transform_first_chunk(self, status_code: int, headers: Any, chunk: bytes, *_: Any) -> Any:
+        for name in [name for name in headers if name.startswith("Access-Control-")]:
+            del headers[name]
+        return status_code, headers, chunk
+
+
+class _PrivateMetrics(Metrics):
+    """Flower shows its metrics, and with them the names of workers, without the password."""
+
+    def prepare(self) -> None:
+        _ = self.current_user  # asking who it is refuses who has no password

@@ -1,0 +1,148 @@
+"""What Flower did not hear, told to it out of PostgreSQL.
+
+Celery's events travel through Redis's publish/subscribe: what happens while Flower or Redis is down is said
+to nobody. Without this, such a job or shard would be missing from Flower, or seem to run for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from celery import states
+from celery.events.state import Task
+from flower.app import Flower
+from tornado.ioloop import PeriodicCallback
+
+from shared.database import Database
+from shared.queue import SHARD_TASK, task_name
+from tuwen.datasets import ShardStatus
+from tuwen.errors import DatabaseUnavailable
+from tuwen.jobs import Kind, Status
+
+log = logging.getLogger(__name__)
+
+NEWEST = 1000
+"""Youngest jobs, and last shards to end, looked for in Flower each time; what was missed must be among them."""
+
+_ENDS = {
+    Status.SUCCEEDED.value: ("succeeded", states.SUCCESS),
+    Status.FAILED.value: ("failed", states.FAILURE),
+    Status.QUARANTINED.value: ("failed", states.FAILURE),
+    Status.CANCELLED.value: ("revoked", states.REVOKED),
+    Status.EXPIRED.value: ("revoked", states.REVOKED),
+    ShardStatus.DONE.value: ("succeeded", states.SUCCESS),
+}
+"""Celery's event for each way in which a job or a shard ends, and the state that it leaves; the other ends of shards
+are called like those of jobs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A job or a shard: the message that it was, and its row in PostgreSQL."""
+
+    name: str
+    args: tuple[Any, ...]
+    row: Any
+
+
+class MissedEvents:
+    """Compares Flower's tasks with PostgreSQL every few seconds, on Flower's own event loop."""
+
+    def __init__(self, flower: Flower, database: Database, interval: float):
+        self._flower = flower
+        self._database = database
+        self._timer = PeriodicCallback(self.tell, interval * 1000)
+
+    def start(self) -> None:
+        self._flower.io_loop.add_callback(self.tell)
+        self._timer.start()
+
+    def stop(self) -> None:
+        self._timer.stop()
+
+    async def tell(self) -> None:
+        """Bring Flower's state up to date, as far as PostgreSQL answers."""
+        known = {id: task.state for id, task in self._tasks.items()}
+        jobs: list[UUID] = []
+        shards: list[UUID] = []
+        for id, state in known.items():
+            if state not in states.READY_STATES and _is_uuid(id):
+                (shards if self._tasks[id].name == SHARD_TASK else jobs).append(UUID(id))
+        try:
+            outlines = await self._flower.io_loop.run_in_executor(None, self._outlines, jobs, shards)
+        except DatabaseUnavailable as error:
+            log.warning("not compared with PostgreSQL: %s", error)
+            return
+        for outline in outlines:
+            task = self._tasks.get(str(outline.row.id))
+            # What has been heard of since PostgreSQL was asked is newer than the answer.
+            if task is None or task.state == known.get(task.uuid):
+                self._tell_of(outline)
+
+    def _outlines(self, jobs: list[UUID], shards: list[UUID]) -> list[Outline]:
+        return [
+            *(
+                Outline(task_name(Kind(row.kind)), (str(row.id),), row)
+                for row in self._database.outlines(jobs, newest=NEWEST)
+            ),
+            *(
+                Outline(SHARD_TASK, (str(row.id), row.priority), row)
+                for row in self._database.shards.outlines(shards, newest=NEWEST)
+            ),
+        ]
+
+    @property
+    def _tasks(self) -> dict[str, Task]:
+        """Without the look-ups of Celery's cache, which make a task count as used."""
+        tasks: dict[str, Task] = self._state.tasks.data
+        return tasks
+
+    @property
+    def _state(self) -> Any:
+        return self._flower.events.state
+
+    def _tell_of(self, outline: Outline) -> None:
+        row, id = outline.row, str(outline.row.id)
+        if id not in self._tasks or self._tasks[id].name is None:
+            self._event("sent", id, row.created_at, "postgresql", name=outline.name, args=repr(outline.args))
+        task = self._tasks[id]
+        event, end = _ENDS.get(row.status, (None, None))
+        if task.state in states.READY_STATES and task.state != end:
+            # Its owner had it tried again, which Celery takes for an event that comes late.
+            task.event("retried", row.created_at.timestamp())
+            self._state.search_engine.upsert(task)
+        runs = row.status == Status.RUNNING
+        if (runs and task.state != states.STARTED) or (event is not None and row.worker and task.worker is None):
+            self._event("started", id, row.started_at, row.worker)
+        if event is not None and task.state != end:
+            # Not an event of a worker's: some ends are nobody's.
+            task.event(event, row.finished_at.timestamp(), fields=_details(row))
+            self._state.search_engine.upsert(task)
+
+    def _event(self, what: str, id: str, when: datetime, hostname: str, **fields: str) -> None:
+        """As if it came by Redis, but not as a sign of life from that worker."""
+        event = {"type": f"task-{what}", "uuid": id, "hostname": hostname, "timestamp": when.timestamp()}
+        self._state.event({**event, "local_received": None, "clock": 0, **fields})
+
+
+def _is_uuid(task_id: str) -> bool:
+    """Whether it may be a job's or a shard's: anybody who reaches Redis can send events about anything."""
+    try:
+        UUID(task_id)
+    except ValueError:
+        return False
+    return True
+
+
+def _details(row: Any) -> dict[str, Any]:
+    details: dict[str, Any] = {}
+    if row.started_at:
+        details["started"] = row.started_at.timestamp()
+        details["runtime"] = (row.finished_at - row.started_at).total_seconds()
+    if row.error_code and _ENDS[row.status][1] != states.SUCCESS:
+        details["exception"] = f"{row.error_code}: {row.error_detail}"
+    return details

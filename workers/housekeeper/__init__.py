@@ -1,0 +1,1 @@
+"""What mends the rest: expired leases, lost messages, webhooks that are owed, objects that no row names."""

@@ -1,0 +1,47 @@
+"""Start-up of the housekeeper: Celery's beat, and the queues that it and the API fill."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import threading
+import time
+
+from celery import Celery, beat, signals
+
+from shared.queue import HOUSEKEEPING_QUEUE, celery_app
+from shared.queue.consumer import celery_consumer
+from shared.settings import Settings
+from workers.datasets.housekeeping import DatasetKeeper
+from workers.housekeeper import housekeeping
+from workers.housekeeper.housekeeping import Housekeeper
+
+log = logging.getLogger(__name__)
+
+
+def run_housekeeper(settings: Settings) -> int:
+    """Run beat and the housekeeping queue until SIGTERM or SIGINT. Returns the exit status."""
+    app = celery_app(settings)
+    datasets = DatasetKeeper(settings, app)
+    housekeeper = Housekeeper(settings, app, datasets)
+    housekeeping.define(app, housekeeper, settings.housekeeping_interval)
+    signals.worker_shutting_down.connect(lambda **_: housekeeper.stop(), weak=False)
+    # A thread, not the process that Celery's --beat forks: that one would outlive a housekeeper that is killed.
+    threading.Thread(target=_beat, args=(app,), name="beat", daemon=True).start()
+    consumer = celery_consumer(app, f"housekeeper@{platform.node()}", queues=[HOUSEKEEPING_QUEUE], threads=3)
+    datasets.start()
+    try:
+        consumer.start()
+    finally:
+        datasets.stop(settings.shutdown_grace)
+    return consumer.exitcode or 0
+
+
+def _beat(app: Celery) -> None:
+    """Run Celery's beat for ever, its schedule in memory: no time needs to outlive a restart."""
+    while True:
+        try:
+            beat.Service(app, max_interval=1, scheduler_cls=beat.Scheduler).start()
+        except Exception:
+            log.exception("beat stopped; starting it again")
+            time.sleep(1)

@@ -1,0 +1,82 @@
+"""Removing stored objects that no row names: whoever stored them died before the row was written.
+
+Somebody may keep things of their own in the same bucket: only what has a key as this project makes them is looked at.
+A search goes through the whole storage, but looks at `AT_ONCE` objects at most in one go, and the next one goes on
+where it stopped: a bucket of ten million objects takes a day, and no hour of that does it keep anybody busy.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
+
+from shared.database import Database
+from shared.objects.storage import ObjectStore
+from shared.queue import JobQueue
+from shared.settings import Settings
+from tuwen.errors import NotFound
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 500_000
+"""Objects: a few minutes of listing, of which there is one go an hour."""
+PAGE = 1000
+"""Objects asked about with one statement."""
+
+_UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+OURS = {
+    "datasets": rf"datasets/{_UUID}/([0-9]{{8}}/(plan|results)-[0-9]+\.jsonl|previews/[0-9]+\.jpg)",
+    "documents": r"documents/[^/]+/[0-9a-f]{32}\.jsonl",
+    "files": r"files/[^/]+/[0-9a-f]{2}/[0-9a-f]{64}",
+    "results": r"results/[0-9a-f]{2}/[0-9a-f]{64}\.png",
+}
+"""Folders in the order in which they are gone through, and the keys in them."""
+
+Unreferenced = Callable[[Sequence[str]], list[str]]
+"""Those of some keys that no row names."""
+
+
+class Collector:
+    def __init__(self, settings: Settings, database: Database, queue: JobQueue, store: ObjectStore):
+        self._age = timedelta(seconds=settings.orphan_age)
+        self._queue = queue
+        self._store = store
+        self._unreferenced: dict[str, Unreferenced] = dict.fromkeys(OURS, database.unreferenced)
+        self._unreferenced["datasets"] = database.shards.unreferenced
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """This process is about to end; another goes on."""
+        self._stopping.set()
+
+    def collect(self) -> None:
+        """Look on from where the last search stopped; after the end of the storage, the next begins anew.
+
+        Raises:
+            QueueUnavailable, StorageUnavailable, DatabaseUnavailable: what was done until then is done.
+        """
+        before = datetime.now(UTC) - self._age
+        last = self._queue.collected()
+        folders = [folder for folder in OURS if folder >= last.partition("/")[0]]
+        stored = chain.from_iterable(self._store.walk(folder, last) for folder in folders)
+        for _ in range(AT_ONCE // PAGE):
+            page = list(islice(stored, PAGE))
+            self._remove_orphans([each.key for each in page if each.last_modified < before], before)
+            self._queue.note_collected(page[-1].key if page else "")
+            if not page or self._stopping.is_set():
+                return
+
+    def _remove_orphans(self, old: Sequence[str], before: datetime) -> None:
+        for folder, pattern in OURS.items():
+            keys = [key for key in old if re.fullmatch(pattern, key)]
+            for key in self._unreferenced[folder](keys) if keys else ():
+                # Looked at once more: the same picture may have been stored again since it was listed.
+                with suppress(NotFound):
+                    if self._store.head(key).last_modified < before:
+                        log.info("collecting %s", key)
+                        self._store.delete(key)

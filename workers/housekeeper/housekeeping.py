@@ -1,0 +1,199 @@
+"""The housekeeper: every few seconds it mends what died, was lost, or is owed.
+
+Any number of housekeepers may run. Each round takes a lock in PostgreSQL, so one of them acts; and each
+thing it does is a guarded statement, so a round that is cut off or done twice does no harm. Webhooks and
+collecting need no lock: who delivers takes the deliveries, and what is gone can be removed again.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+from uuid import UUID
+
+from celery import Celery
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
+
+from shared.database import Database
+from shared.intake.fetch import Fetcher
+from shared.objects.storage import ObjectStore
+from shared.queue import COLLECTION_TASK, HOUSEKEEPING_QUEUE, HOUSEKEEPING_TASK, WEBHOOKS_TASK, JobQueue
+from shared.settings import Settings
+from tuwen.errors import DatabaseUnavailable, QueueUnavailable, Unavailable
+from tuwen.jobs import Kind, Status
+from workers.datasets.housekeeping import DatasetKeeper
+from workers.housekeeper import webhooks
+from workers.housekeeper.collection import Collector
+
+log = logging.getLogger(__name__)
+
+DISPATCH_LIMIT = 5000
+"""Messages published in one round and kind; a wiped Redis is refilled over several rounds."""
+
+_LOST = {"exception": "WorkerLost('the worker stopped answering')", "traceback": ""}
+FLOWER_EVENTS: dict[Status, tuple[str, dict[str, Any]]] = {
+    Status.QUEUED: ("task-retried", _LOST),
+    Status.FAILED: ("task-failed", _LOST),
+    Status.QUARANTINED: ("task-failed", _LOST),
+    Status.CANCELLED: ("task-revoked", {"terminated": False, "signum": None, "expired": False}),
+    Status.EXPIRED: ("task-revoked", {"terminated": False, "signum": None, "expired": True}),
+}
+"""Celery's event for what a job that lost its worker has become."""
+
+
+class Housekeeper:
+    def __init__(self, settings: Settings, app: Celery, datasets: DatasetKeeper):
+        self._settings = settings
+        self._app = app
+        self._datasets = datasets
+        self._database = Database(settings, pool_size=4)
+        self._queue = JobQueue(settings)
+        self._fetcher = Fetcher(settings)
+        self._generation: str | None = None
+        self._trusting_from = 0.0
+        """Time of the monotonic clock until which an expired lease says nothing about its worker."""
+        self._collector = Collector(settings, self._database, self._queue, ObjectStore.open(settings))
+
+    def housekeep(self) -> None:
+        """One round. Does nothing while another housekeeper is at it."""
+        try:
+            with self._database.leading() as leads:
+                if leads:
+                    self._mend()
+        except DatabaseUnavailable:
+            # Workers that live could not renew their leases either: they get the time to do so first.
+            self._trusting_from = time.monotonic() + self._settings.lease
+            raise
+        self._sign()
+
+    def _mend(self) -> None:
+        if time.monotonic() >= self._trusting_from:
+            self._announce(self._database.rescue())
+            self._tell_flower({id: Status(status.value) for id, status in self._datasets.rescue().items()})
+        self._announce(dict.fromkeys(self._database.expire_queued(), Status.EXPIRED))
+        self._dispatch()
+        self._datasets.keep()
+
+    def deliver_webhooks(self) -> None:
+        webhooks.deliver(self._settings, self._database, self._fetcher)
+
+    def collect(self) -> None:
+        """Remove what nobody can ask for any more: orphaned objects, dead workers, old idempotency keys."""
+        self._database.workers.forget()
+        self._database.forget_idempotency_keys()
+        self._collector.collect()
+
+    def stop(self) -> None:
+        """This process is about to end: leave what takes long to another one."""
+        self._collector.stop()
+
+    def _dispatch(self) -> None:
+        """Publish queued jobs whose message was lost, or was never sent.
+
+        A deep queue is no loss: only as many are published as there are more jobs than messages.
+        """
+        try:
+            generation = self._queue.generation()
+            if generation != self._generation:
+                # Another Redis, or the same one after a restart or a wipe: what it held may be gone.
+                log.info("Redis may have lost its messages: %d queued jobs are due", self._database.all_due())
+                log.info("and %d queued shards", self._datasets.all_due())
+                self._generation = generation
+            messages = self._queue.depth()
+        except QueueUnavailable as error:
+            log.warning("nothing published: %s", error)
+            return
+        for kind, state in self._database.queues().items():
+            lost = state.ready - messages[kind]
+            if lost > 0:
+                self._publish(kind, min(lost, DISPATCH_LIMIT))
+
+    def _publish(self, kind: Kind, most: int) -> None:
+        due = self._database.take_due(kind, most)
+        if not due:
+            return
+        log.info("publishing %d %s jobs again", len(due), kind)
+        try:
+            self._queue.publish(due)
+        except QueueUnavailable:
+            self._database.dispatch_now([job.id for job in due])
+
+    def _sign(self) -> None:
+        """Leave the trace that the health check looks for."""
+        # Housekeepers take turns as Redis hands them out, so one of several may wait for its own.
+        lifetime = 12 * self._settings.housekeeping_interval
+        try:
+            self._queue.sign_housekeeper(platform.node(), lifetime)
+        except QueueUnavailable as error:
+            log.warning("not signed: %s", error)
+
+    def _announce(self, ended: Mapping[UUID, Status]) -> None:
+        """Tell watchers, and Flower, of jobs that no worker could tell them of."""
+        if not ended:
+            return
+        log.info("settled without a worker: %s", {str(id): status.value for id, status in ended.items()})
+        self._queue.announce((id, {"status": status.value}) for id, status in ended.items())
+        self._tell_flower(ended)
+
+    def _tell_flower(self, ended: Mapping[UUID, Status]) -> None:
+        if not ended:
+            return
+        try:
+            with self._app.events.default_dispatcher() as dispatcher:
+                for id, status in ended.items():
+                    event, details = FLOWER_EVENTS[status]
+                    dispatcher.send(event, uuid=str(id), **details)
+        except (KombuError, RedisError, OSError) as error:
+            log.warning("Flower was not told: %s", error)
+
+
+def define(app: Celery, housekeeper: Housekeeper, interval: float) -> None:
+    """Register the housekeeping tasks with `app`, and their times with its beat; `interval` in seconds."""
+    every = {
+        HOUSEKEEPING_TASK: (housekeeper.housekeep, interval),
+        WEBHOOKS_TASK: (housekeeper.deliver_webhooks, interval),
+        COLLECTION_TASK: (housekeeper.collect, 3600.0),
+    }
+    for name, (do, _) in every.items():
+        # An outage is no failure of the task: the next round comes anyway.
+        # Flower shows jobs; the rounds of housekeeping would crowd them out of it.
+        app.task(_one_at_a_time(_outages_logged(do)), name=name, ignore_result=True, send_events=False)
+    app.conf.task_send_sent_event = False
+    app.conf.beat_schedule = {
+        name: {
+            "task": name,
+            "schedule": seconds,
+            # A tick that waited out its interval is stale: the next one does its work.
+            "options": {"queue": HOUSEKEEPING_QUEUE, "expires": seconds},
+        }
+        for name, (_, seconds) in every.items()
+    }
+
+
+def _outages_logged(do: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        try:
+            do()
+        except Unavailable as error:
+            log.warning("%s put off: %s", do.__name__, error)
+
+    return run
+
+
+def _one_at_a_time(do: Callable[[], None]) -> Callable[[], None]:
+    """With a thread for each task, none waits for another: slow receivers of webhooks must not hold up the rescue."""
+    at_work = threading.Lock()
+
+    def run() -> None:
+        if at_work.acquire(blocking=False):
+            try:
+                do()
+            finally:
+                at_work.release()
+
+    return run

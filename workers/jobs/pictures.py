@@ -1,0 +1,64 @@
+"""Generated pictures on their way to the client: encoded, and stored under keys made from their content."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from io import BytesIO
+
+from PIL import Image
+
+from shared.intake.images import encode_png
+from shared.objects.storage import ObjectStore, content_key
+from tuwen.engine import Picture, Pixels
+from tuwen.jobs import Candidate, GenerateResult, StoredImage
+from workers.jobs.correspondence import Drawn
+
+PREVIEW_LENGTH = 8192
+PREVIEW_QUALITIES = (75, 50, 25)
+"""Of WebP, in percent; a preview that is still mostly noise needs the lower ones."""
+
+
+def stored(store: ObjectStore, drawn: Drawn) -> GenerateResult:
+    """Keep what was drawn, as far as it has pictures; the result names the best as its image.
+
+    Raises:
+        StorageUnavailable
+    """
+    images = [_stored(store, each.picture) if each.picture is not None else None for each in drawn.sketches]
+    best = drawn.sketches[0]
+    if best.picture is None or images[0] is None:
+        raise ValueError("the best of the candidates has no picture")
+    return GenerateResult(
+        image=images[0],
+        seed=best.seed,
+        score=best.score,
+        candidates=tuple(
+            Candidate(seed=each.seed, score=each.score, image=image)
+            for each, image in zip(drawn.sketches, images, strict=True)
+            if each.score is not None
+        ),
+        fell_short=drawn.fell_short,
+        unknown_words=best.picture.unknown_words,
+        warnings=best.picture.warnings,
+    )
+
+
+def preview(pixels: Pixels) -> str:
+    """A data: URL of at most `PREVIEW_LENGTH` characters: a small picture, as well as that can show it."""
+    image = Image.fromarray(pixels)
+    while True:
+        for quality in PREVIEW_QUALITIES:
+            file = BytesIO()
+            image.save(file, "WEBP", quality=quality)
+            url = f"data:image/webp;base64,{b64encode(file.getvalue()).decode()}"
+            if len(url) <= PREVIEW_LENGTH:
+                return url
+        image = image.reduce(2)
+
+
+def _stored(store: ObjectStore, picture: Picture) -> StoredImage:
+    data = encode_png(picture.pixels)
+    key = content_key("results", data, ".png")
+    store.put(key, data, "image/png")
+    height, width, _ = picture.pixels.shape
+    return StoredImage(key=key, sha256=key.rpartition("/")[2].removesuffix(".png"), width=width, height=height)

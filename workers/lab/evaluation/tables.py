@@ -1,0 +1,222 @@
+"""A report as tables: headings and rows of text, for the terminal and for the page alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from workers.lab.evaluation.prompts import BESIDE, COLUMNS, GENEVAL
+
+Report = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def told(figure: Mapping[str, float] | float | None) -> str:
+    """0.957 (0.941–0.972)"""
+    if figure is None:
+        return "–"
+    if isinstance(figure, Mapping):
+        return f"{figure['value']:.3f} ({figure['low']:.3f}–{figure['high']:.3f})"
+    return f"{figure:.3f}"
+
+
+def tables(report: Report) -> Iterator[Table]:
+    yield _goals(report)
+    for name, tell in _SECTIONS.items():
+        if name in report:
+            yield from tell(report[name])
+
+
+def _goals(report: Report) -> Table:
+    def number(goal: Mapping[str, Any], name: str) -> str:
+        return f"{goal[name]:.0f} {goal['unit']}" if goal["unit"] else f"{goal[name]:.3g}"
+
+    def measured(goal: Mapping[str, Any]) -> str:
+        if goal["low"] is None:
+            return f"{goal['measured']:.1f} {goal['unit']}" if goal["unit"] else told(goal["measured"])
+        return told({"value": goal["measured"], "low": goal["low"], "high": goal["high"]})
+
+    rows = [(g["what"], number(g, "least"), number(g, "aim"), measured(g), g["verdict"]) for g in report["goals"]]
+    return Table("Goals", ("what", "at least", "aim", "measured", ""), rows)
+
+
+def _judge(section: Report) -> Iterator[Table]:
+    names = {
+        "ceiling": "true renders accepted",
+        "edited": "one wrong statement accepted",
+        "shuffled": "another prompt's render accepted",
+        "shuffled_true": "of these, true by chance",
+    }
+    for column in COLUMNS:
+        found = section[column]
+        rows = [[tag, *(told(found["tags"][tag][name]) for name in names)] for tag in (*GENEVAL, *BESIDE)]
+        rows.insert(len(GENEVAL), ["mean of the six", *(told(found["mean"][name]) for name in names)])
+        yield Table(f"Judge, {column} combinations", ("", *names.values()), rows)
+
+
+def _generation(section: Report) -> Iterator[Table]:
+    names = {"at_1": "@1", "best": "best of 4 by the matcher", "oracle": "oracle @4"}
+    for column in COLUMNS:
+        found = section[column]
+        rows = [[tag, *(told(found["tags"][tag][name]) for name in names)] for tag in GENEVAL]
+        rows.append(["mean of the six", *(told(found["mean"][name]) for name in names)])
+        rows += [[tag, *(told(found["beside"][tag][name]) for name in names)] for tag in BESIDE]
+        yield Table(
+            f"Generation, {column} combinations",
+            ("", *names.values()),
+            rows,
+            "GenEval protocol, closed domain. action, scene and atoms are not part of the mean.",
+        )
+    kinds = ["arithmetic", "geometric"]
+    rows = [[column, *(told(section[column]["soft_tifa"][kind]) for kind in kinds)] for column in COLUMNS]
+    yield Table("Soft-TIFA, prompts of 3 to 8 atoms", ("", "mean over atoms", "geometric, by prompt"), rows)
+    atoms = section["seen"]["soft_tifa"]["by_kind"]
+    rows = [[kind, *(told(section[c]["soft_tifa"]["by_kind"].get(kind)) for c in COLUMNS)] for kind in atoms]
+    yield Table("Soft-TIFA by kind of atom", ("", *COLUMNS), rows)
+    numbers = sorted({n for c in COLUMNS for n in section[c]["by_atoms"]}, key=int)
+    rows = [[f"{n} atoms", *(told(section[c]["by_atoms"].get(n)) for c in COLUMNS)] for n in numbers]
+    rows += [
+        [f"six tags, {language}", *(told(section[c]["mean_by_language_at_1"][language]) for c in COLUMNS)]
+        for language in ("zh", "en")
+    ]
+    yield Table("Images with nothing wrong, by number of atoms and by language", ("", *COLUMNS), rows)
+
+
+def _recognition(section: Report) -> Iterator[Table]:
+    heads = ("", "accuracy", "macro precision", "macro recall", "macro-F1")
+    for column in COLUMNS:
+        found = section[column]
+        rows = [
+            [name, *(told(each[key]) for key in ("accuracy", "macro_precision", "macro_recall", "macro_f1"))]
+            for name, each in found["attributes"].items()
+        ]
+        rows.append(["mean", "", "", "", told(found["macro_f1"])])
+        note = (
+            f"Whole scene right: {told(found['exact'])}; calibration error of its confidence "
+            f"{told(found['calibration_error'])}. An object that is missed takes its attributes with it."
+        )
+        yield Table(f"Recognition, {column} combinations", heads, rows, note)
+
+
+def _folds(section: Report) -> Iterator[Table]:
+    rows = [[name, f"{value:.3f} ± {section['spread'][name]:.3f}"] for name, value in section["mean"].items()]
+    yield Table(f"Cross-validation in {len(section['folds'])} folds", ("", "mean ± spread"), rows)
+
+
+def _description(section: Report) -> Iterator[Table]:
+    heads = ("", "precision", "recall", "F1", "captions without a mistake", "CHAIR-i", "CHAIR-s", "CIDEr-D", "BLEU-4")
+    for column in COLUMNS:
+        each = [
+            (f"{lang}, {style}", found) for lang, styles in section[column].items() for style, found in styles.items()
+        ]
+        keys = ("precision", "recall", "f1", "exact", "chair_i", "chair_s", "cider_d", "bleu_4")
+        rows = [[name, *(told(found[key]) for key in keys)] for name, found in each]
+        yield Table(
+            f"Captions, {column} combinations",
+            heads,
+            rows,
+            "CIDEr-D and BLEU-4 are secondary: set phrases inflate both.",
+        )
+        detailed = [(language, styles["detailed"]["kinds"]) for language, styles in section[column].items()]
+        rows = [
+            [f"{kind}, {language}", *(told(kinds[kind][key]) for key in ("precision", "recall", "f1"))]
+            for kind in detailed[0][1]
+            for language, kinds in detailed
+        ]
+        yield Table(f"Detailed captions by kind of fact, {column}", ("", "precision", "recall", "F1"), rows)
+
+
+def _pope(section: Report) -> Iterator[Table]:
+    rows = [
+        [
+            f"{who}, {sampling}, {language}, {column}",
+            told(found["accuracy"]),
+            *(told(found[k]) for k in ("f1", "yes_ratio")),
+        ]
+        for column in COLUMNS
+        for language, samplings in section[column].items()
+        for sampling, answers in samplings.items()
+        for who, found in answers.items()
+    ]
+    yield Table(
+        "POPE: is there such an object?",
+        ("", "accuracy", "F1", "yes ratio"),
+        rows,
+        "Half of the answers should be yes.",
+    )
+
+
+def _pairs(section: Report) -> Iterator[Table]:
+    names = {
+        "own caption first of 100": ("r_precision", "text"),
+        "own picture first of 100": ("r_precision", "image"),
+        "true caption first of ten, nine with one edit": ("one_edit", "first_of_ten"),
+        "true caption before one with one edit": ("one_edit", "before_one"),
+        "cycle prompt → image → caption, F1, zh": ("cycle_f1", "zh"),
+        "cycle prompt → image → caption, F1, en": ("cycle_f1", "en"),
+    }
+    rows = [[name, *(told(section[column][group][key]) for column in COLUMNS)] for name, (group, key) in names.items()]
+    yield Table("The pair", ("", *COLUMNS), rows)
+
+
+def _outside(section: Report) -> Iterator[Table]:
+    for model, found in section.items():
+        rows = [
+            [kind, told(each.get("auroc")), told(each["flagged"]), told(each["confidence"])]
+            for kind, each in found["kinds"].items()
+        ]
+        rows.append(["mean over kinds", told(found["auroc_mean_of_kinds"]), "", ""])
+        rows.append(["kinds never met in training", told(found["auroc_kinds_never_met"]), "", ""])
+        yield Table(f"Outside the drawn world: {model}", ("", "AUROC", "out_of_domain: true", "confidence"), rows)
+
+
+def _speed(section: Report) -> Iterator[Table]:
+    rows = [
+        [f"{name}, {threads} thread{'s' * (threads != '1')}", f"{took['median_ms']:.1f}", f"{took['p90_ms']:.1f}"]
+        for threads, calls in section["threads"].items()
+        for name, took in calls.items()
+    ]
+    yield Table(f"Speed, one at a time, on {section['cores']} cores", ("", "median ms", "90 % within ms"), rows)
+
+
+def _distances(section: Report) -> Iterator[Table]:
+    rows = [
+        [c, str(f["images"]), f"{f['frechet']:.3f}", f"{f['kernel']:.4f} ± {f['kernel_spread']:.4f}"]
+        for c, f in section.items()
+    ]
+    note = "Features of our own recogniser's encoder, not of Inception: only to be compared with each other."
+    yield Table("Distance from true pictures", ("", "images", "Fréchet", "kernel"), rows, note)
+
+
+_SECTIONS = {
+    "generation": _generation,
+    "recognition": _recognition,
+    "folds": _folds,
+    "description": _description,
+    "pope": _pope,
+    "pairs": _pairs,
+    "outside": _outside,
+    "speed": _speed,
+    "distances": _distances,
+    "judge": _judge,
+}
+_COLOURS = {"aim": "green", "reached": "green", "missed": "red"}
+
+
+def show(report: Report, console: Console) -> None:
+    for table in tables(report):
+        shown = RichTable(*table.heads, title=table.title, caption=table.note or None, title_justify="left")
+        for row in table.rows:
+            shown.add_row(*row, style=_COLOURS.get(row[-1]))
+        console.print(shown)

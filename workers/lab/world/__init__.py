@@ -1,0 +1,1 @@
+"""The drawn world: scenes come in, pictures go out."""

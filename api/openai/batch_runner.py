@@ -204,7 +204,7 @@ class BatchRunner:
             self._database.batches.advance(batch.id, batch.epoch, jobs, **done, connection=connection)
 
         try:
-            submission = self._database.submit(
+            submission = self._database.jobs.submit(
                 [wish.job for wish in wishes], tenant=batch.tenant, quota=batch.quota, together_with=note
             )
         except QuotaExceeded:
@@ -232,7 +232,7 @@ class BatchRunner:
 
     def _gather(self, batch: Any, finished: Sequence[Line]) -> None:
         """Write the answers of lines that are over, as many as fit into a part."""
-        jobs = self._database.jobs_by_id([line.job_id for line in finished], batch.tenant)
+        jobs = self._database.jobs.get_many([line.job_id for line in finished], batch.tenant)
         output: list[bytes] = []
         errors: list[bytes] = []
         size = 0
@@ -266,11 +266,11 @@ class BatchRunner:
         if not under_way:
             self._finalize(batch)
             return
-        for job in self._database.jobs_by_id(under_way, batch.tenant):
+        for job in self._database.jobs.get_many(under_way, batch.tenant):
             if job.status.terminal or job.cancel_requested:
                 continue
             try:
-                status = self._database.cancel(job.id, batch.tenant)
+                status = self._database.jobs.cancel(job.id, batch.tenant)
             except Conflict:
                 continue  # over meanwhile
             self._resources.outbox.cancelled(job.id, job.kind, status)

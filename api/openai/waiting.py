@@ -68,7 +68,7 @@ async def wanted(resources: Resources, caller: Caller, job_id: UUID) -> AsyncIte
 
 def _cancel(resources: Resources, caller: Caller, job_id: UUID) -> None:
     try:
-        status = resources.database.cancel(job_id, caller.tenant)
+        status = resources.database.jobs.cancel(job_id, caller.tenant)
     except (Conflict, Unavailable):
         return  # it is over, or it will expire
-    resources.outbox.cancelled(job_id, resources.database.job(job_id, caller.tenant).kind, status)
+    resources.outbox.cancelled(job_id, resources.database.jobs.get(job_id, caller.tenant).kind, status)

@@ -256,7 +256,7 @@ class Events:
         if not self._watches:
             return
         try:
-            statuses = await run_sync(self._database.statuses, list(self._watches))
+            statuses = await run_sync(self._database.jobs.statuses, list(self._watches))
         except DatabaseUnavailable as error:
             log.debug("no look at PostgreSQL: %s", error)
             return

@@ -138,7 +138,7 @@ class Outbox:
         if not dispatches:
             return
         try:
-            self._database.dispatch_now([dispatch.id for dispatch in dispatches])
+            self._database.jobs.dispatch_now([dispatch.id for dispatch in dispatches])
         except DatabaseUnavailable as error:
             log.warning("%d jobs are late by the time until they are due: %s", len(dispatches), error)
 

@@ -40,7 +40,7 @@ def submit(
     paths = [f"jobs.{index}." if in_batch else "" for index in range(len(requests))]
     admitted = admit(resources, caller, requests, paths)
     with tracing.submission(len(admitted)) as trace:
-        submission = resources.database.submit(
+        submission = resources.database.jobs.submit(
             admitted,
             tenant=caller.tenant,
             quota=caller.quota,
@@ -51,7 +51,7 @@ def submit(
     if submission.dispatches:
         resources.outbox.publish(submission.dispatches)
     if submission.replayed:
-        return resources.database.jobs_by_id(submission.ids, caller.tenant)
+        return resources.database.jobs.get_many(submission.ids, caller.tenant)
     return submission.jobs
 
 

@@ -25,7 +25,7 @@ async def until_over(request: Request, resources: Resources, job_id: UUID, tenan
     gone = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return await ended if ended.done() else await run_sync(resources.database.job, job_id, tenant)
+        return await ended if ended.done() else await run_sync(resources.database.jobs.get, job_id, tenant)
     finally:
         for task in (ended, gone):
             task.cancel()
@@ -43,7 +43,7 @@ async def over(resources: Resources, job_id: UUID, tenant: Tenant, timeout: floa
     async with resources.events.watch(job_id) as changes:
         while True:
             time_is_up = time.monotonic() >= deadline
-            job = await run_sync(resources.database.job, job_id, tenant)
+            job = await run_sync(resources.database.jobs.get, job_id, tenant)
             changes.saw(job.status)
             if job.status.terminal or time_is_up:
                 return job
@@ -68,7 +68,7 @@ async def follow(resources: Resources, job_id: UUID, tenant: Tenant) -> AsyncIte
     async with resources.events.watch(job_id) as changes:
         while True:
             try:
-                job = await run_sync(resources.database.job, job_id, tenant)
+                job = await run_sync(resources.database.jobs.get, job_id, tenant)
             except DatabaseUnavailable:
                 yield None
                 await asyncio.sleep(1)

@@ -158,7 +158,7 @@ async def list_jobs(
 
     def look() -> list[Job]:
         # One more than asked for tells whether there is a next page.
-        return resources.database.jobs(caller.tenant, statuses=status, kinds=kind, before=cursor, limit=limit + 1)
+        return resources.database.jobs.page(caller.tenant, statuses=status, kinds=kind, before=cursor, limit=limit + 1)
 
     found = await run_sync(look)
     page = found[:limit]
@@ -181,7 +181,7 @@ async def show(
     if wait:
         job = await until_over(request, resources, job_id, caller.tenant, wait)
     else:
-        job = await run_sync(resources.database.job, job_id, caller.tenant)
+        job = await run_sync(resources.database.jobs.get, job_id, caller.tenant)
     progress = await resources.events.progress([job.id]) if job.status is Status.RUNNING else {}
     return _answer(_shown(job, base_url, progress.get(job.id)), base_url, 200, wait)
 
@@ -191,8 +191,8 @@ async def cancel(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base
     """A queued job is over at once; a running one as soon as its worker notices, mostly at the next step."""
 
     def request_cancel() -> Job:
-        status = resources.database.cancel(job_id, caller.tenant)
-        job = resources.database.job(job_id, caller.tenant)
+        status = resources.database.jobs.cancel(job_id, caller.tenant)
+        job = resources.database.jobs.get(job_id, caller.tenant)
         resources.outbox.cancelled(job_id, job.kind, status)
         return job
 
@@ -210,8 +210,8 @@ async def retry(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_
     """Queue a job that ended without a result once more, with fresh attempts and as much time as it had at first."""
 
     def queue_again() -> Job:
-        dispatch = resources.database.retry(job_id, caller.tenant, quota=caller.quota)
-        job = resources.database.job(job_id, caller.tenant)
+        dispatch = resources.database.jobs.retry(job_id, caller.tenant, quota=caller.quota)
+        job = resources.database.jobs.get(job_id, caller.tenant)
         resources.outbox.publish([dispatch])  # after the look, which would else find it anywhere
         return job
 
@@ -230,7 +230,7 @@ async def watch(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_
 
     Progress has `parts` besides, for each text that grows `{"index", "text"}`, and with `previews` in the input, for
     each picture that takes shape `{"index", "preview"}`: where nothing has changed, or the model cannot tell, none."""
-    await run_sync(resources.database.job, job_id, caller.tenant)  # a 404 is only possible before the stream
+    await run_sync(resources.database.jobs.get, job_id, caller.tenant)  # a 404 is only possible before the stream
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     stream = _stream(resources, job_id, caller.tenant, base_url)
     return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
@@ -256,7 +256,7 @@ async def image(
     ] = None,
 ) -> Response:
     def fetch() -> Response:
-        stored = _stored_image(resources.database.job(job_id, caller.tenant), candidate)
+        stored = _stored_image(resources.database.jobs.get(job_id, caller.tenant), candidate)
         return serve(resources, stored.key, stored.media_type, stored.sha256, request.headers)
 
     return await run_sync(fetch)

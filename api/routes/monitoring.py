@@ -134,7 +134,7 @@ async def _gather(resources: Resources) -> list[Metric]:
     up = GaugeMetricFamily("tuwen_up", "Whether a part of the system answers the API", labels=["component"])
     families: list[Metric] = [up]
     try:
-        families += _queue_families(await run_sync(resources.database.queues))
+        families += _queue_families(await run_sync(resources.database.jobs.queues))
         workers = GaugeMetricFamily("tuwen_workers", "Workers heard of within a lease", labels=["device"])
         for device, count in _by_device(await run_sync(resources.database.workers.alive)).items():
             workers.add_metric([device], count)

@@ -4,6 +4,7 @@ In come typed requests of `tuwen` and ids; out go frozen rows, and `tuwen.errors
 cannot do. No module outside this room writes SQL, but for the migrations.
 """
 
-from shared.database.jobs import Claim, Database, Dispatch, Finish, GiveBack, QueueState, Submission
+from shared.database.facade import Database
+from shared.database.jobs import Claim, Dispatch, Finish, GiveBack, QueueState, Submission
 
 __all__ = ["Claim", "Database", "Dispatch", "Finish", "GiveBack", "QueueState", "Submission"]

@@ -12,8 +12,7 @@ All times are PostgreSQL's: the clocks of hosts are never compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -24,18 +23,13 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from uuid_utils.compat import uuid7
 
 from shared.database import job_statements as transitions
-from shared.database.batches import Batches, Documents
 from shared.database.connections import Connections, seconds
-from shared.database.datasets import Datasets
-from shared.database.records import Files, Keys, Webhooks, Workers
-from shared.database.shards import Renewal, Shards, renewal
+from shared.database.shards import Renewal, renewal
 from shared.database.tables import IdempotencyRow, JobRow
+from shared.database.workers import Workers
 from shared.settings import Settings
 from tuwen.errors import Conflict, IdempotencyMismatch, NotFound, QuotaExceeded
 from tuwen.jobs import Job, JobError, JobRequest, JobResult, Kind, Status, Tenant
-
-HOUSEKEEPING_LOCK = 0x7475_7765_6E01
-"""Advisory lock of the housekeeper that acts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,33 +114,14 @@ class QueueState:
     """Seconds the oldest job that may run has waited; 0 when none waits."""
 
 
-class Database:
-    """Connections to PostgreSQL and every transition. Thread-safe; make one per process.
+class Jobs:
+    """Jobs from submission to their end. Thread-safe."""
 
-    Raises:
-        DatabaseUnavailable: from every method, when PostgreSQL cannot be reached.
-    """
-
-    def __init__(self, settings: Settings, *, pool_size: int = 8, longest: float | None = None):
-        """`longest`: seconds after which PostgreSQL breaks a statement off; none means never."""
+    def __init__(self, connections: Connections, workers: Workers, settings: Settings):
+        self._connections = connections
+        self._run = connections.run
+        self._workers = workers
         self._settings = settings
-        self._connections = Connections(settings, pool_size=pool_size, longest=longest)
-        self._run = self._connections.run
-        self.keys = Keys(self._connections)
-        self.files = Files(self._connections)
-        self.workers = Workers(self._connections, settings)
-        self.webhooks = Webhooks(self._connections)
-        self.documents = Documents(self._connections)
-        self.batches = Batches(self._connections)
-        self.datasets = Datasets(self._connections, settings)
-        self.shards = Shards(self._connections, settings)
-
-    def close(self) -> None:
-        self._connections.close()
-
-    def check(self) -> None:
-        """Readiness: PostgreSQL answers and the schema is there."""
-        self._run(select(JobRow.id).limit(1))
 
     # ── submission ────────────────────────────────────────────────────────────────────────────────
 
@@ -273,7 +248,7 @@ class Database:
             {"ids": ids, "epochs": [held[id] for id in ids], "lease": self._settings.lease},
             relaxed=True,
         )
-        self.workers.seen(worker)
+        self._workers.seen(worker)
         return renewal(held, rows)
 
     def finish(self, jobs: Sequence[Finish]) -> dict[UUID, Status]:
@@ -313,11 +288,11 @@ class Database:
 
     # ── the client's side ─────────────────────────────────────────────────────────────────────────
 
-    def job(self, id: UUID, tenant: Tenant) -> Job:
+    def get(self, id: UUID, tenant: Tenant) -> Job:
         """Raises NotFound also for another tenant's job."""
-        return self.jobs_by_id([id], tenant)[0]
+        return self.get_many([id], tenant)[0]
 
-    def jobs_by_id(self, ids: Sequence[UUID], tenant: Tenant) -> list[Job]:
+    def get_many(self, ids: Sequence[UUID], tenant: Tenant) -> list[Job]:
         """These jobs, in the order asked for. Raises NotFound when one is missing."""
         rows = self._run(_JOBS.where(JobRow.id.in_(ids), JobRow.tenant == tenant))
         found = {row.id: _job(row) for row in rows}
@@ -331,7 +306,7 @@ class Database:
         rows = self._run(select(JobRow.id, JobRow.status).where(JobRow.id.in_(ids)))
         return {row.id: Status(row.status) for row in rows}
 
-    def jobs(
+    def page(
         self,
         tenant: Tenant,
         *,
@@ -359,7 +334,7 @@ class Database:
         """
         rows = self._run(transitions.CANCEL, {"id": id, "tenant": tenant})
         if not rows:
-            job = self.job(id, tenant)
+            job = self.get(id, tenant)
             raise Conflict(f"Job {id} is already {job.status}; only a queued or running job can be cancelled.")
         return Status(rows[0].status)
 
@@ -400,17 +375,11 @@ class Database:
                 self._check_quota(connection, tenant, quota, 1)
             row = connection.execute(again).first()
         if row is None:
-            job = self.job(id, tenant)
+            job = self.get(id, tenant)
             raise Conflict(f"Job {id} is {job.status}; only a job that ended without a result can be retried.")
         return Dispatch(row.id, Kind(row.kind), row.priority)
 
     # ── housekeeping ──────────────────────────────────────────────────────────────────────────────
-
-    @contextmanager
-    def leading(self) -> Iterator[bool]:
-        """Whether this process is the one housekeeper that acts, until the block ends or it dies."""
-        with self._connections.transaction() as connection:
-            yield connection.execute(select(func.pg_try_advisory_xact_lock(HOUSEKEEPING_LOCK))).scalar_one()
 
     def rescue(self) -> dict[UUID, Status]:
         """Take back running jobs whose lease or deadline has passed."""

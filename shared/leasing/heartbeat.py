@@ -110,7 +110,7 @@ class Heartbeat:
     def _renew(self) -> None:
         with self._guard:
             held = dict(self._leases)
-        renewal = self._database.renew({id: lease.claim.epoch for id, lease in held.items()}, self._worker)
+        renewal = self._database.jobs.renew({id: lease.claim.epoch for id, lease in held.items()}, self._worker)
         for id in renewal.cancelled | renewal.lost:
             held[id].stop()
         for id in renewal.lost & self._still_held(held):

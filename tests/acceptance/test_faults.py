@@ -179,7 +179,7 @@ def test_a_job_is_cancelled_while_it_runs(system: System) -> None:
     system.worker()
     [id] = submit(system, "sleep 30")
     system.running([id])
-    system.database.cancel(id, "local")
+    system.database.jobs.cancel(id, "local")
     system.queue.request_cancel(id)
     [job] = system.finished([id], timeout=10)
     assert job.status is Status.CANCELLED

@@ -109,7 +109,7 @@ def insert_and_publish(count: int) -> float:
     request = JobRequest.model_validate({"input": {"kind": "generate", "prompt": "a black cat"}})
 
     def once() -> None:
-        queue.publish(database.submit([request], tenant="local").dispatches)
+        queue.publish(database.jobs.submit([request], tenant="local").dispatches)
 
     once()
     started = time.perf_counter()

@@ -67,7 +67,7 @@ def rate(settings: Settings, folder: Path, kind: Kind, jobs: int, models: Sequen
     try:
         wanted = _input(kind, settings)
         each = [JobRequest.model_validate({"input": wanted, "model": model}) for model in models]
-        submission = system.database.submit([each[i % len(each)] for i in range(jobs)], tenant=TENANT)
+        submission = system.database.jobs.submit([each[i % len(each)] for i in range(jobs)], tenant=TENANT)
         system.queue.publish(submission.dispatches)
         system.worker(f"bench-{kind}-{jobs}")
         # Counting is cheap; to look at a thousand jobs ten times a second would be measured, too.
@@ -86,7 +86,7 @@ def rate(settings: Settings, folder: Path, kind: Kind, jobs: int, models: Sequen
 
 
 def _unfinished(system: System) -> int:
-    return sum(state.queued + state.running for state in system.database.queues().values())
+    return sum(state.queued + state.running for state in system.database.jobs.queues().values())
 
 
 def _input(kind: Kind, settings: Settings) -> dict[str, Any]:

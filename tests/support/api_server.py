@@ -60,7 +60,7 @@ class FakeWorker:
         self._epochs: dict[UUID, int] = {}
 
     def claim(self, id: UUID) -> None:
-        self._epochs[id] = self._database.claim([id], "cpu@test")[id].epoch
+        self._epochs[id] = self._database.jobs.claim([id], "cpu@test")[id].epoch
         self._queue.announce([(id, {"status": Status.RUNNING.value})])
 
     def tell(self, id: UUID, step: int, steps: int) -> None:
@@ -78,7 +78,7 @@ class FakeWorker:
         self._end(Finish(id, self._epochs[id], error=JobError(code="engine_error", detail="It did not work.")))
 
     def _end(self, finish: Finish) -> None:
-        ended = self._database.finish([finish])
+        ended = self._database.jobs.finish([finish])
         self._queue.announce((id, {"status": status.value}) for id, status in ended.items())
 
     def close(self) -> None:

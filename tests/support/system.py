@@ -122,11 +122,11 @@ class System:
     def submit(self, *prompts: str, **fields: Any) -> list[UUID]:
         """As the API does it: commit, then publish; a Redis that is gone is the housekeeper's affair."""
         requests = [JobRequest.model_validate({"input": {"kind": "generate", "prompt": p}, **fields}) for p in prompts]
-        submission = self.database.submit(requests, tenant=TENANT)
+        submission = self.database.jobs.submit(requests, tenant=TENANT)
         try:
             self.queue.publish(submission.dispatches)
         except QueueUnavailable:
-            self.database.dispatch_now(submission.ids)
+            self.database.jobs.dispatch_now(submission.ids)
         return submission.ids
 
     def has_database(self) -> bool:
@@ -138,7 +138,7 @@ class System:
         return True
 
     def jobs(self, ids: Iterable[UUID]) -> list[Job]:
-        return self.database.jobs_by_id(list(ids), TENANT)
+        return self.database.jobs.get_many(list(ids), TENANT)
 
     def statuses(self, ids: Iterable[UUID]) -> list[Status]:
         return [job.status for job in self.jobs(ids)]

@@ -87,7 +87,7 @@ class MissedEvents:
         return [
             *(
                 Outline(task_name(Kind(row.kind)), (str(row.id),), row)
-                for row in self._database.outlines(jobs, newest=NEWEST)
+                for row in self._database.jobs.outlines(jobs, newest=NEWEST)
             ),
             *(
                 Outline(SHARD_TASK, (str(row.id), row.priority), row)

@@ -46,7 +46,7 @@ class Collector:
         self._age = timedelta(seconds=settings.orphan_age)
         self._queue = queue
         self._store = store
-        self._unreferenced: dict[str, Unreferenced] = dict.fromkeys(OURS, database.unreferenced)
+        self._unreferenced: dict[str, Unreferenced] = dict.fromkeys(OURS, database.jobs.unreferenced)
         self._unreferenced["datasets"] = database.shards.unreferenced
         self._stopping = threading.Event()
 

@@ -73,9 +73,9 @@ class Housekeeper:
 
     def _mend(self) -> None:
         if time.monotonic() >= self._trusting_from:
-            self._announce(self._database.rescue())
+            self._announce(self._database.jobs.rescue())
             self._tell_flower({id: Status(status.value) for id, status in self._datasets.rescue().items()})
-        self._announce(dict.fromkeys(self._database.expire_queued(), Status.EXPIRED))
+        self._announce(dict.fromkeys(self._database.jobs.expire_queued(), Status.EXPIRED))
         self._dispatch()
         self._datasets.keep()
 
@@ -85,7 +85,7 @@ class Housekeeper:
     def collect(self) -> None:
         """Remove what nobody can ask for any more: orphaned objects, dead workers, old idempotency keys."""
         self._database.workers.forget()
-        self._database.forget_idempotency_keys()
+        self._database.jobs.forget_idempotency_keys()
         self._collector.collect()
 
     def stop(self) -> None:
@@ -101,27 +101,27 @@ class Housekeeper:
             generation = self._queue.generation()
             if generation != self._generation:
                 # Another Redis, or the same one after a restart or a wipe: what it held may be gone.
-                log.info("Redis may have lost its messages: %d queued jobs are due", self._database.all_due())
+                log.info("Redis may have lost its messages: %d queued jobs are due", self._database.jobs.all_due())
                 log.info("and %d queued shards", self._datasets.all_due())
                 self._generation = generation
             messages = self._queue.depth()
         except QueueUnavailable as error:
             log.warning("nothing published: %s", error)
             return
-        for kind, state in self._database.queues().items():
+        for kind, state in self._database.jobs.queues().items():
             lost = state.ready - messages[kind]
             if lost > 0:
                 self._publish(kind, min(lost, DISPATCH_LIMIT))
 
     def _publish(self, kind: Kind, most: int) -> None:
-        due = self._database.take_due(kind, most)
+        due = self._database.jobs.take_due(kind, most)
         if not due:
             return
         log.info("publishing %d %s jobs again", len(due), kind)
         try:
             self._queue.publish(due)
         except QueueUnavailable:
-            self._database.dispatch_now([job.id for job in due])
+            self._database.jobs.dispatch_now([job.id for job in due])
 
     def _sign(self) -> None:
         """Leave the trace that the health check looks for."""

@@ -178,7 +178,7 @@ class Runner:
                 for ticket in some:
                     ticket.dropped(None)
         if tickets:
-            self._database.dispatch_now([ticket.job_id for ticket in tickets])
+            self._database.jobs.dispatch_now([ticket.job_id for ticket in tickets])
 
     def _free_places(self, most: int) -> int:
         """Wait for one free place; take up to `most` of those there are, none when the worker stops."""
@@ -198,7 +198,7 @@ class Runner:
         asked = time.time_ns()
         try:
             ids = [ticket.job_id for ticket in tickets]
-            claims = patiently(lambda: self._database.claim(ids, self._worker), self._settings.lease)
+            claims = patiently(lambda: self._database.jobs.claim(ids, self._worker), self._settings.lease)
         except Exception:
             self._places.release(len(tickets))
             raise
@@ -226,7 +226,7 @@ class Runner:
 
     def _drop(self, tickets: Sequence[Ticket]) -> None:
         """Messages for jobs that may not run: duplicates, or they ended while they waited."""
-        statuses = self._database.statuses([ticket.job_id for ticket in tickets])
+        statuses = self._database.jobs.statuses([ticket.job_id for ticket in tickets])
         for ticket in tickets:
             ticket.dropped(statuses.get(ticket.job_id))
 
@@ -373,9 +373,9 @@ class Runner:
         """Write the endings; the states of those that were still this worker's to end."""
         statuses: dict[UUID, Status] = {}
         if finished := [ending for ending in endings if isinstance(ending, Finish)]:
-            statuses |= self._database.finish(finished)
+            statuses |= self._database.jobs.finish(finished)
         if given_back := [ending for ending in endings if isinstance(ending, GiveBack)]:
-            statuses |= self._database.give_back(given_back)
+            statuses |= self._database.jobs.give_back(given_back)
         return statuses
 
     def _tell(self, run: _Run, status: Status | None, error: JobError | None) -> None:

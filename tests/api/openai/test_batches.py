@@ -162,7 +162,7 @@ def test_a_cancelled_batch_keeps_what_is_done(client: OpenAI, system: System) ->
 
 def _jobs(system: System, batch: Batch) -> list[Any]:
     ids = system.database.batches.jobs_under_way(document_id(batch.id.replace("batch_", "file-")))
-    return system.database.jobs_by_id(ids, "local")
+    return system.database.jobs.get_many(ids, "local")
 
 
 def _succeeded(system: System, batch: Batch) -> int:

@@ -212,9 +212,9 @@ class TestChat:
     def test_who_goes_away_has_the_job_cancelled(self, client: OpenAI, system: System) -> None:
         with pytest.raises(openai.APITimeoutError):
             client.with_options(timeout=0.5).images.generate(prompt="sleep 60")
-        [job] = system.database.jobs("local", limit=1)
+        [job] = system.database.jobs.page("local", limit=1)
         assert job.input["prompt"] == "sleep 60"
-        eventually(lambda: system.database.job(job.id, "local").status is Status.CANCELLED)
+        eventually(lambda: system.database.jobs.get(job.id, "local").status is Status.CANCELLED)
 
 
 class TestModels:

@@ -23,7 +23,7 @@ FROZEN = 5.0
 
 def due(database: Database) -> int:
     """Take what the housekeeper would publish now."""
-    return len(database.take_due(Kind.GENERATE, 1000))
+    return len(database.jobs.take_due(Kind.GENERATE, 1000))
 
 
 def test_submissions_are_kept_while_redis_is_dead(api: httpx.Client, valkey: Valkey, database: Database) -> None:
@@ -58,7 +58,7 @@ def test_nobody_waits_for_a_frozen_redis(api: httpx.Client, valkey: Valkey, data
         api.timeout = httpx.Timeout(FROZEN)
         for _ in range(10):
             assert api.post("/v1/jobs", json=GENERATE).status_code == 202
-        assert database.claim([running], "cpu@test")
+        assert database.jobs.claim([running], "cpu@test")
         for _ in range(10):
             assert api.get(f"/v1/jobs/{running}").json()["status"] == "running"
         assert api.get("/readyz").json()["status"] == "degraded"

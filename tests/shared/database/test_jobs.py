@@ -37,11 +37,11 @@ def request(**fields: object) -> JobRequest:
 
 
 def submit(database: Database, count: int = 1, tenant: str = "t", **fields: object) -> list[UUID]:
-    return database.submit([request(**fields)] * count, tenant=tenant).ids
+    return database.jobs.submit([request(**fields)] * count, tenant=tenant).ids
 
 
 def claim(database: Database, id: UUID, worker: str = "w") -> Claim:
-    return database.claim([id], worker)[id]
+    return database.jobs.claim([id], worker)[id]
 
 
 def rewind(sql: Sql, id: UUID, column: str, by: float = 3600.0) -> None:
@@ -102,55 +102,55 @@ class TestSchema:
 class TestSubmission:
     def test_a_new_job(self, database: Database) -> None:
         [id] = submit(database, priority=7, deadline=60.0)
-        job = database.job(id, "t")
+        job = database.jobs.get(id, "t")
         assert (job.status, job.kind, job.model, job.priority) == (Status.QUEUED, Kind.GENERATE, "builtin", 7)
         assert job.deadline_at - job.created_at == timedelta(seconds=60)
         assert job.input["prompt"] == "一只黑色的猫"
 
     def test_many_keep_their_order(self, database: Database) -> None:
-        submission = database.submit([request(priority=n % 10) for n in range(50)], tenant="t")
-        jobs = database.jobs_by_id(submission.ids, "t")
+        submission = database.jobs.submit([request(priority=n % 10) for n in range(50)], tenant="t")
+        jobs = database.jobs.get_many(submission.ids, "t")
         assert [job.priority for job in jobs] == [n % 10 for n in range(50)]
         assert [dispatch.id for dispatch in submission.dispatches] == submission.ids
 
     def test_idempotency(self, database: Database) -> None:
-        first = database.submit([request()], tenant="t", idempotency_key="k", body_sha256="a")
-        again = database.submit([request()], tenant="t", idempotency_key="k", body_sha256="a")
+        first = database.jobs.submit([request()], tenant="t", idempotency_key="k", body_sha256="a")
+        again = database.jobs.submit([request()], tenant="t", idempotency_key="k", body_sha256="a")
         assert (again.ids, again.replayed, again.dispatches) == (first.ids, True, [])
         with pytest.raises(IdempotencyMismatch):
-            database.submit([request()], tenant="t", idempotency_key="k", body_sha256="b")
-        other = database.submit([request()], tenant="other", idempotency_key="k", body_sha256="b")
+            database.jobs.submit([request()], tenant="t", idempotency_key="k", body_sha256="b")
+        other = database.jobs.submit([request()], tenant="other", idempotency_key="k", body_sha256="b")
         assert other.ids != first.ids
 
     def test_idempotency_under_concurrency(self, database: Database) -> None:
         def once(_: int) -> UUID:
-            return database.submit([request()], tenant="t", idempotency_key="k", body_sha256="a").ids[0]
+            return database.jobs.submit([request()], tenant="t", idempotency_key="k", body_sha256="a").ids[0]
 
         with ThreadPoolExecutor(16) as pool:
             assert len(set(pool.map(once, range(40)))) == 1
-        assert len(database.jobs("t")) == 1
+        assert len(database.jobs.page("t")) == 1
 
     def test_a_refused_submission_leaves_its_key_unused(self, database: Database) -> None:
         with pytest.raises(QuotaExceeded):
-            database.submit([request()] * 2, tenant="t", quota=1, idempotency_key="k", body_sha256="a")
-        assert not database.submit([request()], tenant="t", quota=1, idempotency_key="k", body_sha256="b").replayed
+            database.jobs.submit([request()] * 2, tenant="t", quota=1, idempotency_key="k", body_sha256="a")
+        assert not database.jobs.submit([request()], tenant="t", quota=1, idempotency_key="k", body_sha256="b").replayed
 
     def test_quota_is_exact_under_concurrency(self, database: Database) -> None:
         def attempt(_: int) -> bool:
             try:
-                database.submit([request()], tenant="t", quota=10)
+                database.jobs.submit([request()], tenant="t", quota=10)
             except QuotaExceeded:
                 return False
             return True
 
         with ThreadPoolExecutor(16) as pool:
             assert sum(pool.map(attempt, range(50))) == 10
-        database.submit([request()], tenant="other", quota=1)
+        database.jobs.submit([request()], tenant="other", quota=1)
 
     def test_finished_jobs_do_not_count(self, database: Database) -> None:
         for _ in range(3):
-            [id] = database.submit([request()], tenant="t", quota=1).ids
-            database.cancel(id, "t")
+            [id] = database.jobs.submit([request()], tenant="t", quota=1).ids
+            database.jobs.cancel(id, "t")
 
 
 class TestClaim:
@@ -158,21 +158,21 @@ class TestClaim:
         ids = submit(database, 20)
 
         def attempt(worker: int) -> int:
-            return len(database.claim(ids, str(worker)))
+            return len(database.jobs.claim(ids, str(worker)))
 
         with ThreadPoolExecutor(8) as pool:
             assert sum(pool.map(attempt, range(8))) == 20
 
     def test_not_before_it_is_available(self, database: Database) -> None:
         [id] = submit(database)
-        database.give_back([GiveBack(id, claim(database, id).epoch, "retry", BOOM)])
-        assert database.claim([id], "w") == {}
+        database.jobs.give_back([GiveBack(id, claim(database, id).epoch, "retry", BOOM)])
+        assert database.jobs.claim([id], "w") == {}
 
     def test_not_what_is_over_unknown_or_past_its_deadline(self, database: Database, sql: Sql) -> None:
         cancelled, late = submit(database, 2)
-        database.cancel(cancelled, "t")
+        database.jobs.cancel(cancelled, "t")
         rewind(sql, late, "deadline_at", 2 * 86_400)
-        assert database.claim([cancelled, late, uuid4()], "w") == {}
+        assert database.jobs.claim([cancelled, late, uuid4()], "w") == {}
 
     def test_an_epoch_is_never_given_twice(self, database: Database, postgres: Postgres) -> None:
         """Not even when PostgreSQL is killed right after a claim, and its worker does not know."""
@@ -181,8 +181,8 @@ class TestClaim:
         postgres.kill()
         postgres.start()
         database.check()
-        assert database.job(id, "t").status is Status.RUNNING
-        assert database.renew({id: held.epoch}, "w").lost == frozenset()
+        assert database.jobs.get(id, "t").status is Status.RUNNING
+        assert database.jobs.renew({id: held.epoch}, "w").lost == frozenset()
 
     def test_what_the_worker_is_told(self, database: Database) -> None:
         [id] = submit(database)
@@ -196,147 +196,153 @@ class TestEnding:
     def test_success(self, database: Database) -> None:
         [id] = submit(database)
         held = claim(database, id)
-        assert database.finish([Finish(id, held.epoch, RESULT, "results/x")]) == {id: Status.SUCCEEDED}
-        job = database.job(id, "t")
+        assert database.jobs.finish([Finish(id, held.epoch, RESULT, "results/x")]) == {id: Status.SUCCEEDED}
+        job = database.jobs.get(id, "t")
         assert (job.status, job.result, job.worker) == (Status.SUCCEEDED, RESULT, "w")
         assert job.finished_at is not None
 
     def test_failure(self, database: Database) -> None:
         [id] = submit(database)
-        database.finish([Finish(id, claim(database, id).epoch, error=BOOM)])
-        job = database.job(id, "t")
+        database.jobs.finish([Finish(id, claim(database, id).epoch, error=BOOM)])
+        job = database.jobs.get(id, "t")
         assert (job.status, job.error) == (Status.FAILED, BOOM)
 
     def test_a_stale_worker_changes_nothing(self, database: Database) -> None:
         [id] = submit(database)
         stale = claim(database, id, "stale")
-        database.give_back([GiveBack(id, stale.epoch, "released")])
+        database.jobs.give_back([GiveBack(id, stale.epoch, "released")])
         fresh = claim(database, id, "fresh")
-        assert database.finish([Finish(id, stale.epoch, RESULT)]) == {}
-        assert database.give_back([GiveBack(id, stale.epoch, "crash", BOOM)]) == {}
-        assert database.renew({id: stale.epoch}, "stale").lost == {id}
-        assert database.job(id, "t").worker == "fresh"
-        assert database.finish([Finish(id, fresh.epoch, RESULT)]) == {id: Status.SUCCEEDED}
-        assert database.finish([Finish(id, fresh.epoch, error=BOOM)]) == {}
-        assert database.job(id, "t").result == RESULT
+        assert database.jobs.finish([Finish(id, stale.epoch, RESULT)]) == {}
+        assert database.jobs.give_back([GiveBack(id, stale.epoch, "crash", BOOM)]) == {}
+        assert database.jobs.renew({id: stale.epoch}, "stale").lost == {id}
+        assert database.jobs.get(id, "t").worker == "fresh"
+        assert database.jobs.finish([Finish(id, fresh.epoch, RESULT)]) == {id: Status.SUCCEEDED}
+        assert database.jobs.finish([Finish(id, fresh.epoch, error=BOOM)]) == {}
+        assert database.jobs.get(id, "t").result == RESULT
 
     def test_release_costs_nothing(self, database: Database) -> None:
         [id] = submit(database, max_attempts=1)
         for _ in range(3):
-            assert database.give_back([GiveBack(id, claim(database, id).epoch, "released")]) == {id: Status.QUEUED}
-        assert database.job(id, "t").attempts == 0
+            assert database.jobs.give_back([GiveBack(id, claim(database, id).epoch, "released")]) == {id: Status.QUEUED}
+        assert database.jobs.get(id, "t").attempts == 0
 
     def test_retries_back_off_and_are_spent(self, database: Database, sql: Sql) -> None:
         [id] = submit(database, max_attempts=3)
         for wait in (5, 10):
-            assert database.give_back([GiveBack(id, claim(database, id).epoch, "retry", BOOM)]) == {id: Status.QUEUED}
+            assert database.jobs.give_back([GiveBack(id, claim(database, id).epoch, "retry", BOOM)]) == {
+                id: Status.QUEUED
+            }
             [[backoff]] = sql("SELECT available_at - now() FROM jobs WHERE id = :id", id=id)
             assert timedelta(seconds=wait - 2) < backoff <= timedelta(seconds=wait)
             rewind(sql, id, "available_at")
-        assert database.give_back([GiveBack(id, claim(database, id).epoch, "retry", BOOM)]) == {id: Status.FAILED}
-        assert database.job(id, "t").error == BOOM
+        assert database.jobs.give_back([GiveBack(id, claim(database, id).epoch, "retry", BOOM)]) == {id: Status.FAILED}
+        assert database.jobs.get(id, "t").error == BOOM
 
     def test_third_crash_is_quarantine(self, database: Database, sql: Sql) -> None:
         [id] = submit(database)
         for expected in (Status.QUEUED, Status.QUEUED, Status.QUARANTINED):
-            assert database.give_back([GiveBack(id, claim(database, id).epoch, "crash", BOOM)]) == {id: expected}
+            assert database.jobs.give_back([GiveBack(id, claim(database, id).epoch, "crash", BOOM)]) == {id: expected}
             rewind(sql, id, "available_at")
 
     def test_many_at_once(self, database: Database) -> None:
         ids = submit(database, 4)
-        held = database.claim(ids, "w")
+        held = database.jobs.claim(ids, "w")
         endings = [Finish(id, held[id].epoch, RESULT) for id in ids[:2]]
         endings.append(Finish(ids[2], held[ids[2]].epoch, error=BOOM))
         endings.append(Finish(ids[3], held[ids[3]].epoch + 1, RESULT))
-        assert database.finish(endings) == {ids[0]: Status.SUCCEEDED, ids[1]: Status.SUCCEEDED, ids[2]: Status.FAILED}
+        assert database.jobs.finish(endings) == {
+            ids[0]: Status.SUCCEEDED,
+            ids[1]: Status.SUCCEEDED,
+            ids[2]: Status.FAILED,
+        }
 
 
 class TestCancelAndRetry:
     def test_queued_is_cancelled_at_once(self, database: Database) -> None:
         [id] = submit(database)
-        assert database.cancel(id, "t") is Status.CANCELLED
+        assert database.jobs.cancel(id, "t") is Status.CANCELLED
         with pytest.raises(Conflict, match="already cancelled"):
-            database.cancel(id, "t")
+            database.jobs.cancel(id, "t")
 
     def test_running_is_flagged_and_its_worker_learns_it(self, database: Database) -> None:
         [id] = submit(database)
         held = claim(database, id)
-        assert database.renew({id: held.epoch}, "w").cancelled == frozenset()
-        assert database.cancel(id, "t") is Status.RUNNING
-        assert database.job(id, "t").cancel_requested
-        assert database.renew({id: held.epoch}, "w").cancelled == {id}
-        assert database.give_back([GiveBack(id, held.epoch, "cancelled")]) == {id: Status.CANCELLED}
+        assert database.jobs.renew({id: held.epoch}, "w").cancelled == frozenset()
+        assert database.jobs.cancel(id, "t") is Status.RUNNING
+        assert database.jobs.get(id, "t").cancel_requested
+        assert database.jobs.renew({id: held.epoch}, "w").cancelled == {id}
+        assert database.jobs.give_back([GiveBack(id, held.epoch, "cancelled")]) == {id: Status.CANCELLED}
 
     def test_a_cancelled_job_is_not_tried_again(self, database: Database) -> None:
         [id] = submit(database)
         held = claim(database, id)
-        database.cancel(id, "t")
-        assert database.give_back([GiveBack(id, held.epoch, "retry", BOOM)]) == {id: Status.CANCELLED}
+        database.jobs.cancel(id, "t")
+        assert database.jobs.give_back([GiveBack(id, held.epoch, "retry", BOOM)]) == {id: Status.CANCELLED}
 
     def test_other_tenants_see_nothing(self, database: Database) -> None:
         [id] = submit(database)
-        for act in (database.job, database.cancel, database.retry):
+        for act in (database.jobs.get, database.jobs.cancel, database.jobs.retry):
             with pytest.raises(NotFound):
                 act(id, "other")
-        assert database.jobs("other") == []
+        assert database.jobs.page("other") == []
 
     def test_retry_starts_afresh(self, database: Database) -> None:
         [id] = submit(database)
-        database.finish([Finish(id, claim(database, id).epoch, error=BOOM)])
-        assert database.retry(id, "t").id == id
-        job = database.job(id, "t")
+        database.jobs.finish([Finish(id, claim(database, id).epoch, error=BOOM)])
+        assert database.jobs.retry(id, "t").id == id
+        job = database.jobs.get(id, "t")
         assert (job.status, job.attempts, job.error, job.finished_at) == (Status.QUEUED, 0, None, None)
         with pytest.raises(Conflict, match="is queued"):
-            database.retry(id, "t")
-        database.finish([Finish(id, claim(database, id).epoch, RESULT)])
+            database.jobs.retry(id, "t")
+        database.jobs.finish([Finish(id, claim(database, id).epoch, RESULT)])
         with pytest.raises(Conflict, match="is succeeded"):
-            database.retry(id, "t")
+            database.jobs.retry(id, "t")
 
     def test_each_retry_gives_as_much_time_as_the_first_submission(self, database: Database, sql: Sql) -> None:
         [id] = submit(database, deadline=60.0)
         for _ in range(2):
             rewind(sql, id, "deadline_at", 90)
-            assert database.expire_queued() == [id]
-            database.retry(id, "t")
+            assert database.jobs.expire_queued() == [id]
+            database.jobs.retry(id, "t")
             [[left]] = sql("SELECT deadline_at - now() FROM jobs WHERE id = :id", id=id)
             assert timedelta(seconds=50) < left <= timedelta(seconds=60)
 
     def test_retry_keeps_the_quota(self, database: Database) -> None:
         first, _ = submit(database, 2)
-        database.cancel(first, "t")
+        database.jobs.cancel(first, "t")
         with pytest.raises(QuotaExceeded):
-            database.retry(first, "t", quota=1)
-        assert database.job(first, "t").status is Status.CANCELLED
-        database.retry(first, "t", quota=2)
+            database.jobs.retry(first, "t", quota=1)
+        assert database.jobs.get(first, "t").status is Status.CANCELLED
+        database.jobs.retry(first, "t", quota=2)
 
     def test_an_old_epoch_stays_stale_after_a_retry(self, database: Database) -> None:
         [id] = submit(database)
         stale = claim(database, id)
-        database.finish([Finish(id, stale.epoch, error=BOOM)])
-        database.retry(id, "t")
+        database.jobs.finish([Finish(id, stale.epoch, error=BOOM)])
+        database.jobs.retry(id, "t")
         claim(database, id)
-        assert database.finish([Finish(id, stale.epoch, RESULT)]) == {}
+        assert database.jobs.finish([Finish(id, stale.epoch, RESULT)]) == {}
 
 
 class TestHousekeeping:
     def test_rescue_takes_back_expired_leases_only(self, database: Database, sql: Sql) -> None:
         dead, alive = submit(database, 2)
-        database.claim([dead, alive], "w")
+        database.jobs.claim([dead, alive], "w")
         rewind(sql, dead, "lease_until")
-        assert database.rescue() == {dead: Status.QUEUED}
-        job = database.job(dead, "t")
+        assert database.jobs.rescue() == {dead: Status.QUEUED}
+        job = database.jobs.get(dead, "t")
         assert job.error is not None
         assert job.error.code == "worker_lost"
-        assert database.job(alive, "t").status is Status.RUNNING
+        assert database.jobs.get(alive, "t").status is Status.RUNNING
 
     def test_rescue_ends_what_was_cancelled_or_is_late(self, database: Database, sql: Sql) -> None:
         cancelled, late = submit(database, 2)
-        database.claim([cancelled, late], "w")
-        database.cancel(cancelled, "t")
+        database.jobs.claim([cancelled, late], "w")
+        database.jobs.cancel(cancelled, "t")
         rewind(sql, cancelled, "lease_until")
         rewind(sql, late, "deadline_at", 2 * 86_400)
-        assert database.rescue() == {cancelled: Status.CANCELLED, late: Status.EXPIRED}
-        assert database.job(late, "t").error is None, "its worker was there all the time"
+        assert database.jobs.rescue() == {cancelled: Status.CANCELLED, late: Status.EXPIRED}
+        assert database.jobs.get(late, "t").error is None, "its worker was there all the time"
 
     def test_rescue_leaves_alone_what_its_worker_is_just_changing(
         self, database: Database, sql: Sql, settings: Settings
@@ -347,52 +353,52 @@ class TestHousekeeping:
         engine = create_engine(driver_url(settings.database_url))
         with engine.begin() as connection:
             connection.execute(text("UPDATE jobs SET lease_until = now() + interval '1 minute'"))
-            assert database.rescue() == {}
+            assert database.jobs.rescue() == {}
         engine.dispose()
-        assert database.rescue() == {}
+        assert database.jobs.rescue() == {}
 
     def test_three_lost_workers_quarantine(self, database: Database, sql: Sql) -> None:
         [id] = submit(database)
         for expected in (Status.QUEUED, Status.QUEUED, Status.QUARANTINED):
             claim(database, id)
             rewind(sql, id, "lease_until")
-            assert database.rescue() == {id: expected}
+            assert database.jobs.rescue() == {id: expected}
             rewind(sql, id, "available_at")
 
     def test_queued_jobs_expire(self, database: Database, sql: Sql) -> None:
         late, timely = submit(database, 2)
         rewind(sql, late, "deadline_at", 2 * 86_400)
-        assert database.expire_queued() == [late]
-        assert database.job(timely, "t").status is Status.QUEUED
+        assert database.jobs.expire_queued() == [late]
+        assert database.jobs.get(timely, "t").status is Status.QUEUED
 
     def test_due_jobs_are_taken_once(self, database: Database) -> None:
         ids = submit(database, 5)
-        assert database.take_due(Kind.GENERATE, 10) == []
-        assert database.all_due() == 5
-        assert database.take_due(Kind.DESCRIBE, 10) == []
-        taken = [job.id for most in (2, 10, 10) for job in database.take_due(Kind.GENERATE, most)]
+        assert database.jobs.take_due(Kind.GENERATE, 10) == []
+        assert database.jobs.all_due() == 5
+        assert database.jobs.take_due(Kind.DESCRIBE, 10) == []
+        taken = [job.id for most in (2, 10, 10) for job in database.jobs.take_due(Kind.GENERATE, most)]
         assert sorted(taken) == sorted(ids)
 
     def test_urgent_ones_are_taken_first(self, database: Database) -> None:
         submit(database, 3, priority=1)
         [urgent] = submit(database, priority=9)
-        database.all_due()
-        assert [job.id for job in database.take_due(Kind.GENERATE, 1)] == [urgent]
+        database.jobs.all_due()
+        assert [job.id for job in database.jobs.take_due(Kind.GENERATE, 1)] == [urgent]
 
     def test_dispatch_now(self, database: Database) -> None:
         [id] = submit(database)
-        database.dispatch_now([id])
-        assert [job.id for job in database.take_due(Kind.GENERATE, 10)] == [id]
+        database.jobs.dispatch_now([id])
+        assert [job.id for job in database.jobs.take_due(Kind.GENERATE, 10)] == [id]
 
     def test_queue_states(self, database: Database, sql: Sql) -> None:
         waiting, running, backing_off = submit(database, 3)
         claim(database, running)
-        database.give_back([GiveBack(backing_off, claim(database, backing_off).epoch, "retry", BOOM)])
+        database.jobs.give_back([GiveBack(backing_off, claim(database, backing_off).epoch, "retry", BOOM)])
         rewind(sql, waiting, "available_at", 100)
-        state = database.queues()[Kind.GENERATE]
+        state = database.jobs.queues()[Kind.GENERATE]
         assert (state.queued, state.ready, state.running) == (2, 1, 1)
         assert 100 <= state.oldest_age < 200
-        assert database.queues()[Kind.MATCH].queued == 0
+        assert database.jobs.queues()[Kind.MATCH].queued == 0
 
     def test_one_housekeeper_leads(self, database: Database, settings: Settings) -> None:
         other = Database(settings)
@@ -404,19 +410,19 @@ class TestHousekeeping:
 
     def test_unreferenced_objects(self, database: Database) -> None:
         [id] = submit(database)
-        database.finish([Finish(id, claim(database, id).epoch, RESULT, "results/kept")])
+        database.jobs.finish([Finish(id, claim(database, id).epoch, RESULT, "results/kept")])
         database.files.add(
             tenant="t", sha256="0" * 64, key="files/kept", media_type="image/png", width=1, height=1, size=1
         )
-        assert database.unreferenced(["results/kept", "files/kept", "results/orphan"]) == ["results/orphan"]
+        assert database.jobs.unreferenced(["results/kept", "files/kept", "results/orphan"]) == ["results/orphan"]
 
     def test_all_images_of_the_candidates_are_referenced(self, database: Database) -> None:
         [id] = submit(database)
         images = [StoredImage(key=f"results/{name}", sha256=name, width=8, height=8) for name in "ab"]
         candidates = tuple(Candidate(seed=seed, score=0.5, image=image) for seed, image in enumerate(images))
         result = GenerateResult(image=images[0], seed=0, score=0.5, candidates=candidates)
-        database.finish([Finish(id, claim(database, id).epoch, result, "results/a")])
-        assert database.unreferenced(["results/a", "results/b", "results/c"]) == ["results/c"]
+        database.jobs.finish([Finish(id, claim(database, id).epoch, result, "results/a")])
+        assert database.jobs.unreferenced(["results/a", "results/b", "results/c"]) == ["results/c"]
 
 
 class TestWebhooks:
@@ -425,35 +431,35 @@ class TestWebhooks:
         submit(database)
         held = claim(database, id)
         assert database.webhooks.take(10) == []
-        database.finish([Finish(id, held.epoch, RESULT)])
+        database.jobs.finish([Finish(id, held.epoch, RESULT)])
         [owed] = database.webhooks.take(10)
         assert (owed.job_id, owed.status, owed.attempts, owed.url) == (id, "succeeded", 1, HOOK)
         assert database.webhooks.take(10) == [], "taking one puts it off"
 
     def test_every_way_to_end_owes_one(self, database: Database, sql: Sql) -> None:
         cancelled, expired, lost = submit(database, 3, webhook=HOOK)
-        database.cancel(cancelled, "t")
+        database.jobs.cancel(cancelled, "t")
         rewind(sql, expired, "deadline_at", 2 * 86_400)
-        database.expire_queued()
+        database.jobs.expire_queued()
         claim(database, lost)
         rewind(sql, lost, "deadline_at", 2 * 86_400)
-        database.rescue()
+        database.jobs.rescue()
         assert {owed.job_id for owed in database.webhooks.take(10)} == {cancelled, expired, lost}
 
     def test_a_retried_job_owes_another_one_when_it_ends_again(self, database: Database) -> None:
         [id] = submit(database, webhook=HOOK)
-        database.cancel(id, "t")
-        database.retry(id, "t")
+        database.jobs.cancel(id, "t")
+        database.jobs.retry(id, "t")
         assert database.webhooks.take(1) == [], "nothing to tell yet"
         [other] = submit(database, webhook=HOOK)
-        database.cancel(other, "t")
+        database.jobs.cancel(other, "t")
         [owed] = database.webhooks.take(1)
         assert owed.job_id == other, "not held up by it"
-        database.cancel(id, "t")
+        database.jobs.cancel(id, "t")
         [first] = database.webhooks.take(1)
         database.webhooks.delivered(first.id)
-        database.retry(id, "t")
-        database.cancel(id, "t")
+        database.jobs.retry(id, "t")
+        database.jobs.cancel(id, "t")
         [second] = database.webhooks.take(1)
         assert second.job_id == first.job_id == id
         assert second.id != first.id
@@ -461,7 +467,7 @@ class TestWebhooks:
     def test_until_delivered_or_given_up(self, database: Database, sql: Sql) -> None:
         ids = submit(database, 2, webhook="https://example.com/hook")
         for id in ids:
-            database.cancel(id, "t")
+            database.jobs.cancel(id, "t")
         delivered, failed = database.webhooks.take(10)
         database.webhooks.delivered(delivered.id)
         database.webhooks.failed(failed.id, "answered 500", give_up=False)
@@ -505,7 +511,7 @@ class TestKeysFilesWorkers:
         assert [row.name for row in database.workers.alive()] == ["w1", "w2"]
         sql("UPDATE workers SET seen_at = seen_at - interval '5 minutes' WHERE name = 'w2'")
         assert [row.name for row in database.workers.alive()] == ["w1"]
-        database.renew({}, "w2")
+        database.jobs.renew({}, "w2")
         assert [row.name for row in database.workers.alive()] == ["w1", "w2"]
         database.workers.unregister("w1")
         assert [row.name for row in database.workers.alive()] == ["w2"]
@@ -513,9 +519,9 @@ class TestKeysFilesWorkers:
 
 def test_pages(database: Database) -> None:
     ids = submit(database, 5)
-    first = database.jobs("t", limit=3)
-    second = database.jobs("t", limit=3, before=first[-1].id)
+    first = database.jobs.page("t", limit=3)
+    second = database.jobs.page("t", limit=3, before=first[-1].id)
     assert [job.id for job in first + second] == ids[::-1]
-    assert database.jobs("t", kinds=[Kind.MATCH]) == []
-    database.cancel(ids[0], "t")
-    assert [job.id for job in database.jobs("t", statuses=[Status.CANCELLED])] == [ids[0]]
+    assert database.jobs.page("t", kinds=[Kind.MATCH]) == []
+    database.jobs.cancel(ids[0], "t")
+    assert [job.id for job in database.jobs.page("t", statuses=[Status.CANCELLED])] == [ids[0]]

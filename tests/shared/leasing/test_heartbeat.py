@@ -39,9 +39,9 @@ def heartbeat(settings: Settings, database: Database, client: redis.Redis) -> It
 def running(database: Database, heartbeat: Heartbeat) -> tuple[UUID, Future[None]]:
     """A job that runs under a lease, and the work that would be stopped."""
     request = JobRequest.model_validate({"input": {"kind": "generate", "prompt": "猫"}})
-    [id] = database.submit([request], tenant=TENANT).ids
+    [id] = database.jobs.submit([request], tenant=TENANT).ids
     work: Future[None] = Future()
-    heartbeat.hold(database.claim([id], "w@test")[id]).watch(work)
+    heartbeat.hold(database.jobs.claim([id], "w@test")[id]).watch(work)
     return id, work
 
 
@@ -52,7 +52,7 @@ def test_a_cancel_need_not_wait_for_the_next_beat(
     _, other = running(database, heartbeat)
     for garbage in (b"", b"\xff\xfe", b"no id", str(cancelled).encode() + b"\0"):
         client.publish(CANCEL_CHANNEL, garbage)
-    database.cancel(cancelled, TENANT)
+    database.jobs.cancel(cancelled, TENANT)
     queue = JobQueue(settings)
     queue.request_cancel(cancelled)
     eventually(work.cancelled)

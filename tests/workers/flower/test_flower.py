@@ -126,7 +126,7 @@ def test_jobs_have_their_true_state_run_time_worker_and_error(system: System, tm
         system.running([running])
         [waiting] = system.submit("sleep 0.1")
         flower.shows(running, "STARTED")
-        system.database.cancel(running, TENANT)
+        system.database.jobs.cancel(running, TENANT)
         system.finished([good, bad, broken, running, waiting])
 
         flower.shows(good, "SUCCESS")
@@ -142,7 +142,7 @@ def test_jobs_have_their_true_state_run_time_worker_and_error(system: System, tm
         flower.shows(running, "REVOKED")
         flower.shows(waiting, "SUCCESS")
 
-        system.queue.publish([system.database.retry(running, TENANT)])
+        system.queue.publish([system.database.jobs.retry(running, TENANT)])
         flower.shows(running, "STARTED")
 
         listed = flower.get("/api/tasks", params={"limit": 100}).json()

@@ -50,7 +50,7 @@ class House:
 
     def submit(self, count: int = 1, kind: str = "generate") -> list[UUID]:
         request = JobRequest.model_validate({"input": {"kind": kind, "prompt": "猫"}})
-        return self.database.submit([request] * count, tenant=TENANT).ids
+        return self.database.jobs.submit([request] * count, tenant=TENANT).ids
 
     def later(self, column: str, seconds: float = 3600) -> None:
         """Let time pass for one column of every job."""
@@ -62,7 +62,7 @@ class House:
         return self.queue.depth()[Kind.GENERATE]
 
     def status(self, id: UUID) -> Status:
-        return self.database.job(id, TENANT).status
+        return self.database.jobs.get(id, TENANT).status
 
     def close(self) -> None:
         self.queue.close()
@@ -90,7 +90,7 @@ class TestDispatch:
         assert house.messages() == 3
 
     def test_a_deep_queue_is_no_loss(self, house: House) -> None:
-        submission = house.database.submit(
+        submission = house.database.jobs.submit(
             [JobRequest.model_validate({"input": {"kind": "generate", "prompt": "猫"}})] * 20, tenant=TENANT
         )
         house.queue.publish(submission.dispatches)
@@ -100,7 +100,7 @@ class TestDispatch:
         assert house.messages() == 20
 
     def test_some_messages_lost_from_a_deep_queue(self, house: House, settings: Settings) -> None:
-        submission = house.database.submit(
+        submission = house.database.jobs.submit(
             [JobRequest.model_validate({"input": {"kind": "generate", "prompt": "猫"}})] * 20, tenant=TENANT
         )
         house.queue.publish(submission.dispatches)
@@ -127,7 +127,7 @@ class TestDispatch:
 
     def test_not_what_waits_out_a_backoff(self, house: House, settings: Settings) -> None:
         [id] = house.submit()
-        house.database.claim([id], "w")
+        house.database.jobs.claim([id], "w")
         house.later("lease_until")
         house.keeper.housekeep()
         assert house.status(id) is Status.QUEUED
@@ -164,7 +164,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 def test_lost_jobs_are_announced_to_watchers_and_flower(house: House, settings: Settings) -> None:
     lost, late = house.submit(2)
-    house.database.claim([lost], "w")
+    house.database.jobs.claim([lost], "w")
     house.later("lease_until")
     with redis.Redis.from_url(settings.redis_url, decode_responses=True) as client, client.pubsub() as watcher:
         watcher.subscribe(event_channel(lost))
@@ -181,7 +181,7 @@ def test_lost_jobs_are_announced_to_watchers_and_flower(house: House, settings: 
 
 def test_only_one_housekeeper_acts(house: House, settings: Settings) -> None:
     [id] = house.submit()
-    house.database.claim([id], "w")
+    house.database.jobs.claim([id], "w")
     house.later("lease_until")
     with Database(settings).leading():
         house.keeper.housekeep()
@@ -195,7 +195,7 @@ def test_leases_that_ran_out_while_postgresql_was_away_are_not_held_against_work
 ) -> None:
     house = House(settings.model_copy(update={"lease": 1.0}))
     [id] = house.submit()
-    house.database.claim([id], "w")
+    house.database.jobs.claim([id], "w")
     postgres.kill()
     with pytest.raises(DatabaseUnavailable):
         house.keeper.housekeep()
@@ -209,9 +209,9 @@ def test_leases_that_ran_out_while_postgresql_was_away_are_not_held_against_work
 
 def test_orphaned_objects_are_collected_and_nothing_else(house: House, tmp_path: Path) -> None:
     [id] = house.submit()
-    claim = house.database.claim([id], "w")[id]
+    claim = house.database.jobs.claim([id], "w")[id]
     kept = content_key("results", b"kept", ".png")
-    house.database.finish([Finish(id, claim.epoch, MatchResult(score=0.5), kept)])
+    house.database.jobs.finish([Finish(id, claim.epoch, MatchResult(score=0.5), kept)])
     uploaded = {"tenant": TENANT, "sha256": "0" * 64, "key": file_key(TENANT, "0" * 64)}
     house.database.files.add(**uploaded, media_type="image/png", width=1, height=1, size=1)
     orphans = [

@@ -73,8 +73,8 @@ class Sender:
 
     def cancelled_job(self, url: str) -> UUID:
         request = JobRequest.model_validate({"input": {"kind": "generate", "prompt": "猫"}, "webhook": url})
-        [id] = self.database.submit([request], tenant="t").ids
-        self.database.cancel(id, "t")
+        [id] = self.database.jobs.submit([request], tenant="t").ids
+        self.database.jobs.cancel(id, "t")
         return id
 
     def deliver(self) -> int:

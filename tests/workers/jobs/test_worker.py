@@ -66,7 +66,7 @@ def run(system: System, **fields: Any) -> Job:
 
 def submit(system: System, inputs: list[dict[str, Any]], **fields: Any) -> list[UUID]:
     requests = [JobRequest.model_validate({"input": one, **fields}) for one in inputs]
-    submission = system.database.submit(requests, tenant=TENANT)
+    submission = system.database.jobs.submit(requests, tenant=TENANT)
     system.queue.publish(submission.dispatches)
     return submission.ids
 

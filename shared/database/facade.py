@@ -1,0 +1,57 @@
+"""The database as one object: what is known of jobs, data sets, shards, batches, keys, files and webhooks, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import func, select
+
+from shared.database.batches import Batches, Documents
+from shared.database.connections import Connections
+from shared.database.datasets import Datasets
+from shared.database.files import Files
+from shared.database.jobs import Jobs
+from shared.database.keys import Keys
+from shared.database.shards import Shards
+from shared.database.tables import JobRow
+from shared.database.webhooks import Webhooks
+from shared.database.workers import Workers
+from shared.settings import Settings
+
+HOUSEKEEPING_LOCK = 0x7475_7765_6E01
+"""Advisory lock of the housekeeper that acts."""
+
+
+class Database:
+    """Connections to PostgreSQL and every transition. Thread-safe; make one per process.
+
+    Raises:
+        DatabaseUnavailable: from every method of every part, when PostgreSQL cannot be reached.
+    """
+
+    def __init__(self, settings: Settings, *, pool_size: int = 8, longest: float | None = None):
+        """`longest`: seconds after which PostgreSQL breaks a statement off; none means never."""
+        self._connections = Connections(settings, pool_size=pool_size, longest=longest)
+        self.workers = Workers(self._connections, settings)
+        self.jobs = Jobs(self._connections, self.workers, settings)
+        self.datasets = Datasets(self._connections, settings)
+        self.shards = Shards(self._connections, settings)
+        self.batches = Batches(self._connections)
+        self.documents = Documents(self._connections)
+        self.files = Files(self._connections)
+        self.keys = Keys(self._connections)
+        self.webhooks = Webhooks(self._connections)
+
+    def close(self) -> None:
+        self._connections.close()
+
+    def check(self) -> None:
+        """Readiness: PostgreSQL answers and the schema is there."""
+        self._connections.run(select(JobRow.id).limit(1))
+
+    @contextmanager
+    def leading(self) -> Iterator[bool]:
+        """Whether this process is the one housekeeper that acts, until the block ends or it dies."""
+        with self._connections.transaction() as connection:
+            yield connection.execute(select(func.pg_try_advisory_xact_lock(HOUSEKEEPING_LOCK))).scalar_one()

@@ -1,0 +1,46 @@
+"""Uploaded images, each tenant's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from shared.database.connections import Connections
+from shared.database.tables import FileRow
+from tuwen.errors import NotFound
+from tuwen.jobs import Tenant
+
+
+class Files:
+    """Uploaded images, each tenant's own."""
+
+    def __init__(self, connections: Connections):
+        self._run = connections.run
+
+    def add(
+        self, *, tenant: Tenant, sha256: str, key: str, media_type: str, width: int, height: int, size: int
+    ) -> datetime:
+        """Idempotent: the same bytes again are the same file. When they came first."""
+        new = upsert(FileRow).values(
+            tenant=tenant, sha256=sha256, key=key, media_type=media_type, width=width, height=height, size=size
+        )
+        # An update that changes nothing, since only what is written is returned.
+        same = new.on_conflict_do_update(index_elements=[FileRow.tenant, FileRow.sha256], set_={"key": key})
+        created_at: datetime = self._run(same.returning(FileRow.created_at))[0].created_at
+        return created_at
+
+    def get(self, sha256: str, tenant: Tenant) -> Any:
+        """A row of all columns. Raises NotFound also for another tenant's file."""
+        rows = self._run(select(FileRow.__table__).where(FileRow.tenant == tenant, FileRow.sha256 == sha256))
+        if not rows:
+            raise NotFound(f"There is no file {sha256}; upload it first with POST /v1/files.")
+        return rows[0]
+
+    def known(self, sha256s: Sequence[str], tenant: Tenant) -> set[str]:
+        """Those of these files that the tenant has."""
+        found = select(FileRow.sha256).where(FileRow.tenant == tenant, FileRow.sha256.in_(sha256s))
+        return {row.sha256 for row in self._run(found)}

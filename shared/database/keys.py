@@ -1,0 +1,48 @@
+"""API keys, of which only hashes are kept."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, insert, select, update
+from uuid_utils.compat import uuid7
+
+from shared.database.connections import Connections
+from shared.database.tables import ApiKeyRow
+from tuwen.errors import InvalidRequest, NotFound
+from tuwen.jobs import Tenant
+
+_TENANT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+
+
+class Keys:
+    """API keys; only their hashes are kept."""
+
+    def __init__(self, connections: Connections):
+        self._run = connections.run
+
+    def add(self, *, name: str, tenant: Tenant, sha256: str, quota: int) -> UUID:
+        """Raises InvalidRequest for a tenant that cannot name a folder of the object storage."""
+        if not _TENANT.fullmatch(tenant):
+            raise InvalidRequest(
+                f"A tenant is named by 1 to 64 letters, digits, '_', '-' and '.', not {tenant!r}.", field="tenant"
+            )
+        id = uuid7()
+        self._run(insert(ApiKeyRow).values(id=id, name=name, tenant=tenant, sha256=sha256, quota=quota))
+        return id
+
+    def find(self, sha256: str) -> Any | None:
+        """The unrevoked key with this hash: a row of id, name, tenant, sha256, quota."""
+        key = select(ApiKeyRow.__table__).where(ApiKeyRow.sha256 == sha256, ApiKeyRow.revoked_at.is_(None))
+        return next(iter(self._run(key)), None)
+
+    def all(self) -> list[Any]:
+        return self._run(select(ApiKeyRow.__table__).order_by(ApiKeyRow.created_at))
+
+    def revoke(self, id: UUID) -> None:
+        """Raises NotFound when there is no such unrevoked key."""
+        found = update(ApiKeyRow).where(ApiKeyRow.id == id, ApiKeyRow.revoked_at.is_(None))
+        if not self._run(found.values(revoked_at=func.now()).returning(ApiKeyRow.id)):
+            raise NotFound(f"There is no active key {id}.")

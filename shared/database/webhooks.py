@@ -1,0 +1,51 @@
+"""Webhooks owed: written by the transitions that end jobs, settled here."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, text, update
+
+from shared.database.connections import Connections
+from shared.database.tables import WebhookRow
+
+# The wait before attempt n + 1 is 5·4ⁿ seconds, at most an hour.
+_TAKE_WEBHOOKS = text("""
+    WITH due AS MATERIALIZED (
+        SELECT webhooks.id FROM webhooks JOIN jobs ON jobs.id = webhooks.job_id
+        -- What is tried again has nothing to tell until it ends again.
+        WHERE due_at <= now() AND jobs.finished_at IS NOT NULL
+        ORDER BY due_at LIMIT :most FOR UPDATE OF webhooks SKIP LOCKED
+    )
+    UPDATE webhooks SET
+        attempts = webhooks.attempts + 1,
+        due_at = now() + LEAST(3600, 5 * 4 ^ webhooks.attempts) * interval '1 second'
+    FROM due, jobs
+    WHERE webhooks.id = due.id AND jobs.id = webhooks.job_id
+    RETURNING webhooks.id, webhooks.url, webhooks.attempts, webhooks.job_id, jobs.tenant, jobs.status,
+        jobs.finished_at
+""")
+
+
+class Webhooks:
+    """Deliveries owed: written by the transitions that end jobs, settled here."""
+
+    def __init__(self, connections: Connections):
+        self._run = connections.run
+
+    def take(self, most: int) -> list[Any]:
+        """Deliveries that are due: rows of id, url, attempts, job_id, tenant, status, finished_at.
+
+        Taking one puts it off by its backoff, so that a housekeeper that dies delivers it again.
+        """
+        return self._run(_TAKE_WEBHOOKS, {"most": most})
+
+    def delivered(self, id: UUID) -> None:
+        delivered = update(WebhookRow).where(WebhookRow.id == id)
+        self._run(delivered.values(delivered_at=func.now(), due_at=None, error=None))
+
+    def failed(self, id: UUID, error: str, *, give_up: bool) -> None:
+        """Note why; the next try is already planned unless `give_up`."""
+        tried = update(WebhookRow).where(WebhookRow.id == id)
+        self._run(tried.values(error=error, due_at=None) if give_up else tried.values(error=error))

@@ -12,6 +12,7 @@ from celery import bootsteps
 from celery.apps.worker import Worker
 from celery.worker import state
 
+from shared.database.workers import ServedModel
 from shared.queue import celery_app, queue_name, tasks
 from shared.queue.consumer import celery_consumer
 from shared.settings import Settings
@@ -62,7 +63,7 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
         runner.check()
         batcher.start()
         models = {
-            kind: {"model": next(iter(models)), "revision": next(iter(models.values())), "all": models}
+            kind: ServedModel(next(iter(models)), next(iter(models.values())), models)
             for kind, models in engines[0].revisions.items()
         }
         runner.start(engines[0].device_name or settings.device, models)

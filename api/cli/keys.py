@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,7 +48,7 @@ def list_keys(context: typer.Context, as_json: Annotated[bool, typer.Option("--j
         keys = database.keys.all()
     if as_json:
         for key in keys:
-            terminal.print_json({name: value for name, value in key._asdict().items() if name != "sha256"})
+            terminal.print_json({name: value for name, value in asdict(key).items() if name != "sha256"})
     else:
         terminal.print_keys(keys)
 

@@ -26,6 +26,7 @@ from api.http.reference import problems
 from api.openai.models import served
 from api.producer.resources import Resources, ResourcesDep
 from shared.database import QueueState
+from shared.database.workers import WorkerState
 from shared.telemetry.metrics import COUNTERS, HISTOGRAMS, distributions, redis_key
 from tuwen.errors import DatabaseUnavailable, QueueUnavailable, TuwenError
 from tuwen.jobs import Kind
@@ -92,19 +93,13 @@ async def models(_: CallerDep, resources: ResourcesDep) -> Models:
     return Models(models=states, data=served(resources.settings, workers))
 
 
-def _model_state(kind: Kind, model: str, workers: list[Any]) -> ModelState:
+def _model_state(kind: Kind, model: str, workers: list[WorkerState]) -> ModelState:
     holding = [
         ModelWorker(worker=row.name, device=row.device, revision=revisions[model])
         for row in workers
-        if row.state == "ready" and model in (revisions := _revisions(row.models.get(kind.value, {})))
+        if row.state == "ready" and kind in row.models and model in (revisions := row.models[kind].revisions)
     ]
     return ModelState(kind=kind, model=model, ready=bool(holding), workers=holding)
-
-
-def _revisions(said: Mapping[str, Any]) -> dict[str, str]:
-    """By name, of all models of a kind that a worker has; see `Workers.register`."""
-    named: dict[str, str] = {said["model"]: said.get("revision", "")} if "model" in said else {}
-    return named | dict(said.get("all", {}))
 
 
 # ── Prometheus ────────────────────────────────────────────────────────────────────────────────────────

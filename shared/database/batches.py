@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -45,34 +46,107 @@ class NewDocument:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A file that is no image, as it is kept."""
+
+    id: UUID
+    tenant: Tenant
+    key: str
+    """Of its object in the storage."""
+    filename: str
+    purpose: str
+    size: int
+    """Bytes."""
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch as its owner sees it."""
+
+    id: UUID
+    tenant: Tenant
+    endpoint: str
+    input_id: UUID
+    completion_window: str
+    labels: Mapping[str, Any]
+    """What the client calls `metadata`."""
+    status: BatchStatus
+    problems: Sequence[Mapping[str, Any]]
+    """What is wrong with its input, as the API tells it."""
+    total: int
+    completed: int
+    failed: int
+    """These three count lines."""
+    output_id: UUID | None
+    errors_id: UUID | None
+    created_at: datetime
+    in_progress_at: datetime | None
+    cancelling_at: datetime | None
+    finalizing_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class BatchClaim:
+    """A batch that this process sees to until it has done a step, or loses its lease."""
+
+    id: UUID
+    epoch: int
+    tenant: Tenant
+    quota: int | None
+    """Unfinished jobs that the tenant may have at once."""
+    endpoint: str
+    input_id: UUID
+    base_url: str
+    """Where the client reached the API, for addresses in answers."""
+    status: BatchStatus
+    position: int
+    """Bytes of the input that have become jobs."""
+    line: int
+    """Lines of the input that have become jobs."""
+    parts: int
+    """Parts of the output that are written."""
+    cancelling_at: datetime | None
+    since_part: float
+    """Seconds since the last part was written."""
+    time_left: float
+    """Seconds until the batch expires; negative once it has."""
+
+
 class Documents:
     """Files that are no images, each tenant's own."""
 
     def __init__(self, connections: Connections):
         self._run = connections.run
+        self._fetch = connections.fetch
 
-    def add(self, document: NewDocument, tenant: Tenant) -> Any:
-        """A row of all columns."""
-        [row] = self._run(_insertion(document, tenant).returning(DocumentRow.__table__))
+    def add(self, document: NewDocument, tenant: Tenant) -> Document:
+        """Note a file whose object is stored."""
+        [row] = self._fetch(Document, _insertion(document, tenant).returning(DocumentRow.__table__))
         return row
 
-    def get(self, id: UUID, tenant: Tenant) -> Any:
-        """A row of all columns. Raises NotFound also for another tenant's document."""
-        rows = self._run(select(DocumentRow.__table__).where(DocumentRow.id == id, DocumentRow.tenant == tenant))
+    def get(self, id: UUID, tenant: Tenant) -> Document:
+        """Raises NotFound also for another tenant's document."""
+        rows = self._fetch(
+            Document, select(DocumentRow.__table__).where(DocumentRow.id == id, DocumentRow.tenant == tenant)
+        )
         if not rows:
             raise NotFound("There is no such file.")
         return rows[0]
 
     def page(
         self, tenant: Tenant, *, purpose: str | None, after: UUID | None, limit: int, newest_first: bool
-    ) -> list[Any]:
-        """Rows of all columns, in the order of their making."""
+    ) -> list[Document]:
+        """In the order of their making."""
         query = select(DocumentRow.__table__).where(DocumentRow.tenant == tenant).limit(limit)
         if purpose is not None:
             query = query.where(DocumentRow.purpose == purpose)
         if after is not None:
             query = query.where(DocumentRow.id < after if newest_first else DocumentRow.id > after)
-        return self._run(query.order_by(DocumentRow.id.desc() if newest_first else DocumentRow.id))
+        return self._fetch(Document, query.order_by(DocumentRow.id.desc() if newest_first else DocumentRow.id))
 
     def remove(self, id: UUID, tenant: Tenant) -> str:
         """Forget the document; the key of its object, which is the caller's to delete.
@@ -101,29 +175,30 @@ class Batches:
     def __init__(self, connections: Connections):
         self._connections = connections
         self._run = connections.run
+        self._fetch = connections.fetch
 
     # ── the client's side ─────────────────────────────────────────────────────────────────────────
 
-    def add(self, values: Mapping[str, Any], lifetime: float) -> Any:
-        """A row of all columns; it expires after `lifetime` seconds."""
+    def add(self, values: Mapping[str, Any], lifetime: float) -> Batch:
+        """Accept a batch, `values` being columns of its row; it expires after `lifetime` seconds."""
         statement = insert(BatchRow).values(expires_at=func.now() + seconds(lifetime), **values)
-        [row] = self._run(statement.returning(BatchRow.__table__))
+        [row] = self._fetch(Batch, statement.returning(BatchRow.__table__))
         return row
 
-    def get(self, id: UUID, tenant: Tenant) -> Any:
-        """A row of all columns. Raises NotFound also for another tenant's batch."""
-        rows = self._run(select(BatchRow.__table__).where(BatchRow.id == id, BatchRow.tenant == tenant))
+    def get(self, id: UUID, tenant: Tenant) -> Batch:
+        """Raises NotFound also for another tenant's batch."""
+        rows = self._fetch(Batch, select(BatchRow.__table__).where(BatchRow.id == id, BatchRow.tenant == tenant))
         if not rows:
             raise NotFound("There is no such batch.")
         return rows[0]
 
-    def page(self, tenant: Tenant, *, after: UUID | None, limit: int) -> list[Any]:
-        """Rows of all columns, the newest first."""
+    def page(self, tenant: Tenant, *, after: UUID | None, limit: int) -> list[Batch]:
+        """The newest first."""
         query = select(BatchRow.__table__).where(BatchRow.tenant == tenant)
         query = query if after is None else query.where(BatchRow.id < after)
-        return self._run(query.order_by(BatchRow.id.desc()).limit(limit))
+        return self._fetch(Batch, query.order_by(BatchRow.id.desc()).limit(limit))
 
-    def cancel(self, id: UUID, tenant: Tenant) -> Any:
+    def cancel(self, id: UUID, tenant: Tenant) -> Batch:
         """Raises NotFound; Conflict where it is over."""
         wanted = update(BatchRow).where(
             BatchRow.id == id,
@@ -132,19 +207,19 @@ class Batches:
         )
         values = {"status": BatchStatus.CANCELLING.value, "cancelling_at": func.now(), "due_at": func.now()}
         # A new epoch, so that a step under way does not submit more.
-        rows = self._run(wanted.values(epoch=BatchRow.epoch + 1, **values).returning(BatchRow.__table__))
+        rows = self._fetch(Batch, wanted.values(epoch=BatchRow.epoch + 1, **values).returning(BatchRow.__table__))
         if rows:
             return rows[0]
-        row = self.get(id, tenant)
-        if row.status == BatchStatus.CANCELLING.value:
-            return row
-        raise Conflict(f"The batch is {row.status}; only one that is not over can be cancelled.")
+        batch = self.get(id, tenant)
+        if batch.status is BatchStatus.CANCELLING:
+            return batch
+        raise Conflict(f"The batch is {batch.status}; only one that is not over can be cancelled.")
 
     # ── whoever works it off ──────────────────────────────────────────────────────────────────────
 
-    def take(self, lease: float) -> Any | None:
-        """A batch that is due, for `lease` seconds: all columns, `since_part` and `time_left` in seconds."""
-        return next(iter(self._run(_TAKE, {"lease": lease})), None)
+    def take(self, lease: float) -> BatchClaim | None:
+        """A batch that is due, for `lease` seconds."""
+        return next(iter(self._fetch(BatchClaim, _TAKE, {"lease": lease})), None)
 
     def begin(self, id: UUID, epoch: int, total: int) -> None:
         """Its input is sound."""

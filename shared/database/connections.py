@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 import psycopg
+from pydantic import TypeAdapter
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -35,6 +37,9 @@ _CONNECT: dict[str, Any] = {
 }
 # Of the server's end: else locks of a client whose host is gone would be held for hours.
 _SESSION = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "2"}
+
+
+Row = TypeVar("Row")
 
 
 @contextmanager
@@ -137,3 +142,21 @@ class Connections:
         with self.connection(relaxed=relaxed) as connection:
             result: CursorResult[Any] = connection.execute(statement, values or {})
             return list(result.all()) if result.returns_rows else []
+
+    def fetch(self, kind: type[Row], statement: Any, values: Mapping[str, Any] | None = None) -> list[Row]:
+        """Execute one statement; the rows it returns as instances of the dataclass `kind`, by the names of its fields.
+
+        Columns that `kind` has no field for are left out.
+        """
+        return rows_as(kind, self.run(statement, values))
+
+
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def rows_as(kind: type[Row], rows: Iterable[Any]) -> list[Row]:
+    """Rows as instances of the dataclass `kind`, states and other enumerations made of their values."""
+    adapter: TypeAdapter[Row] = _adapter(kind)  # type: ignore[arg-type]  # classes are hashable
+    return [adapter.validate_python(dict(row._mapping)) for row in rows]

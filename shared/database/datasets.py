@@ -29,6 +29,7 @@ from tuwen.datasets import (
     DatasetStatus,
     ExportFormat,
     ReviewRequest,
+    ShardStatus,
     WorkerProgress,
 )
 from tuwen.errors import Conflict, NotFound
@@ -50,11 +51,25 @@ class DatasetClaim:
     attempts: int
 
 
+@dataclass(frozen=True, slots=True)
+class DatasetFigures:
+    """Shards of data sets that are not over, by the state of both, in numbers."""
+
+    dataset_status: DatasetStatus
+    shard_status: ShardStatus
+    shards: int
+    done: int
+    failed: int
+    images_left: int
+    """These three count images."""
+
+
 class Datasets:
     """Data sets as their owners see them, and as the housekeepers work on them."""
 
     def __init__(self, connections: Connections, settings: Settings):
         self._run = connections.run
+        self._fetch = connections.fetch
         self._settings = settings
 
     # ── the client's side ─────────────────────────────────────────────────────────────────────────
@@ -199,9 +214,9 @@ class Datasets:
             ),
         )
 
-    def figures(self) -> list[Any]:
-        """Of all that is not over: rows of dataset_status, shard_status, shards, done, failed, images_left."""
-        return self._run(transitions.FIGURES)
+    def figures(self) -> list[DatasetFigures]:
+        """Figures of all data sets that are not over."""
+        return self._fetch(DatasetFigures, transitions.FIGURES)
 
     def speed(self) -> tuple[float, float]:
         """Images and tokens per second, of all data sets together."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -15,11 +15,29 @@ from tuwen.errors import NotFound
 from tuwen.jobs import Tenant
 
 
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """An uploaded image."""
+
+    tenant: Tenant
+    sha256: str
+    key: str
+    """Of its object in the storage."""
+    media_type: str
+    width: int
+    height: int
+    """Both in pixels."""
+    size: int
+    """Bytes."""
+    created_at: datetime
+
+
 class Files:
     """Uploaded images, each tenant's own."""
 
     def __init__(self, connections: Connections):
         self._run = connections.run
+        self._fetch = connections.fetch
 
     def add(
         self, *, tenant: Tenant, sha256: str, key: str, media_type: str, width: int, height: int, size: int
@@ -33,9 +51,11 @@ class Files:
         created_at: datetime = self._run(same.returning(FileRow.created_at))[0].created_at
         return created_at
 
-    def get(self, sha256: str, tenant: Tenant) -> Any:
-        """A row of all columns. Raises NotFound also for another tenant's file."""
-        rows = self._run(select(FileRow.__table__).where(FileRow.tenant == tenant, FileRow.sha256 == sha256))
+    def get(self, sha256: str, tenant: Tenant) -> StoredFile:
+        """Raises NotFound also for another tenant's file."""
+        rows = self._fetch(
+            StoredFile, select(FileRow.__table__).where(FileRow.tenant == tenant, FileRow.sha256 == sha256)
+        )
         if not rows:
             raise NotFound(f"There is no file {sha256}; upload it first with POST /v1/files.")
         return rows[0]

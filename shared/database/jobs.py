@@ -114,6 +114,21 @@ class QueueState:
     """Seconds the oldest job that may run has waited; 0 when none waits."""
 
 
+@dataclass(frozen=True, slots=True)
+class JobOutline:
+    """A job as monitoring shows it, whoever's it is."""
+
+    id: UUID
+    kind: Kind
+    status: Status
+    worker: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    error_code: str | None
+    error_detail: str | None
+
+
 class Jobs:
     """Jobs from submission to their end. Thread-safe."""
 
@@ -405,12 +420,9 @@ class Jobs:
             )
         )
 
-    def outlines(self, ids: Sequence[UUID], *, newest: int) -> list[Any]:
-        """Of these jobs and of the `newest`, those that changed no more for some seconds, whoever's they are.
-
-        Rows of id, kind, status, worker, created_at, started_at, finished_at, error_code, error_detail.
-        """
-        return self._run(transitions.OUTLINES, {"ids": list(ids), "newest": newest})
+    def outlines(self, ids: Sequence[UUID], *, newest: int) -> list[JobOutline]:
+        """Of these jobs and of the `newest`, those that changed no more for some seconds, whoever's they are."""
+        return self._connections.fetch(JobOutline, transitions.OUTLINES, {"ids": list(ids), "newest": newest})
 
     def queues(self) -> dict[Kind, QueueState]:
         """Depth and age of every kind's queue."""

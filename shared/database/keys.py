@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import func, insert, select, update
@@ -17,11 +18,27 @@ from tuwen.jobs import Tenant
 _TENANT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
 
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """An API key, without what it is."""
+
+    id: UUID
+    name: str
+    tenant: Tenant
+    sha256: str
+    """Of the key."""
+    quota: int
+    """Unfinished jobs that it may have at once."""
+    created_at: datetime
+    revoked_at: datetime | None
+
+
 class Keys:
     """API keys; only their hashes are kept."""
 
     def __init__(self, connections: Connections):
         self._run = connections.run
+        self._fetch = connections.fetch
 
     def add(self, *, name: str, tenant: Tenant, sha256: str, quota: int) -> UUID:
         """Raises InvalidRequest for a tenant that cannot name a folder of the object storage."""
@@ -33,13 +50,14 @@ class Keys:
         self._run(insert(ApiKeyRow).values(id=id, name=name, tenant=tenant, sha256=sha256, quota=quota))
         return id
 
-    def find(self, sha256: str) -> Any | None:
-        """The unrevoked key with this hash: a row of id, name, tenant, sha256, quota."""
+    def find(self, sha256: str) -> ApiKey | None:
+        """The unrevoked key with this hash."""
         key = select(ApiKeyRow.__table__).where(ApiKeyRow.sha256 == sha256, ApiKeyRow.revoked_at.is_(None))
-        return next(iter(self._run(key)), None)
+        return next(iter(self._fetch(ApiKey, key)), None)
 
-    def all(self) -> list[Any]:
-        return self._run(select(ApiKeyRow.__table__).order_by(ApiKeyRow.created_at))
+    def all(self) -> list[ApiKey]:
+        """Every key there ever was, the oldest first."""
+        return self._fetch(ApiKey, select(ApiKeyRow.__table__).order_by(ApiKeyRow.created_at))
 
     def revoke(self, id: UUID) -> None:
         """Raises NotFound when there is no such unrevoked key."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -85,11 +86,27 @@ class Renewal:
     lost: frozenset[UUID]
 
 
+@dataclass(frozen=True, slots=True)
+class ShardOutline:
+    """A shard as monitoring shows it; one that was deleted with its data set counts as cancelled."""
+
+    id: UUID
+    priority: int | None
+    status: ShardStatus
+    worker: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    error_code: str | None
+    error_detail: str | None
+
+
 class Shards:
     """Shards as workers run them."""
 
     def __init__(self, connections: Connections, settings: Settings):
         self._run = connections.run
+        self._fetch = connections.fetch
         self._settings = settings
 
     def all(self, dataset_id: UUID, *, first: int = 0, most: int | None = None) -> list[Shard]:
@@ -195,13 +212,9 @@ class Shards:
             )
         )
 
-    def outlines(self, ids: Sequence[UUID], *, newest: int) -> list[Any]:
-        """Of these shards, of those that run and of the `newest` to end, those that changed no more for some seconds.
-
-        Rows of id, priority, status, worker, created_at, started_at, finished_at, error_code, error_detail; one that
-        was deleted with its data set counts as cancelled.
-        """
-        return self._run(transitions.OUTLINES, {"ids": list(ids), "newest": newest})
+    def outlines(self, ids: Sequence[UUID], *, newest: int) -> list[ShardOutline]:
+        """These shards, those that run and the `newest` to end, as far as they have not changed for some seconds."""
+        return self._fetch(ShardOutline, transitions.OUTLINES, {"ids": list(ids), "newest": newest})
 
     def unreferenced(self, keys: Sequence[str]) -> list[str]:
         """Those of these object keys, all below `datasets/`, that no shard names; previews are named by none."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import func, text, update
 
 from shared.database.connections import Connections
 from shared.database.tables import WebhookRow
+from tuwen.jobs import Status, Tenant
 
 # The wait before attempt n + 1 is 5·4ⁿ seconds, at most an hour.
 _TAKE_WEBHOOKS = text("""
@@ -28,18 +30,33 @@ _TAKE_WEBHOOKS = text("""
 """)
 
 
+@dataclass(frozen=True, slots=True)
+class DueWebhook:
+    """A delivery that is due, and what it tells."""
+
+    id: UUID
+    url: str
+    attempts: int
+    """This one included."""
+    job_id: UUID
+    tenant: Tenant
+    status: Status
+    finished_at: datetime
+
+
 class Webhooks:
     """Deliveries owed: written by the transitions that end jobs, settled here."""
 
     def __init__(self, connections: Connections):
         self._run = connections.run
+        self._fetch = connections.fetch
 
-    def take(self, most: int) -> list[Any]:
-        """Deliveries that are due: rows of id, url, attempts, job_id, tenant, status, finished_at.
+    def take(self, most: int) -> list[DueWebhook]:
+        """Deliveries that are due.
 
         Taking one puts it off by its backoff, so that a housekeeper that dies delivers it again.
         """
-        return self._run(_TAKE_WEBHOOKS, {"most": most})
+        return self._fetch(DueWebhook, _TAKE_WEBHOOKS, {"most": most})
 
     def delivered(self, id: UUID) -> None:
         delivered = update(WebhookRow).where(WebhookRow.id == id)

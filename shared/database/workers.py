@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -14,19 +15,47 @@ from shared.settings import Settings
 from tuwen.jobs import Kind
 
 
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What a worker holds for one kind of job."""
+
+    model: str
+    """Name of its default model."""
+    revision: str
+    """Identifies that model's weights."""
+    all: Mapping[str, str] = field(default_factory=dict)
+    """Name → revision of every model that it holds for the kind; a worker of an early release tells none."""
+
+    @property
+    def revisions(self) -> dict[str, str]:
+        """Name → revision of every model, the default one included."""
+        return {self.model: self.revision} | dict(self.all)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """A worker as it last said of itself."""
+
+    name: str
+    device: str
+    models: Mapping[Kind, ServedModel]
+    state: str
+    """`ready`: it takes jobs."""
+    started_at: datetime
+    seen_at: datetime
+
+
 class Workers:
     """What workers say of themselves."""
 
     def __init__(self, connections: Connections, settings: Settings):
         self._run = connections.run
+        self._fetch = connections.fetch
         self._lease = settings.lease
 
-    def register(self, worker: str, device: str, models: Mapping[Kind, Mapping[str, Any]]) -> None:
-        """A worker is warm and takes jobs; whatever ran under its name before is over.
-
-        Of each kind: `model` and `revision` of its default model, and `all` its models' revisions by name.
-        """
-        said = {"device": device, "models": {kind.value: dict(model) for kind, model in models.items()}}
+    def register(self, worker: str, device: str, models: Mapping[Kind, ServedModel]) -> None:
+        """A worker is warm and takes jobs; whatever ran under its name before is over."""
+        said = {"device": device, "models": {kind.value: asdict(model) for kind, model in models.items()}}
         self._run(
             upsert(WorkerRow)
             .values(name=worker, state="ready", **said)
@@ -39,10 +68,10 @@ class Workers:
     def unregister(self, worker: str) -> None:
         self._run(delete(WorkerRow).where(WorkerRow.name == worker))
 
-    def alive(self) -> list[Any]:
-        """Rows of `workers` that were heard of within the lease, with all columns."""
+    def alive(self) -> list[WorkerState]:
+        """Workers that were heard of within the lease, by name."""
         alive = WorkerRow.seen_at > func.now() - seconds(self._lease)
-        return self._run(select(WorkerRow.__table__).where(alive).order_by(WorkerRow.name))
+        return self._fetch(WorkerState, select(WorkerRow.__table__).where(alive).order_by(WorkerRow.name))
 
     def seen(self, worker: str) -> None:
         """It has just been heard of."""

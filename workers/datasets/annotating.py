@@ -23,6 +23,7 @@ from itertools import product
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from shared.database.workers import ServedModel
 from shared.intake.images import decode, reduced
 from shared.leasing.endings import INTERNAL, Stopped
 from shared.settings import Settings
@@ -60,8 +61,7 @@ class Means:
 
     settings: Settings
     batcher: Batcher
-    models: Mapping[Kind, Mapping[str, Any]]
-    """Kind → {"model": name, "revision": weights}."""
+    models: Mapping[Kind, ServedModel]
     worker: str
 
 
@@ -343,8 +343,8 @@ class Annotating:
     def _provenance(self, kind: Kind, parameters: dict[str, Any]) -> Provenance:
         # Not validated: it is ours, and this is done for every caption of millions.
         return Provenance.model_construct(
-            model=self._means.models[kind]["model"],
-            revision=self._means.models[kind]["revision"],
+            model=self._means.models[kind].model,
+            revision=self._means.models[kind].revision,
             parameters={name: value for name, value in parameters.items() if value is not None},
             software=f"tuwen {__version__}",
             worker=self._means.worker,

@@ -12,13 +12,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 from uuid import UUID
 
 from celery import Celery
 
 from shared.database import Database
 from shared.database.shards import Progress, ShardClaim
+from shared.database.workers import ServedModel
 from shared.leasing.consumer import DONE, Outcome, TaskConsumer, failed, put_back, revoked
 from shared.leasing.dataset_heartbeat import Heartbeat
 from shared.leasing.endings import INTERNAL, Stopped
@@ -60,7 +60,7 @@ class Shards:
         self._worker = worker
         self._batcher = batcher
         self._on_broken = on_broken
-        self._models: Mapping[Kind, Mapping[str, Any]] = {}
+        self._models: Mapping[Kind, ServedModel] = {}
         self._database = Database(settings, pool_size=settings.shards_at_once)
         self._queue = JobQueue(settings)
         self._store = ObjectStore.open(settings)
@@ -71,8 +71,8 @@ class Shards:
         threads = settings.shards_at_once if queues else 0
         self._consumer = TaskConsumer(settings, app, worker, SHARD_TASK, queues, self.run, threads=threads)
 
-    def start(self, models: Mapping[Kind, Mapping[str, Any]]) -> None:
-        """The worker is warm. `models`: kind → {"model": name, "revision": weights}."""
+    def start(self, models: Mapping[Kind, ServedModel]) -> None:
+        """The worker is warm, with these models."""
         self._models = models
         self._heartbeat.start()
         self._consumer.start()

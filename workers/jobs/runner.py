@@ -20,6 +20,7 @@ from uuid import UUID
 from pydantic import TypeAdapter
 
 from shared.database import Claim, Database, Finish, GiveBack
+from shared.database.workers import ServedModel
 from shared.intake.fetch import Fetcher
 from shared.intake.images import pixels
 from shared.leasing.endings import INTERNAL
@@ -125,7 +126,7 @@ class Runner:
         self._database.check()
         self._store.check()
 
-    def start(self, device: str, models: Mapping[Kind, Mapping[str, Any]]) -> None:
+    def start(self, device: str, models: Mapping[Kind, ServedModel]) -> None:
         """The worker is warm: take part."""
         self._database.workers.register(self._worker, device, models)
         self._heartbeat.start()

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from api.embedded.servers import Valkey
 from shared.database import Database
+from shared.database.workers import ServedModel
 from shared.settings import Settings
 from shared.telemetry.metrics import Recorder
 from tests.support.api_server import FakeWorker, eventually
@@ -53,7 +54,7 @@ def test_health_and_readiness(api: httpx.Client) -> None:
 
 def test_a_model_is_ready_while_a_worker_holds_it(api: httpx.Client, settings: Settings) -> None:
     database = Database(settings)
-    held = {Kind.GENERATE: {"model": "builtin", "revision": "r1"}, Kind.MATCH: {"model": "another", "revision": "r2"}}
+    held = {Kind.GENERATE: ServedModel("builtin", "r1"), Kind.MATCH: ServedModel("another", "r2")}
     database.workers.register("gpu0@host", "cuda:0", held)
     models = {model["kind"]: model for model in api.get("/v1/models").json()["models"]}
     assert list(models) == [kind.value for kind in Kind]

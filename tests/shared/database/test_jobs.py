@@ -14,6 +14,7 @@ from sqlalchemy import create_engine, text
 from api.embedded.servers import Postgres
 from shared.database import Claim, Database, Finish, GiveBack
 from shared.database.connections import driver_url
+from shared.database.workers import ServedModel
 from shared.migrations import _config, is_current
 from shared.settings import Settings
 from tests.support.plain_sql import Sql, plain_sql
@@ -504,7 +505,7 @@ class TestKeysFilesWorkers:
             database.files.get("0" * 64, "other")
 
     def test_workers_come_and_go(self, database: Database, sql: Sql) -> None:
-        models = {Kind.MATCH: {"model": "builtin", "revision": "r"}}
+        models = {Kind.MATCH: ServedModel("builtin", "r")}
         database.workers.register("w1", "cpu", models)
         database.workers.register("w1", "cpu", models)
         database.workers.register("w2", "cuda:0", models)

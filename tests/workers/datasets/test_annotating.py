@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shared.database.workers import ServedModel
 from shared.settings import Settings
 from tuwen.annotations import Annotation
 from tuwen.datasets import DatasetRequest
@@ -22,7 +23,7 @@ from workers.datasets.annotating import Annotating, Means, Stopped, Window
 from workers.datasets.sources import Held, SourceImage
 from workers.inference.batcher import Batcher
 
-MODELS = {kind: {"model": f"the {kind} model", "revision": "1"} for kind in Kind}
+MODELS = {kind: ServedModel(f"the {kind} model", "1") for kind in Kind}
 
 
 class Words:

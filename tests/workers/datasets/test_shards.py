@@ -15,6 +15,7 @@ from PIL import Image
 
 from shared.database import Database
 from shared.database.shards import ShardClaim
+from shared.database.workers import ServedModel
 from shared.leasing.consumer import DONE
 from shared.objects.datasets import AtRisk, all_images, plan_key, read_plan, read_results, results_key, write_results
 from shared.objects.storage import ObjectStore
@@ -37,7 +38,7 @@ FAKES = {
     Kind.RECOGNIZE: "import:tests.support.fakes:NullRecognizer",
     Kind.MATCH: "import:tests.support.fakes:NullMatcher",
 }
-MODELS = {kind: {"model": spec, "revision": f"revision of {kind}"} for kind, spec in FAKES.items()}
+MODELS = {kind: ServedModel(spec, f"revision of {kind}") for kind, spec in FAKES.items()}
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from uuid_utils.compat import uuid7
 
 from shared.database import dataset_statements as transitions
 from shared.database.connections import Connections
-from shared.database.shards import Progress, Renewal, kinds_name, renewal
+from shared.database.shards import Renewal, kinds_name, renewal
 from shared.database.tables import DatasetRow, ReviewRow
 from shared.settings import Settings
 from tuwen.annotations import Review
@@ -293,12 +293,12 @@ class Datasets:
         rows = self._run(transitions.TAKE, {"id": id, "worker": worker, "lease": self._settings.lease})
         return next((_dataset_claim(row) for row in rows), None)
 
-    def renew(self, held: Mapping[UUID, tuple[int, Progress]]) -> Renewal:
-        """One heartbeat: `held` is id → epoch; the progress of a data set is that of its shards."""
+    def renew(self, held: Mapping[UUID, int]) -> Renewal:
+        """One heartbeat: `held` is id → epoch."""
         ids = sorted(held)
         rows = self._run(
             transitions.RENEW_DATASETS,
-            {"ids": ids, "epochs": [held[id][0] for id in ids], "lease": self._settings.lease},
+            {"ids": ids, "epochs": [held[id] for id in ids], "lease": self._settings.lease},
             relaxed=True,
         )
         return renewal(held, rows)

@@ -11,14 +11,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic
 
 from celery import Celery
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
+from shared.leasing.heartbeat import Heartbeat, Work
 from shared.queue import connect, priority_keys
 from shared.queue.envelope import opened
+from shared.queue.events import Outcome, failed, put_back
 from shared.settings import Settings
 from tuwen.errors import Unavailable
 
@@ -26,10 +28,6 @@ log = logging.getLogger(__name__)
 
 POLL = 1.0
 """Seconds for which a thread waits for a message before it looks whether to end."""
-
-Outcome = tuple[str, dict[str, Any]]
-"""Name and details of Celery's event for what became of a task."""
-DONE: Outcome = ("task-succeeded", {"result": "None"})
 
 
 class TaskConsumer:
@@ -113,8 +111,7 @@ class TaskConsumer:
             log.exception("%s%r failed in a way nobody foresaw", self._task, tuple(arguments))
             outcome = failed(f"{type(error).__name__}: {error}")
         if outcome is not None:
-            event, details = outcome
-            self._tell(id, event, runtime=time.monotonic() - started, **details)
+            self._tell(id, outcome.event, runtime=time.monotonic() - started, **outcome.details)
 
     def _tell(self, id: str, event: str, **details: Any) -> None:
         try:
@@ -124,14 +121,51 @@ class TaskConsumer:
             log.debug("Flower was not told: %s", error)
 
 
-def failed(exception: str) -> Outcome:
-    return "task-failed", {"exception": exception, "traceback": ""}
+class LeasedConsumer(Generic[Work]):
+    """A `TaskConsumer` whose work is held under leases: what a message names is claimed, renewed while it is done, and
+    stopped when somebody cancels it, when another process has it, or when this process ends.
+    """
 
+    def __init__(
+        self,
+        consumer: Callable[[Callable[..., Outcome | None]], TaskConsumer],
+        heartbeat: Heartbeat[Work],
+        *,
+        claim: Callable[..., Work | Outcome | None],
+        do: Callable[[Work], Outcome | None],
+    ):
+        """Take work from the queues of `consumer`, which is given what to do with a message.
 
-def put_back(reason: str) -> Outcome:
-    """It will be tried again, or goes on elsewhere."""
-    return "task-retried", {"exception": reason, "traceback": ""}
+        Args:
+            claim: given the arguments of a message; answers what is now this process's to do, the outcome where there
+                is nothing to do any more, None where the message meant nothing.
+            do: does it; whatever way it ends is the outcome.
+        """
+        self._consumer = consumer(self.run)
+        self._heartbeat = heartbeat
+        self._claim = claim
+        self._do = do
+        self._stopping = threading.Event()
 
+    def start(self) -> None:
+        self._heartbeat.start()
+        self._consumer.start()
 
-def revoked() -> Outcome:
-    return "task-revoked", {"terminated": False, "signum": None, "expired": False}
+    def stop(self, timeout: float) -> None:
+        """Give back what is under way, within `timeout` seconds."""
+        self._stopping.set()
+        self._consumer.stop()
+        self._heartbeat.stop_all()
+        self._consumer.join(timeout)
+        self._heartbeat.close()
+
+    def run(self, begin: Callable[[], None], *arguments: Any) -> Outcome | None:
+        """Do what a message asks for, if it is to be done; `begin` is called when that is known."""
+        work = self._claim(*arguments)
+        if work is None or isinstance(work, Outcome):
+            return work
+        begin()
+        with self._heartbeat.holding(work):
+            if self._stopping.is_set():
+                work.stop()
+            return self._do(work)

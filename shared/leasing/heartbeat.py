@@ -1,139 +1,138 @@
-"""The heartbeat: one thread renews the leases of all jobs that this worker runs."""
+"""The heartbeat: one thread renews all leases of one kind of work that this process holds, and learns what to stop."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
-from redis.exceptions import RedisError
-
-from shared.database import Claim, Database
-from shared.queue import CANCEL_CHANNEL, connect
-from shared.settings import Settings
+from shared.database.shards import Renewal
 from tuwen.errors import DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 
 
-class Lease:
-    """A claimed job while it runs here."""
+class Held(Protocol):
+    """Work under a lease: a job, a shard, a data set or a batch, as long as this process has it."""
 
-    def __init__(self, claim: Claim):
-        self.claim = claim
-        self._guard = threading.Lock()
-        self._stopped = False
-        self._work: Future[Any] | None = None
+    @property
+    def id(self) -> UUID: ...
 
-    def watch(self, work: Future[Any]) -> None:
-        """Have `work` cancelled when the lease stops, or now if it has."""
-        with self._guard:
-            self._work = work
-            stopped = self._stopped
-        if stopped:
-            work.cancel()
+    @property
+    def epoch(self) -> int: ...
 
     def stop(self) -> None:
-        """The job was cancelled, or another worker may have it by now."""
-        with self._guard:
-            self._stopped = True
-            work = self._work
-        if work is not None:
-            work.cancel()
+        """The work was paused or cancelled, or another process may have it by now.
+
+        Called from any thread, and possibly more than once.
+        """
 
 
-class Heartbeat:
-    """Renews the leases held, and learns which jobs were cancelled or lost.
+Work = TypeVar("Work", bound=Held)
 
-    A cancel request on Redis's channel makes it beat at once, so that a person who cancels need not
-    wait for the next beat; without Redis the next beat sees it.
-    """
 
-    def __init__(self, settings: Settings, database: Database, worker: str, *, on_beat: Callable[[], None]):
-        """`on_beat` is called after each beat, in the heartbeat's thread."""
-        self._settings = settings
-        self._database = database
-        self._worker = worker
+class Heartbeat(Generic[Work]):
+    """Renews the leases of what is held, and stops what was cancelled or lost."""
+
+    def __init__(
+        self,
+        renew: Callable[[Mapping[UUID, Work]], Renewal],
+        interval: float,
+        name: str,
+        *,
+        beats_idle: bool = False,
+        on_beat: Callable[[], None] = lambda: None,
+    ):
+        """Prepare a heartbeat that renews every `interval` seconds, in a thread called `name`.
+
+        Args:
+            renew: the one statement that renews these leases, each guarded by its epoch.
+            beats_idle: whether it beats although nothing is held, since a beat also says that this process lives.
+            on_beat: called after each beat, in the heartbeat's thread.
+        """
+        self._renew = renew
+        self._interval = interval
+        self._beats_idle = beats_idle
         self._on_beat = on_beat
-        self._leases: dict[UUID, Lease] = {}
+        self._held: dict[UUID, Work] = {}
         self._guard = threading.Lock()
         self._wake = threading.Event()
-        self._closing = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._beat, name="heartbeat", daemon=True),
-            threading.Thread(target=self._listen, name="cancel-listener", daemon=True),
-        ]
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
 
     def close(self) -> None:
-        self._closing.set()
+        """Beat no more; leases that are still held run out."""
+        self._closing = True
         self._wake.set()
-        for thread in self._threads:
-            if thread.is_alive():  # never started, where the worker did not come up
-                thread.join(timeout=5)
+        if self._thread.ident is not None:  # it never started where the process did not come up
+            self._thread.join(timeout=5)
 
-    def hold(self, claim: Claim) -> Lease:
-        """Renew the claim's lease until it is released."""
-        lease = Lease(claim)
+    def hold(self, work: Work) -> None:
+        """Renew the lease of `work` until it is released."""
         with self._guard:
-            earlier = self._leases.get(claim.id)
-            self._leases[claim.id] = lease
+            earlier = self._held.get(work.id)
+            self._held[work.id] = work
         if earlier is not None:
-            # Lost and claimed again by this very worker: the earlier run is for nothing.
+            # It was lost and claimed again by this very process: the earlier run is for nothing.
             earlier.stop()
-        return lease
 
-    def release(self, lease: Lease) -> None:
+    def release(self, work: Work) -> None:
         with self._guard:
-            # A job that was lost and claimed again by this very worker is another lease's by now.
-            if self._leases.get(lease.claim.id) is lease:
-                del self._leases[lease.claim.id]
+            # What was lost and claimed again by this very process is held under another lease by now.
+            if self._held.get(work.id) is work:
+                del self._held[work.id]
 
-    def _beat(self) -> None:
-        while not self._closing.is_set():
-            self._wake.wait(self._settings.heartbeat)
+    @contextmanager
+    def holding(self, work: Work) -> Iterator[None]:
+        """Hold `work` until the block ends."""
+        self.hold(work)
+        try:
+            yield
+        finally:
+            self.release(work)
+
+    def stop_all(self) -> None:
+        """Stop everything that is held: this process is about to end."""
+        for work in self._now_held().values():
+            work.stop()
+
+    def beat_for(self, id: UUID) -> None:
+        """Beat at once if this is held, to find out whether it was cancelled."""
+        with self._guard:
+            held = id in self._held
+        if held:
+            self._wake.set()
+
+    def _now_held(self) -> dict[UUID, Work]:
+        with self._guard:
+            return dict(self._held)
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._wake.wait(self._interval)
             self._wake.clear()
+            held = self._now_held()
+            if not held and not self._beats_idle:
+                continue
             try:
-                self._renew()
+                self._beat(held)
                 self._on_beat()
             except DatabaseUnavailable:
-                log.warning("PostgreSQL does not answer: %d leases not renewed", len(self._leases))
-            except Exception:  # a heartbeat that stops costs every job of this worker its lease
+                log.warning("PostgreSQL does not answer: %d leases not renewed", len(held))
+            except Exception:  # a heartbeat that stops costs everything that is held its lease
                 log.exception("heartbeat failed")
 
-    def _renew(self) -> None:
-        with self._guard:
-            held = dict(self._leases)
-        renewal = self._database.jobs.renew({id: lease.claim.epoch for id, lease in held.items()}, self._worker)
+    def _beat(self, held: Mapping[UUID, Work]) -> None:
+        renewal = self._renew(held)
         for id in renewal.cancelled | renewal.lost:
             held[id].stop()
-        for id in renewal.lost & self._still_held(held):
-            log.warning("job %s is no longer ours", id)
-
-    def _still_held(self, held: dict[UUID, Lease]) -> set[UUID]:
-        """Jobs that finished while the beat was under way are not lost."""
-        with self._guard:
-            return {id for id, lease in held.items() if self._leases.get(id) is lease}
-
-    def _listen(self) -> None:
-        with connect(self._settings, decode=False) as client:
-            while not self._closing.is_set():
-                try:
-                    with client.pubsub(ignore_subscribe_messages=True) as channel:
-                        channel.subscribe(CANCEL_CHANNEL)
-                        while not self._closing.is_set():
-                            message = channel.get_message(timeout=1.0)
-                            if message and self._holds(message["data"]):
-                                self._wake.set()
-                except (RedisError, OSError):
-                    self._closing.wait(2.0)
-
-    def _holds(self, job_id: bytes) -> bool:
-        with self._guard:
-            return any(str(id).encode() == job_id for id in self._leases)
+        for id in renewal.lost:
+            # What ended while the beat was under way is not lost.
+            if self._now_held().get(id) is held[id]:
+                log.warning("%s is no longer ours", id)

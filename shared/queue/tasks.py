@@ -23,6 +23,7 @@ from celery.worker import state
 
 from shared.queue import task_name
 from shared.queue.envelope import task_id
+from shared.queue.events import Outcome
 from tuwen.jobs import JobError, Kind, Status
 
 log = logging.getLogger(__name__)
@@ -69,26 +70,20 @@ class Ticket:
 
     def received(self) -> None:
         state.task_reserved(self)
-        self._tell("received", name=self.name, args=repr((self.id,)), kwargs="{}", root_id=self.id, retries=0)
+        self._tell("task-received", name=self.name, args=repr((self.id,)), kwargs="{}", root_id=self.id, retries=0)
 
     def started(self) -> None:
         self._started = time.time()
         self._ack()
         state.task_accepted(self)
-        self._tell("started")
+        self._tell("task-started")
 
     def ended(self, status: Status, error: JobError | None) -> None:
         """The job is over, or queued once more."""
         state.task_ready(self, successful=status is Status.SUCCEEDED)
-        match status:
-            case Status.SUCCEEDED:
-                self._tell("succeeded", result="None", runtime=time.time() - self._started)
-            case Status.FAILED | Status.QUARANTINED:
-                self._tell("failed", exception=_text(error, status), traceback="")
-            case Status.QUEUED:
-                self._tell("retried", exception=_text(error, status), traceback="")
-            case Status.CANCELLED | Status.EXPIRED:
-                self._tell("revoked", terminated=False, signum=None, expired=status is Status.EXPIRED)
+        outcome = Outcome.of(status, error)
+        runtime = {"runtime": time.time() - self._started} if status is Status.SUCCEEDED else {}
+        self._tell(outcome.event, **outcome.details, **runtime)
 
     def dropped(self, status: Status | None) -> None:
         """It was not for this worker to run; `status` is the job's where that is known."""
@@ -114,11 +109,7 @@ class Ticket:
             "worker_pid": os.getpid(),
         }
 
-    def _tell(self, what: str, **fields: Any) -> None:
+    def _tell(self, event: str, **fields: Any) -> None:
         dispatcher = self._consumer.event_dispatcher  # another one after each reconnection, and none in between
         if dispatcher is not None and dispatcher.enabled:
-            dispatcher.send(f"task-{what}", uuid=self.id, **fields)
-
-
-def _text(error: JobError | None, status: Status) -> str:
-    return f"{error.code}: {error.detail}" if error else status.value
+            dispatcher.send(event, uuid=self.id, **fields)

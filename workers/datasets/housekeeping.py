@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -13,12 +13,13 @@ from celery import Celery
 
 from shared.database import Database
 from shared.database.datasets import DatasetClaim
-from shared.database.shards import Progress
-from shared.leasing.consumer import DONE, Outcome, TaskConsumer, failed, put_back
-from shared.leasing.dataset_heartbeat import Heartbeat
+from shared.database.shards import Renewal
+from shared.leasing.consumer import LeasedConsumer, TaskConsumer
 from shared.leasing.endings import INTERNAL, Stopped
+from shared.leasing.heartbeat import Heartbeat
 from shared.objects.storage import ObjectStore
 from shared.queue import DATASET_TASK, DATASETS_QUEUE, JobQueue
+from shared.queue.events import DONE, Outcome, failed, put_back
 from shared.settings import Settings
 from tuwen.datasets import DatasetStatus, ShardStatus
 from tuwen.errors import QueueUnavailable, TuwenError
@@ -43,8 +44,6 @@ MAX_ATTEMPTS = 10
 
 class DatasetRun:
     """One data set while it is planned or exported here."""
-
-    progress = Progress()
 
     def __init__(self, claim: DatasetClaim):
         self.claim = claim
@@ -76,44 +75,37 @@ class DatasetKeeper:
         self._database = Database(settings, pool_size=4)
         self._queue = JobQueue(settings)
         self._store = ObjectStore.open(settings)
-        self._stopping = threading.Event()
-        self._heartbeat = Heartbeat(settings, self._database.datasets.renew, "dataset-heartbeat")
         self._previews = Previews(settings, self._database, self._store)
-        self._consumer = TaskConsumer(
-            settings, app, self._name, DATASET_TASK, [DATASETS_QUEUE], self.run, threads=AT_ONCE
+        self._consumer = LeasedConsumer(
+            lambda do: TaskConsumer(settings, app, self._name, DATASET_TASK, [DATASETS_QUEUE], do, threads=AT_ONCE),
+            Heartbeat(self._renew, settings.heartbeat, "dataset-heartbeat"),
+            claim=self._claim,
+            do=self._see_to,
         )
+        self.run = self._consumer.run
 
     def start(self) -> None:
-        self._heartbeat.start()
         self._consumer.start()
         self._previews.start()
 
     def stop(self, timeout: float) -> None:
         """Give back what is under way, for another housekeeper to go on with."""
-        self._stopping.set()
         self._previews.stop()
-        self._consumer.stop()
-        self._heartbeat.stop_all()
-        self._consumer.join(timeout)
-        self._heartbeat.close()
+        self._consumer.stop(timeout)
 
     # ── one data set ──────────────────────────────────────────────────────────────────────────────
 
-    def run(self, begin: Callable[[], None], dataset_id: object) -> Outcome | None:
-        """Plan or export the data set, whichever its turn is; what became of it, as Celery's event."""
+    def _renew(self, held: Mapping[UUID, DatasetRun]) -> Renewal:
+        return self._database.datasets.renew({id: run.epoch for id, run in held.items()})
+
+    def _claim(self, dataset_id: object) -> DatasetRun | None:
         if not isinstance(dataset_id, str):
             raise TypeError("a message for a data set names it")
         claim = self._database.datasets.take(UUID(dataset_id), self._name)
-        if claim is None:
-            return None
-        begin()
-        run = DatasetRun(claim)
-        with self._heartbeat.holding(run):
-            if self._stopping.is_set():
-                run.stop()
-            return self._end(run)
+        return None if claim is None else DatasetRun(claim)
 
-    def _end(self, run: DatasetRun) -> Outcome:
+    def _see_to(self, run: DatasetRun) -> Outcome:
+        """Plan or export the data set, whichever its turn is."""
         claim = run.claim
         try:
             if claim.status is DatasetStatus.PLANNING:

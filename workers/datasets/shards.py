@@ -17,15 +17,16 @@ from uuid import UUID
 from celery import Celery
 
 from shared.database import Database
-from shared.database.shards import Progress, ShardClaim
+from shared.database.shards import Progress, Renewal, ShardClaim
 from shared.database.workers import ServedModel
-from shared.leasing.consumer import DONE, Outcome, TaskConsumer, failed, put_back, revoked
-from shared.leasing.dataset_heartbeat import Heartbeat
+from shared.leasing.consumer import LeasedConsumer, TaskConsumer
 from shared.leasing.endings import INTERNAL, Stopped
+from shared.leasing.heartbeat import Heartbeat
 from shared.leasing.patience import patiently
 from shared.objects.datasets import AtRisk, Line, Planned, read_plan, read_results, results_key, write_results
 from shared.objects.storage import ObjectStore
 from shared.queue import SHARD_TASK, JobQueue, shard_kinds, shards_queue
+from shared.queue.events import DONE, Outcome, put_back
 from shared.settings import Settings
 from tuwen.annotations import Annotation
 from tuwen.datasets import ShardStatus
@@ -41,6 +42,9 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = 30.0
 """Seconds after which the results so far are stored: so much work a death can cost."""
+
+PROGRESS_INTERVAL = 2.0
+"""Seconds between two beats at most: they carry the progress that people watch."""
 
 CAREFUL_GROUPS = (32, 8, 1)
 """Images under way at once after one, two, and more crashes of a shard's worker."""
@@ -65,25 +69,24 @@ class Shards:
         self._queue = JobQueue(settings)
         self._store = ObjectStore.open(settings)
         self._sources = _OpenSources(settings)
-        self._stopping = threading.Event()
-        self._heartbeat = Heartbeat(settings, self._database.shards.renew, "shard-heartbeat")
         queues = [shards_queue(kinds) for kinds in shard_kinds(settings.kinds)]
         threads = settings.shards_at_once if queues else 0
-        self._consumer = TaskConsumer(settings, app, worker, SHARD_TASK, queues, self.run, threads=threads)
+        self._consumer = LeasedConsumer(
+            lambda do: TaskConsumer(settings, app, worker, SHARD_TASK, queues, do, threads=threads),
+            Heartbeat(self._renew, min(settings.heartbeat, PROGRESS_INTERVAL), "shard-heartbeat"),
+            claim=self._claim,
+            do=self._annotate,
+        )
+        self.run = self._consumer.run
 
     def start(self, models: Mapping[Kind, ServedModel]) -> None:
         """The worker is warm, with these models."""
         self._models = models
-        self._heartbeat.start()
         self._consumer.start()
 
     def stop(self, timeout: float) -> None:
         """Give back what runs, its results so far stored, within `timeout` seconds."""
-        self._stopping.set()
-        self._consumer.stop()
-        self._heartbeat.stop_all()
-        self._consumer.join(timeout)
-        self._heartbeat.close()
+        self._consumer.stop(timeout)
 
     def close(self) -> None:
         """After the last shard."""
@@ -91,8 +94,11 @@ class Shards:
         self._queue.close()
         self._database.close()
 
-    def run(self, begin: Callable[[], None], shard_id: object, priority: object) -> Outcome | None:
-        """Run the shard if it may run; what became of it, as Celery's event, None when it was not this worker's.
+    def _renew(self, held: Mapping[UUID, ShardRun]) -> Renewal:
+        return self._database.shards.renew({id: (shard.epoch, shard.progress) for id, shard in held.items()})
+
+    def _claim(self, shard_id: object, priority: object) -> ShardRun | Outcome | None:
+        """The shard, if it may run here; its end if somebody cancelled it meanwhile.
 
         Raises:
             DatabaseUnavailable: the housekeeper will see to the shard.
@@ -102,15 +108,10 @@ class Shards:
         id = UUID(shard_id)
         claim = patiently(lambda: self._database.shards.claim(id, priority, self._worker), self._settings.lease)
         if claim is None:
-            return revoked() if self._database.shards.cancelled(id) else None
-        begin()
-        shard = ShardRun(self._settings, self._database, self._store, claim)
-        with self._heartbeat.holding(shard):
-            if self._stopping.is_set():
-                shard.stop()
-            return self._end(shard)
+            return Outcome(ShardStatus.CANCELLED) if self._database.shards.cancelled(id) else None
+        return ShardRun(self._settings, self._database, self._store, claim)
 
-    def _end(self, shard: ShardRun) -> Outcome | None:
+    def _annotate(self, shard: ShardRun) -> Outcome | None:
         """Do the work; every way it can end is a value here."""
         claim = shard.claim
         means = Means(self._settings, self._batcher, self._models, self._worker)
@@ -155,9 +156,9 @@ class Shards:
         )
         if status is ShardStatus.FAILED:
             patiently(lambda: self._database.datasets.complete(shard.claim.dataset_id), self._settings.lease)
-            return failed(f"{error.code}: {error.detail}" if error else "failed")
+            return Outcome.of(status, error)
         if status is ShardStatus.CANCELLED:
-            return revoked()
+            return Outcome(status)
         return None if status is None else put_back(error.detail if error else "released")
 
 

@@ -18,8 +18,10 @@ from flower.app import Flower
 from tornado.ioloop import PeriodicCallback
 
 from shared.database import Database
+from shared.database.jobs import JobOutline
+from shared.database.shards import ShardOutline
 from shared.queue import SHARD_TASK, task_name
-from tuwen.datasets import ShardStatus
+from shared.queue.events import ENDINGS
 from tuwen.errors import DatabaseUnavailable
 from tuwen.jobs import Kind, Status
 
@@ -28,17 +30,6 @@ log = logging.getLogger(__name__)
 NEWEST = 1000
 """Youngest jobs, and last shards to end, looked for in Flower each time; what was missed must be among them."""
 
-_ENDS = {
-    Status.SUCCEEDED.value: ("succeeded", states.SUCCESS),
-    Status.FAILED.value: ("failed", states.FAILURE),
-    Status.QUARANTINED.value: ("failed", states.FAILURE),
-    Status.CANCELLED.value: ("revoked", states.REVOKED),
-    Status.EXPIRED.value: ("revoked", states.REVOKED),
-    ShardStatus.DONE.value: ("succeeded", states.SUCCESS),
-}
-"""Celery's event for each way in which a job or a shard ends, and the state that it leaves; the other ends of shards
-are called like those of jobs."""
-
 
 @dataclass(frozen=True, slots=True)
 class Outline:
@@ -46,7 +37,7 @@ class Outline:
 
     name: str
     args: tuple[Any, ...]
-    row: Any
+    row: JobOutline | ShardOutline
 
 
 class MissedEvents:
@@ -110,17 +101,17 @@ class MissedEvents:
         if id not in self._tasks or self._tasks[id].name is None:
             self._event("sent", id, row.created_at, "postgresql", name=outline.name, args=repr(outline.args))
         task = self._tasks[id]
-        event, end = _ENDS.get(row.status, (None, None))
+        event, end = (None, None) if row.finished_at is None else ENDINGS[row.status.value]
         if task.state in states.READY_STATES and task.state != end:
             # Its owner had it tried again, which Celery takes for an event that comes late.
             task.event("retried", row.created_at.timestamp())
             self._state.search_engine.upsert(task)
-        runs = row.status == Status.RUNNING
-        if (runs and task.state != states.STARTED) or (event is not None and row.worker and task.worker is None):
+        unheard = row.status.value == Status.RUNNING.value and task.state != states.STARTED
+        if row.started_at and row.worker and (unheard or (event is not None and task.worker is None)):
             self._event("started", id, row.started_at, row.worker)
-        if event is not None and task.state != end:
+        if row.finished_at is not None and task.state != end:
             # Not an event of a worker's: some ends are nobody's.
-            task.event(event, row.finished_at.timestamp(), fields=_details(row))
+            task.event(event, row.finished_at.timestamp(), fields=_details(row, row.finished_at))
             self._state.search_engine.upsert(task)
 
     def _event(self, what: str, id: str, when: datetime, hostname: str, **fields: str) -> None:
@@ -138,11 +129,11 @@ def _is_uuid(task_id: str) -> bool:
     return True
 
 
-def _details(row: Any) -> dict[str, Any]:
+def _details(row: JobOutline | ShardOutline, finished_at: datetime) -> dict[str, Any]:
     details: dict[str, Any] = {}
     if row.started_at:
         details["started"] = row.started_at.timestamp()
-        details["runtime"] = (row.finished_at - row.started_at).total_seconds()
-    if row.error_code and _ENDS[row.status][1] != states.SUCCESS:
+        details["runtime"] = (finished_at - row.started_at).total_seconds()
+    if row.error_code and ENDINGS[row.status.value][1] != states.SUCCESS:
         details["exception"] = f"{row.error_code}: {row.error_detail}"
     return details

@@ -12,7 +12,6 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 from uuid import UUID
 
 from celery import Celery
@@ -23,7 +22,9 @@ from shared.database import Database
 from shared.intake.fetch import Fetcher
 from shared.objects.storage import ObjectStore
 from shared.queue import COLLECTION_TASK, HOUSEKEEPING_QUEUE, HOUSEKEEPING_TASK, WEBHOOKS_TASK, JobQueue
+from shared.queue.events import Outcome
 from shared.settings import Settings
+from tuwen.datasets import ShardStatus
 from tuwen.errors import DatabaseUnavailable, QueueUnavailable, Unavailable
 from tuwen.jobs import Kind, Status
 from workers.datasets.housekeeping import DatasetKeeper
@@ -35,15 +36,8 @@ log = logging.getLogger(__name__)
 DISPATCH_LIMIT = 5000
 """Messages published in one round and kind; a wiped Redis is refilled over several rounds."""
 
-_LOST = {"exception": "WorkerLost('the worker stopped answering')", "traceback": ""}
-FLOWER_EVENTS: dict[Status, tuple[str, dict[str, Any]]] = {
-    Status.QUEUED: ("task-retried", _LOST),
-    Status.FAILED: ("task-failed", _LOST),
-    Status.QUARANTINED: ("task-failed", _LOST),
-    Status.CANCELLED: ("task-revoked", {"terminated": False, "signum": None, "expired": False}),
-    Status.EXPIRED: ("task-revoked", {"terminated": False, "signum": None, "expired": True}),
-}
-"""Celery's event for what a job that lost its worker has become."""
+LOST = "WorkerLost('the worker stopped answering')"
+"""What Flower shows as the exception of a job whose worker is gone."""
 
 
 class Housekeeper:
@@ -74,7 +68,7 @@ class Housekeeper:
     def _mend(self) -> None:
         if time.monotonic() >= self._trusting_from:
             self._announce(self._database.jobs.rescue())
-            self._tell_flower({id: Status(status.value) for id, status in self._datasets.rescue().items()})
+            self._tell_flower(self._datasets.rescue())
         self._announce(dict.fromkeys(self._database.jobs.expire_queued(), Status.EXPIRED))
         self._dispatch()
         self._datasets.keep()
@@ -140,14 +134,14 @@ class Housekeeper:
         self._queue.announce((id, {"status": status.value}) for id, status in ended.items())
         self._tell_flower(ended)
 
-    def _tell_flower(self, ended: Mapping[UUID, Status]) -> None:
+    def _tell_flower(self, ended: Mapping[UUID, Status | ShardStatus]) -> None:
         if not ended:
             return
         try:
             with self._app.events.default_dispatcher() as dispatcher:
                 for id, status in ended.items():
-                    event, details = FLOWER_EVENTS[status]
-                    dispatcher.send(event, uuid=str(id), **details)
+                    outcome = Outcome(status, LOST)
+                    dispatcher.send(outcome.event, uuid=str(id), **outcome.details)
         except (KombuError, RedisError, OSError) as error:
             log.warning("Flower was not told: %s", error)
 

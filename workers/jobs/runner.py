@@ -20,12 +20,14 @@ from uuid import UUID
 from pydantic import TypeAdapter
 
 from shared.database import Claim, Database, Finish, GiveBack
+from shared.database.shards import Renewal
 from shared.database.workers import ServedModel
 from shared.intake.fetch import Fetcher
 from shared.intake.images import pixels
+from shared.leasing.cancels import CancelListener
 from shared.leasing.endings import INTERNAL
 from shared.leasing.grouping import Grouped
-from shared.leasing.heartbeat import Heartbeat, Lease
+from shared.leasing.heartbeat import Heartbeat
 from shared.leasing.patience import patiently
 from shared.objects.storage import ObjectStore, file_key
 from shared.queue import JobQueue
@@ -54,6 +56,7 @@ from tuwen.jobs import (
 )
 from workers.inference.batcher import Batcher, Released
 from workers.jobs.correspondence import Drawn, Sketch, describe, draw
+from workers.jobs.leases import Lease
 from workers.jobs.pairs import report
 from workers.jobs.pictures import stored
 from workers.jobs.stages import Stages, play
@@ -106,7 +109,14 @@ class Runner:
         self._queue = JobQueue(settings)
         self._store = ObjectStore.open(settings)
         self._fetcher = Fetcher(settings)
-        self._heartbeat = Heartbeat(settings, self._database, worker, on_beat=lambda: recorder.flush(self._queue.redis))
+        self._heartbeat = Heartbeat(
+            self._renew,
+            settings.heartbeat,
+            "heartbeat",
+            beats_idle=True,
+            on_beat=lambda: recorder.flush(self._queue.redis),
+        )
+        self._cancels = CancelListener(settings, self._heartbeat.beat_for)
         self._watchers = Watchers(self._queue)
         self._arrivals = Grouped(self._claim_all, "claims")
         self._drawings = Grouped(self._keep_all, "drawings")
@@ -130,6 +140,7 @@ class Runner:
         """The worker is warm: take part."""
         self._database.workers.register(self._worker, device, models)
         self._heartbeat.start()
+        self._cancels.start()
 
     def take(self, ticket: Ticket) -> None:
         """Run the ticket's job, if it may run. Returns at once."""
@@ -155,6 +166,7 @@ class Runner:
         self._arrivals.close()
         self._drawings.close()
         self._endings.close()
+        self._cancels.close()
         self._heartbeat.close()
         self._watchers.close()
         try:
@@ -164,6 +176,9 @@ class Runner:
             log.warning("not signed off: %s", error)
         self._queue.close()
         self._database.close()
+
+    def _renew(self, held: Mapping[UUID, Lease]) -> Renewal:
+        return self._database.jobs.renew({id: lease.epoch for id, lease in held.items()}, self._worker)
 
     # ── claiming ──────────────────────────────────────────────────────────────────────────────────
 
@@ -219,7 +234,9 @@ class Runner:
         self._watchers.started(claim.id)
         about = {"tuwen.job": str(claim.id), "tuwen.worker": self._worker, "tuwen.attempt": claim.attempts}
         trace = tracing.job(claim.kind.value, claim.trace, waited=claim.waited, asked=asked, attributes=about)
-        run = _Run(ticket, claim, self._heartbeat.hold(claim), time.monotonic(), trace)
+        lease = Lease(claim)
+        self._heartbeat.hold(lease)
+        run = _Run(ticket, claim, lease, time.monotonic(), trace)
         if claim.kind is Kind.GENERATE:
             self._begin(run)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from uuid import UUID
 
@@ -10,11 +10,14 @@ import pytest
 import redis
 
 from shared.database import Database
+from shared.database.shards import Renewal
+from shared.leasing.cancels import CancelListener
 from shared.leasing.heartbeat import Heartbeat
 from shared.queue import CANCEL_CHANNEL, JobQueue
 from shared.settings import Settings
 from tests.support.api_server import eventually
 from tuwen.jobs import JobRequest
+from workers.jobs.leases import Lease
 
 TENANT = "t"
 
@@ -26,27 +29,35 @@ def client(settings: Settings) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def heartbeat(settings: Settings, database: Database, client: redis.Redis) -> Iterator[Heartbeat]:
+def heartbeat(settings: Settings, database: Database, client: redis.Redis) -> Iterator[Heartbeat[Lease]]:
     """Beats once an hour, but for those who ask it to."""
-    slow = settings.model_copy(update={"heartbeat": 3600.0})
-    heartbeat = Heartbeat(slow, database, "w@test", on_beat=lambda: None)
+
+    def renew(held: Mapping[UUID, Lease]) -> Renewal:
+        return database.jobs.renew({id: lease.epoch for id, lease in held.items()}, "w@test")
+
+    heartbeat = Heartbeat(renew, 3600.0, "heartbeat")
+    cancels = CancelListener(settings, heartbeat.beat_for)
     heartbeat.start()
+    cancels.start()
     eventually(lambda: client.pubsub_numsub(CANCEL_CHANNEL)[0][1])
     yield heartbeat
+    cancels.close()
     heartbeat.close()
 
 
-def running(database: Database, heartbeat: Heartbeat) -> tuple[UUID, Future[None]]:
+def running(database: Database, heartbeat: Heartbeat[Lease]) -> tuple[UUID, Future[None]]:
     """A job that runs under a lease, and the work that would be stopped."""
     request = JobRequest.model_validate({"input": {"kind": "generate", "prompt": "猫"}})
     [id] = database.jobs.submit([request], tenant=TENANT).ids
     work: Future[None] = Future()
-    heartbeat.hold(database.jobs.claim([id], "w@test")[id]).watch(work)
+    lease = Lease(database.jobs.claim([id], "w@test")[id])
+    lease.watch(work)
+    heartbeat.hold(lease)
     return id, work
 
 
 def test_a_cancel_need_not_wait_for_the_next_beat(
-    client: redis.Redis, heartbeat: Heartbeat, database: Database, settings: Settings
+    client: redis.Redis, heartbeat: Heartbeat[Lease], database: Database, settings: Settings
 ) -> None:
     cancelled, work = running(database, heartbeat)
     _, other = running(database, heartbeat)

@@ -18,12 +18,14 @@ from redis.exceptions import RedisError
 
 from shared.database import Database
 from shared.database.shards import ShardDispatch
-from shared.leasing.consumer import DONE, Outcome, TaskConsumer, failed, put_back, revoked
+from shared.leasing.consumer import TaskConsumer
 from shared.objects.storage import ObjectStore
 from shared.queue import PREVIEWS_LIST, SHARD_TASK, JobQueue, celery_app, priority_keys, shard_kinds, shards_queue
+from shared.queue.events import DONE, Outcome, failed, put_back
 from shared.settings import Settings
 from tests.support.api_server import eventually
 from tuwen.errors import DatabaseUnavailable
+from tuwen.jobs import Status
 from workers.datasets.previews import Previews
 
 KINDS = "describe+match"
@@ -115,7 +117,7 @@ def test_the_most_urgent_first_and_none_prefetched(queue: JobQueue, taken: Taken
         (lambda: DONE, "SUCCESS"),
         (lambda: failed("boom"), "FAILURE"),
         (lambda: put_back("paused"), "RETRY"),
-        (lambda: revoked(), "REVOKED"),
+        (lambda: Outcome(Status.CANCELLED), "REVOKED"),
     ],
 )
 def test_flower_sees_each_shard_under_its_own_id(

@@ -16,10 +16,10 @@ from PIL import Image
 from shared.database import Database
 from shared.database.shards import ShardClaim
 from shared.database.workers import ServedModel
-from shared.leasing.consumer import DONE
 from shared.objects.datasets import AtRisk, all_images, plan_key, read_plan, read_results, results_key, write_results
 from shared.objects.storage import ObjectStore
 from shared.queue import JobQueue, celery_app
+from shared.queue.events import DONE
 from shared.settings import Settings
 from tests.support.fakes import painted
 from tuwen.annotations import Annotation, DropReason
@@ -387,8 +387,8 @@ class TestResuming:
         until(lambda: here.database.datasets.get(id, T).progress.done > 0)
         here.database.datasets.pause(id, T)
         worker.join(30)
-        [(event, _)] = ended
-        assert event == "task-retried"
+        [outcome] = ended
+        assert outcome.event == "task-retried"
         [row] = here.database.shards.all(id)
         assert row.status is ShardStatus.QUEUED
         done = [line for line in read_results(here.store, row.results_key, 200) if line is not None]

@@ -1,0 +1,44 @@
+"""A claimed job while it runs in this worker."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from typing import Any
+from uuid import UUID
+
+from shared.database import Claim
+
+
+class Lease:
+    """The claim of a job, and the work that ends with it."""
+
+    def __init__(self, claim: Claim):
+        self.claim = claim
+        self._guard = threading.Lock()
+        self._stopped = False
+        self._work: Future[Any] | None = None
+
+    @property
+    def id(self) -> UUID:
+        return self.claim.id
+
+    @property
+    def epoch(self) -> int:
+        return self.claim.epoch
+
+    def watch(self, work: Future[Any]) -> None:
+        """Have `work` cancelled when the lease stops, or now if it has."""
+        with self._guard:
+            self._work = work
+            stopped = self._stopped
+        if stopped:
+            work.cancel()
+
+    def stop(self) -> None:
+        """Cancel the work: the job was cancelled, or another worker may have it by now."""
+        with self._guard:
+            self._stopped = True
+            work = self._work
+        if work is not None:
+            work.cancel()

@@ -178,7 +178,7 @@ def test_the_demos_cat_is_recognisable(engines):
 
 def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(builtin, "WEIGHTS", tmp_path)
-    with pytest.raises(EngineStartFailed, match=r"workers\.training recognizer"):
+    with pytest.raises(EngineStartFailed, match=r"workers\.lab\.training recognizer"):
         BuiltinRecognizer("cpu")
 
 

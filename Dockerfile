@@ -6,7 +6,7 @@
 #   docker build --target worker --tag tuwen-worker:cuda .
 #   docker build --target worker --tag tuwen-worker:cpu --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .
 #
-# Their health checks stand in docker-compose.yml, since each process has its own.
+# The health checks are in docker-compose.yml, since each process has a different one.
 
 ARG PYTHON=3.13-slim-trixie
 
@@ -15,8 +15,8 @@ ENV PIP_CONSTRAINT=/src/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/ve
 RUN python -m venv /venv
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
-# The project's dependencies without the project, so that they are not installed anew when only code has changed.
-# An extra that names another one of the project's own says so beside its `pip install` below.
+# The project's dependencies without the project, so that they are not installed again when only code has changed.
+# An extra that includes another extra of the project is noted at its `pip install` below.
 RUN python <<END
 import pathlib, tomllib
 project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
@@ -35,7 +35,7 @@ COPY workers workers
 RUN pip install --no-deps .
 
 FROM dependencies AS worker-build
-# PyPI's torch for x86-64 brings CUDA along; another index has it for the CPU alone, which is some 3 GB smaller.
+# PyPI's torch for x86-64 brings CUDA along; another index has it for the CPU alone, which is about 3 GB smaller.
 ARG TORCH_INDEX
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \

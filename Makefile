@@ -1,5 +1,5 @@
 # Every target first brings .venv up to date with pyproject.toml and constraints.txt.
-# Where pip would choose a torch for CUDA although there is no GPU (it is some 3 GB):
+# On a machine without a GPU, this avoids the CUDA build of torch (about 3 GB):
 #   make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 .PHONY: demo up doctor test lint bench chaos chaos-datasets evaluate train format clean
 
@@ -17,7 +17,7 @@ up: $(RUNTIME)
 doctor: $(RUNTIME)
 	@$(BIN)/tuwen doctor
 
-# Most tests wait for real processes, so one more of pytest's than there are cores; each starts servers of its own.
+# Most tests wait for real processes, so pytest runs 3 processes; each of them starts its own servers.
 test: lint
 	$(BIN)/pytest -n 3 --dist loadfile
 
@@ -39,7 +39,8 @@ chaos-datasets: $(DEVELOPMENT)
 evaluate: $(DEVELOPMENT)
 	$(BIN)/tuwen evaluate
 
-# All built-in models; goes on where it was. In slices: make train MINUTES=8; on several GPUs: make train PROCESSES=8
+# Trains all built-in models, and continues an interrupted run. In slices: make train MINUTES=8; on several GPUs:
+# make train PROCESSES=8
 train: $(DEVELOPMENT)
 	$(BIN)/tuwen train all --pictures 200000 --ship $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PROCESSES),--processes $(PROCESSES))
 
@@ -55,7 +56,7 @@ $(RUNTIME): pyproject.toml constraints.txt
 		|| { echo 'Tuwen needs Python 3.11 or newer as $(PYTHON); choose another: make PYTHON=python3.12'; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 		|| { echo 'This Python cannot make virtual environments; on Debian: apt install python3-venv'; exit 1; }
-	@echo 'Installing into .venv; the first time takes some minutes.'
+	@echo 'Installing into .venv; this takes some minutes the first time.'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on \
 		-c constraints.txt -e '.[worker,datasets,flower,embedded]'

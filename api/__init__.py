@@ -1,1 +1,1 @@
-"""The thin producer: HTTP API, client, command line, embedded system. Never imports torch or `workers`."""
+"""The producer of jobs: HTTP API, client, command line, embedded system. Never imports torch or `workers`."""

@@ -11,8 +11,8 @@ from shared.settings import settings
 from tuwen.errors import ConfigurationError
 
 KEEP_ALIVE = 75
-"""Seconds an idle connection is kept: longer than clients and load balancers do (httpx 5, most proxies 60), so that
-they close it. A request sent into a connection that the server is just closing would be lost."""
+"""Seconds for which an idle connection is kept open: longer than clients and load balancers keep theirs (httpx 5, most
+proxies 60), so that they close it first. A request sent into a connection that the server is closing would be lost."""
 
 
 def main() -> int:

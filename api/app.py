@@ -1,11 +1,10 @@
-"""The API process: puts the routes together. `uvicorn api.app:create_app --factory`."""
+"""The API process, which puts the routes together: `uvicorn api.app:create_app --factory`."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
@@ -17,8 +16,7 @@ from api.http.auth import LocalOnly, require_loopback
 from api.http.bodies import BodyLimit
 from api.http.tracing import Traced
 from api.openai import batches, chat, images, models
-from api.openai.batch_runner import BatchRunner
-from api.producer.resources import opened
+from api.producer.resources import open_resources
 from api.routes import datasets, files, jobs, monitoring, pages
 from api.routes.monitoring import RequestMetrics
 from shared.settings import Settings
@@ -28,27 +26,24 @@ from tuwen.version import __version__
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The ASGI application; `settings` default to the process's own.
+    """Create the ASGI application; `settings` default to those of the process.
 
     Raises:
-        ConfigurationError: an open installation that others could reach.
+        ConfigurationError: the installation is open and other machines could reach it.
     """
     settings = settings or process_settings()
     require_loopback(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with opened(settings) as resources:
+        async with open_resources(settings) as resources:
             app.state.resources = resources
-            app.state.batches = runner = BatchRunner(resources)
-            runner.start()
             try:
                 yield
             finally:
-                await run_sync(runner.close)
                 tracing.stop()
 
-    # Its pages of documentation take nothing from elsewhere: many a machine with GPUs reaches no CDN.
+    # The documentation pages load nothing from other hosts: many machines with GPUs reach no CDN.
     app = FastAPIOffline(title="Tuwen 图文", version=__version__, lifespan=lifespan)
     app.state.http_metrics = CollectorRegistry()
     app.include_router(jobs.router)
@@ -60,7 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(part.router)
     problems.install(app)
     reference.install(app)
-    # The last one added is the outermost.
+    # The middleware added last is the outermost.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(problems.LastResort)
     if settings.auth == "open":
@@ -74,13 +69,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 class Hardening:
-    """ASGI middleware: browsers take answers for what they say they are, and show them in nobody's frame."""
+    """ASGI middleware that tells browsers to trust the declared media type and to show no answer in a frame."""
 
     def __init__(self, app: ASGIApp):
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def hardened(message: Message) -> None:
+        async def send_hardened(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["X-Content-Type-Options"] = "nosniff"
@@ -88,4 +83,4 @@ class Hardening:
                 headers.setdefault("Referrer-Policy", "no-referrer")
             await send(message)
 
-        await self._app(scope, receive, hardened)
+        await self._app(scope, receive, send_hardened)

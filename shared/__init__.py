@@ -1,1 +1,1 @@
-"""What producer and workers share: settings, database, queue, object storage. Never imports torch."""
+"""What the API and the workers share: settings, database, queue, object storage. Never imports torch."""

@@ -4,8 +4,9 @@
     import:package.module:Class
     [NAME=]ENGINE:REPO_OR_FOLDER[@REVISION][?OPTION=VALUE&…]      ENGINE is diffusers, transformers or clip
 
-Several models of one kind are written `a,b`; the first serves jobs that name none. Clients name a model by NAME, else
-by the hub's `owner/name`, or the folder's last part. In values `%2C`, `%26` and the like stand for `,` and `&`.
+Several models of one kind are written `a,b`; the first serves jobs that name none. Clients name a model by NAME, or
+otherwise by the hub's `owner/name` or the last part of the folder. In values `%2C`, `%26` and the like stand for `,`
+and `&`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from urllib.parse import unquote
 CHECKPOINT_ENGINES = ("diffusers", "transformers", "clip")
 
 _NEXT = re.compile(r",\s*(?=(?:[\w.\-]+=)?(?:builtin\s*(?:,|$)|(?:import|diffusers|transformers|clip):))")
-"""The comma before another model; one inside a folder's name or a value is none."""
+"""The comma before another model; a comma inside a folder's name or a value does not match."""
 _NAMED = re.compile(r"(?P<name>[\w.\-]+)=(?P<rest>(?:builtin$|import:|diffusers:|transformers:|clip:).*)", re.DOTALL)
 
 
@@ -28,11 +29,11 @@ class ModelSpec:
     """One configured model."""
 
     name: str
-    """What a job's `model` says to have it."""
+    """The name that a job's `model` gives."""
     engine: str
     """builtin, import, diffusers, transformers or clip."""
     text: str
-    """As it was written."""
+    """The specification as it was written."""
     place: str = ""
     """`module:Class` of an import; folder or hub id of a checkpoint."""
     revision: str | None = None
@@ -44,7 +45,7 @@ class ModelSpec:
 
     @property
     def is_folder(self) -> bool:
-        """Whether the place can only be a folder of this machine; `a/b` may also be on the hub."""
+        """Whether the place can only be a folder on this machine; `a/b` may also be on the hub."""
         return self.place.startswith(("/", ".", "~")) or self.place.count("/") != 1
 
 
@@ -52,12 +53,12 @@ def parse_models(text: str) -> tuple[ModelSpec, ...]:
     """The models that a setting names, the default one first; at least one.
 
     Raises:
-        ValueError: not a way to name models, or two have the same name.
+        ValueError: the text does not name models, or two models have the same name.
     """
     specs = tuple(_parse_one(part.strip()) for part in _NEXT.split(text))
     names = [spec.name for spec in specs]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"two models are called {min(twice)}: give them names of their own, NAME={text.split(',')[0]}")
+        raise ValueError(f"two models are called {min(twice)}: give them different names, NAME={text.split(',')[0]}")
     return specs
 
 
@@ -73,14 +74,14 @@ def _parse_one(text: str) -> ModelSpec:
         where, _, query = where.partition("?")
         place, _, revision = where.partition("@")
         spec = ModelSpec(name, engine, text, unquote(place), revision or None, _options(query))
-        return spec if name else _named_after_place(spec)
+        return spec if name else _name_after_place(spec)
     raise ValueError(
-        f"{text!r} names no model: 'builtin', 'import:package.module:Class' and "
-        "'diffusers:…', 'transformers:…', 'clip:REPO_OR_FOLDER[@REVISION][?OPTION=VALUE&…]' do"
+        f"{text!r} names no model: use 'builtin', 'import:package.module:Class', or "
+        "'diffusers:…', 'transformers:…' or 'clip:REPO_OR_FOLDER[@REVISION][?OPTION=VALUE&…]'"
     )
 
 
-def _named_after_place(spec: ModelSpec) -> ModelSpec:
+def _name_after_place(spec: ModelSpec) -> ModelSpec:
     name = PurePath(spec.place).name if spec.is_folder else spec.place
     return replace(spec, name=name or spec.place)
 
@@ -90,6 +91,6 @@ def _options(query: str) -> dict[str, str]:
     for part in query.split("&") if query else ():
         key, equals, value = part.partition("=")
         if not key or not equals:
-            raise ValueError(f"{part!r} is no option: they are written OPTION=VALUE and joined by '&'")
+            raise ValueError(f"{part!r} is not an option: write options as OPTION=VALUE and join them by '&'")
         options[key] = unquote(value)
     return options

@@ -18,44 +18,44 @@ from tuwen.errors import ConfigurationError
 from tuwen.jobs import Kind
 
 
-def _listed(value: Any) -> Any:
-    """In the environment lists are written `a,b`."""
+def _split_list(value: Any) -> Any:
+    """Split a list, which the environment has as `a,b`."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-def _addressed(*schemes: str) -> AfterValidator:
+def _require_scheme(*schemes: str) -> AfterValidator:
     def check(url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme not in schemes:
             raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
-        _ = parts.port  # raises ValueError where it is no number
+        _ = parts.port  # raises ValueError when the port is not a number
         return url
 
     return AfterValidator(check)
 
 
-def _network(text: str) -> str:
+def _check_network(text: str) -> str:
     ipaddress.ip_network(text)
     return text
 
 
-def _signing(secret: SecretStr) -> SecretStr:
+def _check_secret(secret: SecretStr) -> SecretStr:
     for part in secret.get_secret_value().split(","):
         try:
             key = b64decode(part.strip().removeprefix("whsec_"), validate=True)
         except (binascii.Error, ValueError):
             key = b""
-        if not 24 <= len(key) <= 64:  # what Standard Webhooks allows
+        if not 24 <= len(key) <= 64:  # the lengths that Standard Webhooks allows
             raise ValueError("must be whsec_ and the base64 of 24 to 64 bytes, as `openssl rand -base64 32` makes")
     return secret
 
 
-def _models(text: str) -> str:
+def _check_models(text: str) -> str:
     parse_models(text)
     return text
 
 
-Models = Annotated[str, AfterValidator(_models)]
+Models = Annotated[str, AfterValidator(_check_models)]
 MOST_QUOTA = 2**31 - 1
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -66,10 +66,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TUWEN_", env_ignore_empty=True, extra="ignore")
 
     # Where things are
-    database_url: Annotated[str, _addressed("postgresql", "postgres")] = "postgresql://tuwen@127.0.0.1:5432/tuwen"
-    redis_url: Annotated[str, _addressed("redis", "rediss")] = "redis://127.0.0.1:6379/0"
+    database_url: Annotated[str, _require_scheme("postgresql", "postgres")] = "postgresql://tuwen@127.0.0.1:5432/tuwen"
+    redis_url: Annotated[str, _require_scheme("redis", "rediss")] = "redis://127.0.0.1:6379/0"
     storage_url: str = Field("file://.tuwen/objects", description="file://FOLDER or s3://BUCKET/PREFIX")
-    s3_endpoint: str | None = Field(None, description="URL of an S3-compatible service; none means AWS")
+    s3_endpoint: str | None = Field(None, description="URL of an S3-compatible service; by default AWS")
     s3_public_endpoint: str | None = Field(None, description="the same service as clients reach it, for presigned URLs")
     s3_region: str = "us-east-1"
     s3_access_key_id: str | None = None
@@ -79,13 +79,13 @@ class Settings(BaseSettings):
     # API
     host: str = "127.0.0.1"
     port: Port = 8000
-    public_url: str | None = Field(None, description="base URL in links; none means the request's own")
+    public_url: str | None = Field(None, description="base URL in links; by default that of the request")
     auth: Literal["keys", "open"] = Field("keys", description="open: no key needed; only allowed on loopback")
     max_body_bytes: int = 32 * 2**20
     max_jobs_per_request: int = 1000
     max_wait: float = Field(60.0, description="upper bound of Prefer: wait=N")
     result_url_ttl: float = Field(3600.0, description="lifetime of a presigned result URL")
-    default_quota: int = Field(10_000, ge=1, le=MOST_QUOTA, description="unfinished jobs a key may have at once")
+    default_quota: int = Field(10_000, ge=1, le=MOST_QUOTA, description="unfinished jobs that a key may have at once")
 
     # Images that come in
     max_image_bytes: int = 20 * 2**20
@@ -94,8 +94,8 @@ class Settings(BaseSettings):
     model_image_side: int = Field(1024, description="larger images are reduced to this before a model sees them")
     fetch_timeout: float = Field(20.0, description="total time for one image URL, redirects included")
     fetch_allow_networks: Annotated[
-        tuple[Annotated[str, AfterValidator(_network)], ...], NoDecode, BeforeValidator(_listed)
-    ] = Field((), description="CIDRs that image URLs and webhooks may reach although not public")
+        tuple[Annotated[str, AfterValidator(_check_network)], ...], NoDecode, BeforeValidator(_split_list)
+    ] = Field((), description="CIDRs that image URLs and webhooks may reach although they are not public")
 
     # Models: `builtin`, `import:module:Class`, or a checkpoint such as `diffusers:REPO@COMMIT`; see
     # shared/model_specs.py
@@ -108,21 +108,27 @@ class Settings(BaseSettings):
 
     # Worker
     device: str = "cpu"
-    kinds: Annotated[tuple[Kind, ...], NoDecode, BeforeValidator(_listed)] = Field(tuple(Kind), min_length=1)
+    kinds: Annotated[tuple[Kind, ...], NoDecode, BeforeValidator(_split_list)] = Field(tuple(Kind), min_length=1)
     engines: int | None = Field(
-        None, ge=1, description="engine processes of a worker on the CPU; none: one per core for the built-in models"
+        None,
+        ge=1,
+        description="engine processes of a worker on the CPU; by default one per core for the built-in models",
     )
-    concurrency: int = Field(64, ge=1, description="jobs that a worker has in its hands at once, per engine process")
-    memory_budget: ByteSize | None = Field(None, description="for all models of a worker, 20GiB say; none: the GPU's")
-    engine_start_timeout: float = Field(600.0, description="an engine that gets no further for so long is given up")
+    concurrency: int = Field(64, ge=1, description="jobs that a worker runs at once, per engine process")
+    memory_budget: ByteSize | None = Field(
+        None, description="memory for all models of a worker, such as 20GiB; by default that of the GPU"
+    )
+    engine_start_timeout: float = Field(
+        600.0, description="an engine that makes no progress for this long while it starts is stopped"
+    )
     batch_timeout: float = Field(300.0, description="an engine that is silent this long is killed")
     shutdown_grace: float = Field(30.0, description="time the running batch gets at SIGTERM")
 
     # Data sets
-    dataset_roots: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = Field(
+    dataset_roots: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)] = Field(
         (), description="folders and s3:// prefixes that data sets may name; an open installation allows every folder"
     )
-    shards_at_once: int = Field(2, ge=1, description="shards that one worker runs side by side")
+    shards_at_once: int = Field(2, ge=1, description="shards that one worker runs at the same time")
     decode_threads: int = Field(2, ge=1, description="threads that read and decode the images of shards")
 
     # Delivery
@@ -133,9 +139,10 @@ class Settings(BaseSettings):
     max_attempts: int = 5
     retry_backoff: float = Field(5.0, description="first wait before another attempt; doubles, up to 300")
     max_crashes: int = 3
-    job_deadline: float = Field(86_400.0, description="from submission; later the job expires")
-    webhook_secret: Annotated[SecretStr, AfterValidator(_signing)] | None = Field(
-        None, description="Standard Webhooks secret, whsec_…, or `new,old` while receivers change; none: no webhooks"
+    job_deadline: float = Field(86_400.0, description="time from submission after which a job expires")
+    webhook_secret: Annotated[SecretStr, AfterValidator(_check_secret)] | None = Field(
+        None,
+        description="Standard Webhooks secret, whsec_…, or `new,old` while receivers change; if unset, no webhooks",
     )
     orphan_age: float = Field(86_400.0, description="stored objects that no row names are collected after this")
 
@@ -146,32 +153,32 @@ class Settings(BaseSettings):
     flower_password: SecretStr | None = None
 
     def __init__(self, **given: Any):
-        """Fields that are not given are read from the environment.
+        """Read the fields that are not given from the environment.
 
         Raises:
-            ConfigurationError: what is given, or found there, cannot be; names every variable to blame.
+            ConfigurationError: a value is invalid; the message names every variable that is.
         """
         try:
             super().__init__(**given)
         except ValidationError as error:
-            raise ConfigurationError("; ".join(_blamed(wrong) for wrong in error.errors())) from error
+            raise ConfigurationError("; ".join(_blame(wrong) for wrong in error.errors())) from error
 
     def model_for(self, kind: Kind) -> str:
-        """Name of the model that serves jobs of `kind` which name none."""
+        """Name of the model for jobs of `kind` that name no model."""
         return self.models_for(kind)[0].name
 
     def models_for(self, kind: Kind) -> tuple[ModelSpec, ...]:
-        """Every model of the kind, the default one first."""
+        """Every model of the kind, the default first."""
         return parse_models(getattr(self, kind.value))
 
 
-def _blamed(wrong: Any) -> str:
+def _blame(wrong: Any) -> str:
     field, *_ = wrong["loc"]
     return f"TUWEN_{str(field).upper()}: {wrong['msg'].removeprefix('Value error, ')}"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens on `host`, a name or an address."""
+    """Whether only this machine can reach a server that listens on `host`, a name or an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -22,7 +22,7 @@ from rich.console import Console
 from api.embedded.servers import Postgres, Valkey
 from shared.migrations import migrate
 from shared.settings import Settings
-from tests.support.system import Process, System, frozen, running_system
+from tests.support.system import Process, System, freeze, running_system
 from tuwen.errors import DatabaseUnavailable
 from tuwen.jobs import GenerateResult, Status
 
@@ -30,7 +30,7 @@ console = Console()
 
 
 class Chaos:
-    """Two workers, two housekeepers, one Valkey, one PostgreSQL, and somebody who hates them."""
+    """Two workers, two housekeepers, one Valkey, one PostgreSQL, and ways to kill or freeze each of them."""
 
     def __init__(self, system: System, valkey: Valkey, postgres: Postgres, dice: random.Random):
         self.system = system
@@ -58,7 +58,7 @@ class Chaos:
         console.print(f"{time.strftime('%H:%M:%S')} {name}")
 
     def repair(self) -> None:
-        """What a supervisor would do: start again what is dead, let the frozen go on."""
+        """Do what a supervisor would do: start again what is dead, let frozen processes go on."""
         for process in self.frozen:
             process.signal(signal.SIGCONT)
         self.frozen.clear()
@@ -96,16 +96,16 @@ class Chaos:
         self.postgres.start()
 
     def _freeze_postgres(self) -> None:
-        with frozen(self.postgres.pid):
+        with freeze(self.postgres.pid):
             time.sleep(self.dice.uniform(0, 3 * self.system.settings.lease))
-        self.system.until(self.system.has_database, "PostgreSQL")
+        self.system.wait_until(self.system.has_database, "PostgreSQL")
 
 
 def submit(system: System, dice: random.Random) -> list[UUID]:
     prompts = [dice.choice(["cat", "cat", "cat", "sleep 0.5", "sleep 1"]) for _ in range(dice.randrange(1, 40))]
     try:
         return system.submit(*prompts, max_attempts=20)
-    except DatabaseUnavailable:  # told so, nothing written
+    except DatabaseUnavailable:  # the caller knows, and nothing was written
         return []
 
 
@@ -149,7 +149,7 @@ def main() -> int:
                     chaos.repair()
                     time.sleep(dice.uniform(1, 6))
                 console.print(f"{sum(chaos.deeds.values())} misdeeds: {dict(chaos.deeds)}")
-                system.finished(ids, timeout=300)
+                system.wait_until_finished(ids)
                 return 0 if verdict(system, ids) else 1
 
 

@@ -1,4 +1,4 @@
-"""What a bulk run knows of one image: pure types, no I/O.
+"""The annotation of one image in a data set: pure types, no I/O.
 
 A shard's results are lines of `Annotation`; exports, filters and the review page read nothing else.
 """
@@ -21,10 +21,10 @@ class _Strict(BaseModel):
 
 
 class Provenance(_Strict):
-    """How the words came about, enough to make them again."""
+    """How a text was produced, in enough detail to produce it again."""
 
     model: str
-    revision: str = Field("", description="of the weights")
+    revision: str = Field("", description="revision of the weights")
     parameters: dict[str, Any] = Field(default_factory=dict, description="style, prompt, token limit… as requested")
     software: str = Field(description="name and version of the program, such as tuwen 0.1.0")
     worker: str = ""
@@ -32,7 +32,7 @@ class Provenance(_Strict):
 
 
 class Caption(_Strict):
-    """What a model wrote."""
+    """A caption that a model wrote."""
 
     text: Word
     language: Language
@@ -46,6 +46,8 @@ class Caption(_Strict):
 
 
 class Recognition(_Strict):
+    """What the recognize model found in an image."""
+
     objects: tuple[RecognizedObject, ...]
     scene: Word | None = None
     scene_zh: Word | None = None
@@ -56,7 +58,7 @@ class Recognition(_Strict):
 
 
 class DropReason(StrEnum):
-    """Why an image that can be read is left out of the dataset."""
+    """Why an image that can be read is left out of the exported data set."""
 
     TOO_SMALL = "too_small"
     TOO_LARGE = "too_large"
@@ -70,24 +72,26 @@ class DropReason(StrEnum):
 
 
 class Drop(_Strict):
+    """Why a filter dropped an image."""
+
     reason: DropReason
     detail: str
 
 
 class Review(_Strict):
-    """What a person said of an image: it stands beside the model's words and never replaces them."""
+    """A person's review of an image; it is kept beside the model's captions and never replaces them."""
 
-    id: UUID | None = Field(None, description="by which it can be taken back")
+    id: UUID | None = Field(None, description="id with which the review can be withdrawn")
     author: Label
     created_at: datetime
     verdict: Literal["accepted", "rejected"] | None = None
-    text: Word | None = Field(None, description="the caption in the person's words; none leaves the model's")
-    language: Language | None = Field(None, description="of the text")
+    text: Word | None = Field(None, description="the person's caption; without it, the model's stays")
+    language: Language | None = Field(None, description="language of the text")
 
 
-def standing(reviews: Iterable[Review]) -> tuple[Review, ...]:
-    """Of all that people said of an image, the newest first, what still holds: the newest verdict, and the newest words
-    in each language. Who accepts an image does not take back the words that another has put better."""
+def standing_reviews(reviews: Iterable[Review]) -> tuple[Review, ...]:
+    """The reviews of an image that still count, of all its reviews, the newest first: the newest verdict and the newest
+    caption in each language. A person who accepts an image does not undo a caption that somebody improved."""
     known: set[str] = set()
     kept = []
     for review in reviews:
@@ -103,7 +107,7 @@ def standing(reviews: Iterable[Review]) -> tuple[Review, ...]:
 class Annotation(_Strict):
     """One image of the source: annotated, or dropped for a reason, or failed with an error."""
 
-    name: str = Field(description="unique in its source: a relative path with / between its parts")
+    name: str = Field(description="name, unique in the source: a relative path with / between its parts")
     sha256: str | None = None
     size: int | None = Field(None, description="bytes")
     width: int | None = Field(None, description="pixels")
@@ -111,31 +115,32 @@ class Annotation(_Strict):
     custom_id: str | None = Field(None, description="the id that the source gave it")
     existing: tuple[str, ...] = Field((), description="captions that came with the image")
     existing_score: Score | None = Field(None, description="how well the first of them fits, by `match`")
-    metadata: dict[str, Any] = Field(default_factory=dict, description="what else the source says of it")
-    captions: tuple[Caption, ...] = Field((), description="the best of each language and style")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="other values that the source has for the image")
+    captions: tuple[Caption, ...] = Field((), description="the best caption of each language and style")
     others: tuple[Caption, ...] = Field((), description="candidates that were not the best")
     recognition: Recognition | None = None
-    reviews: tuple[Review, ...] = Field((), description="what people said of it and still holds, the newest first")
+    reviews: tuple[Review, ...] = Field((), description="reviews that still count, the newest first")
     drop: Drop | None = None
     error: JobError | None = None
     attempts: int = 1
 
     @property
     def ok(self) -> bool:
+        """Whether the image was annotated: neither dropped nor failed."""
         return self.error is None and self.drop is None
 
     @property
     def decoded(self) -> bool:
-        """Whether it was read as an image: then a person can say of it what the models could not."""
+        """Whether the file was read as an image: then a person can caption it even if the models failed."""
         return self.width is not None
 
     @property
     def worded(self) -> bool:
-        """Whether a person has put it into words."""
+        """Whether a person has written a caption for the image."""
         return any(review.text is not None for review in self.reviews)
 
     @model_validator(mode="after")
-    def _one_end(self) -> Self:
+    def _require_one_end(self) -> Self:
         if self.drop is not None and self.error is not None:
             raise ValueError("an image is dropped or failed, not both")
         return self

@@ -4,9 +4,9 @@
         job = client.wait(client.generate("一只黑色的猫在草地上跳跃").id)
         Path("cat.png").write_bytes(client.result_bytes(job))
 
-What the API refuses is raised as the same class of `tuwen.errors` that the API raised. A connection that breaks, or a
-server that says it is unavailable, is tried again when trying again cannot do anything twice; for submissions the
-client sees to that itself, with an `Idempotency-Key`.
+Errors of the API are raised as the class of `tuwen.errors` that the API raised. When a connection breaks or a server
+says that it is unavailable, the client tries again if a repetition cannot do anything twice; for submissions the client
+ensures that itself, with an `Idempotency-Key`.
 """
 
 from __future__ import annotations
@@ -45,35 +45,35 @@ from tuwen.messages import Accepted, Batch, File, JobPage, Models, ModelState, P
 from tuwen.version import __version__
 
 JOBS_PER_REQUEST = 1000
-"""How many jobs `submit_many` puts into one request; what a server takes unless it is configured otherwise."""
+"""Jobs that `submit_many` puts into one request: the most that a server takes by default."""
 _PAUSES = (0.1, 0.4, 1.5, 3.0)
 """Seconds between attempts."""
 _LONGEST_PAUSE = 10.0
 _LONG_POLL = 25.0
 _STREAM_SILENCE = 60.0
-"""Seconds without even a comment after which an event stream is taken for dead; the API sends one every 15."""
+"""Seconds without even a comment after which an event stream counts as broken; the API sends a comment every 15."""
 _STREAM_PATIENCE = 60.0
-"""Seconds for which a lost stream is looked for: the job goes on meanwhile, and an API that restarts comes back."""
+"""Seconds for which a broken stream is reopened: the job continues meanwhile, and an API that restarts comes back."""
 
 Image = bytes | Path | ImageSource | str
 """An image file's bytes, its path, or, as a string, its URL."""
 
 
 class Client:
-    """Thread-safe. Usable in a `with` block, which closes its connections."""
+    """Client of the HTTP API. Thread-safe; a `with` block closes its connections."""
 
     def __init__(self, base_url: str, api_key: str | None = None, timeout: float = 30.0):
         """`timeout` bounds, in seconds, how long a server may be silent.
 
         Raises:
-            Unauthorized: no API key looks like this one.
+            Unauthorized: `api_key` has characters that no API key has.
         """
         headers = {"User-Agent": f"tuwen/{__version__}"}
         if api_key is not None:
             if not (api_key.isascii() and api_key.isprintable()):
                 raise Unauthorized("This API key is not valid.")
             headers["Authorization"] = f"Bearer {api_key}"
-        # A proxy from the environment is no way to one's own machine.
+        # A proxy from the environment cannot reach this machine itself.
         local = urlsplit(base_url).hostname in ("localhost", "127.0.0.1", "::1")
         self._timeout = timeout
         self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout, trust_env=not local)
@@ -81,7 +81,7 @@ class Client:
 
     @property
     def base_url(self) -> str:
-        """Where the API is."""
+        """URL of the API."""
         return str(self._http.base_url)
 
     def close(self) -> None:
@@ -96,7 +96,7 @@ class Client:
     # ── submission ────────────────────────────────────────────────────────────────────────────────
 
     def submit(self, request: JobRequest, *, idempotency_key: str | None = None, wait: float = 0) -> Job:
-        """Submit a job; with `wait`, seconds, the answer may be the finished job.
+        """Submit a job; with `wait` (seconds) the server answers with the finished job if it ends in time.
 
         Raises:
             InvalidRequest, QuotaExceeded, Unauthorized, Unavailable
@@ -111,7 +111,7 @@ class Client:
         return Job.model_validate_json(response.content)
 
     def submit_many(self, requests: Sequence[JobRequest]) -> list[Job]:
-        """Submit jobs, `JOBS_PER_REQUEST` at a time; each such group is accepted as a whole or not at all."""
+        """Submit jobs, `JOBS_PER_REQUEST` at a time; each group is accepted as a whole or not at all."""
         jobs = []
         for start in range(0, len(requests), JOBS_PER_REQUEST):
             group = Batch(jobs=list(requests[start : start + JOBS_PER_REQUEST]))
@@ -120,20 +120,20 @@ class Client:
             jobs += Accepted.model_validate_json(response.content).jobs
         return jobs
 
-    def generate(self, prompt: str, **wishes: Any) -> Job:
-        """Have an image made; `wishes` are the other fields of `GenerateInput`."""
-        return self._ask(GenerateInput(prompt=prompt, **wishes))
+    def generate(self, prompt: str, **options: Any) -> Job:
+        """Generate an image from a prompt; `options` are the other fields of `GenerateInput`."""
+        return self._ask(GenerateInput(prompt=prompt, **options))
 
-    def describe(self, image: Image, *, language: Language = "en", style: Style = "short", **wishes: Any) -> Job:
-        """Have an image put into words; `wishes` are the other fields of `DescribeInput`."""
-        return self._ask(DescribeInput(image=self.source(image), language=language, style=style, **wishes))
+    def describe(self, image: Image, *, language: Language = "en", style: Style = "short", **options: Any) -> Job:
+        """Describe an image in words; `options` are the other fields of `DescribeInput`."""
+        return self._ask(DescribeInput(image=self.source(image), language=language, style=style, **options))
 
     def recognize(self, image: Image) -> Job:
-        """Have the objects of an image named, with their attributes and actions."""
+        """Name the objects in an image, with their attributes and actions."""
         return self._ask(RecognizeInput(image=self.source(image)))
 
     def match(self, image: Image, text: str, *, report: bool = False) -> Job:
-        """Have it measured how well a text fits an image; with `report`, also which statements of it are found."""
+        """Measure how well a text fits an image; with `report`, also which statements of the text the image shows."""
         return self._ask(MatchInput(image=self.source(image), text=text, report=report))
 
     def _ask(self, input: JobInput) -> Job:  # noqa: A002 - the field's name
@@ -142,7 +142,7 @@ class Client:
     # ── images ────────────────────────────────────────────────────────────────────────────────────
 
     def upload(self, image: bytes | Path) -> File:
-        """Upload an image for jobs to name; the same bytes again are the same file.
+        """Upload an image that jobs can name; uploading the same bytes again gives the same file.
 
         Raises:
             ImageRejected, PayloadTooLarge
@@ -152,7 +152,7 @@ class Client:
         return File.model_validate_json(self._send("POST", "/v1/files", content=data, headers=headers).content)
 
     def source(self, image: Image) -> ImageSource:
-        """How a job names the image; what lies here is uploaded."""
+        """How a job names the image: a URL stays a URL; bytes and local files are uploaded."""
         if isinstance(image, ImageSource):
             return image
         if isinstance(image, str):
@@ -160,11 +160,11 @@ class Client:
         return ImageSource(file_id=self.upload(image).id)
 
     def result_bytes(self, job: Job, *, candidate: int | None = None) -> bytes:
-        """The file of the image that a job made, or of one of the candidates that it kept.
+        """Fetch the image file that a job made, or that of one of the candidates that it kept.
 
         Raises:
-            Conflict: it has none, or none yet.
-            NotFound: it kept no such candidate.
+            Conflict: the job has no image, or none yet.
+            NotFound: the job kept no such candidate.
         """
         wanted = {} if candidate is None else {"candidate": candidate}
         return self._send("GET", f"/v1/jobs/{job.id}/image", params=wanted, follow_redirects=True).content
@@ -190,27 +190,27 @@ class Client:
                 return
 
     def cancel(self, id: UUID) -> Job:
-        """Ask for the end of a job; one that runs ends when its worker notices.
+        """Cancel a job; a running job ends when its worker notices.
 
         Raises:
-            Conflict: it is over already.
+            Conflict: the job is already over.
         """
         return Job.model_validate_json(self._send("POST", f"/v1/jobs/{id}/cancel", repeatable=False).content)
 
     def retry(self, id: UUID) -> Job:
-        """Queue a job that ended without a result once more.
+        """Queue a job that ended without a result again.
 
         Raises:
-            Conflict: it succeeded, or is not over.
+            Conflict: the job succeeded, or is not over.
             QuotaExceeded
         """
         return Job.model_validate_json(self._send("POST", f"/v1/jobs/{id}/retry", repeatable=False).content)
 
     def wait(self, id: UUID, timeout: float | None = None) -> Job:
-        """The job when it is over, however it ended.
+        """Wait until a job is over, however it ended, and return it.
 
         Raises:
-            TimeoutError: it is not over after `timeout` seconds.
+            TimeoutError: the job is not over after `timeout` seconds.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -225,9 +225,9 @@ class Client:
                 raise TimeoutError(f"job {id} is still {job.status} after {timeout:g} s")
 
     def iter_events(self, id: UUID) -> Iterator[Job]:
-        """The job as it is, then again with each change of state or progress, until it is over.
+        """Yield the job as it is now, and again after each change of state or progress, until it is over.
 
-        A stream that breaks is taken up again; raises Unavailable when that does not succeed within a minute.
+        A stream that breaks is reopened; raises Unavailable when that does not succeed within a minute.
         """
         job: Job | None = None
         attempt, give_up = 0, time.monotonic() + _STREAM_PATIENCE
@@ -247,13 +247,13 @@ class Client:
                 attempt += 1
 
     def models(self) -> list[ModelState]:
-        """The model of each kind, and whether a worker holds it."""
+        """The model of each kind, and whether a worker has it loaded."""
         return Models.model_validate_json(self._send("GET", "/v1/models").content).models
 
     # ── transport ─────────────────────────────────────────────────────────────────────────────────
 
     def _send(self, method: str, path: str, *, repeatable: bool = True, **options: Any) -> httpx.Response:
-        """An answer that is no error. `repeatable`: sending it twice does no more than sending it once."""
+        """Send a request and return a successful answer. `repeatable`: sending it twice has the same effect as once."""
         for pause in (*_PAUSES, None):
             try:
                 return self._send_once(method, path, **options)
@@ -294,14 +294,14 @@ class Client:
         except httpx.TransportError as error:
             raise Unavailable(f"{self._http.base_url} does not answer: {error}") from error
 
-    # Last, because from here on the name means this and no longer the type.
+    # Defined last, because from here on the name `list` means this method and not the type.
     def list(self, *, status: Status | None = None, kind: Kind | None = None, limit: int = 50) -> builtins.list[Job]:
         """The newest jobs, at most `limit`."""
         return [*islice(self.iter_jobs(status=status, kind=kind), limit)]
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
-    """Lines that end in LF, and only those: text in JSON may hold what Unicode also calls a line's end."""
+    """Split at LF only: text in JSON may contain other characters that Unicode counts as line ends."""
     rest = b""
     for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
@@ -326,13 +326,13 @@ def _prefer(wait: float) -> dict[str, str]:
 
 
 def _error(response: httpx.Response) -> TuwenError:
-    """The error that the API raised, from what it said of it."""
+    """The error that the API raised, from its problem details."""
     retry_after = response.headers.get("retry-after", "")
     seconds = float(retry_after) if retry_after.isdigit() else None
     try:
         problem = Problem.model_validate_json(response.content)
     except ValidationError:
-        # Not from the API: a proxy, or another server altogether.
+        # The answer is not from the API but from a proxy or another server.
         kind = Unavailable if response.status_code in (502, 503, 504) else TuwenError
         return kind(f"{response.url} answers {response.status_code} {response.reason_phrase}", retry_after=seconds)
     field = problem.errors[0].field if problem.errors else None

@@ -4,7 +4,7 @@
         dataset = client.datasets.submit(DatasetRequest(source="/data/photos", destination="/data/captions"))
         dataset = client.datasets.wait(dataset.id)
 
-What lies where is said in paths of the servers' machines, not of the client's.
+Sources and destinations are paths on the servers' machines, not on the client's.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from tuwen.datasets import (
 from tuwen.errors import Unavailable
 
 STREAM_PATIENCE = 60.0
-"""Seconds for which a lost stream is looked for: the run goes on meanwhile."""
+"""Seconds for which a broken stream is reopened: the run continues meanwhile."""
 _PAUSE = 1.0
 
 Send = Callable[..., httpx.Response]
-Events = Callable[[str], Iterator[tuple[str, str]]]
+ReadEvents = Callable[[str], Iterator[tuple[str, str]]]
 
 
 class DatasetClient:
-    """`Client.datasets`; raises what the API refuses, as the client does."""
+    """Data sets, as `Client.datasets`; errors of the API are raised as the client raises them."""
 
-    def __init__(self, send: Send, events: Events):
+    def __init__(self, send: Send, events: ReadEvents):
         self._send = send
         self._events = events
 
     def submit(self, request: DatasetRequest) -> Dataset:
-        """Have a data set annotated.
+        """Start the annotation of a data set.
 
         Raises:
             Conflict: another one is being written to the destination.
@@ -52,7 +52,7 @@ class DatasetClient:
             InvalidRequest, Unauthorized, Unavailable
         """
         body = request.model_dump_json(exclude_defaults=True)
-        # Not repeated of itself: of two, the second would be refused for the sake of the first.
+        # Not retried automatically: if the first request was accepted, the API would refuse the second.
         return self._dataset("POST", "/v1/datasets", content=body, repeatable=False)
 
     def get(self, id: UUID) -> Dataset:
@@ -71,36 +71,39 @@ class DatasetClient:
                 return
 
     def pause(self, id: UUID) -> Dataset:
-        """Raises NotFound, or Conflict when it is over; as do the others that steer."""
+        """Pause a data set. Like the other steering methods, raises NotFound, or Conflict when it is over."""
         return self._dataset("POST", f"/v1/datasets/{id}/pause")
 
     def resume(self, id: UUID) -> Dataset:
+        """Resume a data set that was paused. Raises NotFound, Conflict."""
         return self._dataset("POST", f"/v1/datasets/{id}/resume")
 
     def cancel(self, id: UUID) -> Dataset:
+        """Cancel a data set; finished annotations stay. Raises NotFound, Conflict."""
         return self._dataset("POST", f"/v1/datasets/{id}/cancel", repeatable=False)
 
     def delete(self, id: UUID) -> None:
-        """Forget a data set that is over; its source and what was exported stay. Raises NotFound, Conflict."""
+        """Delete a data set that is over; its source and exported files stay. Raises NotFound, Conflict."""
         self._send("DELETE", f"/v1/datasets/{id}", repeatable=False)
 
     def retry(self, id: UUID, *, failed_only: bool = False) -> Dataset:
-        """Run the images that failed once more; unless `failed_only`, what a cancel left undone too."""
+        """Run the images that failed again; unless `failed_only`, also those that a cancel left undone."""
         parameters = {"failed_only": failed_only}
         return self._dataset("POST", f"/v1/datasets/{id}/retry", params=parameters, repeatable=False)
 
     def prioritize(self, id: UUID, priority: int) -> Dataset:
+        """Change the priority of a data set, 0 to 9 (most urgent). Raises NotFound, Conflict."""
         body = PriorityRequest(priority=priority).model_dump_json()
         return self._dataset("POST", f"/v1/datasets/{id}/priority", content=body)
 
     def export(self, id: UUID, request: ExportRequest) -> Dataset:
-        """Write what is known to any destination; no model is asked again."""
+        """Export the annotations to any destination; no model runs again."""
         return self._dataset("POST", f"/v1/datasets/{id}/export", content=request.model_dump_json(), repeatable=False)
 
     def iter_events(self, id: UUID) -> Iterator[Dataset]:
-        """The data set as it is, then again about every second while it changes, until it is over.
+        """Yield the data set as it is now, and again about every second while it changes, until it is over.
 
-        A stream that breaks is taken up again; raises Unavailable when that does not succeed within a minute.
+        A stream that breaks is reopened; raises Unavailable when that does not succeed within a minute.
         """
         give_up = time.monotonic() + STREAM_PATIENCE
         while True:
@@ -117,17 +120,17 @@ class DatasetClient:
             time.sleep(_PAUSE)
 
     def wait(self, id: UUID) -> Dataset:
-        """The data set when it is over, however it ended."""
+        """Wait until a data set is over, however it ended, and return it."""
         dataset = self.get(id)
-        for dataset in self.iter_events(id):  # noqa: B007 (the last one is wanted)
+        for dataset in self.iter_events(id):  # noqa: B007 (the last one is returned)
             pass
         return dataset
 
-    def iter_items(self, id: UUID, **wishes: Any) -> Iterator[Item]:
-        """Its images; `wishes` are the parameters of `GET /v1/datasets/{id}/items`."""
+    def iter_items(self, id: UUID, **query: Any) -> Iterator[Item]:
+        """Yield the images of a data set; `query` holds parameters of `GET /v1/datasets/{id}/items`."""
         cursor: str | None = None
         while True:
-            parameters = wishes | ({"cursor": cursor} if cursor else {})
+            parameters = query | ({"cursor": cursor} if cursor else {})
             response = self._send("GET", f"/v1/datasets/{id}/items", params=parameters)
             page = ItemPage.model_validate_json(response.content)
             yield from page.items
@@ -136,13 +139,13 @@ class DatasetClient:
                 return
 
     def review(self, id: UUID, image: int, said: ReviewRequest) -> Item:
-        """Accept or reject an image, or put its caption better."""
+        """Accept or reject an image, or improve its caption."""
         path = f"/v1/datasets/{id}/items/{image}/reviews"
         response = self._send("POST", path, content=said.model_dump_json(), repeatable=False)
         return Item.model_validate_json(response.content)
 
     def withdraw(self, id: UUID, image: int, review: UUID) -> Item:
-        """Take a review back; what was said before it holds again."""
+        """Withdraw a review; the review before it counts again."""
         path = f"/v1/datasets/{id}/items/{image}/reviews/{review}"
         return Item.model_validate_json(self._send("DELETE", path, repeatable=False).content)
 

@@ -1,7 +1,7 @@
 """Bulk annotation of data sets: requests and states. Pure types, no I/O.
 
-A *dataset* here is one run: a source, what to say about each of its images, and a destination. It is planned into
-*shards* of some hundred images; a shard is one row and one message. What is known of an image is one
+A *dataset* here is one run: a source, what to say about each of its images, and a destination. It is planned as
+*shards* of some hundred images; a shard is one row and one message. The outcome of an image is one
 `tuwen.annotations.Annotation`.
 """
 
@@ -19,8 +19,10 @@ from tuwen.jobs import JobError, Kind, Label, Language, Score, Style, Text, Word
 
 
 class DatasetStatus(StrEnum):
+    """States of a data set."""
+
     PLANNING = "planning"
-    """The source is being listed; shards that are planned already run."""
+    """The source is being listed; shards that are already planned run."""
     RUNNING = "running"
     EXPORTING = "exporting"
     SUCCEEDED = "succeeded"
@@ -33,6 +35,8 @@ class DatasetStatus(StrEnum):
 
 
 class ShardStatus(StrEnum):
+    """States of a shard."""
+
     QUEUED = "queued"
     RUNNING = "running"
     DONE = "done"
@@ -59,75 +63,81 @@ class _Strict(BaseModel):
 
 
 class Filters(_Strict):
-    """Which images stay. Whatever is dropped is listed with its reason. None means any."""
+    """Which images are exported. Dropped images are listed with their reason. A filter that is null drops none."""
 
-    min_side: int | None = Field(None, ge=1, description="pixels of the shorter side")
-    max_side: int | None = Field(None, ge=1, description="pixels of the longer side")
-    max_aspect: float | None = Field(None, ge=1, le=1000, description="longer side over shorter side")
+    min_side: int | None = Field(None, ge=1, description="minimum of the shorter side, in pixels")
+    max_side: int | None = Field(None, ge=1, description="maximum of the longer side, in pixels")
+    max_aspect: float | None = Field(
+        None, ge=1, le=1000, description="maximum of the longer side divided by the shorter"
+    )
     duplicates: Literal["keep", "exact", "perceptual"] = Field(
         "keep", description="which copies are dropped before a model sees them; the first one stays"
     )
     min_confidence: Score | None = None
-    min_score: Score | None = Field(None, description="of the caption by `match`")
-    in_domain: bool = Field(False, description="drop images that are unlike what the model learnt from")
+    min_score: Score | None = Field(None, description="minimum of the caption's score by `match`")
+    in_domain: bool = Field(False, description="drop images that are unlike the model's training data")
 
 
 _PARAMETERS = frozenset(("tasks", "languages", "styles", "prompt", "max_tokens", "candidates"))
 
 
 class DatasetRequest(_Strict):
-    """What a client asks for."""
+    """A request to annotate a data set."""
 
     source: Place
     source_format: SourceFormat = "auto"
     source_root: Place | None = Field(
-        None, description="where the paths in a list or COCO file start from; by default the file's own folder"
+        None,
+        description="folder that the paths in a list or COCO file are relative to; by default the folder of the file",
     )
-    image_column: Label | None = Field(None, description="of a table, where the names of its columns leave a doubt")
+    image_column: Label | None = Field(
+        None,
+        description="column that names the image, for CSV, TSV and Parquet sources whose column names do not show it",
+    )
     caption_column: Label | None = None
-    destination: Place | None = Field(None, description="none is only for a dry run")
+    destination: Place | None = Field(None, description="where to export to; only a dry run needs none")
     destination_format: ExportFormat = "jsonl"
     tasks: tuple[Task, ...] = Field((Kind.DESCRIBE,), min_length=1, max_length=3)
     languages: tuple[Language, ...] = Field(("en",), min_length=1, max_length=2)
     styles: tuple[Style, ...] = Field(("short",), min_length=1, max_length=3)
     prompt: Annotated[Word, Field(max_length=4000)] = Field(
-        "", description="what to say of each image, for models that take a prompt"
+        "", description="instruction for each image, for models that take a prompt"
     )
     max_tokens: int = Field(64, ge=1, le=2048)
-    candidates: int = Field(1, ge=1, le=16, description="captions written of each image; the best by `match` is kept")
+    candidates: int = Field(1, ge=1, le=16, description="captions to write for each image; the best by `match` is kept")
     filters: Filters = Filters()
     dry_run: bool = Field(
-        False, description="only count, look for what is broken or twice there, and estimate what it would take"
+        False, description="only count the images, find broken and duplicate ones, and estimate the effort"
     )
-    overwrite: bool = Field(False, description="replace captions that the destination has already")
-    priority: int = Field(5, ge=0, le=9, description="among data sets; any single job goes before all of them")
-    shard_size: int = Field(500, ge=1, le=10_000, description="images of a shard")
-    max_attempts: int = Field(3, ge=1, le=20, description="of each image, where trying again makes sense")
+    overwrite: bool = Field(False, description="replace captions that the destination already has")
+    priority: int = Field(5, ge=0, le=9, description="priority among data sets; any single job goes before all of them")
+    shard_size: int = Field(500, ge=1, le=10_000, description="images in each shard")
+    max_attempts: int = Field(3, ge=1, le=20, description="attempts for each image, where another attempt can help")
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> Self:
+    def _require_sense(self) -> Self:
         if self.destination is None and not self.dry_run:
-            raise ValueError("destination is missing: only a dry run needs none")
+            raise ValueError("destination is missing: give one, or set dry_run")
         if self.candidates > 1 and Kind.DESCRIBE not in self.tasks:
-            raise ValueError("candidates are captions: add the task describe")
+            raise ValueError("candidates need captions: add the task describe")
         if self.filters.min_score is not None and not self.scored:
             raise ValueError("filters.min_score needs the task match")
         return self
 
     @property
     def scored(self) -> bool:
-        """Whether `match` measures the captions."""
+        """Whether `match` scores the captions."""
         return Kind.MATCH in self.tasks or self.candidates > 1
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """Models that a worker must hold for this, in alphabetical order."""
+        """Kinds of models that a worker needs for this, in alphabetical order."""
         wanted = {*self.tasks, *((Kind.MATCH,) if self.scored else ())}
         return tuple(kind for kind in Kind if kind in wanted)
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What an image's annotation depends on, besides the image and the models."""
+        """The parameters that an image's annotation depends on, besides the image and the models."""
         return self.model_dump(mode="json", include=set(_PARAMETERS))
 
 
@@ -135,24 +145,26 @@ class DatasetRequest(_Strict):
 
 
 class WorkerProgress(_Strict):
+    """What one worker contributes to a data set."""
+
     worker: str
-    shards: int = Field(description="that it runs now")
+    shards: int = Field(description="shards that the worker runs now")
     images_per_second: float
 
 
 class DatasetProgress(_Strict):
-    """Of what is planned so far; `planned` says whether that is all."""
+    """Progress over the images planned so far; `planned` says whether those are all."""
 
     images: int
-    done: int = Field(description="annotated or dropped by a filter")
+    done: int = Field(description="images that were annotated or dropped by a filter")
     failed: int
     left: int
     shards: int
     shards_left: int
     planned: bool
-    images_per_second: float = Field(description="over the last minute")
+    images_per_second: float = Field(description="average over the last minute")
     tokens_per_second: float
-    eta: float | None = Field(None, description="seconds, once there is a rate to go by")
+    eta: float | None = Field(None, description="estimated seconds to the end, once the speed is known")
     workers: tuple[WorkerProgress, ...] = ()
 
 
@@ -165,7 +177,7 @@ class Dataset(_Strict):
     priority: int
     request: DatasetRequest
     progress: DatasetProgress
-    estimate: dict[str, Any] | None = Field(None, description="what a dry run has found out")
+    estimate: dict[str, Any] | None = Field(None, description="results of a dry run")
     error: JobError | None = None
     created_at: datetime
     started_at: datetime | None = None
@@ -175,47 +187,53 @@ class Dataset(_Strict):
 class Item(_Strict):
     """One image of a data set as the API shows it."""
 
-    number: int = Field(description="place in the data set, from 0, without gaps; names the image in addresses")
+    number: int = Field(description="position in the data set, from 0, without gaps; identifies the image in paths")
     annotation: Annotation
-    reviews: tuple[Review, ...] = Field((), description="all that people said of it, the newest first")
+    reviews: tuple[Review, ...] = Field((), description="all reviews of the image, the newest first")
 
 
 class DatasetPage(_Strict):
     """Data sets, newest first."""
 
     datasets: tuple[Dataset, ...]
-    next: str | None = Field(description="cursor of the next page; none when this is the last")
+    next: str | None = Field(description="cursor of the next page; null on the last page")
 
 
 class ItemPage(_Strict):
+    """A page of images, in the order of the list."""
+
     items: tuple[Item, ...]
-    next: str | None = Field(description="cursor of the next page; none when this is the last")
-    before: int | None = Field(None, description="images of the list before this page; none where that is not known")
-    total: int | None = Field(None, description="images of the whole list; none where that is not known")
+    next: str | None = Field(description="cursor of the next page; null on the last page")
+    before: int | None = Field(None, description="images of the list before this page; null when unknown")
+    total: int | None = Field(None, description="images of the whole list; null when unknown")
 
 
 class ExportRequest(_Strict):
-    """Where else what is known is to be written."""
+    """A request to export the annotations to another destination."""
 
     destination: Place
     destination_format: ExportFormat = "jsonl"
-    overwrite: bool = Field(False, description="replace captions that the destination has already")
+    overwrite: bool = Field(False, description="replace captions that the destination already has")
 
 
 class PriorityRequest(_Strict):
-    priority: int = Field(ge=0, le=9, description="among data sets; 9 is most urgent")
+    """A request to change the priority of a data set."""
+
+    priority: int = Field(ge=0, le=9, description="priority among data sets; 9 is most urgent")
 
 
 class ReviewRequest(_Strict):
-    """What a person says of an image: it stands beside the model's words and never replaces them."""
+    """A person's review of an image; it is kept beside the model's captions and never replaces them."""
 
-    author: Label | None = Field(None, description="where there are API keys, the key's own name stands in its place")
+    author: Label | None = Field(
+        None, description="author of the review; in an installation with API keys, the name of the key is used instead"
+    )
     verdict: Literal["accepted", "rejected"] | None = None
     text: Text | None = None
-    language: Language | None = Field(None, description="of the text")
+    language: Language | None = Field(None, description="language of the text")
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _require_verdict_or_text(self) -> Self:
         if self.verdict is None and self.text is None:
             raise ValueError("give a verdict, a text, or both")
         return self

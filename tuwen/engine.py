@@ -1,4 +1,4 @@
-"""What an engine is: one warm model of one kind, living in the engine process.
+"""The interface of an engine: one warm model of one kind, in the engine process.
 
 Inputs and outputs cross a process boundary, so they are plain picklable values; pixels are
 C-contiguous `uint8` arrays of shape (height, width, 3), RGB.
@@ -22,6 +22,8 @@ Pixels: TypeAlias = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class GenerateItem:
+    """One picture to generate; None leaves a value to the model."""
+
     prompt: str
     seed: int
     negative_prompt: str = ""
@@ -30,40 +32,45 @@ class GenerateItem:
     steps: int | None = None
     guidance: float | None = None
     model: str = ""
-    """Which of the kind's models; none means the first."""
+    """Name of one of the kind's models; empty means the first."""
     previews: int = 0
-    """Steps from one preview to the next; 0: none is wanted."""
+    """Steps from one preview to the next; 0 means no previews."""
 
     kind = Kind.GENERATE
 
     @property
     def batch_key(self) -> Hashable:
-        """What must be equal for two items to share a forward pass."""
+        """The values that must be equal for two items to share a forward pass."""
         # With no negative prompt in the batch at all, pipelines condition on zeros and not on an empty text.
         return (self.model, self.width, self.height, self.steps, self.guidance, bool(self.negative_prompt))
 
 
 @dataclass(frozen=True, slots=True)
 class DescribeItem:
+    """One image to describe. `pixels`: uint8 (height, width, 3); `max_tokens` limits the text."""
+
     pixels: Pixels
     language: Language = "en"
     style: Style = "short"
     max_tokens: int = 64
     prompt: str = ""
-    """What to say or answer about the image; "" leaves it to `style`. Models that take no prompt ignore it."""
+    """The question or instruction about the image; "" leaves it to `style`. Models that take no prompt ignore it."""
     seed: int | None = None
-    """Draw the words by lot, always the same for the same seed; none means the most probable text."""
+    """Sample the words, always the same for the same seed; None means the most probable text."""
     model: str = ""
 
     kind = Kind.DESCRIBE
 
     @property
     def batch_key(self) -> Hashable:
+        """The values that must be equal for two items to share a forward pass."""
         return (self.model, self.max_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class RecognizeItem:
+    """One image to recognise. `pixels`: uint8 (height, width, 3)."""
+
     pixels: Pixels
     model: str = ""
 
@@ -71,11 +78,14 @@ class RecognizeItem:
 
     @property
     def batch_key(self) -> Hashable:
+        """The values that must be equal for two items to share a forward pass."""
         return (self.model,)
 
 
 @dataclass(frozen=True, slots=True)
 class MatchItem:
+    """One image and one text to score. `pixels`: uint8 (height, width, 3)."""
+
     pixels: Pixels
     text: str
     model: str = ""
@@ -84,6 +94,7 @@ class MatchItem:
 
     @property
     def batch_key(self) -> Hashable:
+        """The values that must be equal for two items to share a forward pass."""
         return (self.model,)
 
 
@@ -97,30 +108,30 @@ class Picture:
     pixels: Pixels
     unknown_words: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    """What of the request was not heeded, the end of a prompt that is too long for instance."""
+    """Parts of the request that were ignored, such as the end of a prompt that is too long."""
 
 
 Output = Picture | DescribeResult | RecognizeResult | MatchResult
 
 
 Partial = str | Pixels
-"""What there is of an output before it is done: the beginning of a text, which may only grow, or a small picture."""
+"""A part of an unfinished output: the beginning of a text, which may only grow, or a small picture."""
 
 PREVIEW_SIDE = 128
 """Pixels of a small picture's longer side, at most."""
 
 SoFar = Callable[[int], Partial | None]
-"""Answers what there is of item `index`; None where that is nothing, or nothing new."""
+"""Returns the partial output of item `index`; None where there is nothing new."""
 
 
 class Run(Protocol):
-    """What a running batch may tell and ask while it runs."""
+    """The running batch, as the engine that runs it may report and ask."""
 
     def progress(self, step: int, steps: int, so_far: SoFar | None = None) -> None:
-        """Tell that `step` of `steps` sampling or decoding steps are done, for the whole batch.
+        """Report that `step` of `steps` sampling or decoding steps are done, for the whole batch.
 
-        `so_far` is asked before this returns, for those items that somebody watches, and not in every step: what it
-        makes costs nothing where nobody looks.
+        `so_far` is called before this returns, only for items that somebody watches, and not in every step: it
+        costs nothing where nobody looks.
         """
 
     def cancelled(self, index: int) -> bool:
@@ -136,9 +147,11 @@ class Renumbered:
         self._places = {index: place for place, index in enumerate(self._indices)}
 
     def progress(self, step: int, steps: int, so_far: SoFar | None = None) -> None:
+        """Report to the batch's run, with `so_far` translated to the batch's indices."""
         self._run.progress(step, steps, so_far and self._of_batch(so_far))
 
     def cancelled(self, index: int) -> bool:
+        """Whether nobody waits any more for the item at `index` among these."""
         return self._run.cancelled(self._indices[index])
 
     def _of_batch(self, so_far: SoFar) -> SoFar:
@@ -157,13 +170,13 @@ class Engine(Protocol):
     """Identifies the weights; recorded with every result."""
 
     def example(self) -> Item:
-        """A real input, for warm-up."""
+        """Return a real input, for warm-up."""
 
     def batch_limit(self, item: Item) -> int:
-        """Most items like `item` that one call of `run` should get (≥ 1)."""
+        """Return how many items like `item` one call of `run` should get at most (≥ 1)."""
 
     def run(self, items: Sequence[Item], run: Run) -> Sequence[Output | TuwenError]:
-        """One forward pass. Answers in the order of `items`, an error for an item that fails alone.
+        """Run one forward pass. Returns answers in the order of `items`, an error for an item that fails alone.
 
         A cancelled item's answer is thrown away, but must be there: `EngineError("cancelled")` will do.
 
@@ -174,7 +187,7 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Heavy(Protocol):
-    """What an engine of a large model has besides: it can be evicted for another, and its batches be measured.
+    """An engine of a large model offers this in addition: it can be evicted, and its batches measured.
 
     Constructed as `EngineClass(device=…, checkpoint=…)`.
     """
@@ -183,7 +196,7 @@ class Heavy(Protocol):
     """How many items a batch should hold (a `workers.engines.placement.BatchSize`), kept while the model is evicted."""
 
     def weights(self) -> int:
-        """Bytes of the weights on the device."""
+        """Return the bytes of the weights on the device."""
 
     def calibrate(self, room: int) -> None:
         """Find the size of a batch that fits into `room` bytes beside the weights. After the example has run."""
@@ -191,7 +204,7 @@ class Heavy(Protocol):
 
 @runtime_checkable
 class Compilable(Protocol):
-    """What a heavy engine has besides whose networks torch can compile."""
+    """A heavy engine offers this in addition when torch can compile its networks."""
 
     def compile(self) -> None:
-        """Do so, where the options ask for it, for batches of each size up to `batch`'s; never again after that."""
+        """Compile where the options ask for it, for batches of each size up to `batch`'s; never again after that."""

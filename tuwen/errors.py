@@ -33,8 +33,8 @@ TuwenError
 └── ConfigurationError             500  configuration_error
 
 `code` is public and stable; `status` is the HTTP status; `retryable` says whether the same job may
-succeed when it is run again. Foreign errors are translated to one of these once, where they enter;
-what nobody foresaw is reported outside as `internal_error` and logged in full.
+succeed when it is run again. Errors of libraries are translated to one of these once, where they enter;
+unexpected errors are reported to clients as `internal_error` and logged in full.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class TuwenError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.field = field
-        """Dotted path of the offending request field, where one is to blame."""
+        """Dotted path of the invalid request field, if there is one."""
         self.retry_after = retry_after
-        """Seconds after which trying again makes sense, where that is known."""
+        """Seconds after which another attempt makes sense, if known."""
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling, and engine errors cross processes.
@@ -189,12 +189,12 @@ class ConfigurationError(TuwenError):
 
 @cache
 def by_code() -> dict[str, type[TuwenError]]:
-    """Code → the class that carries it, to raise again what was written down or came over the wire."""
+    """Code → error class, to raise errors again that were stored or received."""
     found: dict[str, type[TuwenError]] = {}
     waiting: list[type[TuwenError]] = [TuwenError]
     while waiting:
         kind = waiting.pop()
-        # A class without a code of its own is a detail of whoever raises it.
+        # A class without its own code is a detail of the module that raises it.
         if "code" in vars(kind):
             found[kind.code] = kind
         waiting += kind.__subclasses__()

@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 
 class Kind(StrEnum):
+    """Kinds of jobs."""
+
     GENERATE = "generate"
     DESCRIBE = "describe"
     RECOGNIZE = "recognize"
@@ -19,6 +21,8 @@ class Kind(StrEnum):
 
 
 class Status(StrEnum):
+    """States of a job."""
+
     QUEUED = "queued"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -32,8 +36,8 @@ class Status(StrEnum):
         return self not in (Status.QUEUED, Status.RUNNING)
 
 
-def _storable(text: str) -> str:
-    """PostgreSQL's text holds neither NUL nor lone surrogates."""
+def _require_storable(text: str) -> str:
+    """Refuse NUL and lone surrogates, which PostgreSQL's type text cannot store."""
     if "\x00" in text:
         raise ValueError("must not contain NUL characters")
     try:
@@ -47,16 +51,16 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
-def _finite(value: float) -> float:
+def _require_finite(value: float) -> float:
     if not math.isfinite(value):
         raise ValueError("must be a finite number")
     return value
 
 
-Text = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_storable)]
-Label = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
-Word = Annotated[str, AfterValidator(_storable)]
-Seconds = Annotated[float, AfterValidator(_finite)]
+Text = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_require_storable)]
+Label = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_require_storable)]
+Word = Annotated[str, AfterValidator(_require_storable)]
+Seconds = Annotated[float, AfterValidator(_require_finite)]
 Tenant = str
 Language = Literal["zh", "en"]
 Style = Literal["short", "detailed", "tags"]
@@ -76,60 +80,76 @@ class ImageSource(_Strict):
     file_id: Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None, description="id that POST /v1/files returned: the SHA-256 of the bytes"
     )
-    url: Annotated[str, Field(max_length=2048), AfterValidator(_storable)] | None = None
+    url: Annotated[str, Field(max_length=2048), AfterValidator(_require_storable)] | None = None
     base64: str | None = Field(None, description="the file's bytes; stored as an uploaded file on submission")
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
+    def _require_exactly_one(self) -> Self:
         if sum(value is not None for value in (self.file_id, self.url, self.base64)) != 1:
             raise ValueError("give exactly one of file_id, url, base64")
         return self
 
 
 class GenerateInput(_Strict):
+    """Draw an image from a prompt."""
+
     kind: Literal[Kind.GENERATE] = Kind.GENERATE
     prompt: Text
-    negative_prompt: Annotated[str, Field(max_length=4000), AfterValidator(_storable)] = ""
-    width: int | None = Field(None, ge=16, le=4096, description="pixels; none means the model's own size")
-    height: int | None = Field(None, ge=16, le=4096, description="pixels; none means the model's own size")
+    negative_prompt: Annotated[str, Field(max_length=4000), AfterValidator(_require_storable)] = ""
+    width: int | None = Field(None, ge=16, le=4096, description="size in pixels; by default the model's own")
+    height: int | None = Field(None, ge=16, le=4096, description="size in pixels; by default the model's own")
     steps: int | None = Field(None, ge=1, le=500, description="sampling steps, for models that take steps")
-    guidance: Annotated[float, Field(ge=0, le=100), AfterValidator(_finite)] | None = None
-    seed: int | None = Field(None, ge=0, lt=2**63, description="none means one is drawn and reported")
+    guidance: Annotated[float, Field(ge=0, le=100), AfterValidator(_require_finite)] | None = None
+    seed: int | None = Field(
+        None, ge=0, lt=2**63, description="random seed; by default drawn at random, and reported in the result"
+    )
     candidates: int = Field(
-        1, ge=1, le=16, description="images drawn, of seed, seed + 1 and so on, and scored against the prompt"
+        1, ge=1, le=16, description="images to draw, with seed, seed + 1 and so on, and to score against the prompt"
     )
     keep: Literal["best", "all"] = Field("best", description="which of the candidates are stored")
-    min_score: Score | None = Field(None, description="further rounds are drawn until a candidate scores this much")
-    rounds: int = Field(3, ge=1, le=8, description="with min_score: the most rounds of candidates that are drawn")
+    min_score: Score | None = Field(None, description="draw further rounds until a candidate reaches this score")
+    rounds: int = Field(3, ge=1, le=8, description="with min_score: maximum number of rounds of candidates")
     previews: int = Field(
-        0, ge=0, le=500, description="a small preview among the job's events every so many sampling steps; 0: none"
+        0,
+        ge=0,
+        le=500,
+        description="send a small preview as a job event after every so many sampling steps; 0 sends none",
     )
 
 
 class DescribeInput(_Strict):
+    """Describe an image in words."""
+
     kind: Literal[Kind.DESCRIBE] = Kind.DESCRIBE
     image: ImageSource
     language: Language = "en"
     style: Style = "short"
-    prompt: Annotated[str, Field(max_length=4000), AfterValidator(_storable)] = Field(
-        "", description="what to say or answer about the image, for models that can be told"
+    prompt: Annotated[str, Field(max_length=4000), AfterValidator(_require_storable)] = Field(
+        "", description="instruction or question about the image, for models that take a prompt"
     )
     max_tokens: int = Field(64, ge=1, le=2048)
     rerank: int = Field(
-        1, ge=1, le=16, description="captions written and scored against the image; the one that fits best is the text"
+        1,
+        ge=1,
+        le=16,
+        description="captions to write and score against the image; the one that fits best becomes the text",
     )
 
 
 class RecognizeInput(_Strict):
+    """Name the objects in an image."""
+
     kind: Literal[Kind.RECOGNIZE] = Kind.RECOGNIZE
     image: ImageSource
 
 
 class MatchInput(_Strict):
+    """Measure how well a text fits an image."""
+
     kind: Literal[Kind.MATCH] = Kind.MATCH
     image: ImageSource
     text: Text
-    report: bool = Field(False, description="also say which single statements of the text the image shows")
+    report: bool = Field(False, description="also report which single statements of the text the image shows")
 
 
 JobInput = Annotated[
@@ -139,15 +159,17 @@ JobInput = Annotated[
 
 
 class JobRequest(_Strict):
-    """What a client submits."""
+    """A request for a job, as a client submits it."""
 
     input: JobInput
-    model: Label | None = Field(None, description="none means the installation's model for the kind")
+    model: Label | None = Field(None, description="name of the model; by default the installation's model for the kind")
     priority: int = Field(5, ge=0, le=9, description="9 is most urgent; 0 is bulk work")
-    deadline: Seconds | None = Field(None, gt=0, le=30 * 86_400, description="seconds from submission")
+    deadline: Seconds | None = Field(
+        None, gt=0, le=30 * 86_400, description="seconds from submission until the job expires"
+    )
     max_attempts: int | None = Field(None, ge=1, le=20)
-    webhook: Annotated[str, Field(max_length=2048), AfterValidator(_storable)] | None = Field(
-        None, description="URL that is told, signed as Standard Webhooks, when the job is over"
+    webhook: Annotated[str, Field(max_length=2048), AfterValidator(_require_storable)] | None = Field(
+        None, description="URL that is notified when the job is over, signed as in Standard Webhooks"
     )
 
 
@@ -156,7 +178,7 @@ class JobRequest(_Strict):
 
 Warnings = Annotated[
     tuple[Word, ...],
-    Field(description="what of the request the model did not heed: the end of a text that is too long, for example"),
+    Field(description="parts of the request that the model ignored: the end of a text that is too long, for example"),
 ]
 
 
@@ -175,21 +197,23 @@ class Candidate(_Strict):
 
     seed: int
     score: Score
-    image: StoredImage | None = Field(None, description="none where it was not kept")
+    image: StoredImage | None = Field(None, description="null when the image was not kept")
 
 
 class GenerateResult(_Strict):
+    """The image that was drawn, and how."""
+
     kind: Literal[Kind.GENERATE] = Kind.GENERATE
     image: StoredImage
     seed: int
-    score: Score | None = Field(None, description="of the image with the prompt, where candidates or min_score asked")
-    candidates: tuple[Candidate, ...] = Field((), description="all that were drawn and scored, the best first")
-    fell_short: bool = Field(False, description="no candidate reached min_score; the image is the best there was")
+    score: Score | None = Field(None, description="score against the prompt, with candidates or min_score")
+    candidates: tuple[Candidate, ...] = Field((), description="all images that were drawn and scored, the best first")
+    fell_short: bool = Field(False, description="whether no candidate reached min_score; the image is the best of them")
     unknown_words: tuple[Word, ...] = Field((), description="words of the prompt that the model does not know")
     warnings: Warnings = ()
 
 
-class Caption(_Strict):
+class RankedCaption(_Strict):
     """One of several captions of an image."""
 
     text: Word
@@ -198,25 +222,33 @@ class Caption(_Strict):
 
 
 class DescribeResult(_Strict):
+    """The text that describes the image."""
+
     kind: Literal[Kind.DESCRIBE] = Kind.DESCRIBE
     text: Word
     language: Language
     confidence: Score = Field(description="geometric mean of the token probabilities")
     out_of_domain: bool = False
-    tokens: int | None = Field(None, ge=0, description="written, that of the end not counted; none: not told")
-    prompt_tokens: int | None = Field(None, ge=0, description="read before that, by a model that reads a prompt")
-    score: Score | None = Field(None, description="of the text with the image, where rerank asked")
-    captions: tuple[Caption, ...] = Field((), description="the different ones that rerank compared, the best first")
+    tokens: int | None = Field(
+        None, ge=0, description="tokens written, without the end token; null when the model does not report them"
+    )
+    prompt_tokens: int | None = Field(None, ge=0, description="tokens read before that, by a model that takes a prompt")
+    score: Score | None = Field(None, description="score of the text against the image, with rerank")
+    captions: tuple[RankedCaption, ...] = Field(
+        (), description="the distinct captions that rerank compared, the best first"
+    )
     warnings: Warnings = ()
 
 
 class RecognizedObject(_Strict):
-    """One object with the attributes and the action bound to it; names are English, `*_zh` Chinese."""
+    """One object with its attributes and action; names are English, those in `*_zh` Chinese."""
 
     name: Word
     name_zh: Word
     confidence: Score
-    attributes: dict[Word, Word] = Field(default_factory=dict, description="for example colour, size")
+    attributes: dict[Word, Word] = Field(
+        default_factory=dict, description="attribute → value, for example for colour and size"
+    )
     attributes_zh: dict[Word, Word] = Field(default_factory=dict)
     action: Word | None = None
     action_zh: Word | None = None
@@ -224,48 +256,56 @@ class RecognizedObject(_Strict):
 
 
 class RecognizeResult(_Strict):
+    """The objects and the scene that the image shows."""
+
     kind: Literal[Kind.RECOGNIZE] = Kind.RECOGNIZE
     objects: tuple[RecognizedObject, ...]
     scene: Word | None = None
     scene_zh: Word | None = None
-    relation: Word | None = Field(None, description="of the first object to the second: left, right, above, below")
+    relation: Word | None = Field(
+        None, description="position of the first object relative to the second: left, right, above, below"
+    )
     confidence: Score
     out_of_domain: bool = False
 
 
 class Claim(_Strict):
-    """A single statement of a text, and what two models that know nothing of each other see of it in the image."""
+    """A single statement of a text, judged against the image by two independent models."""
 
     role: Literal["object", "count", "attribute", "action", "scene", "relation"]
-    value: Word = Field(description="`cat`, `2`, `black`, `jumping`, `grass`, `left`; English, whatever the text is in")
-    of: Word | None = Field(None, description="the object that it is said of")
-    text: Word = Field(description="the statement in words, as the match model was asked about it")
-    found: bool = Field(description="whether the recognize model sees it, bound to the right object")
-    confidence: Score = Field(description="of the recognize model in the object or scene where it was found, else 0")
-    score: Score = Field(description="of this statement alone with the image, by the match model")
+    value: Word = Field(
+        description="`cat`, `2`, `black`, `jumping`, `grass`, `left`; in English, whatever the language of the text"
+    )
+    of: Word | None = Field(None, description="the object that the statement is about")
+    text: Word = Field(description="the statement in words, as it was given to the match model")
+    found: bool = Field(description="whether the recognize model sees the statement on the right object")
+    confidence: Score = Field(
+        description="confidence of the recognize model in the object or scene where it was found; otherwise 0"
+    )
+    score: Score = Field(description="score of this statement alone against the image, by the match model")
 
 
 class PairReport(_Strict):
     """Which statements of a text an image shows."""
 
     claims: tuple[Claim, ...]
-    unknown_words: tuple[Word, ...] = Field((), description="of the text; nothing is said about them")
-    out_of_domain: bool = Field(False, description="the image is none that the recognize model knows about")
+    unknown_words: tuple[Word, ...] = Field((), description="words of the text that are not judged")
+    out_of_domain: bool = Field(False, description="whether the image is outside the domain of the recognize model")
 
 
 class MatchResult(_Strict):
     """How well a text fits an image.
 
-    The score is a probability, 0 to 1, that of the built-in model calibrated on captions of which half are true and
-    half wrong in one word: at 0.8, four of five such texts are true. It is one number for the whole text, so one wrong
-    word among many may cost little; a `report` judges statement by statement. Scores of different models, or of a
-    model outside the domain that it was calibrated on, are not comparable: choose a `min_score` from examples of your
-    own. And what was selected by this score must not be judged by it: the best of N scores better than it is.
+    The score is a probability, 0 to 1. That of the built-in model is calibrated on captions of which half are true and
+    half are wrong in one word: at 0.8, four of five such texts are true. It is one number for the whole text, so one
+    wrong word among many may cost little; a `report` judges statement by statement. Scores of different models, or of a
+    model outside the domain that it was calibrated on, are not comparable: choose a `min_score` from your own examples.
+    Do not use this score to evaluate images that were selected by it: the best of N has a score that is too high.
     """
 
     kind: Literal[Kind.MATCH] = Kind.MATCH
     score: Score = Field(description="calibrated probability that the text fits the image")
-    report: PairReport | None = Field(None, description="where the input asked for it")
+    report: PairReport | None = Field(None, description="report, when the input asks for it")
     warnings: Warnings = ()
 
 
@@ -275,25 +315,27 @@ JobResult = Annotated[
 ]
 
 
-def _made_storable(text: str) -> str:
-    """What somebody's engine says of its failure must not be what cannot be written down."""
+def _make_storable(text: str) -> str:
+    """Replace characters that PostgreSQL cannot store in an error message, which may come from any engine."""
     return text.encode(errors="replace").decode().replace("\x00", "\N{REPLACEMENT CHARACTER}")
 
 
 class JobError(_Strict):
+    """Why a job failed."""
+
     code: str
-    detail: Annotated[str, AfterValidator(_made_storable)]
+    detail: Annotated[str, AfterValidator(_make_storable)]
     retryable: bool = False
 
 
 class Part(_Strict):
-    """What a running job has made so far: the beginning of a text, or a small picture."""
+    """Partial output of a running job: the beginning of a text, or a small picture."""
 
     index: int = Field(
-        0, ge=0, description="which of several: the captions that `rerank` compares, or the `candidates` of a round"
+        0, ge=0, description="index among the captions that `rerank` compares, or the `candidates` of a round"
     )
     text: str | None = Field(
-        None, exclude_if=_is_none, description="what is written so far and stays: the beginning of the result's text"
+        None, exclude_if=_is_none, description="the text written so far, which is the beginning of the result's text"
     )
     preview: str | None = Field(
         None, exclude_if=_is_none, description="a data: URL of at most 8 KiB, WebP of at most 128×128 pixels"
@@ -301,16 +343,18 @@ class Part(_Strict):
 
 
 class Progress(_Strict):
-    """How far a running job is: `step` of `steps` (sampling steps or tokens)."""
+    """Progress of a running job: `step` of `steps` (sampling steps or tokens)."""
 
     step: int
     steps: int
     parts: tuple[Part, ...] = Field(
-        (), exclude_if=lambda parts: not parts, description="told while somebody watches the job's events"
+        (),
+        exclude_if=lambda parts: not parts,
+        description="partial outputs, reported while a client watches the job's events",
     )
 
-    def merged(self, unread: Progress | None) -> Progress:
-        """This one, with those parts of one that nobody has read which this one does not tell anew."""
+    def merge(self, unread: Progress | None) -> Progress:
+        """This progress, with those parts of an older, unread progress that this one does not replace."""
         if unread is None or not unread.parts:
             return self
         parts = {part.index: part for part in (*unread.parts, *self.parts)}
@@ -328,10 +372,10 @@ class Job(_Strict):
     input: dict[str, Any]
     attempts: int
     max_attempts: int
-    worker: str | None = Field(None, description="who runs it, or ran it last")
+    worker: str | None = Field(None, description="worker that runs the job, or ran it last")
     progress: Progress | None = None
     result: JobResult | None = None
-    result_url: str | None = Field(None, description="where the generated image can be fetched, for a while")
+    result_url: str | None = Field(None, description="URL of the generated image, valid for a limited time")
     error: JobError | None = None
     cancel_requested: bool = False
     created_at: datetime

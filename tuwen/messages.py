@@ -1,4 +1,4 @@
-"""What goes over the wire besides jobs themselves: known to the API and to its client, and to nothing heavier."""
+"""Messages between the API and its client, besides jobs themselves. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from tuwen.jobs import Job, JobRequest, Kind
 
 
 class FieldError(BaseModel):
+    """An error in one field of a request."""
+
     field: str = Field(examples=["input.prompt"])
     detail: str = Field(examples=["String should have at least 1 character"])
 
 
 class Problem(BaseModel):
-    """What went wrong (RFC 9457)."""
+    """Problem details (RFC 9457): what went wrong."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -35,11 +37,11 @@ class Problem(BaseModel):
     status: int
     detail: str
     code: str = Field(description="stable name of the problem, for programs")
-    errors: list[FieldError] = Field(description="the fields to blame, where there are any")
+    errors: list[FieldError] = Field(description="the invalid fields, if any")
 
 
 class Batch(BaseModel):
-    """Many jobs in one request: all of them are accepted, or none."""
+    """Many jobs in one request: either all are accepted, or none."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,14 +49,16 @@ class Batch(BaseModel):
 
 
 class Accepted(BaseModel):
-    jobs: list[Job] = Field(description="in the order of the requests")
+    """The jobs that a batch of requests made."""
+
+    jobs: list[Job] = Field(description="jobs in the order of the requests")
 
 
 class JobPage(BaseModel):
     """Jobs, newest first."""
 
     jobs: list[Job]
-    next: str | None = Field(description="cursor of the next page; none when this is the last")
+    next: str | None = Field(description="cursor of the next page; null on the last page")
 
 
 class File(BaseModel):
@@ -67,7 +71,7 @@ class File(BaseModel):
     size: int = Field(description="bytes")
     created_at: int = Field(description="Unix time of the first upload")
 
-    # The same once more, where clients of OpenAI's API look for it.
+    # The same values again, in the fields where clients of OpenAI's API look for them.
     object: Literal["file"] = "file"
     purpose: Literal["vision"] = "vision"
     status: Literal["processed"] = "processed"
@@ -84,15 +88,19 @@ class File(BaseModel):
 
 
 class ModelWorker(BaseModel):
+    """A worker that has a model loaded."""
+
     worker: str
     device: str
-    revision: str = Field(description="of the weights")
+    revision: str = Field(description="revision of the weights")
 
 
 class ModelState(BaseModel):
+    """The default model of a kind, and the workers that have it."""
+
     kind: Kind
     model: str
-    ready: bool = Field(description="whether a worker that lives holds it warm")
+    ready: bool = Field(description="whether a live worker has the model loaded")
     workers: list[ModelWorker]
 
 
@@ -101,13 +109,13 @@ class Model(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
-    created: int = Field(description="Unix time since when a worker that lives has served models, 0 while none does")
+    created: int = Field(description="Unix time since which a live worker has served the model; 0 while none does")
     owned_by: str = "tuwen"
     kinds: list[Kind]
 
 
 class Models(BaseModel):
-    """The models twice: by the kind of job, and under `data` each one once, as OpenAI lists them."""
+    """The models in two lists: by kind of job, and under `data` each model once, as OpenAI lists them."""
 
     models: list[ModelState]
     object: Literal["list"] = "list"
@@ -115,6 +123,8 @@ class Models(BaseModel):
 
 
 class Health(BaseModel):
+    """Answer of a process that is alive."""
+
     status: Literal["ok"] = "ok"
     version: str
 
@@ -123,7 +133,9 @@ State = Literal["ok", "failed"]
 
 
 class Readiness(BaseModel):
+    """Whether jobs can be submitted, and the state of each part of the system."""
+
     status: Literal["ready", "degraded", "failed"] = Field(
-        description="degraded: Redis is away, so jobs are accepted and kept, but start late"
+        description="degraded: Redis is unavailable, so jobs are accepted and stored, but start late"
     )
     components: dict[str, State]

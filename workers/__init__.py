@@ -1,1 +1,1 @@
-"""The consumers: Celery tasks, batcher, engine process, models, housekeeper. Never imports `api`."""
+"""The consumers: Celery tasks, batcher, engine process, models, housekeeper. This package never imports `api`."""

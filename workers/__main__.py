@@ -12,15 +12,18 @@ from tuwen.jobs import Kind
 
 
 def main() -> int:
+    """Run the role that the command line names. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
     roles = parser.add_subparsers(dest="role", required=True)
     worker = roles.add_parser("worker", help="run jobs on one device")
-    worker.add_argument("--device", help="cpu or cuda:N; default TUWEN_DEVICE")
-    worker.add_argument("--name", help="tells apart workers of one host and device")
-    worker.add_argument("--kinds", nargs="+", type=Kind, choices=list(Kind), help="default: all")
-    roles.add_parser("devices", help="name the GPUs that workers can be started on, one a line")
-    roles.add_parser("housekeeper", help="re-dispatch, leases, webhooks, collection")
-    roles.add_parser("flower", help="monitoring page")
+    worker.add_argument("--device", help="device to run on: cpu or cuda:N; default: TUWEN_DEVICE")
+    worker.add_argument("--name", help="name that distinguishes workers of one device")
+    worker.add_argument("--kinds", nargs="+", type=Kind, choices=list(Kind), help="kinds of jobs; default: all")
+    roles.add_parser("devices", help="print the GPUs that workers can be started on, one a line")
+    roles.add_parser(
+        "housekeeper", help="publish lost jobs, end dead leases, deliver webhooks, process batches and data sets"
+    )
+    roles.add_parser("flower", help="serve the monitoring page")
     arguments = parser.parse_args()
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

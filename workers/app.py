@@ -18,7 +18,7 @@ from shared.queue.consumer import celery_consumer
 from shared.settings import Settings
 from shared.telemetry import tracing
 from shared.telemetry.metrics import Recorder
-from workers.datasets.shards import Shards
+from workers.datasets.shards import ShardRunner
 from workers.inference.batcher import Batcher
 from workers.inference.cores import engine_processes, engine_threads
 from workers.inference.policy import Policy
@@ -33,13 +33,13 @@ threads mostly wait for PostgreSQL, Redis and the engine, and each answer then w
 cores, a third more jobs a second."""
 
 EXIT_BROKEN = 1
-"""Exit status of a worker whose engine does not start any more; a supervisor starts it anew."""
+"""Exit status of a worker whose engine does not start any more; a supervisor starts it again."""
 
 
 def run_worker(settings: Settings, name: str | None = None) -> int:
     """Warm the models, then take jobs until SIGTERM or SIGINT. Returns the exit status.
 
-    `name` tells apart workers of one host and device; the default is the device.
+    `name` distinguishes workers on one host and device; it defaults to the device.
 
     Raises:
         EngineStartFailed: a model cannot be loaded or fails on its example.
@@ -49,16 +49,16 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL)
     tracing.start("tuwen-worker")
     hostname = f"{name or settings.device.replace(':', '-')}@{platform.node()}"
-    engines = _engines(settings)
+    engines = _build_engines(settings)
     recorder = Recorder()
-    batcher = Batcher(engines, on_batch=recorder.batch)
-    # While the engines work off one batch each, as many jobs are made ready for the next.
+    batcher = Batcher(engines, on_batch=recorder.record_batch)
+    # While each engine works on one batch, the same number of jobs is prepared for the next.
     at_once = settings.concurrency * len(engines)
     runner = Runner(settings, hostname, batcher, at_once, on_broken=_stop_consuming, recorder=recorder)
     app = celery_app(settings)
     tasks.define(app, runner.take)
-    shards = Shards(settings, app, hostname, batcher, on_broken=_stop_consuming)
-    app.steps["worker"].add(_last_jobs(runner, shards, settings.shutdown_grace))
+    shards = ShardRunner(settings, app, hostname, batcher, on_broken=_stop_consuming)
+    app.steps["worker"].add(_build_last_jobs_step(runner, shards, settings.shutdown_grace))
     try:
         runner.check()
         batcher.start()
@@ -68,7 +68,7 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
         }
         runner.start(engines[0].device_name or settings.device, models)
         shards.start(models)
-        # Only now: a message that is prefetched while models load would wait for them although another worker is free.
+        # Only now: a message prefetched while models load would wait here although another worker is free.
         consumer = celery_consumer(app, hostname, queues=[queue_name(kind) for kind in settings.kinds], threads=at_once)
         log.info("worker %s is warm on %s", hostname, engines[0].device_name)
         _spare_the_garbage_collector()
@@ -82,7 +82,7 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
         tracing.stop()
 
 
-def _engines(settings: Settings) -> list[EngineProcess]:
+def _build_engines(settings: Settings) -> list[EngineProcess]:
     processes = engine_processes(settings)
     return [
         EngineProcess(
@@ -98,13 +98,13 @@ def _engines(settings: Settings) -> list[EngineProcess]:
 
 
 def _spare_the_garbage_collector() -> None:
-    """Take what start-up made, which lives as long as the process, out of every later collection."""
+    """Exclude what start-up made, which lives as long as the process, from every later garbage collection."""
     gc.collect()
     gc.freeze()
 
 
-def _last_jobs(runner: Runner, shards: Shards, grace: float) -> type[bootsteps.StartStopStep]:
-    """The step of Celery's shutdown in which jobs end: nothing is received any more, and events can still be sent."""
+def _build_last_jobs_step(runner: Runner, shards: ShardRunner, grace: float) -> type[bootsteps.StartStopStep]:
+    """Make the step of Celery's shutdown in which jobs end: no message arrives any more, and events can be sent."""
 
     class LastJobs(bootsteps.StartStopStep):
         requires: Any = ("celery.worker.components:Pool",)
@@ -112,7 +112,7 @@ def _last_jobs(runner: Runner, shards: Shards, grace: float) -> type[bootsteps.S
         def start(self, worker: Worker) -> None: ...
 
         def stop(self, worker: Worker) -> None:  # noqa: ARG002 (Celery's signature)
-            # What shards have in the batcher is given back first, so that the grace is the jobs'.
+            # Shards give back what they have in the batcher first, so that jobs get the whole grace period.
             shards.stop(grace)
             runner.stop(grace)
 

@@ -1,6 +1,6 @@
 """Whether this host's worker or housekeeper does its work: `python -m workers.health worker|housekeeper`.
 
-For health checks of containers. That a process runs says nothing, and one that is stuck may still answer Celery's
+For health checks of containers. A running process says nothing, and one that is stuck may still answer Celery's
 ping; so this looks for the traces that work leaves: the worker's heartbeats, and the housekeeper's rounds.
 """
 
@@ -16,8 +16,8 @@ from shared.settings import Settings
 from tuwen.errors import TuwenError
 
 
-def worker_works(settings: Settings) -> bool:
-    """A worker of this host is warm and was heard of within the lease."""
+def is_worker_healthy(settings: Settings) -> bool:
+    """Whether a worker of this host is warm and renewed its lease in time."""
     database = Database(settings, pool_size=1)
     try:
         return any(row.name.endswith(f"@{platform.node()}") for row in database.workers.alive())
@@ -25,8 +25,8 @@ def worker_works(settings: Settings) -> bool:
         database.close()
 
 
-def housekeeper_works(settings: Settings) -> bool:
-    """A housekeeper of this host took its last turn not long ago."""
+def is_housekeeper_healthy(settings: Settings) -> bool:
+    """Whether a housekeeper of this host has recently done a round."""
     queue = JobQueue(settings)
     try:
         return queue.housekeeper_seen(platform.node())
@@ -35,11 +35,12 @@ def housekeeper_works(settings: Settings) -> bool:
 
 
 def main() -> int:
+    """Check the role that the command line names. Returns the exit status: 0 means healthy."""
     parser = argparse.ArgumentParser(prog="python -m workers.health", description=__doc__)
     parser.add_argument("role", choices=("worker", "housekeeper"))
     role = parser.parse_args().role
     try:
-        works = {"worker": worker_works, "housekeeper": housekeeper_works}[role](Settings())
+        works = {"worker": is_worker_healthy, "housekeeper": is_housekeeper_healthy}[role](Settings())
     except TuwenError as error:
         print(f"{error.code}: {error}", file=sys.stderr)  # noqa: T201 (a command's own words)
         return 1

@@ -1,4 +1,4 @@
-"""How data sets look at the terminal: a live bar while one runs, lists, and what has become of one."""
+"""How data sets look at the terminal: a live progress bar, lists, and the outcome of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COLOURS = {
 
 
 def follow(client: Client, dataset: Dataset) -> Dataset:
-    """The data set when it is over; meanwhile a bar, for whoever is looking."""
+    """Wait until the data set is over and return it, showing a progress bar when standard error is a terminal."""
     columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     columns += [TextColumn("[dim]{task.fields[speed]}[/]"), TimeElapsedColumn()]
     bars = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
@@ -45,7 +45,7 @@ def follow(client: Client, dataset: Dataset) -> Dataset:
 
 
 def speed(progress: DatasetProgress) -> str:
-    """How fast it goes, in words: `83 images/s, 1,240 tokens/s, 2 failed, 0:12:30 left, 2 workers`."""
+    """Speed of a run in words: `83 images/s, 1,240 tokens/s, 2 failed, 0:12:30 left, 2 workers`."""
     parts = []
     if progress.images_per_second:
         parts.append(f"{progress.images_per_second:,.0f} images/s")
@@ -103,7 +103,7 @@ def print_dataset(dataset: Dataset) -> None:
 
 
 def print_outcome(dataset: Dataset) -> None:
-    """What has become of a data set that is over, in a line or two."""
+    """Print how a data set ended, in a line or two."""
     if dataset.estimate is not None:
         print_estimate(dataset.estimate)
         return
@@ -112,11 +112,11 @@ def print_outcome(dataset: Dataset) -> None:
     if dataset.status is DatasetStatus.SUCCEEDED and dataset.request.destination:
         out.print(escape(dataset.request.destination))
     if progress.failed:
-        err.print(f"[dim]try those again with: tuwen datasets retry {dataset.id} --failed[/]")
+        err.print(f"[dim]retry the failed images with: tuwen datasets retry {dataset.id} --failed[/]")
 
 
 def print_estimate(estimate: Mapping[str, Any]) -> None:
-    """What a dry run has found out."""
+    """Print the estimate of a dry run."""
     _print_rows({name.replace("_", " "): escape(_figure(value)) for name, value in estimate.items()})
 
 

@@ -1,4 +1,4 @@
-"""`tuwen annotate` and `tuwen datasets …`: have whole data sets annotated, watch and steer the runs."""
+"""`tuwen annotate` and `tuwen datasets …`: annotate whole data sets, watch and steer the runs."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ datasets = typer.Typer(help="Watch and steer the annotation of data sets.", no_a
 
 Id = Annotated[UUID, typer.Argument(metavar="ID")]
 Ids = Annotated[list[UUID], typer.Argument(metavar="ID")]
-Destination = Annotated[str, typer.Option("-o", "--out", help="Folder, file or s3:// prefix for what is found out.")]
-Format = Annotated[ExportFormat, typer.Option("-f", "--format", help="How it is written there.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace captions that are there already.")]
+Destination = Annotated[str, typer.Option("-o", "--out", help="Folder, file or s3:// prefix to export to.")]
+Format = Annotated[ExportFormat, typer.Option("-f", "--format", help="Format of the export.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace captions that the destination already has.")]
 
 
 @app.command(rich_help_panel=PANEL)
@@ -33,47 +33,66 @@ def annotate(
     context: typer.Context,
     source: Annotated[
         str,
-        typer.Argument(help="Folder, zip, list, COCO or Parquet file, tars, or s3://BUCKET/PREFIX, of the workers."),
+        typer.Argument(
+            help="Folder, zip, list, COCO or Parquet file, tars, or s3://BUCKET/PREFIX, as the workers see it."
+        ),
     ],
     destination: Annotated[
-        str | None, typer.Option("-o", "--out", help="Folder, file or s3:// prefix for what is found out.")
+        str | None, typer.Option("-o", "--out", help="Folder, file or s3:// prefix to export the annotations to.")
     ] = None,
     destination_format: Format = "jsonl",
-    source_format: Annotated[SourceFormat, typer.Option(help="What the source is, where that is not clear.")] = "auto",
-    source_root: Annotated[str | None, typer.Option(help="Where the paths in a list start from.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Of a table.")] = None,
-    caption_column: Annotated[str | None, typer.Option(help="Of a table.")] = None,
+    source_format: Annotated[
+        SourceFormat, typer.Option(help="Format of the source, where it cannot be recognised.")
+    ] = "auto",
+    source_root: Annotated[str | None, typer.Option(help="Folder that the paths in a list are relative to.")] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Column that names the image, for CSV, TSV and Parquet sources.")
+    ] = None,
+    caption_column: Annotated[
+        str | None, typer.Option(help="Column with an existing caption, for CSV, TSV and Parquet sources.")
+    ] = None,
     task: Annotated[
         list[str] | None,
-        typer.Option("-t", "--task", help="describe, recognize or match; may be repeated. By default describe."),
+        typer.Option("-t", "--task", help="Task: describe, recognize or match; may be repeated. By default describe."),
     ] = None,
     language: Annotated[Literal["zh", "en", "both"], typer.Option("-l", "--language")] = "en",
     style: Annotated[
-        list[str] | None, typer.Option(help="short, detailed or tags; may be repeated. By default short.")
+        list[str] | None,
+        typer.Option(help="Caption style: short, detailed or tags; may be repeated. By default short."),
     ] = None,
-    prompt: Annotated[str, typer.Option(help="What to say of each image, for models that take a prompt.")] = "",
+    prompt: Annotated[str, typer.Option(help="Instruction for each image, for models that take a prompt.")] = "",
     max_tokens: Annotated[int, typer.Option(min=1, max=2048)] = 64,
     candidates: Annotated[
-        int, typer.Option(min=1, max=16, help="Captions written of each image; the one that fits best is kept.")
+        int, typer.Option(min=1, max=16, help="Captions to write for each image; the one that fits best is kept.")
     ] = 1,
-    min_side: Annotated[int | None, typer.Option(min=1, help="Drop smaller images; pixels.")] = None,
-    max_side: Annotated[int | None, typer.Option(min=1, help="Drop larger images; pixels.")] = None,
-    max_aspect: Annotated[float | None, typer.Option(min=1, help="Drop images longer than that many widths.")] = None,
+    min_side: Annotated[
+        int | None, typer.Option(min=1, help="Drop images whose shorter side has fewer pixels.")
+    ] = None,
+    max_side: Annotated[int | None, typer.Option(min=1, help="Drop images whose longer side has more pixels.")] = None,
+    max_aspect: Annotated[
+        float | None, typer.Option(min=1, help="Drop images whose longer side is more than this times the shorter.")
+    ] = None,
     duplicates: Annotated[
-        Literal["keep", "exact", "perceptual"], typer.Option(help="Which copies to drop before a model sees them.")
+        Literal["keep", "exact", "perceptual"], typer.Option(help="Duplicate images to drop before a model sees them.")
     ] = "keep",
-    min_confidence: Annotated[float | None, typer.Option(min=0, max=1, help="Drop what the model doubts.")] = None,
-    min_score: Annotated[float | None, typer.Option(min=0, max=1, help="Drop what fits worse, by match.")] = None,
-    in_domain: Annotated[bool, typer.Option("--in-domain", help="Drop what is unlike the training data.")] = False,
+    min_confidence: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Drop images in which the model has less confidence.")
+    ] = None,
+    min_score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Drop images whose caption has a lower match score.")
+    ] = None,
+    in_domain: Annotated[bool, typer.Option("--in-domain", help="Drop images unlike the training data.")] = False,
     overwrite: Overwrite = False,
-    priority: Annotated[int, typer.Option(min=0, max=9, help="Among data sets; single jobs go before all.")] = 5,
-    shard_size: Annotated[int, typer.Option(min=1, max=10_000, help="Images of a shard.")] = 500,
-    max_attempts: Annotated[int, typer.Option(min=1, max=20, help="Of each image.")] = 3,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count, check and estimate.")] = False,
+    priority: Annotated[int, typer.Option(min=0, max=9, help="Priority among data sets; single jobs go first.")] = 5,
+    shard_size: Annotated[int, typer.Option(min=1, max=10_000, help="Images in each shard.")] = 500,
+    max_attempts: Annotated[int, typer.Option(min=1, max=20, help="Attempts for each image.")] = 3,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only count, check and estimate; annotate nothing.")
+    ] = False,
     no_wait: NoWait = False,
     as_json: AsJson = False,
 ) -> None:
-    """Annotate a whole data set: resumable, with every image ending as a result or as an error with its reason."""
+    """Annotate a whole data set. The run is resumable, and every image ends with a result or an error."""
     languages: tuple[Language, ...] = ("zh", "en") if language == "both" else (language,)
     filters = Filters(
         min_side=min_side,
@@ -131,7 +150,7 @@ def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
 
 @datasets.command()
 def show(context: typer.Context, ids: Ids, as_json: AsJson = False) -> None:
-    """Show all about data sets."""
+    """Show everything about data sets."""
     with place(context).client() as client:
         for id in ids:
             dataset = client.datasets.get(id)
@@ -147,7 +166,7 @@ def watch(context: typer.Context, id: Id, as_json: AsJson = False) -> None:
 
 @datasets.command()
 def pause(context: typer.Context, ids: Ids) -> None:
-    """Let nothing more of them start; what runs is given back."""
+    """Pause data sets: no further shard starts, and running shards are given back."""
     with place(context).client() as client:
         for id in ids:
             _say(client.datasets.pause(id))
@@ -155,7 +174,7 @@ def pause(context: typer.Context, ids: Ids) -> None:
 
 @datasets.command()
 def resume(context: typer.Context, ids: Ids) -> None:
-    """Go on with what was paused."""
+    """Resume data sets that were paused."""
     with place(context).client() as client:
         for id in ids:
             _say(client.datasets.resume(id))
@@ -163,7 +182,7 @@ def resume(context: typer.Context, ids: Ids) -> None:
 
 @datasets.command()
 def cancel(context: typer.Context, ids: Ids) -> None:
-    """End them; what is known is kept, and `retry` goes on from there."""
+    """Cancel data sets; finished annotations are kept, and `retry` continues from there."""
     with place(context).client() as client:
         for id in ids:
             _say(client.datasets.cancel(id))
@@ -171,7 +190,7 @@ def cancel(context: typer.Context, ids: Ids) -> None:
 
 @datasets.command()
 def rm(context: typer.Context, ids: Ids) -> None:
-    """Forget data sets that are over, with their reviews; sources and exported files stay."""
+    """Delete data sets that are over, with their reviews; sources and exported files stay."""
     with place(context).client() as client:
         for id in ids:
             client.datasets.delete(id)
@@ -182,7 +201,7 @@ def rm(context: typer.Context, ids: Ids) -> None:
 def priority(
     context: typer.Context, id: Id, value: Annotated[int, typer.Argument(metavar="0-9", min=0, max=9)]
 ) -> None:
-    """Change which of several data sets goes first."""
+    """Change the priority of data sets."""
     with place(context).client() as client:
         _say(client.datasets.prioritize(id, value))
 
@@ -192,12 +211,12 @@ def retry(
     context: typer.Context,
     id: Id,
     failed: Annotated[
-        bool, typer.Option("--failed", help="Only the images that failed, not what a cancel left undone.")
+        bool, typer.Option("--failed", help="Retry only the images that failed, not those that a cancel left undone.")
     ] = False,
     no_wait: NoWait = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run the images that failed, or were not reached before a cancel, once more; then export again."""
+    """Run the images again that failed or that a cancel left undone; then export again."""
     with place(context).client() as client:
         dataset = client.datasets.retry(id, failed_only=failed)
         if no_wait:
@@ -216,7 +235,7 @@ def export(
     no_wait: NoWait = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write what is known of a data set, reviews included, to any destination and in any format."""
+    """Export the annotations and reviews of a data set to any destination and in any format."""
     request = ExportRequest(
         destination=absolute(destination), destination_format=destination_format, overwrite=overwrite
     )
@@ -229,7 +248,7 @@ def export(
 
 
 def absolute(where: str) -> str:
-    """The servers do not stand where the user stands."""
+    """Make a path absolute, because the servers have another working folder than the user."""
     return where if "://" in where else str(Path(where).expanduser().absolute())
 
 
@@ -241,10 +260,10 @@ def _follow(client: Client, dataset: Dataset, as_json: bool) -> None:
     try:
         dataset = shown.follow(client, dataset)
     except KeyboardInterrupt:
-        err.print(f"\nno longer watching, but the run goes on; see: tuwen datasets watch {dataset.id}")
+        err.print(f"\nno longer watching, but the run continues; see: tuwen datasets watch {dataset.id}")
         raise typer.Exit(130) from None
     except Unavailable:
-        err.print(f"no longer watching, but the run goes on; see: tuwen datasets watch {dataset.id}")
+        err.print(f"no longer watching, but the run continues; see: tuwen datasets watch {dataset.id}")
         raise
     if as_json:
         print_json(dataset.model_dump(mode="json"))
@@ -252,6 +271,6 @@ def _follow(client: Client, dataset: Dataset, as_json: bool) -> None:
         shown.print_outcome(dataset)
     if dataset.error is not None:
         err.print(f"[red]{dataset.error.code}[/] {escape(dataset.error.detail)}")
-    # What a dry run finds broken is what it was asked for.
+    # A dry run succeeds even if it finds broken images: finding them is its purpose.
     if dataset.status is not DatasetStatus.SUCCEEDED or (dataset.progress.failed and not dataset.request.dry_run):
         raise typer.Exit(1)

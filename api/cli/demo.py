@@ -1,7 +1,7 @@
-"""`tuwen demo`: the whole system at work for a minute, in a folder and on ports of its own.
+"""`tuwen demo`: the whole system at work for a minute, in a separate folder and on separate ports.
 
-For each prompt it draws several candidates, scores each against the prompt, and keeps the best: what the queue is
-for. Then it asks of every picture, one of them from a file, what can be asked.
+For each prompt it draws several candidates, scores each against the prompt, and keeps the best: the typical use of the
+queue. Then it describes, recognises and matches every picture, one of which comes from a file.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class Picture:
 
 
 def run(folder: Path) -> None:
-    """Start, show, stop.
+    """Start a system, demonstrate it, and stop it.
 
     Raises:
         ConfigurationError: the system did not start, or left a process behind.
         EngineError: a job did not succeed.
     """
     folder = folder.absolute()
-    # Whatever the environment says: nothing outside this folder and this machine takes part.
+    # The environment is ignored here: nothing outside this folder and this machine takes part.
     settings = Settings(
         data_dir=folder,
         storage_url=f"file://{folder / 'objects'}",
@@ -69,22 +69,24 @@ def run(folder: Path) -> None:
     err.print("[bold]Tuwen 图文[/]: starting everything on this machine")
     with terminal.FamilyView() as view, System(settings, view.tell) as system, Client(system.url) as client:
         terminal.print_rows({"API docs": f"{system.url}/docs", "Flower": system.flower_url})
-        pictures = [*_draw(client, folder / "images"), _sample(client)]
+        pictures = [*_draw(client, folder / "images"), _upload_sample(client)]
         _ask(client, pictures)
         family = psutil.Process().children(recursive=True)
     _check_gone(family)
-    err.print(f"\n[green]✓[/] stopped; none of its {len(family)} processes is left")
-    err.print("  To have it stay, with the API's docs on port 8000 and Flower on 5555: [bold]tuwen up[/]")
+    err.print(f"\n[green]✓[/] stopped; all of its {len(family)} processes have ended")
+    err.print("  To keep it running, with the API's docs on port 8000 and Flower on 5555: [bold]tuwen up[/]")
 
 
 def _draw(client: Client, folder: Path) -> list[Picture]:
-    """The candidate of each prompt that fits it best."""
+    """Draw candidates for each prompt and return the best one of each."""
     err.print(f"\nDrawing {' and '.join(PROMPTS)}, {CANDIDATES} candidates each")
     prompts = [prompt for prompt in PROMPTS for _ in range(CANDIDATES)]
-    drawn = [client.result_bytes(job) for job in _done(client, [GenerateInput(prompt=prompt) for prompt in prompts])]
+    drawn = [
+        client.result_bytes(job) for job in _run_jobs(client, [GenerateInput(prompt=prompt) for prompt in prompts])
+    ]
     sources = [ImageSource(file_id=client.upload(data).id) for data in drawn]
     questions = [MatchInput(image=image, text=prompt) for image, prompt in zip(sources, prompts, strict=True)]
-    scores = [_score(job) for job in _done(client, questions)]
+    scores = [_score(job) for job in _run_jobs(client, questions)]
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for first in range(0, len(prompts), CANDIDATES):
@@ -95,19 +97,19 @@ def _draw(client: Client, folder: Path) -> list[Picture]:
     return pictures
 
 
-def _sample(client: Client) -> Picture:
+def _upload_sample(client: Client) -> Picture:
     return Picture("a picture file", SAMPLE, ImageSource(file_id=client.upload(SAMPLE.read_bytes()).id))
 
 
 def _ask(client: Client, pictures: Sequence[Picture]) -> None:
-    """Describe, recognise and match each picture, and print what comes back."""
+    """Describe, recognise and match each picture, and print the results."""
     texts = (*PROMPTS, SAMPLE_TEXT)
     err.print(f"\nDescribing, recognising and matching {len(pictures)} pictures")
-    answers = _done(client, [question for picture in pictures for question in _questions(picture.source, texts)])
+    answers = _run_jobs(client, [question for picture in pictures for question in _questions(picture.source, texts)])
     each = len(answers) // len(pictures)
     for number, picture in enumerate(pictures):
         chinese, english, recognized, *matches = answers[number * each : (number + 1) * each]
-        out.print(f"\n[bold]{escape(picture.title)}[/]  [dim]{escape(terminal.brief(picture.path))}[/]")
+        out.print(f"\n[bold]{escape(picture.title)}[/]  [dim]{escape(terminal.short_path(picture.path))}[/]")
         if out.color_system in ("256", "truecolor"):
             out.print(thumbnail(picture.path.read_bytes()))
         _print_lines("zh", terminal.outcome(chinese))
@@ -126,8 +128,8 @@ def _questions(image: ImageSource, texts: Iterable[str]) -> list[JobInput]:
     ]
 
 
-def _done(client: Client, inputs: Iterable[JobInput]) -> list[Job]:
-    """The finished jobs, in the order of `inputs`."""
+def _run_jobs(client: Client, inputs: Iterable[JobInput]) -> list[Job]:
+    """Run the jobs and return them, in the order of `inputs`. Raises EngineError when one does not succeed."""
     jobs = client.submit_many([JobRequest(input=each) for each in inputs])
     over = list(terminal.wait_for(client, jobs))
     for job in over:
@@ -149,7 +151,7 @@ def _print_lines(label: str, text: str) -> None:
 
 
 def thumbnail(data: bytes, width: int = 36) -> Text:
-    """The image in coloured half blocks, two pixels a character."""
+    """Draw the image in coloured half blocks, two pixels per character."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     height = round(width * image.height / image.width) // 2 * 2
     pixels = np.asarray(image.resize((width, height)))
@@ -167,12 +169,12 @@ def _check_gone(family: Iterable[psutil.Process]) -> None:
     left = [process for process in family if _lives(process)]
     if left:
         lines = ", ".join(f"{process.pid} {process.name()}" for process in left)
-        raise ConfigurationError(f"processes are left: {lines}")
+        raise ConfigurationError(f"processes are still running after the stop: {lines}")
 
 
 def _lives(process: psutil.Process) -> bool:
     try:
-        # Whoever adopts orphans may be slow to bury them; in some containers nobody does.
+        # The process that adopts orphans may reap them late; in some containers no process does.
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

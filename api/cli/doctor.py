@@ -1,4 +1,4 @@
-"""What is wrong with an installation, and what to do about it: `tuwen doctor`."""
+"""`tuwen doctor`: what is wrong with an installation, and what to do about it."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ FREE_SPACE = 2 * 2**30
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at; without advice it is in order."""
+    """Result of one check; a finding without advice is in order."""
 
     subject: str
     found: str
     advice: str = ""
     serious: bool = True
-    """Whether jobs cannot be done until the advice is followed."""
+    """Whether jobs cannot run until the advice is followed."""
 
     @property
     def fine(self) -> bool:
@@ -47,7 +47,7 @@ class Finding:
 
 
 def examine(settings: Settings, url: str, *, embedded: bool) -> Iterator[Finding]:
-    """Look at everything, cheapest first.
+    """Check everything, the cheapest first.
 
     `url` is where clients look for the API; `embedded` says that `tuwen up` runs and the settings are its own.
     """
@@ -56,7 +56,7 @@ def examine(settings: Settings, url: str, *, embedded: bool) -> Iterator[Finding
     yield from _torch(settings)
     yield _disk(settings)
     if not embedded and not {"database_url", "redis_url"} & settings.model_fields_set:
-        # Nothing is configured and nothing runs: a fresh installation, for which `tuwen up` is meant.
+        # Nothing is configured and nothing runs: this is a fresh installation, which `tuwen up` starts.
         yield _embedded_servers()
         yield from (
             _port("port", settings.port, settings.host),
@@ -65,20 +65,22 @@ def examine(settings: Settings, url: str, *, embedded: bool) -> Iterator[Finding
         yield Finding("system", "not running", f"start it with: tuwen up (clients look for it at {url})", serious=False)
         return
     for look in (_redis, _postgres, _storage, _workers, _housekeeper):
-        yield from _guarded(look.__name__.strip("_"), partial(look, settings))
+        yield from _guard(look.__name__.strip("_"), partial(look, settings))
     yield from _api(url)
 
 
-def _guarded(subject: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def _guard(subject: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
         yield from look()
     except (TuwenError, redis.RedisError, psycopg.Error, OSError) as error:
         variable = {"redis": "TUWEN_REDIS_URL", "postgres": "TUWEN_DATABASE_URL", "storage": "TUWEN_STORAGE_URL"}
-        yield Finding(subject, str(error), f"see that it runs and that {variable.get(subject, 'its address')} is right")
+        yield Finding(
+            subject, str(error), f"make sure that it runs and that {variable.get(subject, 'its address')} is right"
+        )
 
 
 def _packages() -> Iterator[Finding]:
-    """Installed versions against what this version of Tuwen declares; the extras count where any of them is there."""
+    """Compare installed versions with the required ones; an extra is checked when a package of it is installed."""
     wrong, fine = [], 0
     try:
         required = metadata.requires("tuwen") or []
@@ -111,18 +113,18 @@ print(json.dumps({"version": torch.__version__, "gpus": gpus, "cores": torch.get
 
 
 def _torch(settings: Settings) -> Iterator[Finding]:
-    """Asked in a process of its own, because importing torch takes seconds and 200 MB, and may even crash."""
+    """Ask torch in a separate process, because importing it takes seconds and 200 MB, and may even crash."""
     try:
         answer = subprocess.run(
             [sys.executable, "-P", "-c", _ASK_TORCH], capture_output=True, text=True, timeout=120, check=False
         )
     except subprocess.TimeoutExpired:
-        yield Finding("torch", "did not load in two minutes", "see whether its device's driver is stuck (nvidia-smi)")
+        yield Finding("torch", "did not load in two minutes", "check with nvidia-smi whether the device's driver hangs")
         return
     if answer.returncode:
         last = (answer.stderr.strip().splitlines() or ["it died"])[-1]
         missing = "No module named 'torch'" in last
-        advice = "pip install 'tuwen[worker]' where workers shall run" if missing else "reinstall torch"
+        advice = "pip install 'tuwen[worker]' where workers should run" if missing else "reinstall torch"
         yield Finding("torch", last, advice, serious=not missing)
         return
     torch = json.loads(answer.stdout.splitlines()[-1])
@@ -209,7 +211,7 @@ def _workers(settings: Settings) -> Iterator[Finding]:
     missing = [kind for kind in settings.kinds if kind not in served]
     names = ", ".join(f"{worker.name} on {worker.device}" for worker in workers) or "none"
     yield Finding(
-        "workers", names, f"nobody does {', '.join(missing)}: start a worker (tuwen worker)" if missing else ""
+        "workers", names, f"no worker serves {', '.join(missing)}: start one (tuwen worker)" if missing else ""
     )
 
 
@@ -219,8 +221,8 @@ def _housekeeper(settings: Settings) -> Iterator[Finding]:
         hosts = queue.housekeepers()
     finally:
         queue.close()
-    advice = "" if hosts else "what is lost stays lost: start one (tuwen housekeeper)"
-    yield Finding("housekeeper", f"works on {', '.join(hosts)}" if hosts else "none works", advice)
+    advice = "" if hosts else "lost jobs, batches and data sets wait: start one (tuwen housekeeper)"
+    yield Finding("housekeeper", f"runs on {', '.join(hosts)}" if hosts else "none runs", advice)
 
 
 def _api(url: str) -> Iterator[Finding]:

@@ -19,6 +19,6 @@ PANEL = "Models"
 )
 def evaluate(context: typer.Context) -> None:
     """Measure the built-in models and write a report: evaluate --quick."""
-    # Another process, because the producer imports neither the workers nor torch.
+    # This runs in another process, because the API side imports neither the workers nor torch.
     command = [sys.executable, "-P", "-m", "workers.lab.evaluation", *context.args]
     os.execve(sys.executable, command, place(context).environment())  # noqa: S606

@@ -38,8 +38,8 @@ UPLOADS = 100
 MOST_CANDIDATES = 16
 
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, URLs, or - for standard input.")]
-Model = Annotated[str | None, typer.Option(help="Model; by default the installation's own.")]
-Priority = Annotated[int, typer.Option(min=0, max=9, help="9 is most urgent, 0 is bulk work.")]
+Model = Annotated[str | None, typer.Option(help="Model; by default that of the installation.")]
+Priority = Annotated[int, typer.Option(min=0, max=9, help="Priority: 9 is most urgent, 0 is bulk work.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job ids and return at once.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print jobs as JSON, one a line.")]
 
@@ -47,24 +47,26 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print jobs as JSON, one a 
 @app.command(rich_help_panel=PANEL)
 def generate(
     context: typer.Context,
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="What to draw, in Chinese or English.")],
+    prompts: Annotated[
+        list[str], typer.Argument(metavar="PROMPT", help="Description of the image to draw, in Chinese or English.")
+    ],
     output: Annotated[
         str | None,
         typer.Option("-o", "--output", help="File, folder/, or - for standard output; by default named by the prompt."),
     ] = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, max=1000, help="Images of each prompt.")] = 1,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the first image; each further one has 1 more.")] = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=1000, help="Images to draw for each prompt.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the first image; each further image adds 1.")] = None,
     width: Annotated[int | None, typer.Option(min=16, max=4096, help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(min=16, max=4096, help="Pixels.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, max=500, help="Sampling steps.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=100, help="How strictly to follow the prompt.")] = None,
-    negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
+    negative: Annotated[str, typer.Option(help="Description of things that the image should not show.")] = "",
     keep: Annotated[
         Literal["best", "all"] | None,
         typer.Option(help="Score the images of a prompt against it, and keep the best, or all with their scores."),
     ] = None,
     min_score: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Draw on, for some rounds, until an image scores this much.")
+        float | None, typer.Option(min=0, max=1, help="Draw more rounds until an image reaches this score.")
     ] = None,
     model: Model = None,
     priority: Priority = 5,
@@ -107,7 +109,7 @@ def generate(
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
             if not as_json:
-                out.print(escape(terminal.brief(file)))
+                out.print(escape(terminal.short_path(file)))
 
         def keep_images(index: int, job: Job) -> None:
             for number, file in enumerate(files[index * shown : (index + 1) * shown]):
@@ -125,9 +127,11 @@ def describe(
     images: Images,
     language: Annotated[Literal["zh", "en", "both"], typer.Option("-l", "--language")] = "en",
     style: Annotated[Style, typer.Option()] = "short",
-    prompt: Annotated[str, typer.Option(help="What to say or answer, for models that can be told.")] = "",
+    prompt: Annotated[str, typer.Option(help="Instruction or question, for models that take a prompt.")] = "",
     max_tokens: Annotated[int, typer.Option(min=1, max=2048)] = 64,
-    rerank: Annotated[int, typer.Option(min=1, max=16, help="Captions to choose from, by how well they match.")] = 1,
+    rerank: Annotated[
+        int, typer.Option(min=1, max=16, help="Captions to write; the one that matches best is kept.")
+    ] = 1,
     model: Model = None,
     priority: Priority = 5,
     no_wait: NoWait = False,
@@ -161,7 +165,7 @@ def recognize(
 @app.command(rich_help_panel=PANEL)
 def match(
     context: typer.Context,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="In Chinese or English.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to compare, in Chinese or English.")],
     images: Images,
     report: Annotated[
         bool, typer.Option("--report", help="Also say which objects, attributes and actions of the text are found.")
@@ -181,7 +185,7 @@ def match(
 
 @dataclass(frozen=True, slots=True)
 class _Manner:
-    """What the options shared by the four commands said."""
+    """Values of the options that the four commands share."""
 
     model: str | None
     priority: int
@@ -198,13 +202,13 @@ def _ask(
     questions: Callable[[ImageSource], Sequence[JobInput]],
     manner: _Manner,
 ) -> None:
-    """Ask `questions` of each image; one that is refused does not keep the others from being asked."""
+    """Submit `questions` for each image; a refused image does not prevent the others from being submitted."""
     _require_readable(images)
     jobs: list[Job] = []
     asked: list[str] = []
     refused = False
     with place(context).client() as client:
-        # In groups, so that the first are worked on while the others are still being uploaded.
+        # Submitted in groups, so that workers start on the first while the others are still being uploaded.
         for start in range(0, len(images), UPLOADS):
             inputs: list[JobInput] = []
             for image in images[start : start + UPLOADS]:
@@ -234,9 +238,9 @@ def _follow(
     show: Callable[[int, Job], None],
     manner: _Manner,
 ) -> bool:
-    """Wait with a progress bar and show each success; whether one did not succeed.
+    """Wait with a progress bar and show each success; return whether a job did not succeed.
 
-    In JSON each job is completed by its label.
+    As JSON, each job also has its label.
     """
     if manner.no_wait:
         for label, job in zip(labels, jobs, strict=True):
@@ -263,7 +267,7 @@ def _follow(
 
 
 def _say_they_go_on(jobs: Sequence[Job]) -> None:
-    err.print(f"no longer waiting, but the jobs go on; see: tuwen jobs watch {jobs[-1].id}")
+    err.print(f"no longer waiting, but the jobs continue; see: tuwen jobs watch {jobs[-1].id}")
 
 
 def _exit(failed: bool) -> None:
@@ -272,7 +276,7 @@ def _exit(failed: bool) -> None:
 
 
 def _require_readable(images: Iterable[str]) -> None:
-    """Before anything is submitted: what cannot be read is most likely a typing error."""
+    """Check all images before anything is submitted: a file that cannot be read is most likely a typing error."""
     for image in images:
         if not _is_url(image) and image != STANDARD_INPUT:
             try:
@@ -292,8 +296,8 @@ def _is_url(image: str) -> bool:
 
 
 def image_files(prompts: Sequence[str], output: str | None) -> list[Path]:
-    """A file for each prompt. Only the file that `output` names itself is ever overwritten."""
-    # As text, because a Path forgets the slash that tells a new folder from a file.
+    """Choose a file for each prompt. Only the file that `output` names itself is ever overwritten."""
+    # Handled as text, because a Path forgets the slash that tells a new folder from a file.
     in_folder = output is None or output.endswith("/") or Path(output).is_dir()
     files: list[Path] = []
     for prompt in prompts:

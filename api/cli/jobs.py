@@ -1,4 +1,4 @@
-"""`tuwen jobs …`: look at jobs, cancel them, run them again."""
+"""`tuwen jobs …`: show jobs, cancel them, run them again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from api.cli.place import place
 from api.cli.terminal import err, out
 from tuwen.jobs import Kind, Status
 
-app = typer.Typer(help="Look at jobs, cancel them, run them again.", no_args_is_help=True)
+app = typer.Typer(help="Show jobs, cancel them, run them again.", no_args_is_help=True)
 
 Ids = Annotated[list[UUID], typer.Argument(metavar="ID")]
 
@@ -40,7 +40,7 @@ def list_jobs(
 
 @app.command()
 def show(context: typer.Context, ids: Ids, as_json: AsJson = False) -> None:
-    """Show all about jobs."""
+    """Show everything about jobs."""
     with place(context).client() as client:
         for id in ids:
             job = client.get(id)
@@ -49,7 +49,7 @@ def show(context: typer.Context, ids: Ids, as_json: AsJson = False) -> None:
 
 @app.command()
 def watch(context: typer.Context, ids: Ids, as_json: AsJson = False) -> None:
-    """Wait for jobs and show what became of them."""
+    """Wait for jobs and show how they ended."""
     with place(context).client() as client:
         over = list(terminal.wait_for(client, [client.get(id) for id in ids]))
     for job in over:
@@ -60,7 +60,7 @@ def watch(context: typer.Context, ids: Ids, as_json: AsJson = False) -> None:
 
 @app.command()
 def cancel(context: typer.Context, ids: Ids) -> None:
-    """Cancel jobs: at once while queued, at the next step while running."""
+    """Cancel jobs: queued jobs end at once, running jobs at their next step."""
     with place(context).client() as client:
         for id in ids:
             job = client.cancel(id)
@@ -69,7 +69,7 @@ def cancel(context: typer.Context, ids: Ids) -> None:
 
 @app.command()
 def retry(context: typer.Context, ids: Ids) -> None:
-    """Queue again what failed, expired, or was cancelled or quarantined."""
+    """Queue jobs again that failed, expired, or were cancelled or quarantined."""
     with place(context).client() as client:
         for id in ids:
             out.print(f"{id} {client.retry(id).status}")

@@ -1,4 +1,4 @@
-"""`tuwen keys …`: manage API keys in the database itself, for whoever may reach it."""
+"""`tuwen keys …`: manage API keys directly in the database, for administrators who can reach it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from shared.settings import MOST_QUOTA
 if TYPE_CHECKING:
     from shared.database import Database
 
-app = typer.Typer(help="Manage API keys, in the database itself.", no_args_is_help=True)
+app = typer.Typer(help="Manage API keys, directly in the database.", no_args_is_help=True)
 
 
 @app.command()
 def create(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Who or what will use it.")],
-    tenant: Annotated[str | None, typer.Option(help="Whose jobs and files it sees; by default its own.")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who or what will use the key.")],
+    tenant: Annotated[
+        str | None, typer.Option(help="Tenant whose jobs and files the key sees; by default a tenant called NAME.")
+    ] = None,
     quota: Annotated[
-        int | None, typer.Option(min=1, max=MOST_QUOTA, help="Unfinished jobs it may have at once.")
+        int | None, typer.Option(min=1, max=MOST_QUOTA, help="Unfinished jobs that the key may have at once.")
     ] = None,
 ) -> None:
-    """Make a key and print it, this once."""
+    """Make a key and print it; it cannot be shown again."""
     from api.http.auth import new_key
 
     settings = place(context).settings()
@@ -43,7 +45,7 @@ def create(
 
 @app.command("ls")
 def list_keys(context: typer.Context, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """List keys, revoked ones too."""
+    """List keys, including revoked ones."""
     with _database(context) as database:
         keys = database.keys.all()
     if as_json:
@@ -55,7 +57,7 @@ def list_keys(context: typer.Context, as_json: Annotated[bool, typer.Option("--j
 
 @app.command()
 def revoke(context: typer.Context, ids: Ids) -> None:
-    """Make keys useless from now on; their jobs stay."""
+    """Revoke keys; their jobs stay."""
     with _database(context) as database:
         for id in ids:
             database.keys.revoke(id)

@@ -46,9 +46,12 @@ def _show_version(wanted: bool) -> None:
 def options(
     context: typer.Context,
     url: Annotated[
-        str | None, typer.Option(envvar="TUWEN_URL", help="Where the API is; by default the system running here.")
+        str | None, typer.Option(envvar="TUWEN_URL", help="URL of the API; by default that of the system running here.")
     ] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="TUWEN_API_KEY", help="Not needed on loopback.")] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="TUWEN_API_KEY", help="API key; not needed for an open installation on this machine."),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the embedded system; by default .tuwen.")] = None,
     _version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
 ) -> None:
@@ -56,7 +59,7 @@ def options(
 
 
 def main() -> None:
-    """Entry point: every expected error is a line that says what to do, never a traceback."""
+    """Entry point: every expected error becomes a line that says what to do, never a traceback."""
     try:
         app()
     except ValidationError as error:
@@ -68,11 +71,11 @@ def main() -> None:
         _complain(f"{error} Give a key with --api-key or TUWEN_API_KEY; `tuwen keys create NAME` makes one.")
         sys.exit(1)
     except TuwenError as error:
-        # The field says which of many jobs was refused.
+        # The field names the job that was refused, where there are many.
         _complain(f"{error.field}: {error}" if error.field and error.field not in str(error) else str(error))
         sys.exit(3 if isinstance(error, Unavailable) else 1)
     except BrokenPipeError:
-        # The reader of our output, such as `head`, has had enough.
+        # The program that reads our output, such as `head`, has closed the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
 

@@ -1,4 +1,4 @@
-"""Where a command finds Tuwen: the options before the command, the environment, or the system running here."""
+"""Where a command finds Tuwen: from the options before the command, the environment, or the system running here."""
 
 from __future__ import annotations
 
@@ -18,30 +18,32 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 class Place:
+    """Where a command finds the API, or the servers of the system."""
+
     def __init__(self, url: str | None, api_key: str | None, data: Path | None):
         self._api_key = api_key
         self.data = data or Settings().data_dir
-        self.system = Addresses.of(self.data)
-        """The embedded system on this data folder, when it runs."""
+        self.system = Addresses.read(self.data)
+        """The embedded system that runs on this data folder; None when none runs."""
         self.url = url or (self.system.url if self.system else DEFAULT_URL)
 
     def client(self) -> Client:
-        """One that speaks to the API; keep it in a `with` block.
+        """A client of the API; use it in a `with` block.
 
         Raises:
-            Unavailable: nothing is known to run, and nothing answers where it would by default.
+            Unavailable: no URL is configured, no system runs here, and nothing answers at the default address.
         """
         if self.url == DEFAULT_URL and not self.system:
-            # Told at once: somebody who has not started it yet need not wait for the client's attempts.
+            # Checked first, so that a user who has not started Tuwen yet need not wait for the client's retries.
             _probe(self.url)
         return Client(self.url, self._api_key)
 
     def environment(self) -> dict[str, str]:
-        """That of this process, completed by what joins the embedded system, when it runs."""
+        """The environment of this process, with the variables that join the embedded system when it runs."""
         return (self.system.environment if self.system else {}) | dict(os.environ)
 
     def settings(self) -> Settings:
-        """For commands that go to the database, Redis or storage themselves."""
+        """Settings for commands that use the database, Redis or storage directly."""
         os.environ.update(self.environment())
         return Settings(data_dir=self.data)
 
@@ -57,5 +59,6 @@ def _probe(url: str) -> None:
 
 
 def place(context: typer.Context) -> Place:
+    """The place that the options before the command describe."""
     found: Place = context.obj
     return found

@@ -28,19 +28,21 @@ PROCESSES = "Single processes, for a deployment of your own"
 @app.command(rich_help_panel=INSTALLATION)
 def up(
     context: typer.Context,
-    data: Annotated[Path | None, typer.Option(help="Folder for everything it keeps; by default .tuwen.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder for all data of the system; by default .tuwen.")] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Of the API, by default 8000; 0 picks a free one.")
+        int | None, typer.Option(min=0, max=65535, help="Port of the API, by default 8000; 0 picks a free one.")
     ] = None,
     flower_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="By default 5555; 0 picks a free one.")
+        int | None, typer.Option(min=0, max=65535, help="Port of Flower, by default 5555; 0 picks a free one.")
     ] = None,
-    redis_port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 0,
-    postgres_port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 0,
+    redis_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of Redis; 0 picks a free one.")] = 0,
+    postgres_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of PostgreSQL; 0 picks a free one.")] = 0,
     device: Annotated[
         list[str] | None,
         typer.Option(
-            "--device", "--devices", help="cpu, cuda:0, …, a worker for each; all: every GPU there is. By default cpu."
+            "--device",
+            "--devices",
+            help="Device (cpu, cuda:0, …), one worker each; all means every GPU. By default cpu.",
         ),
     ] = None,
     flower: Annotated[bool, typer.Option(help="Whether to start Flower.")] = True,
@@ -68,15 +70,15 @@ def up(
                 terminal.print_addresses(system)
                 system.supervise()
         except KeyboardInterrupt:
-            err.print(f"  stopped; the data stay in {escape(terminal.brief(system.data))}")
+            err.print(f"  stopped; the data stay in {escape(terminal.short_path(system.data))}")
 
 
 @app.command(rich_help_panel=INSTALLATION)
 def demo(context: typer.Context) -> None:
-    """Start a system of its own, let it draw, describe, recognise and match, and stop it again."""
+    """Start a separate system, let it draw, describe, recognise and match, and stop it again."""
     from api.embedded.servers import embedded_servers
 
-    embedded_servers()  # what the demonstration is made with comes in the same extra
+    embedded_servers()  # the packages of the demonstration come with the same extra
     from api.cli import demo as demonstration
 
     stop_on_signals()
@@ -120,13 +122,13 @@ def api(context: typer.Context) -> None:
 
 @app.command(rich_help_panel=PROCESSES, context_settings=_PASSED_ON)
 def worker(context: typer.Context) -> None:
-    """Run jobs on one device: worker --device cuda:0."""
+    """Run jobs on one device, for example: worker --device cuda:0."""
     _become(context, "workers", "worker")
 
 
 @app.command(rich_help_panel=PROCESSES, context_settings=_PASSED_ON)
 def housekeeper(context: typer.Context) -> None:
-    """Mend what died or was lost, deliver webhooks."""
+    """Requeue lost jobs, process batches, plan and export data sets, and deliver webhooks."""
     _become(context, "workers", "housekeeper")
 
 
@@ -143,8 +145,8 @@ def _become(context: typer.Context, module: str, *arguments: str) -> NoReturn:
 
 
 def stop_on_signals() -> None:
-    """SIGTERM and a closed terminal stop us as Ctrl-C does, also in the background, where shells ignore SIGINT."""
+    """Make SIGTERM and a closed terminal act like Ctrl-C, also in the background, where shells ignore SIGINT."""
     for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # nohup ignores SIGHUP, and means it.
+        # nohup ignores SIGHUP on purpose.
         if sign is not signal.SIGHUP or signal.getsignal(sign) is not signal.SIG_IGN:
             signal.signal(sign, signal.default_int_handler)

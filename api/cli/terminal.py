@@ -1,4 +1,4 @@
-"""How things look at the terminal: the family of `tuwen up`, jobs in progress, results."""
+"""How things look at the terminal: the processes of `tuwen up`, jobs in progress, results."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from api.cli.doctor import Finding
     from api.embedded.stack import Event, System
 
-# Results go to standard output, everything about how they come to be to standard error.
+# Results go to standard output, and everything else, such as progress, to standard error.
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 _TABLE_WIDTH = 120
-"""Columns of a list of jobs or keys. A narrower terminal breaks its lines, but cuts nothing: ids are to be copied."""
+"""Columns of a list of jobs or keys. A narrower terminal wraps lines but cuts nothing, so that ids can be copied."""
 
 _BESIDE_BAR = 60
-"""Characters of a growing text that stand beside a progress bar."""
+"""Characters of an unfinished text that are shown beside a progress bar."""
 
 _COLOURS = {
     Status.QUEUED: "yellow",
@@ -53,7 +53,7 @@ _COLOURS = {
 
 
 class FamilyView:
-    """Prints one line for each process that is ready, died or came back, and a spinner for those under way."""
+    """Prints a line for each process that is ready, died or came back, and a spinner for those that are starting."""
 
     def __init__(self) -> None:
         self._under_way: dict[str, float] = {}
@@ -66,6 +66,7 @@ class FamilyView:
         self._status.stop()
 
     def tell(self, event: Event) -> None:
+        """Show a change of one process."""
         name = event.process
         match event.what:
             case "starting" | "stopping":
@@ -87,9 +88,9 @@ class FamilyView:
 
 
 def wait_for(client: Client, jobs: Sequence[Job]) -> Iterator[Job]:
-    """The jobs, each as soon as it and those before it are over; meanwhile a bar, for whoever is looking.
+    """Yield the jobs in order, each as soon as it is over, showing a progress bar when standard error is a terminal.
 
-    The bar counts jobs when there are several, else the steps of the one.
+    The bar counts jobs when there are several, and the steps of the job when there is one.
     """
     label = TextColumn("{task.description}")
     columns = [SpinnerColumn(), label, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
@@ -102,15 +103,15 @@ def wait_for(client: Client, jobs: Sequence[Job]) -> Iterator[Job]:
                 bars.update(bar, description=f"{job.kind} [dim]{job.status}[/]", completed=number)
                 if job.progress and len(jobs) == 1:
                     bars.update(bar, completed=job.progress.step, total=job.progress.steps)
-                if text := growing(job):
+                if text := growing_text(job):
                     bars.update(bar, description=escape(text))
-            # Erased while the caller prints: the results go to another stream, but often to the same screen.
+            # The bar is erased while the caller prints: results go to another stream, but often to the same screen.
             bars.stop()
             yield job
 
 
-def growing(job: Job) -> str:
-    """The end of the text that a job is writing, as much as stands beside a bar."""
+def growing_text(job: Job) -> str:
+    """The end of the text that a job is writing, short enough to be shown beside a bar."""
     parts = job.progress.parts if job.progress else ()
     text = next((part.text for part in parts if part.text and part.index == 0), "")
     line = " ".join(text.split())
@@ -118,11 +119,11 @@ def growing(job: Job) -> str:
 
 
 def outcome(job: Job) -> str:
-    """One line, or a few, that say what became of a job."""
+    """How a job ended, in one line or a few."""
     match job.result:
         case GenerateResult() as made:
             words = f"; the model does not know {', '.join(made.unknown_words)}" if made.unknown_words else ""
-            return f"{made.image.width}×{made.image.height}, seed {made.seed}{_scored(made)}{words}"
+            return f"{made.image.width}×{made.image.height}, seed {made.seed}{_score_text(made)}{words}"
         case DescribeResult() as said:
             score = "" if said.score is None else f"  (score {said.score:.3f})"
             return said.text + _doubt(said.confidence, said.out_of_domain) + score
@@ -145,7 +146,7 @@ def outcome(job: Job) -> str:
 _RELATIONS = {"left": "left of", "right": "right of"}
 
 
-def _scored(made: GenerateResult) -> str:
+def _score_text(made: GenerateResult) -> str:
     if made.score is None:
         return ""
     others = ", ".join(f"{each.score:.3f}" for each in made.candidates[1:])
@@ -154,7 +155,7 @@ def _scored(made: GenerateResult) -> str:
 
 
 def _statements(report: PairReport) -> str:
-    """A line for each statement, marked by whether it was found in the image."""
+    """A line for each statement, with a mark that says whether it was found in the image."""
     lines = [f"\n  {'✓' if claim.found else '✗'} {claim.text}  ({claim.score:.3f})" for claim in report.claims]
     unknown = f"\n  ? {', '.join(report.unknown_words)}" if report.unknown_words else ""
     return "".join(lines) + unknown
@@ -180,8 +181,8 @@ def print_jobs(jobs: Iterable[Job]) -> None:
     for job in jobs:
         status = f"[{_COLOURS[job.status]}]{job.status}[/]"
         created = job.created_at.astimezone().strftime("%m-%d %H:%M:%S")
-        table.add_row(str(job.id), job.kind, status, created, took(job), escape(_about(job)))
-    _wide().print(table)
+        table.add_row(str(job.id), job.kind, status, created, duration(job), escape(_about(job)))
+    _wide_console().print(table)
 
 
 def print_job(job: Job) -> None:
@@ -200,7 +201,7 @@ def print_job(job: Job) -> None:
         "created": _moment(job.created_at),
         "started": _moment(job.started_at),
         "finished": _moment(job.finished_at),
-        "took": took(job),
+        "took": duration(job),
         "result": escape(outcome(job)) if job.result else "",
         "image": job.result_url or "",
         "error": f"[red]{escape(outcome(job))}[/]" if job.error else "",
@@ -212,6 +213,7 @@ def print_job(job: Job) -> None:
 
 
 def print_json(value: Job | Mapping[str, Any]) -> None:
+    """Print a value as one line of JSON to standard output."""
     text = value.model_dump_json() if isinstance(value, Job) else json.dumps(value, ensure_ascii=False, default=str)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
@@ -224,10 +226,10 @@ def print_keys(keys: Iterable[Any]) -> None:
     for key in keys:
         moments = (_moment(key.created_at), _moment(key.revoked_at))
         table.add_row(str(key.id), escape(key.name), escape(key.tenant), str(key.quota), *moments)
-    _wide().print(table)
+    _wide_console().print(table)
 
 
-def _wide() -> Console:
+def _wide_console() -> Console:
     return Console(highlight=False, width=max(out.width, _TABLE_WIDTH))
 
 
@@ -235,7 +237,7 @@ def print_addresses(system: System) -> None:
     rows = {
         "API docs": f"{system.url}/docs",
         "Flower": system.flower_url,
-        "data": brief(system.data),
+        "data": short_path(system.data),
         "try": 'tuwen generate "a black cat jumping on the grass"',
     }
     print_rows(rows)
@@ -250,13 +252,15 @@ def print_rows(rows: Mapping[str, str | None]) -> None:
 
 
 def print_finding(finding: Finding) -> None:
+    """Print a finding of `tuwen doctor`, with its advice."""
     mark = "[green]✓[/]" if finding.fine else "[red]✗[/]" if finding.serious else "[yellow]![/]"
     out.print(f"{mark} {finding.subject:<18} {escape(finding.found)}")
     if finding.advice:
         out.print(f"  {'':<18} [bold]→ {escape(finding.advice)}[/]")
 
 
-def took(job: Job) -> str:
+def duration(job: Job) -> str:
+    """Run time of a job in seconds, as text; so far, while it runs."""
     if job.started_at is None:
         return ""
     return f"{((job.finished_at or datetime.now(UTC)) - job.started_at).total_seconds():.2f} s"
@@ -274,8 +278,8 @@ def _about(job: Job) -> str:
     return str(image.get("url") or str(image.get("file_id", ""))[:12])
 
 
-def brief(path: Path) -> str:
-    """`path` as a person would write it where they stand."""
+def short_path(path: Path) -> str:
+    """`path` as a person would write it in the working folder."""
     try:
         return str(path.absolute().relative_to(Path.cwd()))
     except ValueError:

@@ -1,4 +1,4 @@
-"""`tuwen train`: the built-in models, from the drawn world or from own pictures."""
+"""`tuwen train`: train the built-in models, on the drawn world or on your own pictures."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ PANEL = "Models"
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )
 def train(context: typer.Context) -> None:
-    """Train recognizer, describer, matcher, generator or all: train recognizer --data photos/."""
+    """Train recognizer, describer, matcher, generator or all, for example: train recognizer --data photos/."""
     # Training imports torch and the workers, which this process must not.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "workers.lab.training", *context.args])  # noqa: S606

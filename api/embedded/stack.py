@@ -1,8 +1,8 @@
-"""The embedded system behind `tuwen up`: servers, API, workers, housekeeper and Flower as one supervised family.
+"""The embedded system of `tuwen up`: servers, API, workers, housekeeper and Flower, started and supervised together.
 
 Everything it keeps is in one data folder:
 
-    lock          held by every process of the family, so that one family at a time uses the folder
+    lock          held by every process of the system, so that only one system at a time uses the folder
     system.json   the addresses, for the other commands on this machine; holds passwords (mode 0600)
     objects/      uploaded and generated images
     postgres/     valkey/     flower/
@@ -42,12 +42,12 @@ POLL = 0.2
 START_TIMEOUT = 90.0
 LONGEST_BACKOFF = 30.0
 STEADY = 60.0
-"""A process that ran this many seconds has recovered: the next death is a first one again."""
+"""A process that ran this many seconds has recovered: its next death counts as the first again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something a person at the terminal wants to know about one process."""
+    """A change of one process, to be shown at the terminal."""
 
     process: str
     what: Literal["starting", "ready", "died", "stopping"]
@@ -58,7 +58,7 @@ Tell = Callable[[Event], None]
 
 
 class Supervised(Protocol):
-    """What the family needs of a member; our own processes and both servers have it."""
+    """The interface of a supervised process; our own processes and both servers have it."""
 
     @property
     def name(self) -> str: ...
@@ -85,7 +85,7 @@ class Service:
         lock: Lock,
         ready: Callable[[datetime], bool],
     ):
-        """`ready` is asked whether the process that was started at that time does its work by now."""
+        """`ready` tells whether the process that was started at the given time does its work by now."""
         self.name = name
         self.log = log
         self._arguments = arguments
@@ -98,13 +98,13 @@ class Service:
     def start(self) -> Self:
         self._started_at = datetime.now(UTC)
         self._process = spawn(
-            # -P: a folder named `shared` or `api` where the user stands must not be taken for ours.
+            # -P: a folder named `shared` or `api` in the user's working folder must not hide ours.
             [sys.executable, "-P", *self._arguments],
             log=self.log,
             env=self._environment,
             locks=[self._lock],
-            # We were killed, so PostgreSQL is stopping too, and there is nowhere to give work back to. The jobs
-            # are found again by their leases.
+            # We were killed, so PostgreSQL is stopping too, and the worker cannot give its jobs back. They are
+            # found again when their leases expire.
             death_signal=signal.SIGKILL,
         )
         return self
@@ -121,11 +121,12 @@ class Service:
         return self._ready(self._started_at)
 
     def request_stop(self) -> None:
+        """Ask the process to stop; `await_stop` waits for it."""
         if self._process:
             self._process.terminate()
 
     def await_stop(self, grace: float) -> None:
-        """Wait `grace` seconds for the end that was requested, then kill."""
+        """Wait `grace` seconds for the process to end as requested, then kill it."""
         if self._process:
             await_end(self._process, grace)
             self._process = None
@@ -133,18 +134,18 @@ class Service:
 
 @dataclass
 class _Member:
-    """A process and what the supervisor remembers of it."""
+    """A process and its state in the supervisor."""
 
     process: Supervised
     announced: bool = True
-    """Whether it was told to be ready since it was last started."""
+    """Whether the process was announced as ready since its last start."""
     deaths: int = 0
     started: float = field(default_factory=time.monotonic)
     restart_at: float | None = None
 
 
 class System:
-    """The whole family. `with System(settings, tell) as system: system.supervise()`."""
+    """All processes of the embedded system: `with System(settings, tell) as system: system.supervise()`."""
 
     def __init__(
         self,
@@ -156,7 +157,7 @@ class System:
         postgres_port: int = 0,
         flower: bool = True,
     ):
-        """Port 0 means any free one, also in `settings.port` and `settings.flower_port`."""
+        """Port 0 picks any free port, also in `settings.port` and `settings.flower_port`."""
         self._tell = tell
         self._devices = devices
         self._with_flower = flower
@@ -166,7 +167,7 @@ class System:
         self._postgres = Postgres(self.data / "postgres", postgres_port, log=self._log("postgres"))
         self._members: list[_Member] = []
         self.settings = settings
-        """Complete with ports and URLs once started."""
+        """The settings; after the start they include the ports and URLs that were chosen."""
 
     # ── life ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -177,14 +178,14 @@ class System:
         self.stop()
 
     def start(self) -> Self:
-        """Start everything and wait until all of it answers.
+        """Start all processes and wait until each of them answers.
 
         Raises:
             ConfigurationError: a port is taken, the folder is in use, or a process did not come up.
         """
-        self._take_folder()
+        self._lock_folder()
         try:
-            # Before the servers: a taken port is told at once.
+            # Checked before the servers start, so that a taken port is reported at once.
             self.settings = self._local_settings()
             for server in (self._valkey, self._postgres):
                 self._start(server)
@@ -200,7 +201,7 @@ class System:
         return self
 
     def supervise(self) -> None:
-        """Restart what dies; returns only by an exception, such as KeyboardInterrupt."""
+        """Restart processes that die; returns only by an exception, such as KeyboardInterrupt."""
         while True:
             for member in self._members:
                 self._look_after(member)
@@ -208,7 +209,7 @@ class System:
             time.sleep(POLL)
 
     def stop(self) -> None:
-        """Our own processes first, the worker with its grace, then the servers. Interrupted, it kills."""
+        """Stop our own processes first, workers with their grace period, then the servers. An interrupt kills them."""
         grace = self.settings.shutdown_grace + 10
         ours = [member.process for member in self._members if isinstance(member.process, Service)]
         try:
@@ -224,7 +225,7 @@ class System:
         except KeyboardInterrupt:
             for service in ours:
                 service.await_stop(grace=0)
-            # The servers stop at once and cleanly when asked, and only they could lose something.
+            # The servers stop at once and cleanly when asked, and only they could lose data.
             for server in (self._postgres, self._valkey):
                 server.stop()
         finally:
@@ -234,18 +235,18 @@ class System:
 
     # ── start ─────────────────────────────────────────────────────────────────────────────────────
 
-    def _take_folder(self) -> None:
+    def _lock_folder(self) -> None:
         try:
             self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Of a family whose head was killed the last members may just be ending.
+            # The last processes of a system whose supervisor was killed may still be ending.
             free = self._lock.acquire(timeout=0 if self._lock.owner() else 15)
         except OSError as error:
             raise ConfigurationError(f"cannot use the data folder {self.data}: {error.strerror}") from error
         if free:
-            # Of an earlier life that was cut short.
+            # An earlier run that was killed left this file.
             Addresses.withdraw(self.data)
         else:
-            addresses = Addresses.of(self.data)
+            addresses = Addresses.read(self.data)
             where = f" at {addresses.url}" if addresses else ""
             raise ConfigurationError(
                 f"Tuwen already runs on {self.data}{where} (process {self._lock.owner()}); "
@@ -258,7 +259,7 @@ class System:
         process.start()
 
     def _local_settings(self) -> Settings:
-        """The given settings with ports that are free; what the user set explicitly stays."""
+        """The given settings with free ports; values that the user set explicitly stay."""
         given = self.settings
         if self._with_flower and not is_loopback(given.flower_host) and given.flower_password is None:
             raise ConfigurationError(
@@ -274,7 +275,7 @@ class System:
         return given.model_copy(update=values)
 
     def _connect(self) -> None:
-        """Make the servers that run now part of the settings, and bring the database to our schema."""
+        """Put the URLs of the running servers into the settings, and migrate the database to our schema."""
         urls = {"database_url": self._postgres.url, "redis_url": self._valkey.url}
         self.settings = self.settings.model_copy(update=urls)
         migrate(self.settings.database_url)
@@ -302,7 +303,7 @@ class System:
             for member in waiting:
                 self._announce_if_ready(member)
                 if not member.process.running:
-                    raise ConfigurationError(_obituary(member.process))
+                    raise ConfigurationError(_death_report(member.process))
             if time.monotonic() > deadline:
                 raise ConfigurationError(
                     f"{waiting[0].process.name} did not become ready; see {waiting[0].process.log}"
@@ -319,7 +320,7 @@ class System:
             elif now - member.started > STEADY:
                 member.deaths = 0
         elif member.restart_at is None:
-            self._plan_restart(member, _obituary(member.process))
+            self._plan_restart(member, _death_report(member.process))
         elif now >= member.restart_at:
             member.restart_at, member.started, member.announced = None, now, False
             self._say(Event(member.process.name, "starting"))
@@ -335,7 +336,7 @@ class System:
         self._say(Event(member.process.name, "died", f"{reason}\nstarting it again in {delay:.0f} s"))
 
     def _say(self, event: Event) -> None:
-        # The terminal may be gone, which is a reason to stop, but none to stop halfway.
+        # The terminal may be gone, which is a reason to stop, but not to stop halfway.
         with suppress(OSError):
             self._tell(event)
 
@@ -394,14 +395,14 @@ class System:
 
 
 def devices(named: Sequence[str]) -> list[str]:
-    """The devices, with `all` replaced by every GPU in sight.
+    """The devices, with `all` replaced by every GPU that torch sees.
 
     Raises:
-        ConfigurationError: there is none, or torch is not installed.
+        ConfigurationError: there is no GPU, or torch is not installed.
     """
     if "all" not in named:
         return list(dict.fromkeys(named))
-    # A process of its own: it needs torch, which would hold memory on every GPU for as long as it lived in this one.
+    # Runs in a separate process: torch would hold memory on every GPU as long as this process lives.
     child = subprocess.run([sys.executable, "-P", "-m", "workers", "devices"], capture_output=True, text=True)
     found = child.stdout.split()
     if child.returncode or not found:
@@ -426,7 +427,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _obituary(process: Supervised) -> str:
+def _death_report(process: Supervised) -> str:
     code = process.exit_code or 0
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     return f"{process.name} {how}. {process.log} ends:\n{last_lines(process.log)}"

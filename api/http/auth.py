@@ -1,7 +1,7 @@
-"""Who is calling: API keys, or anybody on this machine when the installation is open.
+"""Who is calling: the owner of an API key, or anybody on this machine when the installation is open.
 
 A key is `tw_` and 256 random bits. Only its SHA-256 is stored: for a secret that nobody can guess, a slow hash or a
-salt would add nothing. Being found by its hash, a key is not compared letter by letter anywhere.
+salt would add nothing. Because a key is found by its hash, no code compares keys letter by letter.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tuwen.jobs import Tenant
 OPEN_TENANT = "local"
 _KEY = re.compile(r"tw_[A-Za-z0-9_-]{43}", re.ASCII)
 _CACHED = 1.0
-"""Seconds for which a key that was found is believed; so long a revoked key may still work."""
+"""Seconds for which a key that was found is cached; a revoked key may still work for that long."""
 _MOST_CACHED = 10_000
 _LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 _SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
@@ -39,21 +39,22 @@ _SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """On whose behalf a request acts; `quota` bounds the unfinished jobs, none means no bound."""
+    """The tenant for whom a request acts; `quota` limits its unfinished jobs, None means no limit."""
 
     tenant: Tenant
     quota: int | None = None
     name: str | None = None
-    """Of the key; none where everybody on this machine is served."""
+    """Name of the key; None in an open installation, which serves everybody on this machine."""
 
 
 def new_key() -> tuple[str, str]:
-    """A fresh key, to be shown once, and the hash to be stored."""
+    """Make a new key: the key, which is shown once, and its hash, which is stored."""
     key = f"tw_{secrets.token_urlsafe(32)}"
     return key, key_hash(key)
 
 
 def key_hash(key: str) -> str:
+    """SHA-256 of an API key, in hexadecimal digits."""
     return sha256(key.encode()).hexdigest()
 
 
@@ -64,21 +65,21 @@ class Keyring:
         self._database = database
         self._known: dict[str, tuple[float, Caller]] = {}
 
-    def cached(self, key: str) -> Caller | None:
-        """The caller, when the key was looked up a moment ago."""
+    def cached_caller(self, key: str) -> Caller | None:
+        """The caller of a key that was looked up a moment ago; None when the key is not in the cache."""
         entry = self._known.get(key_hash(key))
         return entry[1] if entry and entry[0] > time.monotonic() else None
 
-    def caller(self, key: str) -> Caller:
-        """Look the key up.
+    def find_caller(self, key: str) -> Caller:
+        """Look the key up in the database.
 
         Raises:
-            Unauthorized: it is malformed, unknown or revoked; which of them is not said.
+            Unauthorized: the key is malformed, unknown or revoked; the message does not say which.
         """
         digest = key_hash(key)
         row = self._database.keys.find(digest) if _KEY.fullmatch(key) else None
         if row is None or not hmac.compare_digest(row.sha256, digest):
-            raise Unauthorized("This API key is not valid.")
+            raise Unauthorized("This API key is not valid; check it, or make another with `tuwen keys create`.")
         caller = Caller(row.tenant, row.quota, row.name[:200] or row.tenant)
         if len(self._known) >= _MOST_CACHED:
             self._known.clear()
@@ -96,34 +97,34 @@ async def _caller(
     if keyring is None:
         return Caller(OPEN_TENANT)
     if credentials is None:
-        raise Unauthorized("This needs an API key: send it as Authorization: Bearer tw_…")
+        raise Unauthorized("This request needs an API key: send it as Authorization: Bearer tw_…")
     key = credentials.credentials
-    caller = keyring.cached(key)
-    return caller if caller is not None else await run_sync(keyring.caller, key)
+    caller = keyring.cached_caller(key)
+    return caller if caller is not None else await run_sync(keyring.find_caller, key)
 
 
 CallerDep = Annotated[Caller, Depends(_caller)]
 
 
 def require_loopback(settings: Settings) -> None:
-    """An open installation must not be reachable from elsewhere.
+    """Refuse to run an open installation that other machines could reach.
 
     Raises:
-        ConfigurationError: it would be.
+        ConfigurationError: the installation is open and does not listen on loopback.
     """
     if settings.auth == "open" and not is_loopback(settings.host):
         raise ConfigurationError(
-            f"TUWEN_AUTH=open gives anybody who reaches {settings.host} the run of the house; "
+            f"TUWEN_AUTH=open gives everybody who reaches {settings.host} full access; "
             "listen on 127.0.0.1, or use TUWEN_AUTH=keys"
         )
 
 
 class LocalOnly:
-    """ASGI middleware of an open installation: no strangers, not even through the user's own browser.
+    """ASGI middleware of an open installation: serves this machine only, and refuses requests of other sites' pages.
 
-    A page from elsewhere can make a browser send requests here. One that rebinds its own name to 127.0.0.1 would
-    even read the answers, but it cannot change the Host header; one that does not rebind is told by the headers that
-    browsers add, and is refused whatever changes anything.
+    A page of another site can make a browser send requests here. If it rebinds its own name to 127.0.0.1, it could even
+    read the answers, but it cannot change the Host header. If it does not, the headers that browsers add reveal it, and
+    every request that changes something is refused.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings):

@@ -1,25 +1,18 @@
-"""Request bodies: bounded before anything reads them, and parsed to name the field that is wrong."""
+"""Request bodies: limited in size before anything reads them."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import math
-import sys
 from contextlib import suppress
-from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http.problems import invalid_fields, respond, respond_to
-from tuwen.errors import InvalidRequest, PayloadTooLarge
-
-Model = TypeVar("Model", bound=BaseModel)
+from api.http.problems import respond, respond_to
+from tuwen.errors import PayloadTooLarge
 
 SILENCE = 30.0
-"""Seconds without a byte of a body that was announced, after which the connection is given up."""
+"""Seconds without a byte of an announced body after which the connection is closed."""
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 16 * 2**20
 
@@ -33,10 +26,10 @@ class _Silent(Exception):
 
 
 class BodyLimit:
-    """ASGI middleware that answers 413 as soon as a body is, or says it is, longer than `limit` bytes.
+    """ASGI middleware that answers 413 as soon as a body is longer than `limit` bytes, or is announced to be.
 
-    What Content-Length says is believed only when it is too much; the bytes that really come are counted too. So
-    memory stays flat whatever a client sends.
+    A Content-Length above the limit is enough to refuse; otherwise the bytes that arrive are counted. So memory use
+    stays flat whatever a client sends.
     """
 
     def __init__(self, app: ASGIApp, limit: int):
@@ -65,7 +58,7 @@ class BodyLimit:
 
 
 class _Body:
-    """One request's body on its way in, and the answer on its way out."""
+    """The incoming body of one request, and its outgoing answer."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int):
         headers = Headers(scope=scope)
@@ -81,7 +74,7 @@ class _Body:
 
     async def receive(self) -> Message:
         if self._complete:
-            return await self._receive()  # waits for the disconnect, as long as the answer takes
+            return await self._receive()  # waits for the disconnect while the answer is sent
         try:
             message = await asyncio.wait_for(self._receive(), SILENCE)
         except TimeoutError:
@@ -92,10 +85,10 @@ class _Body:
         return message
 
     async def send(self, message: Message) -> None:
-        """Answer a client that may still be sending, without an end or without one that is worth waiting for.
+        """Answer a client that may still be sending, and whose body may never end or end too late to wait for.
 
-        The connection is closed then. Closing at once would reset it, and the reset may overtake the answer; so what
-        comes is thrown away for a moment before.
+        The connection is closed afterwards. Closing at once would reset it, and the reset may overtake the answer; so
+        incoming bytes are discarded for a moment first.
         """
         unread = self._endless and not self._complete
         if message["type"] == "http.response.start":
@@ -118,34 +111,3 @@ class _Body:
     def _count(self, message: Message) -> None:
         self._length += len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
-
-
-def parse(model: type[Model], body: bytes) -> Model:
-    """`body`, JSON, as `model`.
-
-    Raises:
-        InvalidRequest: naming the fields that are wrong, or the place where the JSON breaks.
-    """
-    try:
-        return model.model_validate_json(body, strict=True)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-    if found[0]["type"] == "json_invalid":
-        # The strict parser knows a line and a column; the lenient one lets a lone surrogate through to its field.
-        raise _blame_field(model, body) or InvalidRequest(f"The body is not JSON: {found[0]['msg']}", field="body")
-    raise invalid_fields(found)
-
-
-def _blame_field(model: type[Model], body: bytes) -> InvalidRequest | None:
-    try:
-        model.model_validate(json.loads(body, parse_int=_integer))
-    except ValidationError as error:
-        return invalid_fields(error.errors(include_url=False, include_context=False, include_input=False))
-    except (ValueError, RecursionError):
-        return None
-    return None
-
-
-def _integer(digits: str) -> float:
-    # Python refuses to convert more digits than this, without saying where they stood.
-    return int(digits) if len(digits) <= sys.int_info.default_max_str_digits else math.inf

@@ -1,14 +1,12 @@
-"""Every error leaves the API as problem details (RFC 9457), with a stable `code` and the fields to blame."""
+"""Every error leaves the API as problem details (RFC 9457), with a stable `code` and the invalid fields."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -17,57 +15,19 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tuwen.errors import InvalidRequest, TuwenError, Unauthorized
-from tuwen.jobs import Kind
+from shared.intake.validation import InvalidFields, invalid_fields
+from tuwen.errors import TuwenError, Unauthorized
 from tuwen.messages import FieldError
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
-MOST_ERRORS = 20
-_LONGEST_FIELD = 200
-_ENUM_MEMBER = re.compile(r"<\w+\.\w+: ('\w+')>")
-_KINDS = frozenset(kind.value for kind in Kind)
-
-
-class InvalidFields(InvalidRequest):
-    """Several fields of a request are wrong."""
-
-    def __init__(self, errors: Sequence[FieldError]):
-        first = errors[0]
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        super().__init__(f"{first.field}: {first.detail}{more}", field=first.field)
-        self.errors = list(errors)
-
-
-def invalid_fields(errors: Iterable[Mapping[str, Any]]) -> InvalidFields:
-    """pydantic's errors, in the caller's words: no echo of the input, which may be huge or secret."""
-    named = [FieldError(field=field_path(error["loc"]), detail=_worded(str(error["msg"]))) for error in errors]
-    return InvalidFields(named[:MOST_ERRORS])
-
-
-def _worded(message: str) -> str:
-    """Without what only Python programmers know: `Value error, …` and `<Kind.MATCH: 'match'>`."""
-    return _ENUM_MEMBER.sub(r"\1", message.removeprefix("Value error, "))
-
-
-def field_path(location: Sequence[str | int]) -> str:
-    """`input.prompt` from pydantic's ("body", "input", "generate", "prompt").
-
-    pydantic puts the name of the union's member between the field and what is below it; no caller wrote that.
-    """
-    parts = [str(part) for part in location]
-    if parts[:1] in (["body"], ["query"], ["path"], ["header"]):
-        parts = parts[1:]
-    kept = [
-        part for before, part in zip(["", *parts], parts, strict=False) if not (before == "input" and part in _KINDS)
-    ]
-    return ".".join(kept)[:_LONGEST_FIELD] or "body"
 
 
 def respond(
     status: int, code: str, detail: str, *, errors: Sequence[FieldError] = (), headers: Mapping[str, str] | None = None
 ) -> Response:
+    """Answer with problem details."""
     problem = {
         "type": f"urn:tuwen:problem:{code}",
         "title": HTTPStatus(status).phrase,
@@ -76,12 +36,14 @@ def respond(
         "code": code,
         "errors": [error.model_dump() for error in errors],
     }
-    # A lone surrogate quoted from the request becomes a question mark: strict parsers refuse even an escaped one.
+    # A lone surrogate quoted from the request becomes a question mark, because strict parsers refuse even an escaped
+    # one.
     body = json.dumps(problem, ensure_ascii=False).encode("utf-8", "replace")
     return Response(body, status, {"Cache-Control": "no-store", **(headers or {})}, MEDIA_TYPE)
 
 
 def respond_to(error: TuwenError) -> Response:
+    """Answer with the problem details of an error."""
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
@@ -95,12 +57,12 @@ def respond_to(error: TuwenError) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error that routes of `app` raise a problem."""
+    """Make `app` answer every error of its routes with problem details."""
 
     @app.exception_handler(TuwenError)
     async def _tuwen_error(_: Request, error: TuwenError) -> Response:
         if error.status >= 500:
-            # Those that were turned away, at once and by the hundred, have no cause to show.
+            # Requests that were refused at once, possibly by the hundred, have no cause worth a traceback.
             log.warning("%s: %s", error.code, error.detail, exc_info=error if error.__cause__ else None)
         return respond_to(error)
 
@@ -116,14 +78,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def _client_left(_: Request, __: ClientDisconnect) -> Response:
-        return Response(status_code=400)  # for the figures only: nobody is there to read it
+        return Response(status_code=400)  # counted in the metrics only: the client is gone
 
 
 class LastResort:
-    """ASGI middleware that answers for what nobody foresaw: nothing of it outside, everything in the log.
+    """ASGI middleware that answers unexpected errors: the client learns no details, and the log has all of them.
 
-    A handler for Exception would do, if Starlette did not raise it again for the server, which then logs it once more
-    and drops the connection.
+    A handler for Exception would suffice if Starlette did not raise the error again for the server, which then logs it
+    a second time and drops the connection.
     """
 
     def __init__(self, app: ASGIApp):
@@ -132,22 +94,22 @@ class LastResort:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
-        async def noting(message: Message) -> None:
+        async def send_noted(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, send_noted)
         except Exception:
             if started or scope["type"] != "http":
                 raise
             log.exception("%s %s failed", scope["method"], scope["path"])
-            problem = respond(500, "internal_error", "Something unforeseen went wrong; it has been logged.")
+            problem = respond(500, "internal_error", "An unexpected error occurred; it has been logged.")
             await problem(scope, receive, send)
 
 
 _DETAILS = {
-    HTTPStatus.NOT_FOUND: "There is nothing under this path.",
-    HTTPStatus.METHOD_NOT_ALLOWED: "This path does not know this method.",
+    HTTPStatus.NOT_FOUND: "There is nothing at this path.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "This path does not support this method.",
 }

@@ -1,4 +1,4 @@
-"""The OpenAPI document, where it says more than the routes' signatures do."""
+"""Additions to the OpenAPI document that the routes' signatures do not express."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from tuwen.messages import Problem
 
 _unseen: dict[type[BaseModel], JsonSchemaMode] = {Problem: "serialization"}
-"""Models that no route's signature mentions; `json_body` adds those that routes read themselves."""
+"""Models that no route's signature mentions; `json_body` adds the models of bodies that routes parse themselves."""
 _REF = "#/components/schemas/{model}"
 
 TAGS = [
     {"name": "jobs", "description": "Submit jobs, watch them, fetch their results."},
     {"name": "files", "description": "Upload images that jobs work on."},
-    {"name": "datasets", "description": "Annotate whole data sets, and review what was said of them."},
+    {"name": "datasets", "description": "Annotate whole data sets, and review the annotations."},
     {"name": "openai", "description": "The same for clients of OpenAI's API; errors have OpenAI's shape here."},
     {"name": "monitoring", "description": "How the installation is doing."},
 ]
@@ -28,16 +28,16 @@ DESCRIPTION = """
 Turn text into images and images into text, asynchronously.
 
 A job is **submitted** (`POST /v1/jobs`, answered at once with its id), **watched** (`GET /v1/jobs/{id}/events`, or
-`Prefer: wait=30` on a submission or a look), and its **result** is part of the job: text, objects, a score, or an image
-under `GET /v1/jobs/{id}/image`.
+`Prefer: wait=30` when it is submitted or shown), and its **result** is part of the job: text, objects, a score, or an
+image under `GET /v1/jobs/{id}/image`.
 
 Every error is [problem details](https://www.rfc-editor.org/rfc/rfc9457) with a stable `code`. Send an
-`Idempotency-Key` with what you submit, and sending it again after a broken connection makes no second job.
+`Idempotency-Key` with a submission, and repeating it after a broken connection makes no second job.
 """
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route that may answer with these statuses, and, as all may, with others."""
+    """`responses` of a route that may answer with these statuses; every route may answer with others too."""
     content = {"application/problem+json": {"schema": {"$ref": _REF.format(model=Problem.__name__)}}}
     named: dict[int | str, dict[str, Any]] = {
         status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses
@@ -46,7 +46,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def json_body(model: type[BaseModel], examples: dict[str, Any]) -> dict[str, Any]:
-    """`openapi_extra` of a route that reads its body itself, as `model`."""
+    """`openapi_extra` of a route that parses its body itself, as `model`."""
     _unseen[model] = "validation"
     schema = {"$ref": _REF.format(model=model.__name__)}
     return {
@@ -55,7 +55,7 @@ def json_body(model: type[BaseModel], examples: dict[str, Any]) -> dict[str, Any
 
 
 def install(app: FastAPI) -> None:
-    """Add the models that only `json_body` and `problems` name."""
+    """Add the models that only `json_body` and `problems` name to the OpenAPI document of `app`."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

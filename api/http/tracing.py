@@ -1,4 +1,4 @@
-"""Requests as spans, where traces are wanted."""
+"""Spans for requests, when the environment asks for traces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shared.telemetry import tracing
 
 
 class Traced:
-    """ASGI middleware: a span for each request, in the trace of the caller who names one."""
+    """ASGI middleware that records a span for each request, in the caller's trace when the request names one."""
 
     def __init__(self, app: ASGIApp):
         self._app = app
@@ -21,13 +21,13 @@ class Traced:
             return
         status = 0
 
-        async def noting(message: Message) -> None:
+        async def send_noted(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
-        with tracing.request(scope["method"], Headers(scope=scope)) as span:
-            await self._app(scope, receive, noting)
+        with tracing.request_span(scope["method"], Headers(scope=scope)) as span:
+            await self._app(scope, receive, send_noted)
             if span is not None:
                 route = scope.get("route")
                 if isinstance(route, APIRoute):

@@ -1,1 +1,1 @@
-"""Routes that clients written for OpenAI's API find where they expect them, on the same jobs as everything else."""
+"""Routes at the paths that clients of OpenAI's API expect; they create and show the same jobs as all other routes."""

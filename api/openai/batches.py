@@ -1,4 +1,4 @@
-"""`/v1/batches`: files of requests, worked off in the background as bulk jobs."""
+"""`/v1/batches`: files of requests, which a housekeeper processes in the background as bulk jobs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from starlette.responses import JSONResponse, Response
 from uuid_utils.compat import uuid7
 
 from api.http.auth import CallerDep
-from api.http.bodies import parse
 from api.http.reference import json_body
-from api.openai.batch_runner import BatchRunner
 from api.openai.documents import PREFIX, document_id
 from api.openai.errors import RESPONSES, OpenAIRoute
 from api.producer.resources import BaseUrlDep, ResourcesDep
-from shared.openai.batches import BatchStatus
+from shared.database.batch_status import BatchStatus
+from shared.intake.validation import parse
 from tuwen.errors import InvalidRequest, NotFound
 from tuwen.jobs import Word
 
@@ -30,9 +29,13 @@ _PREFIX = "batch_"
 
 
 class BatchRequest(BaseModel):
+    """A request to start a batch."""
+
     model_config = ConfigDict(extra="forbid")
 
-    input_file_id: str = Field(description="of a file uploaded with the purpose `batch`", examples=["file-019a0c0de"])
+    input_file_id: str = Field(
+        description="id of a file uploaded with the purpose `batch`", examples=["file-019a0c0de"]
+    )
     endpoint: Literal["/v1/images/generations", "/v1/chat/completions"]
     completion_window: Literal["24h"]
     metadata: (
@@ -44,12 +47,16 @@ class BatchRequest(BaseModel):
 
 
 class RequestCounts(BaseModel):
+    """Number of requests in a batch, by their outcome."""
+
     total: int
     completed: int
     failed: int
 
 
 class LineProblem(BaseModel):
+    """Why a line of the input is invalid."""
+
     code: str
     line: int | None
     message: str
@@ -57,6 +64,8 @@ class LineProblem(BaseModel):
 
 
 class LineProblems(BaseModel):
+    """The problems of an invalid input."""
+
     object: Literal["list"] = "list"
     data: list[LineProblem]
 
@@ -71,8 +80,10 @@ class ShownBatch(BaseModel):
     input_file_id: str
     completion_window: str
     status: BatchStatus
-    output_file_id: str | None = Field(description="answers of requests that succeeded, once it is over")
-    error_file_id: str | None = Field(description="answers of requests that did not")
+    output_file_id: str | None = Field(
+        description="file with the answers of the requests that succeeded, once the batch is over"
+    )
+    error_file_id: str | None = Field(description="file with the answers of the requests that did not succeed")
     created_at: int
     in_progress_at: int | None
     expires_at: int
@@ -87,6 +98,8 @@ class ShownBatch(BaseModel):
 
 
 class BatchPage(BaseModel):
+    """A page of batches, newest first."""
+
     object: Literal["list"] = "list"
     data: list[ShownBatch]
     first_id: str | None
@@ -112,78 +125,79 @@ class BatchPage(BaseModel):
     ),
 )
 async def create(request: Request, caller: CallerDep, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
-    """Each line of the input is `{"custom_id", "method": "POST", "url", "body"}`; at most 50,000 lines."""
-    wish = parse(BatchRequest, await request.body())
+    """Each line of the input file is `{"custom_id", "method": "POST", "url", "body"}`; it may have 50,000 lines."""
+    asked = parse(BatchRequest, await request.body())
 
     def add() -> Any:
         try:
-            document = resources.database.documents.get(document_id(wish.input_file_id), caller.tenant)
+            document = resources.database.documents.get(document_id(asked.input_file_id), caller.tenant)
         except NotFound as error:
-            raise InvalidRequest("There is no such file; upload it first.", field="input_file_id") from error
+            raise InvalidRequest("There is no file with this id; upload it first.", field="input_file_id") from error
         if document.purpose != "batch":
-            raise InvalidRequest("The file was not uploaded with the purpose batch.", field="input_file_id")
+            raise InvalidRequest(
+                "The file was not uploaded with the purpose batch; upload it again with purpose=batch.",
+                field="input_file_id",
+            )
         return resources.database.batches.add(
             {
                 "id": uuid7(),
                 "tenant": caller.tenant,
                 "quota": caller.quota,
-                "endpoint": wish.endpoint,
+                "endpoint": asked.endpoint,
                 "input_id": document.id,
-                "completion_window": wish.completion_window,
-                "labels": wish.metadata or {},
+                "completion_window": asked.completion_window,
+                "labels": asked.metadata or {},
                 "base_url": base_url,
             },
             _DAY,
         )
 
     row = await run_sync(add)
-    runner: BatchRunner = request.app.state.batches
-    runner.wake()
-    return _answer(_shown(row))
+    resources.outbox.call_for_batches()
+    return _answer(_to_batch(row))
 
 
 @router.get("", response_model=BatchPage, summary="List batches (OpenAI)")
 async def list_batches(
     caller: CallerDep,
     resources: ResourcesDep,
-    after: Annotated[str | None, Query(description="id of the last batch of the page before")] = None,
+    after: Annotated[str | None, Query(description="id of the last batch of the previous page")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Response:
     """Newest first."""
     before = _batch_id(after) if after else None
     rows = await run_sync(lambda: resources.database.batches.page(caller.tenant, after=before, limit=limit + 1))
-    data = [_shown(row) for row in rows[:limit]]
+    data = [_to_batch(row) for row in rows[:limit]]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return _answer(BatchPage(data=data, first_id=first, last_id=last, has_more=len(rows) > limit))
 
 
 @router.get("/{batch_id}", response_model=ShownBatch, summary="Show a batch (OpenAI)")
 async def show(caller: CallerDep, batch_id: str, resources: ResourcesDep) -> Response:
-    return _answer(_shown(await run_sync(resources.database.batches.get, _batch_id(batch_id), caller.tenant)))
+    return _answer(_to_batch(await run_sync(resources.database.batches.get, _batch_id(batch_id), caller.tenant)))
 
 
 @router.post("/{batch_id}/cancel", response_model=ShownBatch, summary="Cancel a batch (OpenAI)")
-async def cancel(request: Request, caller: CallerDep, batch_id: str, resources: ResourcesDep) -> Response:
-    """What is done by then is in its files all the same."""
+async def cancel(caller: CallerDep, batch_id: str, resources: ResourcesDep) -> Response:
+    """The answers of requests that are finished by then are still written to the batch's files."""
     row = await run_sync(resources.database.batches.cancel, _batch_id(batch_id), caller.tenant)
-    runner: BatchRunner = request.app.state.batches
-    runner.wake()
-    return _answer(_shown(row))
+    resources.outbox.call_for_batches()
+    return _answer(_to_batch(row))
 
 
 def _batch_id(text: str) -> UUID:
     try:
         return UUID(hex=text.removeprefix(_PREFIX))
     except ValueError:
-        # What cannot be an id is answered like an id that is not there.
-        raise NotFound("There is no such batch.") from None
+        # Text that cannot be an id is answered like an unknown id.
+        raise NotFound("There is no batch with this id.") from None
 
 
 def _answer(model: BaseModel) -> Response:
     return JSONResponse(model.model_dump(mode="json"), headers={"Cache-Control": "no-store"})
 
 
-def _shown(row: Any) -> ShownBatch:
+def _to_batch(row: Any) -> ShownBatch:
     ended = {
         f"{status.value}_at": _unix(row.finished_at) if row.status == status.value else None
         for status in (BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED)

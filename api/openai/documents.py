@@ -1,4 +1,4 @@
-"""Files that are no images: requests of a batch, and their answers, as OpenAI's `files` show them."""
+"""Files other than images: the requests of a batch and their answers, as OpenAI's `files` shows them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from uuid_utils.compat import uuid7
 from api.http.auth import Caller
 from api.producer.resources import Resources
 from shared.database.batches import NewDocument
+from shared.openai.documents import MEDIA_TYPE, key_of
 from tuwen.errors import InvalidRequest, NotFound
-from tuwen.jobs import Tenant
 
 PREFIX = "file-"
-MEDIA_TYPE = "application/jsonl"
 _CHUNK = 2**20
 
 
@@ -34,6 +33,8 @@ class Document(BaseModel):
 
 
 class DocumentPage(BaseModel):
+    """A page of documents."""
+
     object: Literal["list"] = "list"
     data: list[Document]
     first_id: str | None
@@ -42,13 +43,15 @@ class DocumentPage(BaseModel):
 
 
 class Deleted(BaseModel):
+    """Confirmation that a document was deleted."""
+
     id: str
     object: Literal["file"] = "file"
     deleted: bool = True
 
 
 def document_id(text: str) -> UUID:
-    """Raises NotFound: what cannot be an id is answered like one that is not there."""
+    """Parse the id of a document. Raises NotFound: text that cannot be an id is answered like an unknown id."""
     try:
         return UUID(hex=text.removeprefix(PREFIX)) if text.startswith(PREFIX) else _no_document()
     except ValueError:
@@ -56,10 +59,11 @@ def document_id(text: str) -> UUID:
 
 
 def _no_document() -> UUID:
-    raise NotFound("There is no such file.")
+    raise NotFound("There is no file with this id.")
 
 
-def shown(row: Any) -> Document:
+def to_document(row: Any) -> Document:
+    """Convert a row of `documents`."""
     return Document(
         id=f"{PREFIX}{row.id.hex}",
         bytes=row.size,
@@ -69,29 +73,27 @@ def shown(row: Any) -> Document:
     )
 
 
-def key_of(id: UUID, tenant: Tenant) -> str:
-    return f"documents/{tenant}/{id.hex}.jsonl"
-
-
 def keep(resources: Resources, caller: Caller, body: IO[bytes], filename: str, purpose: str) -> Document:
-    """Store an uploaded file; what is in it is looked at when a batch uses it.
+    """Store an uploaded file; its content is checked when a batch uses it.
 
     Raises:
-        InvalidRequest: it is empty, or for a purpose that nothing here has.
+        InvalidRequest: the file is empty, or its purpose is not supported.
         StorageUnavailable, DatabaseUnavailable
     """
     if purpose != "batch":
-        raise InvalidRequest("purpose is `batch` for a JSON Lines file, `vision` for an image.", field="purpose")
+        raise InvalidRequest(
+            "purpose must be `batch` for a JSON Lines file, or `vision` for an image.", field="purpose"
+        )
     id = uuid7()
     key = key_of(id, caller.tenant)
     body.seek(0)
-    # The object first: a row must never name an object that is not there.
+    # The object is written first: a row must never name a missing object.
     size = resources.store.put_stream(key, _chunks(body), MEDIA_TYPE)
     if not size:
         resources.store.delete(key)
         raise InvalidRequest("The file is empty.", field="file")
     row = resources.database.documents.add(NewDocument(id, key, filename, purpose, size), caller.tenant)
-    return shown(row)
+    return to_document(row)
 
 
 def _chunks(body: IO[bytes]) -> Iterator[bytes]:
@@ -100,7 +102,7 @@ def _chunks(body: IO[bytes]) -> Iterator[bytes]:
 
 
 def content(resources: Resources, row: Any) -> Response:
-    """The bytes of a document, or the way to them."""
+    """Answer with the bytes of a document, or redirect to them."""
     url = resources.store.url(row.key, resources.settings.result_url_ttl)
     if url is not None:
         return RedirectResponse(url, 307, {"Cache-Control": "private, no-store"})
@@ -114,6 +116,7 @@ def content(resources: Resources, row: Any) -> Response:
 def page(
     resources: Resources, caller: Caller, *, purpose: str | None, after: str | None, limit: int, newest_first: bool
 ) -> DocumentPage:
+    """A page of the files of batches. Raises NotFound when `after` is not an id."""
     rows = resources.database.documents.page(
         caller.tenant,
         purpose=purpose,
@@ -121,7 +124,7 @@ def page(
         limit=limit + 1,
         newest_first=newest_first,
     )
-    data = [shown(row) for row in rows[:limit]]
+    data = [to_document(row) for row in rows[:limit]]
     return DocumentPage(
         data=data,
         first_id=data[0].id if data else None,

@@ -1,4 +1,4 @@
-"""A request that is answered only when its job is done, and a job that nobody waits for any more."""
+"""Requests that are answered when their job is done, and the cancellation of jobs that no request waits for."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from anyio.to_thread import run_sync
 from fastapi import Request
 
 from api.http.auth import Caller
-from api.openai.errors import of_job
 from api.producer.resources import Resources
 from api.producer.submission import submit
-from api.producer.waiting import follow, until_over
+from api.producer.waiting import follow, wait_until_over
+from shared.openai.errors import error_of_job
 from tuwen.errors import Conflict, Unavailable
 from tuwen.jobs import Job, JobRequest, Progress, Status
 
 PATIENCE = 600.0
-"""Seconds after which a request is given up, as OpenAI's own clients do."""
+"""Seconds after which a request is abandoned, as in OpenAI's own clients."""
 HEAVY = 64 * 1024
-"""Bodies larger than this hold images: they take turns."""
+"""Bodies larger than this contain images; only a few of them are handled at a time."""
 
 
 async def start(resources: Resources, caller: Caller, job: JobRequest, size: int) -> Job:
@@ -31,33 +31,37 @@ async def start(resources: Resources, caller: Caller, job: JobRequest, size: int
     return started
 
 
-async def done(request: Request, resources: Resources, caller: Caller, job: Job) -> Job:
-    """The job when it has succeeded.
+async def wait_until_done(request: Request, resources: Resources, caller: Caller, job: Job) -> Job:
+    """Wait until the job has succeeded, and return it.
 
     Raises:
-        TuwenError: what became of it instead.
-        Unavailable: it took too long, and was called off.
+        TuwenError: the job ended without a result, for this reason.
+        Unavailable: the job took too long, and was cancelled.
     """
-    async with wanted(resources, caller, job.id):
-        job = await until_over(request, resources, job.id, caller.tenant, PATIENCE)
+    async with cancel_if_abandoned(resources, caller, job.id):
+        job = await wait_until_over(request, resources, job.id, caller.tenant, PATIENCE)
         if not job.status.terminal:
-            raise Unavailable(f"This was not done within {PATIENCE:g} s; submit long work with POST /v1/jobs.")
+            raise Unavailable(
+                f"The request was not finished within {PATIENCE:g} s; submit long work with POST /v1/jobs."
+            )
     if job.status is not Status.SUCCEEDED:
-        raise of_job(job)
+        raise error_of_job(job)
     return job
 
 
-async def until_the_end(resources: Resources, caller: Caller, job: Job) -> AsyncIterator[Job | Progress | None]:
-    """The job when it is over; before that its progress, and None now and then, so that the client hears something."""
-    async with wanted(resources, caller, job.id):
+async def follow_or_cancel(resources: Resources, caller: Caller, job: Job) -> AsyncIterator[Job | Progress | None]:
+    """Yield the progress of a job, None when nothing happens for a while, and at last the job that is over.
+
+    The job is cancelled when the caller stops before that."""
+    async with cancel_if_abandoned(resources, caller, job.id):
         async for news in follow(resources, job.id, caller.tenant):
             if not isinstance(news, Job) or news.status.terminal:
                 yield news
 
 
 @asynccontextmanager
-async def wanted(resources: Resources, caller: Caller, job_id: UUID) -> AsyncIterator[None]:
-    """A block that waits for a job: when it is left early, nobody will fetch the result, and the job is cancelled."""
+async def cancel_if_abandoned(resources: Resources, caller: Caller, job_id: UUID) -> AsyncIterator[None]:
+    """Cancel the job when the block is left before the job is over, since nobody will fetch the result."""
     try:
         yield
     except BaseException:
@@ -70,5 +74,5 @@ def _cancel(resources: Resources, caller: Caller, job_id: UUID) -> None:
     try:
         status = resources.database.jobs.cancel(job_id, caller.tenant)
     except (Conflict, Unavailable):
-        return  # it is over, or it will expire
-    resources.outbox.cancelled(job_id, resources.database.jobs.get(job_id, caller.tenant).kind, status)
+        return  # the job is over, or it will expire
+    resources.outbox.announce_cancel(job_id, resources.database.jobs.get(job_id, caller.tenant).kind, status)

@@ -1,8 +1,8 @@
-"""What happens to jobs, told to whoever watches them: one Redis subscription for a whole process.
+"""Events of jobs for those who watch them: one Redis subscription for a whole process.
 
-A watcher subscribes before it looks at the row, so nothing falls between. An event only says *look again*: the row in
-PostgreSQL is what is shown. So an event that is lost is merely late, until the next look, which is one query for all
-watchers together, every few seconds, and every second while Redis is away.
+A watcher subscribes before it reads the row, so it misses nothing in between. An event only says *read again*: clients
+are shown the row in PostgreSQL. So a lost event is merely late, until the next poll, which is one query for all
+watchers together, every few seconds, and every second while Redis is unavailable.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _PING = 2.0
 _SILENT = 6.0
 """Seconds without an answer after which Redis counts as gone."""
 _ANSWER = 0.5
-"""Seconds Redis may take for a nicety, such as the progress of a job."""
+"""Seconds that Redis may take for optional information, such as the progress of a job."""
 _AWAY = 2.0
-"""Seconds for which a Redis that did not answer is not asked again."""
+"""Seconds for which Redis is not asked again after it did not answer."""
 
 Change = Status | Progress
 
 
 class Watch:
-    """One watcher's place: holds the latest news only, so a slow reader costs nothing."""
+    """The state of one watcher: holds only the latest change, so a slow reader costs nothing."""
 
     def __init__(self) -> None:
         self._news = asyncio.Event()
@@ -53,12 +53,12 @@ class Watch:
         self._progress: Progress | None = None
         self._seen: Status | None = None
 
-    def saw(self, status: Status) -> None:
-        """What the watcher knows from the row it has just read."""
+    def note(self, status: Status) -> None:
+        """Note the state that the watcher has just read from the row."""
         self._seen = status
 
     async def next(self, timeout: float) -> Change | None:
-        """The latest change, a state before a progress; None when there was none for `timeout` seconds."""
+        """Wait for the latest change, a state before a progress; None when there was none for `timeout` seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._news.wait()
@@ -72,20 +72,21 @@ class Watch:
         return change
 
     def tell(self, change: Change) -> None:
+        """Note a change, for the watcher to take with `next`; a newer progress replaces an unread one."""
         if isinstance(change, Progress):
-            self._progress = change.merged(self._progress)
+            self._progress = change.merge(self._progress)
         else:
             self._status, self._progress = change, None
         self._news.set()
 
     def tell_if_new(self, status: Status) -> None:
-        """For the looks at PostgreSQL, which mostly find what the watcher knows already."""
+        """Tell the watcher a state unless it knows it: a poll of PostgreSQL mostly finds known states."""
         if self._seen is not None and status is not self._seen:
             self.tell(status)
 
 
-class Events:
-    """Lives in one event loop, from `start` to `close`."""
+class JobEvents:
+    """The subscription of one process, used in one event loop from `start` to `close`."""
 
     def __init__(self, settings: Settings, database: Database):
         self._database = database
@@ -100,14 +101,16 @@ class Events:
         self._subscription: PubSub | None = None
         self._confirmed: dict[str, asyncio.Event] = {}
         self._order = asyncio.Lock()
-        """Commands on the subscription go out one after the other, in the order in which they were decided."""
+        """Keeps the commands on the subscription in the order in which they were decided."""
         self._away_until = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
+        """Start to listen to Redis and to poll PostgreSQL."""
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._look())]
 
     async def close(self) -> None:
+        """Stop listening and polling."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -115,12 +118,12 @@ class Events:
 
     @property
     def watched(self) -> int:
-        """Jobs that somebody watches now."""
+        """Number of jobs that are being watched now."""
         return len(self._watches)
 
     @asynccontextmanager
     async def watch(self, job_id: UUID) -> AsyncIterator[Watch]:
-        """Gather the changes of a job, whoever's it is; read its row inside the block."""
+        """Collect the changes of a job, of any tenant; read its row inside the block."""
         watch = Watch()
         watches = self._watches.setdefault(job_id, set())
         watches.add(watch)
@@ -131,11 +134,11 @@ class Events:
             watches.discard(watch)
             if not watches and self._watches.get(job_id) is watches:
                 del self._watches[job_id]
-                # Shielded: this may run while the request is being cancelled.
+                # Shielded, because this may run while the request is being cancelled.
                 await asyncio.shield(self._unsubscribe(job_id))
 
     async def progress(self, job_ids: Iterable[UUID]) -> dict[UUID, Progress]:
-        """The last progress of those of these jobs that told one in the last minute; none when Redis is away."""
+        """The latest progress of each of these jobs that reported one in the last minute; empty when Redis is down."""
         ids = list(job_ids)
         if not ids:
             return {}
@@ -146,7 +149,7 @@ class Events:
         return {id: Progress.model_validate_json(text) for id, text in zip(ids, found, strict=True) if text}
 
     async def hashes(self, keys: Iterable[str]) -> list[dict[str, str]]:
-        """Redis hashes; raises QueueUnavailable."""
+        """Read Redis hashes. Raises QueueUnavailable."""
         pipeline = self._redis.pipeline(transaction=False)
         for key in keys:
             pipeline.hgetall(key)
@@ -157,7 +160,7 @@ class Events:
         await self.ask(self._redis.ping())
 
     async def ask(self, question: Any) -> Any:
-        """Await an answer of Redis, but not from one that was silent a moment ago: no request waits for it twice."""
+        """Await an answer of Redis; fail at once if it was silent a moment ago, so that no request waits twice."""
         if time.monotonic() < self._away_until:
             question.close()
             raise QueueUnavailable("Redis does not answer; try again.", retry_after=_AWAY)
@@ -171,7 +174,7 @@ class Events:
     # ── the subscription ──────────────────────────────────────────────────────────────────────────
 
     async def _subscribe(self, job_id: UUID) -> None:
-        """Wait until Redis has confirmed, or is plainly away: then the looks at PostgreSQL have to do."""
+        """Subscribe and wait until Redis confirms, or is clearly down: then polling PostgreSQL has to suffice."""
         channel = event_channel(job_id)
         try:
             async with asyncio.timeout(_ANSWER):
@@ -190,7 +193,7 @@ class Events:
         channel = event_channel(job_id)
         with suppress(RedisError, OSError, TimeoutError):
             async with asyncio.timeout(_ANSWER), self._order:
-                # Unless somebody has come meanwhile.
+                # Unless another watcher has come meanwhile.
                 if job_id in self._watches or self._subscription is None or channel not in self._confirmed:
                     return
                 del self._confirmed[channel]
@@ -213,11 +216,11 @@ class Events:
     async def _receive(self, subscription: PubSub) -> None:
         async with self._order:
             channels = [event_channel(job_id) for job_id in self._watches]
-            # One more that nobody publishes to: with none at all there would be no connection to find broken.
+            # One more channel, to which nobody publishes: without any channel, a broken connection would go unnoticed.
             await subscription.subscribe("tuwen:api", *channels)
             self._confirmed = {channel: asyncio.Event() for channel in channels}
             self._subscription = subscription
-        await self._look_once()  # for what happened while nobody listened
+        await self._look_once()  # for changes while nobody listened
         heard = time.monotonic()
         while True:
             message = await subscription.get_message(timeout=_PING)
@@ -258,7 +261,7 @@ class Events:
         try:
             statuses = await run_sync(self._database.jobs.statuses, list(self._watches))
         except DatabaseUnavailable as error:
-            log.debug("no look at PostgreSQL: %s", error)
+            log.debug("cannot poll PostgreSQL: %s", error)
             return
         for job_id, status in statuses.items():
             for watch in self._watches.get(job_id, ()):

@@ -1,7 +1,7 @@
-"""The way to Redis, from a thread of its own: no request waits for a Redis that is slow, frozen or gone.
+"""Publishes messages to Redis from a separate thread, so that no request waits for a Redis that is slow or down.
 
-What is put here is committed already. When Redis does not take it, the housekeeper is asked to; when this process dies
-first, the housekeeper notices by itself, a little later.
+The rows behind the messages are already committed. When Redis does not accept a message, the housekeeper is asked to
+publish it; when this process dies first, the housekeeper notices by itself, a little later.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tuwen.jobs import Kind, Status
 log = logging.getLogger(__name__)
 
 _MOST = 10_000
-"""Messages that may wait here; more than that the housekeeper publishes."""
+"""Most messages that wait here; the housekeeper publishes any beyond that."""
 _AT_ONCE = 500
 
 
@@ -35,6 +35,7 @@ class _Message:
     cancel: UUID | None = None
     dataset: UUID | None = None
     preview: tuple[UUID, int] | None = None
+    batches: bool = False
 
 
 class Outbox:
@@ -51,28 +52,32 @@ class Outbox:
         self._thread.start()
 
     def publish(self, dispatches: Sequence[Dispatch]) -> None:
-        """These jobs may run."""
+        """Publish the messages of jobs that may run."""
         if not self._put(_Message(dispatches=dispatches)):
             self._leave_to_housekeeper(dispatches)
 
-    def cancelled(self, job_id: UUID, kind: Kind, status: Status) -> None:
-        """A cancel was requested: the job is over already, or its worker has yet to stop."""
+    def announce_cancel(self, job_id: UUID, kind: Kind, status: Status) -> None:
+        """Tell workers and watchers of a requested cancel: the job is already over, or its worker has yet to stop."""
         if status is Status.CANCELLED:
             self._recorder.count(JOBS_FINISHED, kind, status)
             self._put(_Message(event=(job_id, status)))
         else:
             self._put(_Message(cancel=job_id))
 
-    def dataset(self, id: UUID) -> None:
-        """It is to be planned or exported; a housekeeper finds out by itself, a few seconds later."""
+    def publish_dataset(self, id: UUID) -> None:
+        """Have a data set planned or exported now; a housekeeper would notice it by itself a few seconds later."""
         self._put(_Message(dataset=id))
 
-    def preview(self, dataset_id: UUID, image: int) -> None:
-        """Somebody waits for a small picture of it."""
+    def ask_for_preview(self, dataset_id: UUID, image: int) -> None:
+        """Ask a housekeeper for a preview of an image that a client is waiting for."""
         self._put(_Message(preview=(dataset_id, image)))
 
+    def call_for_batches(self) -> None:
+        """A batch was made or cancelled; a housekeeper finds out by itself, a second later."""
+        self._put(_Message(batches=True))
+
     def close(self, patience: float = 3.0) -> None:
-        """Send what is left; what does not get away within `patience` seconds, the housekeeper publishes."""
+        """Send the remaining messages; the housekeeper publishes those that are not sent within `patience` seconds."""
         self._deadline = time.monotonic() + patience
         self._messages.put(None)
         self._thread.join()
@@ -96,7 +101,7 @@ class Outbox:
                 return
 
     def _gather(self) -> list[_Message | None]:
-        """All that wait, so that a Redis that answers nothing costs its timeout once and not for each."""
+        """All waiting messages, so that a Redis that does not answer costs its timeout only once."""
         gathered = [self._messages.get()]
         try:
             while len(gathered) < _AT_ONCE:
@@ -112,7 +117,7 @@ class Outbox:
             return
         try:
             if self._away:
-                # Celery tries for seconds to connect to a Redis that is gone; this says so at once.
+                # Celery tries for seconds to connect to a Redis that is down; this check fails at once.
                 self._queue.check()
             if dispatches:
                 self._queue.publish(dispatches)
@@ -130,6 +135,8 @@ class Outbox:
                     self._queue.request_cancel(message.cancel)
                 if message.preview is not None:
                     self._queue.ask_for_previews(message.preview[0], [message.preview[1]])
+            if any(message.batches for message in messages):
+                self._queue.call_for_batches()
             self._queue.publish_datasets([message.dataset for message in messages if message.dataset is not None])
         except QueueUnavailable as error:
             log.warning("cancels wait for a heartbeat, and data sets for a round of the housekeeper: %s", error)

@@ -1,4 +1,4 @@
-"""What the requests of one API process share, from start-up to shutdown."""
+"""Resources that the requests of one API process share, from start-up to shutdown."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from api.http.auth import Keyring
-from api.producer.events import Events
+from api.producer.events import JobEvents
 from api.producer.outbox import Outbox
 from shared.database import Database
+from shared.intake.admission import Admission
 from shared.objects.dataset_index import DatasetIndex
 from shared.objects.storage import ObjectStore
 from shared.queue import JobQueue
@@ -21,36 +22,45 @@ from shared.settings import Settings
 
 _HEAVY_AT_ONCE = 2
 _LONGEST = 60.0
-"""Seconds that a statement of a request may take: steering a data set of a million shards is the longest."""
+"""Seconds that an SQL statement of a request may take; steering a data set of a million shards takes longest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
+    """The database, queue, store and caches of one API process."""
+
     settings: Settings
     database: Database
     store: ObjectStore
-    events: Events
+    admission: Admission
+    events: JobEvents
     outbox: Outbox
     keyring: Keyring | None
-    """None when the installation is open."""
+    """None in an open installation."""
     index: DatasetIndex
     heavy: CapacityLimiter
-    """Turns for what holds whole images in memory."""
+    """Limits how many requests hold whole images in memory at a time."""
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Resources]:
-    """Raises ConfigurationError. No server needs to be up for this: requests say what is missing."""
+async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
+    """Open the resources for a block. No server needs to be up yet: requests report what is missing.
+
+    Raises:
+        ConfigurationError
+    """
     store = ObjectStore.open(settings)
     database = Database(settings, longest=_LONGEST)
     queue = JobQueue(settings)
-    events = Events(settings, database)
+    events = JobEvents(settings, database)
     outbox = Outbox(database, queue)
     keyring = Keyring(database) if settings.auth == "keys" else None
     events.start()
     try:
         index = DatasetIndex(database, store)
-        yield Resources(settings, database, store, events, outbox, keyring, index, CapacityLimiter(_HEAVY_AT_ONCE))
+        admission = Admission(settings, database, store)
+        heavy = CapacityLimiter(_HEAVY_AT_ONCE)
+        yield Resources(settings, database, store, admission, events, outbox, keyring, index, heavy)
     finally:
         await events.close()
         outbox.close()
@@ -71,4 +81,4 @@ async def _base_url(request: Request, resources: ResourcesDep) -> str:
 
 
 BaseUrlDep = Annotated[str, Depends(_base_url)]
-"""Where clients reach this API, without a slash at the end."""
+"""URL at which clients reach this API, without a trailing slash."""

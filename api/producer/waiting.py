@@ -1,4 +1,4 @@
-"""Requests that wait until a job is over, or follow it until then."""
+"""Waiting until a job is over, and following it until then."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tuwen.errors import DatabaseUnavailable
 from tuwen.jobs import Job, Progress, Status, Tenant
 
 QUIET = 15.0
-"""Seconds after which a stream says that it is still there."""
+"""Seconds after which a quiet stream sends a comment, to show that it is alive."""
 
 
-async def until_over(request: Request, resources: Resources, job_id: UUID, tenant: Tenant, timeout: float) -> Job:
-    """The job when it is over, or as it is when time is up or the client has gone."""
-    ended = asyncio.create_task(over(resources, job_id, tenant, timeout))
-    gone = asyncio.create_task(_disconnected(request))
+async def wait_until_over(request: Request, resources: Resources, job_id: UUID, tenant: Tenant, timeout: float) -> Job:
+    """Wait until a job is over, for `timeout` seconds at most or until the client disconnects, and return the job."""
+    ended = asyncio.create_task(wait_for_end(resources, job_id, tenant, timeout))
+    gone = asyncio.create_task(_wait_for_disconnect(request))
     try:
         await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
         return await ended if ended.done() else await run_sync(resources.database.jobs.get, job_id, tenant)
@@ -32,38 +32,38 @@ async def until_over(request: Request, resources: Resources, job_id: UUID, tenan
         await asyncio.gather(ended, gone, return_exceptions=True)
 
 
-async def _disconnected(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-async def over(resources: Resources, job_id: UUID, tenant: Tenant, timeout: float) -> Job:
-    """The job when it is over, or as it is after `timeout` seconds."""
+async def wait_for_end(resources: Resources, job_id: UUID, tenant: Tenant, timeout: float) -> Job:
+    """Wait until a job is over, for `timeout` seconds at most, and return the job."""
     deadline = time.monotonic() + timeout
     async with resources.events.watch(job_id) as changes:
         while True:
             time_is_up = time.monotonic() >= deadline
             job = await run_sync(resources.database.jobs.get, job_id, tenant)
-            changes.saw(job.status)
+            changes.note(job.status)
             if job.status.terminal or time_is_up:
                 return job
-            await _until_said_to_be_over(changes, deadline)
+            await _wait_for_word_of_end(changes, deadline)
 
 
-async def _until_said_to_be_over(changes: Watch, deadline: float) -> None:
-    """Wait for news that the job is over, or until time is up."""
+async def _wait_for_word_of_end(changes: Watch, deadline: float) -> None:
+    """Wait for an event that says that the job is over, until `deadline` at most."""
     while (left := deadline - time.monotonic()) > 0:
         change = await changes.next(left)
         if isinstance(change, Status):
-            changes.saw(change)
+            changes.note(change)
             if change.terminal:
                 return
 
 
 async def follow(resources: Resources, job_id: UUID, tenant: Tenant) -> AsyncIterator[Job | Progress | None]:
-    """The job as it is and whenever its state may have changed, progress in between, and None when all is quiet.
+    """Yield the job at first and whenever its state may have changed, its progress in between, and None when quiet.
 
-    Ends with the job that is over.
+    The last item is the job that is over.
     """
     async with resources.events.watch(job_id) as changes:
         while True:
@@ -73,7 +73,7 @@ async def follow(resources: Resources, job_id: UUID, tenant: Tenant) -> AsyncIte
                 yield None
                 await asyncio.sleep(1)
                 continue
-            changes.saw(job.status)
+            changes.note(job.status)
             yield job
             if job.status.terminal:
                 return

@@ -1,4 +1,4 @@
-"""Single images of a data set, as people look through them: page by page, in order, or by score and confidence."""
+"""Single images of a data set, page by page for people: in order, or sorted by score or confidence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from api.producer.resources import Resources
 from shared.objects.dataset_index import ANNOTATED, DROPPED, FAILED, OUT_OF_DOMAIN, Entries
-from shared.objects.datasets import NOT_DONE, of_shard
+from shared.objects.datasets import NOT_DONE, shard_images
 from tuwen.annotations import Annotation
 from tuwen.datasets import Dataset, Item, ItemPage, ReviewRequest
 from tuwen.errors import Conflict, InvalidRequest, NotFound
@@ -21,36 +21,41 @@ Only = Literal[
 ]
 
 MOST_INDEXED = 200_000
-"""Images that one request goes through to sort or to filter: some seconds for the first one, nothing after it."""
+"""Most images that one request sorts or filters: the first request takes some seconds, later ones read memory."""
 
 Numbers = npt.NDArray[np.int64]
 _FLAGS = {"annotated": ANNOTATED, "failed": FAILED, "dropped": DROPPED, "out_of_domain": OUT_OF_DOMAIN}
 _UNKNOWN = 2.0
-"""Sorted by as if it were the value of what is not known: that comes last, whichever way round."""
+"""Value by which unknown values are sorted, so that they come last in either direction."""
 
 
 def page(
     resources: Resources, dataset: Dataset, order: Order, only: Only | None, cursor: str | None, limit: int
 ) -> ItemPage:
-    """The images that come after `cursor`, at most `limit`; fewer, and yet a `next`, where most do not pass the filter.
+    """The images after `cursor`, at most `limit`; a page with a `next` may have fewer, where most do not pass the
+    filter.
 
     Raises:
-        InvalidRequest: the cursor is of another list, or there are too many images to be sorted.
+        InvalidRequest: the cursor belongs to another list, or there are too many images to sort.
     """
     images = dataset.progress.images
     try:
         if order == "number" and only is None:
             start = int(cursor or -1) + 1
             following = [(0.0, number) for number in range(start, min(images, start + limit + 1))]
-            return _shown(resources, dataset.id, order, following, limit, (start, images))
+            return _to_page(resources, dataset.id, order, following, limit, (start, images))
         if images <= MOST_INDEXED:
-            following, place = _ranked(resources, dataset.id, order, only, cursor, limit + 1)
-            return _shown(resources, dataset.id, order, following, limit, place)
+            following, place = _rank(resources, dataset.id, order, only, cursor, limit + 1)
+            return _to_page(resources, dataset.id, order, following, limit, place)
         if order != "number":
-            raise InvalidRequest(f"Only data sets of up to {MOST_INDEXED} images are sorted.", field="sort")
-        return _filtered(resources, dataset.id, only, int(cursor or -1) + 1, limit)
+            raise InvalidRequest(
+                f"Only data sets of up to {MOST_INDEXED} images can be sorted; sort by number.", field="sort"
+            )
+        return _filtered_page(resources, dataset.id, only, int(cursor or -1) + 1, limit)
     except ValueError as error:
-        raise InvalidRequest("This cursor is of another list.", field="cursor") from error
+        raise InvalidRequest(
+            "This cursor belongs to another list; use `next` of this list's last page.", field="cursor"
+        ) from error
 
 
 def one(resources: Resources, dataset_id: UUID, number: int) -> Item:
@@ -59,36 +64,36 @@ def one(resources: Resources, dataset_id: UUID, number: int) -> Item:
 
 
 def require_reviewable(item: Item, said: ReviewRequest) -> None:
-    """Refuse what would have no effect: nothing brings an image into an export that was never read, and of one that
-    the models failed on there is nothing to judge before a person has put it into words.
+    """Refuse a review that would have no effect: an image that was never read cannot come into an export, and an image
+    that the models failed on cannot be judged before a person has written a caption for it.
 
     Raises:
-        Conflict: saying what to do instead.
+        Conflict: the review would have no effect; the message says what to do instead.
     """
     annotation = item.annotation
     error = annotation.error
     if error is None:
         return
     if error.code == NOT_DONE.code:
-        raise Conflict(f"Image {item.number} has not been annotated yet; wait, or have the run go on.")
+        raise Conflict(f"Image {item.number} has not been annotated yet; wait, or resume or retry the run.")
     if not annotation.decoded:
         raise Conflict(
-            f"Image {item.number} was never read as an image ({error.code}), and no caption brings it into an export; "
-            "mend it, then retry what failed."
+            f"Image {item.number} could not be read ({error.code}), so it cannot be exported; "
+            "repair the file, then retry the failed images."
         )
     if said.text is None and not any(review.text for review in item.reviews):
         raise Conflict(
-            f"The models failed on image {item.number} ({error.code}), so there are no words to judge yet; "
-            "write its caption, or retry what failed."
+            f"The models failed on image {item.number} ({error.code}), so there is no caption to judge yet; "
+            "write its caption, or retry the failed images."
         )
 
 
-def _ranked(
+def _rank(
     resources: Resources, dataset_id: UUID, order: Order, only: Only | None, cursor: str | None, most: int
 ) -> tuple[list[tuple[float, int]], tuple[int, int]]:
-    """Of the images that pass, from the cursor on: what they are sorted by, and their numbers. Besides, how many that
-    pass lie before these, and how many pass in all."""
-    entries = resources.index.whole(dataset_id)
+    """The images that pass the filter, from the cursor on, as pairs of sort value and number. Also returned: how many
+    that pass lie before these, and how many pass in all."""
+    entries = resources.index.dataset_entries(dataset_id)
     numbers = np.arange(len(entries))
     passing = numbers[_pass(resources, dataset_id, only, entries, numbers)]
     values = _values(order, entries[passing])
@@ -108,9 +113,9 @@ def _values(order: Order, entries: Entries) -> npt.NDArray[np.float64]:
     return np.where(np.isnan(values), _UNKNOWN, -values if order.startswith("-") else values)
 
 
-def _filtered(resources: Resources, dataset_id: UUID, only: Only | None, start: int, limit: int) -> ItemPage:
-    """Of a data set too large for a list of all that pass: from a number on, until the page is full or enough was
-    gone through."""
+def _filtered_page(resources: Resources, dataset_id: UUID, only: Only | None, start: int, limit: int) -> ItemPage:
+    """A page of a data set that is too large to list all images that pass: from a number on, until the page is full or
+    enough images were examined."""
     passing: list[int] = []
     first, seen = start, 0
     try:
@@ -123,7 +128,7 @@ def _filtered(resources: Resources, dataset_id: UUID, only: Only | None, start: 
         if not shards:
             ended = True
             break
-        entries = resources.index.shard(shards[0])
+        entries = resources.index.shard_entries(shards[0])
         numbers = np.arange(first, first + len(entries))
         found = numbers[_pass(resources, dataset_id, only, entries, numbers)]
         passing += found[found >= start].tolist()
@@ -142,8 +147,8 @@ def _pass(
         passing: npt.NDArray[np.bool_] = (entries["flags"] & _FLAGS[only]) != 0
         return passing
     if only == "edited":
-        return np.isin(numbers, list(resources.database.datasets.edited(dataset_id)))
-    reviewed = resources.database.datasets.reviewed(dataset_id)
+        return np.isin(numbers, list(resources.database.datasets.edited_images(dataset_id)))
+    reviewed = resources.database.datasets.verdicts(dataset_id)
     if only == "unreviewed":
         return ~np.isin(numbers, list(reviewed))
     return np.isin(numbers, [image for image, verdict in reviewed.items() if only in ("reviewed", verdict)])
@@ -156,7 +161,7 @@ def _after(order: Order, cursor: str) -> tuple[float, int]:
     return float(value), int(number)
 
 
-def _shown(
+def _to_page(
     resources: Resources,
     dataset_id: UUID,
     order: Order,
@@ -183,13 +188,13 @@ def _items(resources: Resources, dataset_id: UUID, numbers: list[int]) -> list[I
 
 
 def _annotations(resources: Resources, dataset_id: UUID, numbers: list[int]) -> dict[int, Annotation]:
-    """Every shard that holds some of them is read once. Raises NotFound."""
+    """Annotations by image number; every shard that holds some of them is read once. Raises NotFound."""
     found: dict[int, Annotation] = {}
     left = sorted(numbers)
     while left:
         shard, first = resources.database.shards.locate(dataset_id, left[0])
         here = [number for number in left if number < first + shard.images]
-        annotations: Any = of_shard(resources.store, shard, [number - first for number in here])
+        annotations: Any = shard_images(resources.store, shard, [number - first for number in here])
         found |= {number: annotation for number, (_, annotation) in zip(here, annotations, strict=True)}
         left = left[len(here) :]
     return found

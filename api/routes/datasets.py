@@ -1,4 +1,4 @@
-"""Data sets over HTTP: have one annotated, watch it, pause and steer it, look through its images, review them."""
+"""Data sets over HTTP: annotate one, watch it, pause and steer it, list its images, review them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response, StreamingResponse
 
 from api.http.auth import CallerDep
-from api.http.bodies import parse
 from api.http.reference import json_body, problems
 from api.producer.resources import Resources, ResourcesDep
 from api.routes import dataset_items
 from api.routes.dataset_items import Only, Order
 from shared.intake.dataset_places import require_allowed
+from shared.intake.validation import parse
 from shared.objects import datasets as dataset_objects
 from shared.objects.storage import ObjectStore
 from shared.settings import Settings
@@ -43,11 +43,11 @@ log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 LOOK = 1.0
-"""Seconds between two looks at a data set that somebody watches."""
+"""Seconds between two reads of a data set that a client watches."""
 QUIET = 15.0
-"""Seconds after which a stream says that it is still there."""
+"""Seconds after which a quiet stream sends a comment, to show that it is alive."""
 PREVIEW_PATIENCE = 15.0
-"""Seconds in which a housekeeper should have made a preview."""
+"""Seconds within which a housekeeper should make a preview."""
 _LARGEST_PAGE = 200
 
 
@@ -55,12 +55,12 @@ async def _dataset_id(dataset_id: Annotated[str, Path(json_schema_extra={"format
     try:
         return UUID(dataset_id)
     except ValueError:
-        # What cannot be an id is answered like an id that is not there.
-        raise NotFound("There is no such data set.") from None
+        # Text that cannot be an id is answered like an unknown id.
+        raise NotFound("There is no data set with this id.") from None
 
 
 DatasetId = Annotated[UUID, Depends(_dataset_id)]
-Image = Annotated[int, Path(ge=0, lt=2**62, description="its number in the data set")]
+Image = Annotated[int, Path(ge=0, lt=2**62, description="number of the image in the data set")]
 
 _EXAMPLES = {
     "captions in two languages": {
@@ -86,13 +86,13 @@ _EXAMPLES = {
     responses=problems(401, 403, 409, 413, 422, 503),
 )
 async def submit(request: Request, caller: CallerDep, resources: ResourcesDep) -> Response:
-    """The run is kept once this is answered. Of two runs into one destination the second is refused."""
+    """The run is stored when this request is answered. A second run into the same destination is refused."""
     body = await request.body()
 
     def accept() -> Dataset:
-        wanted = admitted(parse(DatasetRequest, body), resources.settings)
+        wanted = admit(parse(DatasetRequest, body), resources.settings)
         id = resources.database.datasets.submit(wanted, caller.tenant)
-        resources.outbox.dataset(id)
+        resources.outbox.publish_dataset(id)
         return resources.database.datasets.get(id, caller.tenant)
 
     dataset = await run_sync(accept)
@@ -103,7 +103,7 @@ async def submit(request: Request, caller: CallerDep, resources: ResourcesDep) -
 async def list_datasets(
     caller: CallerDep,
     resources: ResourcesDep,
-    cursor: Annotated[UUID | None, Query(description="`next` of the page before")] = None,
+    cursor: Annotated[UUID | None, Query(description="`next` of the previous page")] = None,
     limit: Annotated[int, Query(ge=1, le=_LARGEST_PAGE)] = 20,
 ) -> Response:
     """Newest first."""
@@ -128,8 +128,8 @@ async def show(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep
     responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **problems(401, 404)},
 )
 async def watch(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
-    """Server-sent events: `state` with the whole data set and its progress, first as it is and then about every second
-    while it changes. The stream ends after the state in which it is over."""
+    """Server-sent events: `state` with the whole data set and its progress, at first and then about every second while
+    it changes. The stream ends after the state in which the data set is over."""
     await run_sync(resources.database.datasets.get, dataset_id, caller.tenant)  # a 404 is only possible before
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     stream = _stream(resources, dataset_id, caller.tenant)
@@ -144,8 +144,8 @@ async def watch(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDe
     responses=problems(401, 404, 409),
 )
 async def delete(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
-    """Forget a data set that is over: what was found out, what people said of it, and its previews. Source and exported
-    files stay as they are. A later run over the same source annotates all of it anew."""
+    """Delete a data set that is over, with its annotations, reviews and previews. The source and exported files stay. A
+    later run over the same source annotates all of it again."""
     await run_sync(resources.database.datasets.delete, dataset_id, caller.tenant)
     return Response(status_code=204, background=BackgroundTask(_clear, resources.store, dataset_id))
 
@@ -157,19 +157,19 @@ _STEERING = problems(401, 404, 409)
 
 @router.post("/{dataset_id}/pause", response_model=Dataset, summary="Pause a data set", responses=_STEERING)
 async def pause(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
-    """What runs is given back within seconds, and what it has done is kept."""
-    return await _steered(resources, dataset_id, caller.tenant, resources.database.datasets.pause)
+    """Running shards stop within seconds, and their finished annotations are kept."""
+    return await _steer(resources, dataset_id, caller.tenant, resources.database.datasets.pause)
 
 
 @router.post("/{dataset_id}/resume", response_model=Dataset, summary="Resume a data set", responses=_STEERING)
 async def resume(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
-    return await _steered(resources, dataset_id, caller.tenant, resources.database.datasets.resume)
+    return await _steer(resources, dataset_id, caller.tenant, resources.database.datasets.resume)
 
 
 @router.post("/{dataset_id}/cancel", response_model=Dataset, summary="Cancel a data set", responses=_STEERING)
 async def cancel(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
-    """What is known by then is kept: it can be exported, and a retry goes on from there."""
-    return await _steered(resources, dataset_id, caller.tenant, resources.database.datasets.cancel)
+    """Annotations that are finished by then are kept: they can be exported, and a retry continues from there."""
+    return await _steer(resources, dataset_id, caller.tenant, resources.database.datasets.cancel)
 
 
 @router.post(
@@ -180,51 +180,51 @@ async def cancel(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesD
     responses=problems(401, 404, 409, 422),
 )
 async def prioritize(request: Request, caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
-    """From the next shard on; any single job still goes before all data sets."""
+    """The priority holds from the next shard on; any single job still goes before all data sets."""
     priority = parse(PriorityRequest, await request.body()).priority
 
     def change(id: UUID, tenant: Tenant) -> None:
         resources.database.datasets.prioritize(id, tenant, priority)
 
-    return await _steered(resources, dataset_id, caller.tenant, change)
+    return await _steer(resources, dataset_id, caller.tenant, change)
 
 
 @router.post(
-    "/{dataset_id}/retry", status_code=202, response_model=Dataset, summary="Retry what failed", responses=_STEERING
+    "/{dataset_id}/retry", status_code=202, response_model=Dataset, summary="Retry failed images", responses=_STEERING
 )
 async def retry(
     caller: CallerDep,
     dataset_id: DatasetId,
     resources: ResourcesDep,
-    failed_only: Annotated[bool, Query(description="do not go on with what a cancel left undone")] = False,
+    failed_only: Annotated[bool, Query(description="do not run the images that a cancel left undone")] = False,
 ) -> Response:
-    """Run the images that failed once more, and no others; of a cancelled run also what was left. Then export again."""
+    """Run only the images that failed again, and those that a cancel left undone. Then export again."""
 
     def change(id: UUID, tenant: Tenant) -> None:
         resources.database.datasets.retry(id, tenant, failed_only=failed_only)
 
-    return await _steered(resources, dataset_id, caller.tenant, change, 202)
+    return await _steer(resources, dataset_id, caller.tenant, change, 202)
 
 
 @router.post(
     "/{dataset_id}/export",
     status_code=202,
     response_model=Dataset,
-    summary="Export a data set once more",
+    summary="Export a data set again",
     openapi_extra=json_body(
         ExportRequest, {"kohya": {"value": {"destination": "/data/k", "destination_format": "kohya"}}}
     ),
     responses=problems(401, 403, 404, 409, 422),
 )
 async def export(request: Request, caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
-    """With all reviews so far, to any destination and in any format; no model is asked again."""
+    """Export the data set with all reviews so far, to any destination and in any format; no model runs again."""
     wanted = parse(ExportRequest, await request.body())
 
     def change(id: UUID, tenant: Tenant) -> None:
         place = require_allowed(wanted.destination, resources.settings, "destination")
         resources.database.datasets.export(id, tenant, place, wanted.destination_format, overwrite=wanted.overwrite)
 
-    return await _steered(resources, dataset_id, caller.tenant, change, 202)
+    return await _steer(resources, dataset_id, caller.tenant, change, 202)
 
 
 # ── images ────────────────────────────────────────────────────────────────────────────────────────────
@@ -237,11 +237,11 @@ async def items(
     resources: ResourcesDep,
     sort: Annotated[Order, Query(description="`-` puts the highest first")] = "number",
     only: Annotated[Only | None, Query(description="images of which this is true")] = None,
-    cursor: Annotated[str | None, Query(max_length=100, description="`next` of the page before")] = None,
+    cursor: Annotated[str | None, Query(max_length=100, description="`next` of the previous page")] = None,
     limit: Annotated[int, Query(ge=1, le=_LARGEST_PAGE)] = 50,
 ) -> Response:
-    """What is known of each image so far, with what people said of it. Go on while there is a `next`: in a data set too
-    large to be indexed, a page of a filtered list may have few images or none."""
+    """The annotations of each image so far, with its reviews. Continue while there is a `next`: in a data set too large
+    to be indexed, a page of a filtered list may have few images or none."""
 
     def look() -> ItemPage:
         dataset = resources.database.datasets.get(dataset_id, caller.tenant)
@@ -262,11 +262,11 @@ async def item(caller: CallerDep, dataset_id: DatasetId, image: Image, resources
 @router.get(
     "/{dataset_id}/items/{image}/preview",
     response_class=Response,
-    summary="Fetch a small picture of an image",
+    summary="Fetch a preview of an image",
     responses={200: {"content": {"image/jpeg": {}}}, **problems(401, 404, 503)},
 )
 async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep) -> Response:
-    """A JPEG of at most 512 pixels on a side; 404 where the image cannot be read."""
+    """The preview is a JPEG of at most 512 pixels on a side; 404 when the image cannot be read."""
     await run_sync(resources.database.datasets.get, dataset_id, caller.tenant)
     key = dataset_objects.preview_key(dataset_id, image)
 
@@ -279,7 +279,7 @@ async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resour
     size = await run_sync(look)
     if size is None:
         await run_sync(resources.database.shards.locate, dataset_id, image)
-        await run_sync(resources.outbox.preview, dataset_id, image)
+        await run_sync(resources.outbox.ask_for_preview, dataset_id, image)
         async with asyncio.timeout(PREVIEW_PATIENCE) as patience:
             try:
                 while (size := await run_sync(look)) is None:
@@ -290,7 +290,8 @@ async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resour
                 raise Unavailable("No housekeeper has made this preview yet; try again.", retry_after=2) from None
     if size == 0:
         raise NotFound(f"Image {image} cannot be read.")
-    # Through here also from S3: a page that follows a redirect there with a key in its hand would need rights there.
+    # Previews in S3 are served through the API too: a page that follows a redirect with its API key would need CORS
+    # there.
     kept = {"Cache-Control": "private, max-age=31536000, immutable", "Content-Security-Policy": "default-src 'none'"}
     return Response(await run_sync(resources.store.get, key), 200, kept, "image/jpeg")
 
@@ -308,14 +309,16 @@ async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resour
 async def review(
     request: Request, caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep
 ) -> Response:
-    """Say that an image is accepted or rejected, or put its caption better. The model's words stay beside it, and the
-    next export has both, with the author. The newest verdict counts, and the newest words in each language. An image
-    that the models failed on can be put into words, and judged once it has some; one that was never read cannot."""
+    """Accept or reject an image, or improve its caption. The model's caption stays beside the review, and the next
+    export has both, with the author. The newest verdict counts, and the newest caption in each language. An image that
+    the models failed on can be given a caption, and judged afterwards; an image that was never read cannot."""
     said = parse(ReviewRequest, await request.body())
     if caller.name is not None:
         said = said.model_copy(update={"author": caller.name})
     elif said.author is None:
-        raise InvalidRequest("Without API keys a review says itself who its author is.", field="author")
+        raise InvalidRequest(
+            "Name the author of the review: without API keys, the review has to say who wrote it.", field="author"
+        )
 
     def note() -> Item:
         resources.database.datasets.get(dataset_id, caller.tenant)
@@ -329,13 +332,13 @@ async def review(
 @router.delete(
     "/{dataset_id}/items/{image}/reviews/{review_id}",
     response_model=Item,
-    summary="Take a review back",
+    summary="Withdraw a review",
     responses=problems(401, 404, 422),
 )
 async def withdraw(
     caller: CallerDep, dataset_id: DatasetId, image: Image, review_id: UUID, resources: ResourcesDep
 ) -> Response:
-    """What was said before it holds again. With API keys only the key that said it can take it back."""
+    """The review before it counts again. With API keys, only the key that wrote a review can withdraw it."""
 
     def take_back() -> Item:
         resources.database.datasets.get(dataset_id, caller.tenant)
@@ -348,11 +351,11 @@ async def withdraw(
 # ── shared by the routes ──────────────────────────────────────────────────────────────────────────────
 
 
-def admitted(wanted: DatasetRequest, settings: Settings) -> DatasetRequest:
-    """The request with its places in their normal form, once it is known that they may be named.
+def admit(wanted: DatasetRequest, settings: Settings) -> DatasetRequest:
+    """Check that the places in the request may be named, and return the request with them in their normal form.
 
     Raises:
-        InvalidRequest, Forbidden: naming the field.
+        InvalidRequest, Forbidden: a place may not be named; the error names the field.
     """
     source = require_allowed(wanted.source, settings, "source")
     places: dict[str, str] = {"source": source}
@@ -369,14 +372,14 @@ def admitted(wanted: DatasetRequest, settings: Settings) -> DatasetRequest:
 
 
 def _clear(store: ObjectStore, dataset_id: UUID) -> None:
-    """Remove the objects of a data set that has no row any more; what is left of them, the housekeeper collects."""
+    """Remove the objects of a data set whose row was deleted; the housekeeper collects any that remain."""
     try:
         store.delete_folder(dataset_objects.folder(dataset_id))
     except StorageUnavailable as error:
         log.warning("objects of data set %s are left to the housekeeper: %s", dataset_id, error)
 
 
-async def _steered(
+async def _steer(
     resources: Resources,
     dataset_id: UUID,
     tenant: Tenant,
@@ -387,7 +390,7 @@ async def _steered(
         change(dataset_id, tenant)
         dataset = resources.database.datasets.get(dataset_id, tenant)
         if dataset.status in (DatasetStatus.PLANNING, DatasetStatus.EXPORTING):
-            resources.outbox.dataset(dataset_id)
+            resources.outbox.publish_dataset(dataset_id)
         return dataset
 
     return _answer(await run_sync(steer), status)

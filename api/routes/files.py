@@ -1,4 +1,4 @@
-"""Images that come in, by upload or inside a request, and images that go out."""
+"""Images that clients upload or send inside a request, and images that they fetch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from api.http.auth import Caller, CallerDep
 from api.http.reference import problems
 from api.openai import documents
-from api.producer.files import keep
 from api.producer.resources import Resources, ResourcesDep
 from tuwen.errors import Conflict, InvalidRequest, NotFound, PayloadTooLarge
 from tuwen.messages import File
@@ -29,14 +28,14 @@ _FILE_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
 async def _file_id(
     file_id: Annotated[str, Path(description="id that the upload returned", json_schema_extra={"maxLength": 64})],
 ) -> str:
-    # What cannot be an id is answered like an id that is not there.
+    # Text that cannot be an id is answered like an unknown id.
     if not (_FILE_ID.fullmatch(file_id) or file_id.startswith(documents.PREFIX)):
-        raise NotFound("There is no such file.")
+        raise NotFound("There is no file with this id; upload it first with POST /v1/files.")
     return file_id
 
 
 FileId = Annotated[str, Depends(_file_id)]
-"""An image's, or with OpenAI's prefix a document's."""
+"""Id of an image, or with OpenAI's prefix that of a document."""
 
 
 @router.post(
@@ -66,9 +65,9 @@ FileId = Annotated[str, Depends(_file_id)]
     },
 )
 async def upload(request: Request, caller: CallerDep, resources: ResourcesDep) -> Response:
-    """Send the file as the body itself, or as the field `file` of a form. The same image again is the same file.
+    """Send the file as the body itself, or as the field `file` of a form. Uploading an image again gives the same file.
 
-    A form may say its `purpose`: `vision`, an image, or `batch`, a JSON Lines file for `POST /v1/batches`."""
+    A form may state its `purpose`: `vision` for an image, or `batch` for a JSON Lines file for `POST /v1/batches`."""
     limit = resources.settings.max_image_bytes
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         async with request.form(max_files=1, max_fields=8) as form:
@@ -80,20 +79,20 @@ async def upload(request: Request, caller: CallerDep, resources: ResourcesDep) -
                 document = await run_sync(
                     documents.keep, resources, caller, part.file, part.filename or "batch.jsonl", str(purpose)
                 )
-                return _created(document)
+                return _created_response(document)
             file = await run_sync(_keep_file, resources, caller, part.file, limit, limiter=resources.heavy)
     else:
-        # On disk while it comes, so that slow uploads do not pile up in memory.
+        # Kept on disk while it arrives, so that slow uploads do not pile up in memory.
         with SpooledTemporaryFile(max_size=_IN_MEMORY) as body:
             async for chunk in request.stream():
                 body.write(chunk)
                 if body.tell() > limit:
                     raise _too_large(limit)
             file = await run_sync(_keep_file, resources, caller, body, limit, limiter=resources.heavy)
-    return _created(file)
+    return _created_response(file)
 
 
-def _created(file: File | documents.Document) -> Response:
+def _created_response(file: File | documents.Document) -> Response:
     return Response(file.model_dump_json(), 201, {"Location": f"/v1/files/{file.id}"}, "application/json")
 
 
@@ -104,11 +103,11 @@ async def list_files(
     caller: CallerDep,
     resources: ResourcesDep,
     purpose: Annotated[str | None, Query(description="`batch` or `batch_output`")] = None,
-    after: Annotated[str | None, Query(description="id of the last file of the page before")] = None,
+    after: Annotated[str | None, Query(description="id of the last file of the previous page")] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
     order: Literal["asc", "desc"] = "desc",
 ) -> documents.DocumentPage:
-    """Images are not listed: whoever uploaded one knows its id, the SHA-256 of its bytes."""
+    """Images are not listed: the uploader of an image knows its id, the SHA-256 of its bytes."""
 
     def look() -> documents.DocumentPage:
         newest_first = order == "desc"
@@ -121,7 +120,7 @@ async def list_files(
 async def show(caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> File | documents.Document:
     if file_id.startswith(documents.PREFIX):
         id = documents.document_id(file_id)
-        return documents.shown(await run_sync(resources.database.documents.get, id, caller.tenant))
+        return documents.to_document(await run_sync(resources.database.documents.get, id, caller.tenant))
     row = await run_sync(resources.database.files.get, file_id, caller.tenant)
     return File(
         id=row.sha256,
@@ -140,7 +139,7 @@ async def show(caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> F
     responses=problems(401, 404, 409),
 )
 async def delete(caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> documents.Deleted:
-    """Images stay: jobs name them."""
+    """Only files of batches can be deleted; images stay, because jobs name them."""
     if not file_id.startswith(documents.PREFIX):
         raise Conflict("Images are kept for the jobs that name them; only the files of batches can be deleted.")
     return await run_sync(documents.remove, resources, caller, file_id)
@@ -150,7 +149,7 @@ async def delete(caller: CallerDep, file_id: FileId, resources: ResourcesDep) ->
     "/{file_id}/content",
     summary="Download a file",
     response_class=Response,
-    responses={200: {"content": {"image/*": {}}}, 307: {"description": "where the bytes are"}, **problems(401, 404)},
+    responses={200: {"content": {"image/*": {}}}, 307: {"description": "address of the bytes"}, **problems(401, 404)},
 )
 async def content(request: Request, caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> Response:
     if file_id.startswith(documents.PREFIX):
@@ -166,7 +165,7 @@ def _keep_file(resources: Resources, caller: Caller, body: IO[bytes], limit: int
     data = body.read(limit + 1)
     if len(data) > limit:
         raise _too_large(limit)
-    return keep(resources, caller, data)
+    return resources.admission.keep(data, caller.tenant)
 
 
 def _too_large(limit: int) -> PayloadTooLarge:
@@ -174,16 +173,16 @@ def _too_large(limit: int) -> PayloadTooLarge:
 
 
 def serve(resources: Resources, key: str, media_type: str, digest: str, headers: Mapping[str, str]) -> Response:
-    """The bytes of an object whose key never gets other content, or the way to them."""
+    """Answer with the bytes of an object whose key never gets other content, or redirect to them."""
     url = resources.store.url(key, resources.settings.result_url_ttl)
     if url is not None:
-        # The address works for whoever has it, so nobody on the way may keep it.
+        # Everybody who has the address can use it, so no cache on the way may store it.
         return RedirectResponse(url, 307, {"Cache-Control": "private, no-store"})
     caching = {"ETag": f'"{digest}"', "Cache-Control": "private, max-age=31536000, immutable"}
     if _unchanged(headers.get("if-none-match", ""), caching["ETag"]):
         return Response(status_code=304, headers=caching)
     chunks = resources.store.stream(key)
-    # Whatever a browser makes of these bytes, it runs nothing in them.
+    # However a browser interprets these bytes, it runs no script in them.
     caching["Content-Security-Policy"] = "default-src 'none'; sandbox"
     return StreamingResponse(chunks, headers=caching, media_type=media_type)
 

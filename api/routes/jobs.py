@@ -1,4 +1,4 @@
-"""Jobs over HTTP: submit, look, watch, cancel, retry, and fetch the image."""
+"""Jobs over HTTP: submit, show, watch, cancel, retry, and fetch the image."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
 from api.http.auth import CallerDep
-from api.http.bodies import parse
 from api.http.reference import json_body, problems
 from api.producer.resources import BaseUrlDep, Resources, ResourcesDep
 from api.producer.submission import submit
-from api.producer.waiting import follow, until_over
+from api.producer.waiting import follow, wait_until_over
 from api.routes.files import serve
+from shared.intake.validation import parse
 from tuwen.errors import Conflict, InvalidRequest, NotFound
 from tuwen.jobs import GenerateResult, Job, JobRequest, Kind, Progress, Status, StoredImage, Tenant
 from tuwen.messages import Accepted, Batch, JobPage
@@ -26,10 +26,10 @@ from tuwen.messages import Accepted, Batch, JobPage
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 _HEAVY = 64 * 1024
-"""Bodies larger than this hold images, or very many jobs: they take turns."""
+"""Bodies larger than this contain images or very many jobs; only a few of them are handled at a time."""
 _LARGEST_PAGE = 200
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
-"""The RFC knows whole seconds only; a client's last wait before its own deadline is mostly shorter."""
+"""`wait=N`. The RFC has whole seconds only, but a client's last wait before its own deadline may be a fraction."""
 
 
 async def _job_id(job_id: Annotated[str, Path(json_schema_extra={"format": "uuid"})]) -> UUID:
@@ -37,17 +37,17 @@ async def _job_id(job_id: Annotated[str, Path(json_schema_extra={"format": "uuid
         id = UUID(job_id)
     except ValueError:
         id = None
-    # What cannot be an id is answered like an id that is not there.
+    # Text that cannot be an id is answered like an unknown id.
     if id is None or str(id) != job_id.lower():
-        raise NotFound("There is no such job.")
+        raise NotFound("There is no job with this id.")
     return id
 
 
 JobId = Annotated[UUID, Depends(_job_id)]
-"""Comes after the caller in every signature, so that strangers are not told what an id looks like."""
+"""Comes after the caller in every signature, so that a caller without a key does not learn what an id looks like."""
 IdempotencyKey = Annotated[
     str | None,
-    Header(description="any text of your own: the same key and body again is the same job, for a day"),
+    Header(description="text of your choice: repeating the same key and body within a day gives the same job"),
 ]
 Prefer = Annotated[
     str | None,
@@ -97,16 +97,16 @@ async def submit_job(
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> Response:
-    """The job is kept once this is answered, whatever happens to any process or server after that."""
+    """The job is stored when this request is answered, whatever happens to any process or server after that."""
     body = await request.body()
 
     def accept() -> Job:
         return submit(resources, caller, [parse(JobRequest, body)], idempotency_key)[0]
 
     job = await run_sync(accept, limiter=resources.heavy if len(body) > _HEAVY else None)
-    wait = _wait(prefer, resources)
+    wait = _preferred_wait(prefer, resources)
     if wait and not job.status.terminal:
-        job = await until_over(request, resources, job.id, caller.tenant, wait)
+        job = await wait_until_over(request, resources, job.id, caller.tenant, wait)
     headers = {"Location": f"/v1/jobs/{job.id}"}
     return _answer(job, base_url, 200 if job.status.terminal else 202, wait, headers)
 
@@ -128,7 +128,7 @@ async def submit_batch(
     base_url: BaseUrlDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """All of them are accepted, or none."""
+    """Either all jobs are accepted, or none."""
     body = await request.body()
 
     def accept() -> list[Job]:
@@ -140,7 +140,9 @@ async def submit_batch(
 
     jobs = await run_sync(accept, limiter=resources.heavy if len(body) > _HEAVY else None)
     return Response(
-        Accepted(jobs=[_shown(job, base_url) for job in jobs]).model_dump_json(), 202, media_type="application/json"
+        Accepted(jobs=[_with_links(job, base_url) for job in jobs]).model_dump_json(),
+        202,
+        media_type="application/json",
     )
 
 
@@ -151,7 +153,7 @@ async def list_jobs(
     base_url: BaseUrlDep,
     status: Annotated[list[Status], Query(description="only jobs in these states")] = [],  # noqa: B006
     kind: Annotated[list[Kind], Query(description="only jobs of these kinds")] = [],  # noqa: B006
-    cursor: Annotated[UUID | None, Query(description="`next` of the page before")] = None,
+    cursor: Annotated[UUID | None, Query(description="`next` of the previous page")] = None,
     limit: Annotated[int, Query(ge=1, le=_LARGEST_PAGE)] = 50,
 ) -> Response:
     """Newest first."""
@@ -163,7 +165,7 @@ async def list_jobs(
     found = await run_sync(look)
     page = found[:limit]
     progress = await resources.events.progress(job.id for job in page if job.status is Status.RUNNING)
-    shown = [_shown(job, base_url, progress.get(job.id)) for job in page]
+    shown = [_with_links(job, base_url, progress.get(job.id)) for job in page]
     following = str(page[-1].id) if len(found) > limit else None
     return Response(JobPage(jobs=shown, next=following).model_dump_json(), media_type="application/json")
 
@@ -177,23 +179,23 @@ async def show(
     base_url: BaseUrlDep,
     prefer: Prefer = None,
 ) -> Response:
-    wait = _wait(prefer, resources)
+    wait = _preferred_wait(prefer, resources)
     if wait:
-        job = await until_over(request, resources, job_id, caller.tenant, wait)
+        job = await wait_until_over(request, resources, job_id, caller.tenant, wait)
     else:
         job = await run_sync(resources.database.jobs.get, job_id, caller.tenant)
     progress = await resources.events.progress([job.id]) if job.status is Status.RUNNING else {}
-    return _answer(_shown(job, base_url, progress.get(job.id)), base_url, 200, wait)
+    return _answer(_with_links(job, base_url, progress.get(job.id)), base_url, 200, wait)
 
 
 @router.post("/{job_id}/cancel", response_model=Job, summary="Cancel a job", responses=problems(401, 404, 409))
 async def cancel(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
-    """A queued job is over at once; a running one as soon as its worker notices, mostly at the next step."""
+    """A queued job ends at once; a running job as soon as its worker notices, usually at the next step."""
 
     def request_cancel() -> Job:
         status = resources.database.jobs.cancel(job_id, caller.tenant)
         job = resources.database.jobs.get(job_id, caller.tenant)
-        resources.outbox.cancelled(job_id, job.kind, status)
+        resources.outbox.announce_cancel(job_id, job.kind, status)
         return job
 
     return _answer(await run_sync(request_cancel), base_url)
@@ -207,12 +209,12 @@ async def cancel(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base
     responses=problems(401, 404, 409, 429),
 )
 async def retry(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
-    """Queue a job that ended without a result once more, with fresh attempts and as much time as it had at first."""
+    """Queue a job that ended without a result again, with new attempts and as much time as it had at first."""
 
     def queue_again() -> Job:
         dispatch = resources.database.jobs.retry(job_id, caller.tenant, quota=caller.quota)
         job = resources.database.jobs.get(job_id, caller.tenant)
-        resources.outbox.publish([dispatch])  # after the look, which would else find it anywhere
+        resources.outbox.publish([dispatch])  # after the read, which could otherwise find the job in any state
         return job
 
     return _answer(await run_sync(queue_again), base_url, 202)
@@ -225,11 +227,12 @@ async def retry(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_
     responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **problems(401, 404)},
 )
 async def watch(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
-    """Server-sent events: `state` with the whole job, first as it is and then whenever its state changes, and
-    `progress` with `{"step", "steps"}` while it runs. The stream ends after the state in which the job is over.
+    """Server-sent events: `state` with the whole job, at first and then whenever its state changes, and `progress` with
+    `{"step", "steps"}` while it runs. The stream ends after the state in which the job is over.
 
-    Progress has `parts` besides, for each text that grows `{"index", "text"}`, and with `previews` in the input, for
-    each picture that takes shape `{"index", "preview"}`: where nothing has changed, or the model cannot tell, none."""
+    A progress may also have `parts`: `{"index", "text"}` for each text that is being written and, with `previews` in
+    the input, `{"index", "preview"}` for each picture that is being drawn. Parts that have not changed are left out,
+    and some models report none."""
     await run_sync(resources.database.jobs.get, job_id, caller.tenant)  # a 404 is only possible before the stream
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     stream = _stream(resources, job_id, caller.tenant, base_url)
@@ -242,7 +245,7 @@ async def watch(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_
     summary="Fetch the generated image",
     responses={
         200: {"content": {"image/png": {}}},
-        307: {"description": "where the bytes are"},
+        307: {"description": "address of the bytes"},
         **problems(401, 404, 409),
     },
 )
@@ -252,7 +255,7 @@ async def image(
     job_id: JobId,
     resources: ResourcesDep,
     candidate: Annotated[
-        int | None, Query(ge=0, description="which of the result's `candidates`, from 0; none means the image itself")
+        int | None, Query(ge=0, description="index in the result's `candidates`, from 0; without it, the image itself")
     ] = None,
 ) -> Response:
     def fetch() -> Response:
@@ -272,14 +275,16 @@ def _stored_image(job: Job, candidate: int | None) -> StoredImage:
     candidates = job.result.candidates
     image = candidates[candidate].image if candidate < len(candidates) else None
     if image is None:
-        raise NotFound(f"Job {job.id} keeps no candidate {candidate}; `keep`: `all` in its input would have.")
+        raise NotFound(
+            f"Job {job.id} kept no candidate {candidate}; submit jobs with `keep`: `all` to keep every candidate."
+        )
     return image
 
 
 # ── how a job is shown ────────────────────────────────────────────────────────────────────────────────
 
 
-def _shown(job: Job, base_url: str, progress: Progress | None = None) -> Job:
+def _with_links(job: Job, base_url: str, progress: Progress | None = None) -> Job:
     has_image = isinstance(job.result, GenerateResult)
     return job.model_copy(
         update={"progress": progress, "result_url": f"{base_url}/v1/jobs/{job.id}/image" if has_image else None}
@@ -290,9 +295,9 @@ def _answer(
     job: Job, base_url: str, status: int = 200, waited: float = 0, headers: dict[str, str] | None = None
 ) -> Response:
     applied = {"Preference-Applied": f"wait={waited:g}"} if waited else {}
-    # Not through FastAPI's response model: it would validate once more what has just come from the model.
+    # Not answered through FastAPI's response model, which would validate a model that is already valid.
     return Response(
-        _shown(job, base_url, job.progress).model_dump_json(),
+        _with_links(job, base_url, job.progress).model_dump_json(),
         status,
         {"Cache-Control": "no-store", **applied, **(headers or {})},
         "application/json",
@@ -302,8 +307,8 @@ def _answer(
 # ── waiting and watching ──────────────────────────────────────────────────────────────────────────────
 
 
-def _wait(prefer: str | None, resources: Resources) -> float:
-    """Seconds of `Prefer: wait=N` (RFC 7240), bounded; a preference that makes no sense is ignored."""
+def _preferred_wait(prefer: str | None, resources: Resources) -> float:
+    """Seconds of `Prefer: wait=N` (RFC 7240), at most `max_wait`; a preference that cannot be parsed is ignored."""
     for preference in (prefer or "").split(","):
         name, _, value = preference.partition("=")
         seconds = value.partition(";")[0].strip().strip('"')
@@ -320,7 +325,7 @@ async def _stream(resources: Resources, job_id: UUID, tenant: Tenant, base_url: 
             if state != shown:
                 shown = state
                 progress = await resources.events.progress([job_id]) if news.status is Status.RUNNING else {}
-                yield _event("state", _shown(news, base_url, progress.get(job_id)))
+                yield _event("state", _with_links(news, base_url, progress.get(job_id)))
         else:
             yield _event("progress", news) if news is not None else b": still here\n\n"
 

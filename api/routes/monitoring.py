@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.auth import CallerDep
 from api.http.reference import problems
-from api.openai.models import served
+from api.openai.models import served_models
 from api.producer.resources import Resources, ResourcesDep
 from shared.database import QueueState
 from shared.database.workers import WorkerState
@@ -38,9 +38,9 @@ log = logging.getLogger(__name__)
 router = APIRouter(tags=["monitoring"])
 
 _PATIENCE = 2.0
-"""Seconds a part of the system has to say that it is there."""
+"""Seconds that a part of the system has to answer a readiness check."""
 _checkers = CapacityLimiter(8)
-"""Threads of their own: a check that hangs must not take one from the requests."""
+"""Separate threads for checks: a check that hangs must not take a thread from the requests."""
 
 
 @router.get("/healthz", response_model=Health, summary="Is this process alive?")
@@ -55,10 +55,10 @@ async def health() -> Health:
     responses={503: {"model": Readiness, "description": "PostgreSQL or object storage fails"}},
 )
 async def readiness(resources: ResourcesDep) -> Response:
-    """Without Redis jobs are still accepted and kept, so its loss alone does not take this process out of service."""
+    """Without Redis, jobs are still accepted and stored, so the process stays ready when Redis is down."""
     database, store, redis = await asyncio.gather(
-        _state(_checked(resources.database.check)),
-        _state(_checked(resources.store.check)),
+        _state(_run_check(resources.database.check)),
+        _state(_run_check(resources.store.check)),
         _state(resources.events.ping()),
     )
     components: dict[str, State] = {"postgresql": database, "storage": store, "redis": redis}
@@ -70,7 +70,7 @@ async def readiness(resources: ResourcesDep) -> Response:
     )
 
 
-async def _checked(check: Callable[[], None]) -> None:
+async def _run_check(check: Callable[[], None]) -> None:
     async with asyncio.timeout(_PATIENCE):
         await run_sync(check, abandon_on_cancel=True, limiter=_checkers)
 
@@ -86,11 +86,11 @@ async def _state(check: Awaitable[None]) -> State:
 
 @router.get("/v1/models", response_model=Models, summary="List the models", responses=problems(401))
 async def models(_: CallerDep, resources: ResourcesDep) -> Models:
-    """The models of each kind, the default one first, and who has them; under `data` as OpenAI lists them."""
+    """The models of each kind, the default first, and the workers that have them; under `data` as OpenAI lists them."""
     workers = await run_sync(resources.database.workers.alive)
     named = [(kind, model.name) for kind in Kind for model in resources.settings.models_for(kind)]
     states = [_model_state(kind, name, workers) for kind, name in named]
-    return Models(models=states, data=served(resources.settings, workers))
+    return Models(models=states, data=served_models(resources.settings, workers))
 
 
 def _model_state(kind: Kind, model: str, workers: list[WorkerState]) -> ModelState:
@@ -107,7 +107,7 @@ def _model_state(kind: Kind, model: str, workers: list[WorkerState]) -> ModelSta
 
 @router.get("/metrics", response_class=Response, summary="Figures for Prometheus", responses=problems(401))
 async def metrics(request: Request, _: CallerDep, resources: ResourcesDep) -> Response:
-    """Of the whole installation, all tenants together; with any API key, where keys are needed."""
+    """Metrics of the whole installation, for all tenants together; any API key gives access, where keys are needed."""
     figures = CollectorRegistry()
     figures.register(_Gathered(await _gather(resources)))
     own: CollectorRegistry = request.app.state.http_metrics
@@ -115,7 +115,7 @@ async def metrics(request: Request, _: CallerDep, resources: ResourcesDep) -> Re
 
 
 class _Gathered(Collector):
-    """prometheus_client asks for figures while it writes; ours were fetched before."""
+    """Metrics that were fetched before: prometheus_client asks for them only while it writes."""
 
     def __init__(self, families: list[Metric]):
         self._families = families
@@ -125,7 +125,7 @@ class _Gathered(Collector):
 
 
 async def _gather(resources: Resources) -> list[Metric]:
-    """What PostgreSQL and Redis know; what cannot be had now is left out, and `tuwen_up` says so."""
+    """Metrics from PostgreSQL and Redis; those that cannot be fetched now are left out, and `tuwen_up` says so."""
     up = GaugeMetricFamily("tuwen_up", "Whether a part of the system answers the API", labels=["component"])
     families: list[Metric] = [up]
     try:
@@ -170,7 +170,7 @@ def _queue_families(queues: Mapping[Kind, QueueState]) -> list[Metric]:
 
 
 def _dataset_families(rows: list[Any], speed: tuple[float, float]) -> list[Metric]:
-    """Of the data sets that are not over."""
+    """Metrics of the data sets that are not over."""
     shards = GaugeMetricFamily("tuwen_dataset_shards", "Shards by their state", labels=["status"])
     images = GaugeMetricFamily("tuwen_dataset_images", "Images by what has become of them", labels=["state"])
     for status in sorted({row.shard_status for row in rows}):
@@ -199,7 +199,7 @@ def _worker_families(hashes: list[dict[str, str]]) -> Iterator[Metric]:
 
 
 class RequestMetrics:
-    """ASGI middleware that times requests, by route and not by path: ids would make endless many."""
+    """ASGI middleware that times requests by route, not by path: ids would make the number of time series unbounded."""
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry):
         self._app = app
@@ -217,12 +217,12 @@ class RequestMetrics:
             return
         started = time.perf_counter()
 
-        async def timing(message: Message) -> None:
+        async def send_timed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._observe(scope, message["status"], time.perf_counter() - started)
             await send(message)
 
-        await self._app(scope, receive, timing)
+        await self._app(scope, receive, send_timed)
 
     def _observe(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope.get("route")
@@ -238,7 +238,7 @@ class RequestMetrics:
 
 @router.get("/", response_class=HTMLResponse, include_in_schema=False)
 async def front_page(request: Request, resources: ResourcesDep) -> HTMLResponse:
-    """What there is, without an asset from anywhere."""
+    """A page that links to what the API offers; it loads no asset from any host."""
     rows = "".join(
         f"<tr><td>{escape(method)}<td><code>{escape(path)}</code><td>{escape(operation.get('summary', ''))}"
         for path, operations in request.app.openapi()["paths"].items()

@@ -1,8 +1,8 @@
-"""Pages for people: the list of data sets, and the page on which one is reviewed. They use the API like anybody else.
+"""Pages for people: the list of data sets, and the page to review one. They use the API like any other client.
 
-They are plain files without a build step, and take nothing from elsewhere. Captions, file names and reasons are foreign
-words: the pages make text nodes of them, and the policy below lets nothing run that is not one of these files, not
-even where a page were wrong.
+They are plain files without a build step, and load nothing from other hosts. Captions, file names and reasons are
+untrusted text: the pages turn them into text nodes only, and even if a page failed to, the policy below allows only
+these files to run.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".
 
 
 class _Page:
-    """A file of these pages, as it is served."""
+    """A file of the pages, as it is served."""
 
     def __init__(self, name: str, content: bytes):
         self._content = content
         self._type = next(media_type for suffix, media_type in _TYPES.items() if name.endswith(suffix))
         self._headers = {
             "Content-Security-Policy": POLICY,
-            "Cache-Control": "no-cache",  # kept, but asked for again: it changes with every release
+            "Cache-Control": "no-cache",  # cached, but revalidated: it changes with every release
             "Cross-Origin-Opener-Policy": "same-origin",
             "Cross-Origin-Resource-Policy": "same-origin",
             "ETag": f'"{sha256(content).hexdigest()[:32]}"',
         }
 
     def answer(self, request: Request) -> Response:
+        """Answer with the file, or with 304 when the browser has it."""
         if request.headers.get("if-none-match") == self._headers["ETag"]:
             return Response(status_code=304, headers=self._headers)
         return Response(self._content, 200, self._headers, self._type)
@@ -75,5 +76,5 @@ async def review(request: Request, dataset_id: str) -> Response:  # noqa: ARG001
 async def part(request: Request, name: str) -> Response:
     """Raises NotFound."""
     if name not in _PAGES or name.endswith(".html"):
-        raise NotFound("There is nothing under this path.")
+        raise NotFound("There is nothing at this path.")
     return _PAGES[name].answer(request)

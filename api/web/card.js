@@ -1,11 +1,11 @@
-// One image of the data set: its picture, its captions, what people said of it, and the form to edit them.
+// One image of the data set: its picture, its captions, its reviews, and the form to edit captions.
 
 import { element } from "./elements.js";
 
 const LANGUAGES = { zh: "中文", en: "English" };
 export const NOT_DONE = "not_annotated";
 
-/** What still holds of what people said: the newest verdict, and the newest words in each language. */
+/** The reviews that still count: the newest verdict, and the newest caption in each language. */
 export function standing(item) {
   const words = new Map();
   for (const review of item.reviews) {
@@ -15,20 +15,20 @@ export function standing(item) {
   return { verdict: item.reviews.find((review) => review.verdict !== null) ?? null, words };
 }
 
-/** Whether the models have not had their turn with it. */
+/** Whether the models have not annotated the image yet. */
 export const isWaiting = (item) => item.annotation.error?.code === NOT_DONE;
 
-/** Why this image cannot be put into words; null when it can. */
+/** Why this image cannot be given a caption; null when it can. */
 export function objectionToWords({ annotation }) {
   if (annotation.error?.code === NOT_DONE) return "This image has not been annotated yet.";
-  if (annotation.error && annotation.width === null) return "This was never read as an image; mend it, then retry what failed.";
-  return annotation.drop ? "A filter left this image out, and a review does not bring it back." : null;
+  if (annotation.error && annotation.width === null) return "This file could not be read as an image; repair it, then retry the failed images.";
+  return annotation.drop ? "A filter dropped this image, and a review cannot bring it back." : null;
 }
 
 /** Why this image cannot be accepted or rejected; null when it can. */
 export function objectionToVerdict(item) {
   const wordless = item.annotation.error && standing(item).words.size === 0;
-  return objectionToWords(item) ?? (wordless ? "The models failed on this image; write its caption first, or retry what failed." : null);
+  return objectionToWords(item) ?? (wordless ? "The models failed on this image; write its caption first, or retry the failed images." : null);
 }
 
 /**
@@ -79,7 +79,7 @@ function label({ number, annotation }, verdict) {
 }
 
 function button(text, key, click, pressed) {
-  // Reached by its key, or with Tab from the card that has the focus.
+  // The button is reached by its key, or with Tab from the card that has the focus.
   return element(
     "button", { type: "button", click, "aria-keyshortcuts": key, "aria-pressed": pressed === undefined ? null : `${pressed}` },
     text,
@@ -161,7 +161,7 @@ function measure(name, values) {
 
 /**
  * The form that edits the captions of an image, a field for each language.
- * @param {(texts: Array<{text: string, language: string}>) => void} save told the texts that were changed
+ * @param {(texts: Array<{text: string, language: string}>) => void} save called with the texts that were changed
  */
 export function editor(item, save, leave) {
   const { words } = standing(item);

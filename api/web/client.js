@@ -1,10 +1,10 @@
-// The API as this page uses it. Where it asks for a key, the person is asked once; the key stays in this tab.
+// The API as the pages use it. If it needs a key, the person is asked once; the key stays in this tab.
 
 import { ask } from "./elements.js";
 
 const KEY = "tuwen-key";
 
-/** What the API refuses: its problem details. */
+/** An error of the API, from its problem details. */
 export class Problem extends Error {
   constructor(status, detail, retryAfter) {
     super(detail);
@@ -13,7 +13,7 @@ export class Problem extends Error {
   }
 }
 
-/** Whether requests carry a key: reviews then bear the key's name. */
+/** Whether requests carry a key: the key's name is then the author of reviews. */
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
 let asking = null;
@@ -31,7 +31,7 @@ async function askForKey() {
   return Boolean(key);
 }
 
-/** Send a request, with the key where there is one; the response, which is a good one. Throws Problem. */
+/** Send a request, with the key if there is one, and return a successful response. Throws Problem. */
 export async function send(method, path, { body, signal } = {}) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);
@@ -61,7 +61,7 @@ export async function send(method, path, { body, signal } = {}) {
 export const json = async (method, path, options) => (await send(method, path, options)).json();
 
 /**
- * The states of a server-sent event stream, until it ends. `EventSource` would do, could it send a key.
+ * The states of a server-sent event stream, until it ends. `EventSource` would suffice if it could send a key.
  * @yields {Object} the data of each event
  */
 export async function* events(path, signal) {

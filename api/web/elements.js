@@ -1,4 +1,4 @@
-// Elements of the page. Foreign words only ever become text nodes and attributes that hold text, never markup.
+// Elements of the page. Untrusted text only becomes text nodes and attributes that hold text, never markup.
 
 /** The element of this page with this id. */
 export const byId = (id) => document.getElementById(id);
@@ -20,10 +20,10 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-const SEEN = 6000; // milliseconds after which good news are gone; bad ones stay
+const SEEN = 6000; // milliseconds after which a message disappears; error messages stay
 let fading = 0;
 
-/** Say something below the page, and to screen readers. */
+/** Show a message below the page, and announce it to screen readers. */
 export function say(text, { bad = false } = {}) {
   const message = byId("message");
   clearTimeout(fading);
@@ -33,8 +33,8 @@ export function say(text, { bad = false } = {}) {
 }
 
 /**
- * Ask for a line of text, or, without a label, for a yes.
- * @returns {Promise<string|null>} null when the person does not want to
+ * Ask for a line of text or, without a label, for confirmation.
+ * @returns {Promise<string|null>} null when the person cancels
  */
 export function ask({ title, why, label = null, yes, secret = false }) {
   const [dialog, input] = [byId("ask"), byId("ask-value")];

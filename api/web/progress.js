@@ -1,4 +1,4 @@
-// The run itself: how far it is, live, and the buttons that steer it.
+// The run itself: its live progress, and the buttons that steer it.
 
 import { events, json } from "./client.js";
 import { ask, byId, count, duration, lastPart, say } from "./elements.js";
@@ -14,13 +14,13 @@ export class Progress {
   #told;
   #watching = false;
 
-  /** @param {(dataset: Object) => void} told called with each new state */
+  /** @param {(dataset: Object) => void} told called with each new state of the run */
   constructor(path, told) {
     this.#path = path;
     this.#told = told;
     byId("pause").onclick = () => this.#steer("pause", "Paused.");
-    byId("resume").onclick = () => this.#steer("resume", "It goes on.");
-    byId("retry").onclick = () => this.#steer("retry?failed_only=true", "What failed runs once more.");
+    byId("resume").onclick = () => this.#steer("resume", "The run continues.");
+    byId("retry").onclick = () => this.#steer("retry?failed_only=true", "The failed images run again.");
     byId("export").onclick = () => this.#export();
     byId("cancel").onclick = () => this.#cancel();
   }
@@ -84,7 +84,7 @@ export class Progress {
 
   async #cancel() {
     const yes = await ask({
-      title: "Cancel this run?", why: "What is known by now stays and can be exported.", yes: "Cancel the run",
+      title: "Cancel this run?", why: "Finished annotations stay and can be exported.", yes: "Cancel the run",
     });
     if (yes) await this.#steer("cancel", "Cancelled.");
   }

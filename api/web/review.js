@@ -7,7 +7,7 @@ import { Progress } from "./progress.js";
 import { Thumbnails } from "./thumbnails.js";
 
 const PAGE = 48;
-const FRESH = 3000; // milliseconds between two looks at a page whose images are still being annotated
+const FRESH = 3000; // milliseconds between two refreshes of a page whose images are still being annotated
 const AUTHOR = "tuwen-author";
 const API = `/v1/datasets/${encodeURIComponent(location.pathname.split("/").pop())}`;
 
@@ -20,8 +20,8 @@ let thumbnails = new Thumbnails();
 let editing = null;
 let busy = false;
 let looked = 0;
-const done = []; // what this person said here, for undo: {number, review}
-let last = Promise.resolve(); // reviews go out one after the other, so that undo knows which one is the last
+const done = []; // reviews by this person on this page, for undo: {number, review}
+let last = Promise.resolve(); // reviews are sent one after the other, so that undo knows the last one
 
 let lookingAgain = null; // timer
 
@@ -30,7 +30,7 @@ const progress = new Progress(API, () => {
   if (unfinished) lookAgain();
 });
 
-/** Fetch the page once more, soon but not too often: never dropped, since no other news follows a run's last. */
+/** Fetch the page again, soon but not too often. The fetch is never skipped, since no event follows the last one. */
 function lookAgain() {
   const occupied = () => busy || editing !== null;
   lookingAgain ??= setTimeout(() => {
@@ -59,7 +59,7 @@ function show(changed, { replace = false } = {}) {
   history[replace ? "replaceState" : "pushState"]({ trail: view.trail }, "", url);
 }
 
-/** Fetch the page and show it. `focus` says which image gets it: "first", "last", or none, where it is elsewhere. */
+/** Fetch the page and show it. `focus` says which image gets it: "first", "last", or none, when it is elsewhere. */
 async function load({ focus = null, quiet = false } = {}) {
   busy = true;
   looked = Date.now();
@@ -77,7 +77,7 @@ async function load({ focus = null, quiet = false } = {}) {
   } catch (error) {
     say(error.message, { bad: true });
     if (error.status === 422 && (view.sort !== "number" || view.trail.length > 1)) {
-      show({ sort: "number", trail: [""] }, { replace: true }); // too many to be sorted, or an old address
+      show({ sort: "number", trail: [""] }, { replace: true }); // too many images to sort, or an outdated address
       await load({ focus });
     }
   } finally {
@@ -120,7 +120,7 @@ function withPicture(item) {
   return made;
 }
 
-/** Show an image anew; its picture stays. */
+/** Show an image again; its picture stays. */
 function repaint(item) {
   items.set(item.number, item);
   const [before, after] = [cardOf(item.number), card(item, ACTS, progress)];
@@ -178,13 +178,13 @@ function columns() {
 
 // ── reviews ───────────────────────────────────────────────────────────────────────────────────────────
 
-/** Who says it: the key's name stands for itself; without keys the person is asked once. */
+/** The author of a review: with keys it is the name of the key; without keys the person is asked once. */
 async function author() {
   if (hasKey()) return {};
   let name = localStorage.getItem(AUTHOR);
   if (!name) {
     name = await ask({
-      title: "Who are you?", why: "What you say of images is kept and exported under your name.",
+      title: "Who are you?", why: "Your reviews are stored and exported under your name.",
       label: "Your name", yes: "That is me",
     });
     if (!name) return null;
@@ -199,7 +199,7 @@ function review(number, who, said) {
   return last;
 }
 
-/** Whether it was kept. */
+/** Send a review; returns whether it was stored. */
 async function send(number, who, said) {
   try {
     let item;
@@ -207,7 +207,7 @@ async function send(number, who, said) {
       item = await json("POST", `${API}/items/${number}/reviews`, { body: { ...who, ...what } });
       done.push({ number, review: item.reviews[0].id });
     }
-    // Not before all of it is kept: a form whose second text is refused stays open.
+    // Closed only when all texts are stored: a form whose second text is refused stays open.
     if (items.has(number)) repaint(item);
     return true;
   } catch (error) {
@@ -222,11 +222,11 @@ async function judge(verdict, number = current) {
   if (who === null) return;
   const { name } = items.get(number).annotation;
   const kept = review(number, who, [{ verdict }]);
-  move(1); // nobody waits for the answer; what goes wrong is said
+  move(1); // the page does not wait for the answer; an error is shown when it comes
   if (await kept) say(`${name}: ${verdict}.`);
 }
 
-/** Go to an image; whether there is something to be said of it. */
+/** Go to an image; returns whether it can be reviewed. */
 function open(number, objection) {
   if (number === null || editing !== null) return false;
   point(number);
@@ -249,7 +249,7 @@ function edit(number = current) {
     if (texts.length) {
       const who = await author();
       if (who === null || !(await review(number, who, texts))) return;
-      say(items.get(number).annotation.captions.length ? "Saved beside the model's words." : "Saved.");
+      say(items.get(number).annotation.captions.length ? "Saved beside the model's caption." : "Saved.");
     }
     leave();
   }, leave);
@@ -274,7 +274,7 @@ async function takeBack() {
       repaint(item);
       point(item.number);
     }
-    say(`${item.annotation.name}: taken back.`);
+    say(`${item.annotation.name}: review withdrawn.`);
   } catch (error) {
     say(error.message, { bad: true });
   }

@@ -1,4 +1,4 @@
-// Small pictures, fetched when they come into sight, a few at a time, and forgotten with the page that showed them.
+// Previews, fetched when they scroll into view, a few at a time, and released with the page that showed them.
 
 import { send } from "./client.js";
 
@@ -19,7 +19,7 @@ export class Thumbnails {
     this.#seen.observe(image);
   }
 
-  /** Stop what is under way, and give the memory back. */
+  /** Stop pending requests, and release the memory. */
   clear() {
     this.#stop.abort();
     this.#seen.disconnect();

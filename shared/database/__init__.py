@@ -5,6 +5,6 @@ cannot do. No module outside this room writes SQL, but for the migrations.
 """
 
 from shared.database.facade import Database
-from shared.database.jobs import Claim, Dispatch, Finish, GiveBack, QueueState, Submission
+from shared.database.jobs import Dispatch, Finish, GiveBack, JobClaim, QueueState, Submission
 
-__all__ = ["Claim", "Database", "Dispatch", "Finish", "GiveBack", "QueueState", "Submission"]
+__all__ = ["Database", "Dispatch", "Finish", "GiveBack", "JobClaim", "QueueState", "Submission"]

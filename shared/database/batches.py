@@ -1,4 +1,4 @@
-"""What PostgreSQL keeps of batches: their files, how far they are, and the lines under way."""
+"""Batches in PostgreSQL: their files, their progress, and the lines that are being processed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, delete, func, insert, select, text, update
 
+from shared.database.batch_status import BatchStatus
 from shared.database.connections import Connections, seconds
+from shared.database.shards import Renewal, renewal
 from shared.database.tables import BatchLineRow, BatchRow, DocumentRow, JobRow
-from shared.openai.batches import BatchStatus
 from tuwen.errors import Conflict, NotFound
 from tuwen.jobs import Tenant
 
@@ -27,9 +28,17 @@ _TAKE = text("""
 """)
 
 
+_RENEW = text("""
+    UPDATE batches SET due_at = now() + :lease * interval '1 second'
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:epochs AS int[])) AS held (id, epoch)
+    WHERE batches.id = held.id AND batches.epoch = held.epoch
+    RETURNING batches.id, false AS cancelled
+""")
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a batch that has become a job."""
+    """A line of a batch that became a job."""
 
     number: int
     custom_id: str
@@ -39,6 +48,8 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class NewDocument:
+    """A document to be inserted; its object is already stored."""
+
     id: UUID
     key: str
     filename: str
@@ -117,7 +128,7 @@ class BatchClaim:
 
 
 class Documents:
-    """Files that are no images, each tenant's own."""
+    """Files other than images; each tenant sees its own."""
 
     def __init__(self, connections: Connections):
         self._run = connections.run
@@ -134,13 +145,13 @@ class Documents:
             Document, select(DocumentRow.__table__).where(DocumentRow.id == id, DocumentRow.tenant == tenant)
         )
         if not rows:
-            raise NotFound("There is no such file.")
+            raise NotFound("There is no file with this id.")
         return rows[0]
 
     def page(
         self, tenant: Tenant, *, purpose: str | None, after: UUID | None, limit: int, newest_first: bool
     ) -> list[Document]:
-        """In the order of their making."""
+        """Documents of a tenant, oldest or newest first."""
         query = select(DocumentRow.__table__).where(DocumentRow.tenant == tenant).limit(limit)
         if purpose is not None:
             query = query.where(DocumentRow.purpose == purpose)
@@ -149,11 +160,11 @@ class Documents:
         return self._fetch(Document, query.order_by(DocumentRow.id.desc() if newest_first else DocumentRow.id))
 
     def remove(self, id: UUID, tenant: Tenant) -> str:
-        """Forget the document; the key of its object, which is the caller's to delete.
+        """Delete a document's row and return the key of its object, which the caller has to delete.
 
         Raises:
             NotFound
-            Conflict: a batch that is not over reads it.
+            Conflict: a batch that is not over reads the document.
         """
         reading = select(BatchRow.id).where(BatchRow.input_id == id, BatchRow.finished_at.is_(None))
         if self._run(reading.where(BatchRow.tenant == tenant).limit(1)):
@@ -161,15 +172,15 @@ class Documents:
         gone = delete(DocumentRow).where(DocumentRow.id == id, DocumentRow.tenant == tenant)
         rows = self._run(gone.returning(DocumentRow.key))
         if not rows:
-            raise NotFound("There is no such file.")
+            raise NotFound("There is no file with this id.")
         return str(rows[0].key)
 
 
 class Batches:
-    """Each step of a batch is fenced by the epoch under which it was taken, as the claims of jobs are.
+    """Batches. Each step of a batch is fenced by the epoch of its lease, like the claims of jobs.
 
     Raises:
-        Conflict: from every method that names an epoch, when somebody else has the batch by now.
+        Conflict: from every method that names an epoch, when another process has the batch by now.
     """
 
     def __init__(self, connections: Connections):
@@ -180,7 +191,7 @@ class Batches:
     # ── the client's side ─────────────────────────────────────────────────────────────────────────
 
     def add(self, values: Mapping[str, Any], lifetime: float) -> Batch:
-        """Accept a batch, `values` being columns of its row; it expires after `lifetime` seconds."""
+        """Insert a batch, which expires after `lifetime` seconds; `values` are columns of its row."""
         statement = insert(BatchRow).values(expires_at=func.now() + seconds(lifetime), **values)
         [row] = self._fetch(Batch, statement.returning(BatchRow.__table__))
         return row
@@ -189,24 +200,24 @@ class Batches:
         """Raises NotFound also for another tenant's batch."""
         rows = self._fetch(Batch, select(BatchRow.__table__).where(BatchRow.id == id, BatchRow.tenant == tenant))
         if not rows:
-            raise NotFound("There is no such batch.")
+            raise NotFound("There is no batch with this id.")
         return rows[0]
 
     def page(self, tenant: Tenant, *, after: UUID | None, limit: int) -> list[Batch]:
-        """The newest first."""
+        """Batches of a tenant, the newest first."""
         query = select(BatchRow.__table__).where(BatchRow.tenant == tenant)
         query = query if after is None else query.where(BatchRow.id < after)
         return self._fetch(Batch, query.order_by(BatchRow.id.desc()).limit(limit))
 
     def cancel(self, id: UUID, tenant: Tenant) -> Batch:
-        """Raises NotFound; Conflict where it is over."""
+        """Request the cancellation of a batch. Raises NotFound, or Conflict when it is over."""
         wanted = update(BatchRow).where(
             BatchRow.id == id,
             BatchRow.tenant == tenant,
             BatchRow.status.in_([BatchStatus.VALIDATING.value, BatchStatus.IN_PROGRESS.value]),
         )
         values = {"status": BatchStatus.CANCELLING.value, "cancelling_at": func.now(), "due_at": func.now()}
-        # A new epoch, so that a step under way does not submit more.
+        # The epoch is raised, so that a step in progress does not submit more jobs.
         rows = self._fetch(Batch, wanted.values(epoch=BatchRow.epoch + 1, **values).returning(BatchRow.__table__))
         if rows:
             return rows[0]
@@ -215,24 +226,32 @@ class Batches:
             return batch
         raise Conflict(f"The batch is {batch.status}; only one that is not over can be cancelled.")
 
-    # ── whoever works it off ──────────────────────────────────────────────────────────────────────
+    # ── the runner's side ────────────────────────────────────────────────────────────────────────
 
     def take(self, lease: float) -> BatchClaim | None:
-        """A batch that is due, for `lease` seconds."""
+        """Lease a due batch for `lease` seconds; None when none is due."""
         return next(iter(self._fetch(BatchClaim, _TAKE, {"lease": lease})), None)
 
+    def renew(self, held: Mapping[UUID, int], lease: float) -> Renewal:
+        """One heartbeat: renew the leases of `held` (id → epoch) for `lease` seconds."""
+        ids = sorted(held)
+        rows = self._connections.run(
+            _RENEW, {"ids": ids, "epochs": [held[id] for id in ids], "lease": lease}, relaxed=True
+        )
+        return renewal(held, rows)
+
     def begin(self, id: UUID, epoch: int, total: int) -> None:
-        """Its input is sound."""
+        """Start the batch: its input is valid and has `total` requests."""
         values: dict[str, Any] = {"status": BatchStatus.IN_PROGRESS.value, "in_progress_at": func.now(), "total": total}
         self._change(id, epoch, due_at=func.now(), **values)
 
     def fail(self, id: UUID, epoch: int, problems: Sequence[Mapping[str, Any]]) -> None:
-        """Its input is not."""
+        """End the batch as failed: its input is not valid."""
         values: dict[str, Any] = {"status": BatchStatus.FAILED.value, "problems": [*problems], "due_at": None}
         self._change(id, epoch, finished_at=func.now(), **values)
 
     def put_off(self, id: UUID, epoch: int, pause: float) -> None:
-        """There is nothing to do for it for `pause` seconds."""
+        """Give the lease back; the batch is due again in `pause` seconds."""
         self._change(id, epoch, due_at=func.now() + seconds(pause))
 
     def advance(
@@ -246,7 +265,8 @@ class Batches:
         refused: int,
         connection: Connection | None = None,
     ) -> None:
-        """The input was read up to byte `position`, after line `line`: `lines` are jobs, `refused` are in a part."""
+        """Note that the input was read up to byte `position`, after line `line`: `lines` became jobs, and the answers
+        of `refused` others are in a part."""
         if connection is None:
             with self._connections.transaction() as own:
                 self.advance(id, epoch, lines, position=position, line=line, refused=refused, connection=own)
@@ -269,7 +289,7 @@ class Batches:
             connection.execute(insert(BatchLineRow), rows)
 
     def finished_lines(self, id: UUID, most: int) -> list[Line]:
-        """Lines whose job is over, the first ones."""
+        """The first lines, at most `most`, whose job is over."""
         over = (
             select(BatchLineRow.number, BatchLineRow.custom_id, BatchLineRow.job_id, BatchLineRow.response_format)
             .join(JobRow, JobRow.id == BatchLineRow.job_id)
@@ -278,11 +298,11 @@ class Batches:
         return [Line(*row) for row in self._run(over.order_by(BatchLineRow.number).limit(most))]
 
     def jobs_under_way(self, id: UUID) -> list[UUID]:
-        """Jobs of lines whose answers are not written."""
+        """Jobs of lines whose answers are not written yet."""
         return [row.job_id for row in self._run(select(BatchLineRow.job_id).where(BatchLineRow.batch_id == id))]
 
-    def gathered(self, id: UUID, epoch: int, numbers: Sequence[int], *, completed: int, failed: int) -> None:
-        """The answers of these lines are in a part."""
+    def mark_answered(self, id: UUID, epoch: int, numbers: Sequence[int], *, completed: int, failed: int) -> None:
+        """Note that the answers of these lines are in a part."""
         with self._connections.transaction() as connection:
             self._change(
                 id,
@@ -298,8 +318,8 @@ class Batches:
             connection.execute(delete(BatchLineRow).where(done))
 
     def finalize(self, id: UUID, epoch: int) -> None:
-        """Its parts are being put together."""
-        self._change(id, epoch, status=BatchStatus.FINALIZING.value, finalizing_at=func.now())
+        """Note that the parts are being joined."""
+        self._change(id, epoch, ends_step=False, status=BatchStatus.FINALIZING.value, finalizing_at=func.now())
 
     def finish(
         self,
@@ -310,7 +330,7 @@ class Batches:
         output: NewDocument | None,
         errors: NewDocument | None,
     ) -> None:
-        """It is over, and these are its files."""
+        """End the batch with these output files."""
         with self._connections.transaction() as connection:
             for document in (output, errors):
                 if document is not None:
@@ -326,12 +346,17 @@ class Batches:
                 errors_id=errors and errors.id,
             )
 
-    def _change(self, id: UUID, epoch: int, connection: Connection | None = None, **values: Any) -> None:
+    def _change(
+        self, id: UUID, epoch: int, connection: Connection | None = None, *, ends_step: bool = True, **values: Any
+    ) -> None:
+        if ends_step:
+            # The lease ends with the step: a heartbeat that is under way must not put off the next one.
+            values["epoch"] = BatchRow.epoch + 1
         change = update(BatchRow).where(BatchRow.id == id, BatchRow.epoch == epoch).values(**values)
         change = change.returning(BatchRow.id)
         rows = self._run(change) if connection is None else connection.execute(change).all()
         if not rows:
-            raise Conflict("Somebody else sees to this batch by now.")
+            raise Conflict("Another process works on this batch by now.")
 
 
 def _insertion(document: NewDocument, tenant: Tenant) -> Any:

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: two pools, foreign errors translated, one statement a round trip, none for ever."""
+"""Connections to PostgreSQL: two pools, translated errors, one round trip per statement, and timeouts everywhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from shared.database.watchdog import PATIENCE, Silent, Watchdog, WatchedConnecti
 from shared.settings import Settings
 from tuwen.errors import DatabaseUnavailable
 
-# Of our own end: a connection that breaks without a word is noticed in seconds.
+# Our own end of a connection: one that breaks silently is noticed in seconds.
 _CONNECT: dict[str, Any] = {
     "connect_timeout": PATIENCE,
     "application_name": "tuwen",
@@ -35,7 +35,7 @@ _CONNECT: dict[str, Any] = {
     "keepalives_interval": 5,
     "keepalives_count": 2,
 }
-# Of the server's end: else locks of a client whose host is gone would be held for hours.
+# The server's end: otherwise it would hold the locks of a client whose host is gone for hours.
 _SESSION = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "2"}
 
 
@@ -43,29 +43,29 @@ Row = TypeVar("Row")
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Foreign errors become ours here and nowhere else; a broken statement stays a bug, if the schema is ours."""
+def translate_errors() -> Iterator[None]:
+    """Translate errors of PostgreSQL to ours. An invalid statement stays a bug if the schema is current."""
     try:
         yield
     except (sqlalchemy_errors.OperationalError, sqlalchemy_errors.InterfaceError) as error:
         if isinstance(error.orig, Silent):
             raise unavailable() from error
         if isinstance(error.orig, psycopg.errors.QueryCanceled):
-            raise DatabaseUnavailable("PostgreSQL took too long over this; try again.", retry_after=10) from error
+            raise DatabaseUnavailable("PostgreSQL took too long to answer; try again.", retry_after=10) from error
         raise DatabaseUnavailable("PostgreSQL does not answer; try again.", retry_after=2) from error
     except sqlalchemy_errors.TimeoutError as error:
         raise DatabaseUnavailable("All connections to PostgreSQL are busy; try again.", retry_after=1) from error
     except sqlalchemy_errors.DBAPIError as error:
-        # A server that is going down answers with SQLSTATE class 57P, which psycopg files elsewhere.
+        # A server that is shutting down answers with SQLSTATE class 57P, which may arrive as another class.
         if error.connection_invalidated or isinstance(error.orig, psycopg.OperationalError):
             raise DatabaseUnavailable("PostgreSQL is restarting; try again.", retry_after=2) from error
         if isinstance(error.orig, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
-            raise DatabaseUnavailable("The database has not the schema of this version; run: tuwen migrate") from error
+            raise DatabaseUnavailable("The database lacks the schema of this version; run: tuwen migrate") from error
         raise
 
 
 def driver_url(url: str) -> str:
-    """`postgresql://…` as people write it, with the driver that this project uses."""
+    """The URL `postgresql://…` as people write it, with the driver that this project uses."""
     return make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
 
@@ -75,18 +75,18 @@ def seconds(count: float | SQLColumnExpression[float]) -> ColumnElement[Any]:
 
 
 class Connections:
-    """Thread-safe; make one per process.
+    """The connection pools of a process. Thread-safe; make one per process.
 
     Raises:
         DatabaseUnavailable: from every method, when PostgreSQL cannot be reached.
     """
 
     def __init__(self, settings: Settings, *, pool_size: int = 8, longest: float | None = None):
-        """`longest`: seconds after which PostgreSQL breaks a statement off; none means never."""
+        """`longest`: seconds after which PostgreSQL aborts a statement; None means never."""
         self._watchdog = Watchdog(settings.database_url)
         self._engine = self._pool(settings, pool_size, longest=longest)
         # Losing a heartbeat only shortens a lease, so it need not wait for the disk; and another one follows, so it
-        # need not ask first whether the connection still stands.
+        # need not check first whether the connection still works.
         self._relaxed = self._pool(settings, pool_size=2, longest=longest, relaxed=True)
 
     def _pool(self, settings: Settings, pool_size: int, *, longest: float | None, relaxed: bool = False) -> Engine:
@@ -109,7 +109,7 @@ class Connections:
 
         @event.listens_for(engine, "do_connect")
         def _connect(_dialect: object, _record: object, arguments: Any, options: Any) -> WatchedConnection:
-            self._watchdog.require_voice()  # it may have fallen silent while this one waited for a place in the pool
+            self._watchdog.require_voice()  # it may have fallen silent while this thread waited for the pool
             return self._watchdog.connect(*arguments, **options)
 
         @event.listens_for(engine, "connect")
@@ -125,14 +125,16 @@ class Connections:
 
     @contextmanager
     def connection(self, *, relaxed: bool = False) -> Iterator[Connection]:
+        """Check out a connection in autocommit mode; `relaxed` commits do not wait for the disk."""
         self._watchdog.require_voice()
-        with translated(), (self._relaxed if relaxed else self._engine).connect() as connection:
+        with translate_errors(), (self._relaxed if relaxed else self._engine).connect() as connection:
             yield connection
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
+        """Check out a connection and run the block in one transaction."""
         self._watchdog.require_voice()
-        with translated(), self._engine.connect() as connection:
+        with translate_errors(), self._engine.connect() as connection:
             transactional = connection.execution_options(isolation_level="READ COMMITTED")
             with transactional.begin():
                 yield transactional

@@ -1,4 +1,4 @@
-"""The state machine of data sets and their shards in SQL: one statement a transition, each with its guard.
+"""The state machine of data sets and their shards in SQL: one statement per transition, each with its guard.
 
     dataset   planning ──planned──▶ running ──all shards over──▶ exporting ──▶ succeeded | failed
     shard     queued ──claim──▶ running ──finish──▶ done
@@ -29,7 +29,7 @@ RENEW_DATASETS = text("""
     RETURNING datasets.id, false AS cancelled
 """)
 
-# Fenced by the data set's row: a planner that was taken for dead adds nothing.
+# Fenced by the data set's row: a planner that was presumed dead adds nothing.
 ADD_SHARD = text("""
     INSERT INTO shards (id, dataset_id, number, images, plan_key, dispatch_due_at)
     SELECT :shard, id, :number, :images, :plan_key, now() + :due * interval '1 second'
@@ -45,7 +45,7 @@ PLANNED = text("""
     RETURNING id
 """)
 
-# Each shard that ends asks this after its own commit, so the last one of them finds all of them over.
+# Each shard that ends runs this after its own commit, so the last of them finds all of them over.
 COMPLETE = text("""
     UPDATE datasets SET status = 'exporting', available_at = now()
     WHERE status = 'running' AND (CAST(:id AS uuid) IS NULL OR id = :id) AND NOT EXISTS (
@@ -63,7 +63,7 @@ END = text("""
     RETURNING id
 """)
 
-# Not done, and to be tried again. The backoff doubles up to five minutes; what was merely interrupted waits for none.
+# Not finished, and to be tried again. The backoff doubles up to five minutes; an interruption has no backoff.
 PUT_OFF = text("""
     UPDATE datasets SET
         worker = NULL, lease_until = NULL, error_code = CAST(:code AS text), error_detail = CAST(:detail AS text),
@@ -98,7 +98,7 @@ RESUME = text("""
     SELECT id FROM resumed
 """)
 
-# Messages in the queue carry the old priority, and a claim refuses them: each shard is published anew.
+# Messages in the queue carry the old priority, and a claim refuses them: each shard is published again.
 PRIORITIZE = text("""
     WITH changed AS (
         UPDATE datasets SET priority = :priority
@@ -110,7 +110,7 @@ PRIORITIZE = text("""
     SELECT id FROM changed
 """)
 
-# Running shards are told by their workers' next heartbeat.
+# Workers learn from their next heartbeat that running shards are cancelled.
 CANCEL = text("""
     WITH cancelled AS (
         UPDATE datasets SET
@@ -123,8 +123,8 @@ CANCEL = text("""
     SELECT id FROM cancelled
 """)
 
-# Shards with failures run again, and of each only what failed: the rest is in the results that they keep. Unless it is
-# for the failed ones only, what a cancel left undone is done too, and planned on where it was not completely planned.
+# Shards with failures run again, but only their failed images: the rest is in the results that they keep. Unless
+# `failed_only`, images that a cancel left undone run too, and planning continues if it was not complete.
 RETRY = text("""
     WITH again AS (
         UPDATE shards SET
@@ -149,7 +149,7 @@ RETRY = text("""
     RETURNING id, status
 """)
 
-# Only the destination changes, and what is known is written there.
+# Only the destination changes; the existing annotations are written there.
 EXPORT = text("""
     UPDATE datasets SET
         status = 'exporting', finished_at = NULL, attempts = 0, available_at = now(), error_code = NULL,
@@ -158,7 +158,7 @@ EXPORT = text("""
     RETURNING id
 """)
 
-# Shards and reviews go with it. A worker that still runs one of the shards finds out by its heartbeat.
+# Shards and reviews are deleted with it. A worker that still runs a shard learns of it from its heartbeat.
 DELETE = text("""
     DELETE FROM datasets
     WHERE id = :id AND tenant = :tenant AND status IN ('succeeded', 'failed', 'cancelled')
@@ -189,7 +189,7 @@ LOCATE = text("""
     WHERE first <= :image AND :image < first + images
 """)
 
-# The heartbeat carries the progress, so that following it costs no statement of its own.
+# The heartbeat carries the progress, so that reporting it needs no separate statement.
 RENEW_SHARDS = text("""
     UPDATE shards SET
         lease_until = now() + :lease * interval '1 second',
@@ -216,7 +216,7 @@ FINISH = text("""
     RETURNING id
 """)
 
-# What becomes of a running shard that was not done, `v.reason` saying why.
+# Decides what happens to a running shard that was not finished; `v.reason` says why it was not.
 _SETTLE = """
     UPDATE shards SET
         status = v.next,
@@ -254,7 +254,8 @@ GIVE_BACK = text(
     )
 )
 
-# Locked while they are looked for, so that each is judged as it is now: its worker may just be renewing the lease.
+# The rows are locked while they are selected, so that each is judged as it is now: its worker may be renewing the
+# lease.
 RESCUE = text(
     _SETTLE.format(
         given="""
@@ -268,7 +269,7 @@ RESCUE = text(
     )
 )
 
-# In the order in which they are to run. Materialised for the reason that `shared.database.job_statements.TAKE_DUE` has.
+# Ordered as the shards are to run. Materialised for the reason given at `shared.database.job_statements.TAKE_DUE`.
 TAKE_DUE = text("""
     WITH due AS MATERIALIZED (
         SELECT s.id, d.kinds, d.priority FROM shards AS s JOIN datasets AS d ON d.id = s.dataset_id
@@ -289,8 +290,8 @@ READY = text("""
     GROUP BY d.kinds
 """)
 
-# For monitoring, as `shared.database.job_statements.OUTLINES`. One that waits is heard of when it starts; one that
-# is gone went with its data set.
+# For monitoring, like `shared.database.job_statements.OUTLINES`. A waiting shard is reported when it starts; a missing
+# one was deleted with its data set.
 OUTLINES = text("""
     WITH wanted AS (
         SELECT unnest(CAST(:ids AS uuid[])) AS id
@@ -304,7 +305,7 @@ OUTLINES = text("""
     WHERE s.id IS NULL OR GREATEST(s.available_at, s.started_at, s.finished_at) < now() - interval '5 seconds'
 """)
 
-# The key says which shard it is of (`shared.objects.datasets`), so that no index of keys is needed.
+# The key contains the data set and the shard (`shared.objects.datasets`), so that no index of keys is needed.
 UNREFERENCED = text("""
     SELECT key FROM (
         SELECT key, regexp_match(key, '^datasets/([0-9a-f-]{36})/([0-9]{1,9})/') AS parts
@@ -334,8 +335,8 @@ FIGURES = text("""
     GROUP BY d.status, s.status
 """)
 
-# Each shard is taken to have worked evenly from its start to its end, or to now: what of that falls into the last
-# `window` seconds is counted.
+# Each shard is assumed to have worked evenly from its start to its end, or to now; the share of that time that falls
+# into the last `window` seconds is counted.
 RATES = text("""
     SELECT worker, sum(running) AS shards,
         (sum(images * share) / GREATEST(1, LEAST(:window, max(age))))::float8 AS images,

@@ -1,6 +1,6 @@
-"""Every state transition of a data set, each one guarded statement, and what people say of its images.
+"""Every state transition of a data set, each as one guarded statement, and the reviews of its images.
 
-The rules are those of jobs (`shared.database`): a guard names the status and, while a housekeeper plans or exports the
+The rules are those of jobs (`shared.database`): a guard checks the status and, while a housekeeper plans or exports the
 data set, the epoch of its claim.
 """
 
@@ -36,12 +36,12 @@ from tuwen.errors import Conflict, NotFound
 from tuwen.jobs import JobError, Tenant
 
 RATE_WINDOW = 60.0
-"""Seconds over which images per second are told."""
+"""Seconds over which images per second are averaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetClaim:
-    """A data set that this housekeeper plans or exports."""
+    """A data set that a housekeeper plans or exports until it ends it, puts it off, or loses the lease."""
 
     id: UUID
     epoch: int
@@ -65,7 +65,7 @@ class DatasetFigures:
 
 
 class Datasets:
-    """Data sets as their owners see them, and as the housekeepers work on them."""
+    """Data sets, as their owners see them and as the housekeepers process them."""
 
     def __init__(self, connections: Connections, settings: Settings):
         self._run = connections.run
@@ -78,7 +78,7 @@ class Datasets:
         """Accept a data set; it is committed when this returns.
 
         Raises:
-            Conflict: another unfinished data set has this destination.
+            Conflict: another unfinished data set has the same destination.
         """
         id = uuid7()
         new = insert(DatasetRow).values(
@@ -92,56 +92,58 @@ class Datasets:
         try:
             self._run(new)
         except IntegrityError as error:
-            raise _taken(request.destination) from error
+            raise _destination_taken(request.destination) from error
         return id
 
     def get(self, id: UUID, tenant: Tenant) -> Dataset:
-        """With its progress. Raises NotFound also for another tenant's data set."""
-        return self._shown(self._row(id, tenant))
+        """The data set with its progress. Raises NotFound, also for another tenant's data set."""
+        return self._to_dataset(self._row(id, tenant))
 
     def page(self, tenant: Tenant, *, before: UUID | None = None, limit: int = 50) -> list[Dataset]:
-        """Newest first; `before` is the last id of the page before."""
+        """A page of data sets, newest first; `before` is the last id of the previous page."""
         query = _DATASETS.where(DatasetRow.tenant == tenant).order_by(DatasetRow.id.desc()).limit(limit)
         if before is not None:
             query = query.where(DatasetRow.id < before)
-        return [self._shown(row) for row in self._run(query)]
+        return [self._to_dataset(row) for row in self._run(query)]
 
     def pause(self, id: UUID, tenant: Tenant) -> None:
-        """Nothing of it starts any more, and what runs is given back. Raises NotFound, Conflict."""
+        """Pause a data set: no further shard starts, and running shards are given back. Raises NotFound, Conflict."""
         self._change(id, tenant, transitions.PAUSE, "paused")
 
     def resume(self, id: UUID, tenant: Tenant) -> None:
+        """Resume a data set that was paused. Raises NotFound, Conflict."""
         self._change(id, tenant, transitions.RESUME, "resumed")
 
     def cancel(self, id: UUID, tenant: Tenant) -> None:
-        """It is over; what is known stays, and can be exported."""
+        """Cancel a data set; annotations that are finished stay and can be exported. Raises NotFound, Conflict."""
         self._change(id, tenant, transitions.CANCEL, "cancelled")
 
     def prioritize(self, id: UUID, tenant: Tenant, priority: int) -> None:
+        """Change the priority of a data set. Raises NotFound, Conflict."""
         self._change(id, tenant, transitions.PRIORITIZE, "given another priority", priority=priority)
 
     def retry(self, id: UUID, tenant: Tenant, *, failed_only: bool = False) -> DatasetStatus:
-        """Run the images that failed once more, and only those; unless `failed_only`, what a cancel left undone too.
+        """Run only the images that failed again; unless `failed_only`, also those that a cancel left undone.
 
         Raises:
-            NotFound: no such data set of this tenant.
-            Conflict: it is not over, nothing of it failed, or its destination is taken.
+            NotFound: the tenant has no such data set.
+            Conflict: the data set is not over, no image of it failed, or its destination is taken.
         """
         try:
             rows = self._run(transitions.RETRY, {"id": id, "tenant": tenant, "failed_only": failed_only})
         except IntegrityError as error:
-            raise _taken(self._row(id, tenant).destination) from error
+            raise _destination_taken(self._row(id, tenant).destination) from error
         if not rows:
             status = self._row(id, tenant).status
             over = DatasetStatus(status).terminal
-            why = "nothing of it failed" if over else f"it is {status}; cancel it first, or wait"
+            why = "none of its images failed" if over else f"it is {status}; cancel it first, or wait"
             raise Conflict(f"Data set {id} cannot be retried: {why}.")
         return DatasetStatus(rows[0].status)
 
     def export(
         self, id: UUID, tenant: Tenant, destination: str, destination_format: ExportFormat, *, overwrite: bool
     ) -> None:
-        """Write what is known of a data set that is over to a destination, once more or to another one.
+        """Export a data set that is over again, to the same or another destination.
 
         Raises:
             NotFound, Conflict
@@ -151,14 +153,14 @@ class Datasets:
         try:
             self._change(id, tenant, transitions.EXPORT, "exported", **values)
         except IntegrityError as error:
-            raise _taken(destination) from error
+            raise _destination_taken(destination) from error
 
     def delete(self, id: UUID, tenant: Tenant) -> None:
-        """Forget a data set that is over, its shards and what people said of its images; its objects are nobody's then.
+        """Delete a data set that is over, with its shards and reviews; its objects become orphans.
 
         Raises:
-            NotFound: no such data set of this tenant.
-            Conflict: it is not over.
+            NotFound: the tenant has no such data set.
+            Conflict: the data set is not over.
         """
         if not self._run(transitions.DELETE, {"id": id, "tenant": tenant}):
             status = self._row(id, tenant).status
@@ -175,7 +177,7 @@ class Datasets:
             raise NotFound(f"There is no data set {id}.")
         return rows[0]
 
-    def _shown(self, row: Any) -> Dataset:
+    def _to_dataset(self, row: Any) -> Dataset:
         error = row.error_code and JobError(code=row.error_code, detail=row.error_detail or "")
         return Dataset(
             id=row.id,
@@ -215,11 +217,11 @@ class Datasets:
         )
 
     def figures(self) -> list[DatasetFigures]:
-        """Figures of all data sets that are not over."""
+        """Totals of unfinished data sets."""
         return self._fetch(DatasetFigures, transitions.FIGURES)
 
     def speed(self) -> tuple[float, float]:
-        """Images and tokens per second, of all data sets together."""
+        """Images and tokens per second of all data sets together."""
         running = select(DatasetRow.id).where(DatasetRow.status == DatasetStatus.RUNNING.value)
         rates = [
             rate
@@ -228,22 +230,22 @@ class Datasets:
         ]
         return sum(rate.images for rate in rates), sum(rate.tokens for rate in rates)
 
-    # ── what people say of images ─────────────────────────────────────────────────────────────────
+    # ── reviews of images ────────────────────────────────────────────────────────────────────────
 
     def review(self, id: UUID, image: int, said: ReviewRequest) -> None:
-        """Note what somebody said of an image; the newest counts, the older ones stay."""
+        """Add a review of an image; the newest one counts, and older ones stay."""
         self._run(insert(ReviewRow).values(id=uuid7(), dataset_id=id, image=image, **said.model_dump()))
 
     def withdraw(self, id: UUID, image: int, review: UUID, author: str | None) -> None:
-        """Take back what `author` (none: anybody) said of an image. Raises NotFound."""
+        """Withdraw a review of an image that `author` (None: anybody) wrote. Raises NotFound."""
         said = delete(ReviewRow).where(ReviewRow.id == review, ReviewRow.dataset_id == id, ReviewRow.image == image)
         if author is not None:
             said = said.where(ReviewRow.author == author)
         if not self._run(said.returning(ReviewRow.id)):
-            raise NotFound(f"Of image {image} there is no review {review} that you could take back.")
+            raise NotFound(f"Image {image} has no review {review} that you could withdraw.")
 
     def reviews(self, id: UUID, images: Sequence[int]) -> dict[int, list[Review]]:
-        """Image → what was said of it, the newest first, of those of these images that somebody looked at."""
+        """Image → its reviews, the newest first, for those of these images that have any."""
         rows = self._run(
             select(ReviewRow.__table__)
             .where(ReviewRow.dataset_id == id, ReviewRow.image.in_(images))
@@ -262,39 +264,39 @@ class Datasets:
             found.setdefault(row.image, []).append(review)
         return found
 
-    def reviewed(self, id: UUID) -> dict[int, str | None]:
-        """Images that somebody said something of, with the newest verdict."""
+    def verdicts(self, id: UUID) -> dict[int, str | None]:
+        """Image → newest verdict, for all images that have a review."""
         said = select(ReviewRow.image, ReviewRow.verdict).where(ReviewRow.dataset_id == id).order_by(ReviewRow.id)
         found: dict[int, str | None] = {}
         for row in self._run(said):
             found[row.image] = row.verdict or found.get(row.image)
         return found
 
-    def edited(self, id: UUID) -> set[int]:
-        """Images of which somebody put the words better."""
+    def edited_images(self, id: UUID) -> set[int]:
+        """Images whose caption somebody improved."""
         said = select(ReviewRow.image).where(ReviewRow.dataset_id == id, ReviewRow.text.is_not(None)).distinct()
         return {row.image for row in self._run(said)}
 
     # ── the housekeeper's side ────────────────────────────────────────────────────────────────────
 
     def request(self, id: UUID) -> DatasetRequest:
-        """What was asked for, whoever's it is. Raises NotFound."""
+        """The request of a data set of any tenant. Raises NotFound."""
         rows = self._run(select(DatasetRow.request).where(DatasetRow.id == id))
         if not rows:
             raise NotFound(f"There is no data set {id}.")
         return DatasetRequest.model_validate(rows[0].request)
 
     def awaiting(self, most: int) -> list[UUID]:
-        """Data sets to be planned or exported that nobody works on."""
+        """Data sets that are to be planned or exported and that no housekeeper works on."""
         return [row.id for row in self._run(transitions.AWAITING, {"most": most})]
 
     def take(self, id: UUID, worker: str) -> DatasetClaim | None:
-        """Make this data set this housekeeper's to plan or export; None when it is not to be."""
+        """Claim a data set in order to plan or export it; None when it cannot be claimed."""
         rows = self._run(transitions.TAKE, {"id": id, "worker": worker, "lease": self._settings.lease})
         return next((_dataset_claim(row) for row in rows), None)
 
     def renew(self, held: Mapping[UUID, int]) -> Renewal:
-        """One heartbeat: `held` is id → epoch."""
+        """One heartbeat: renew the leases of `held` (id → epoch)."""
         ids = sorted(held)
         rows = self._run(
             transitions.RENEW_DATASETS,
@@ -304,20 +306,21 @@ class Datasets:
         return renewal(held, rows)
 
     def add_shard(self, claim: DatasetClaim, shard: UUID, number: int, images: int, plan_key: str, due: float) -> bool:
-        """Plan one shard, to be published by the housekeeper in `due` seconds unless it is claimed by then.
+        """Add a planned shard, which the housekeeper publishes in `due` seconds unless a worker claims it by then.
 
-        False when the data set is no longer this housekeeper's, or has a shard of this number.
+        False when the data set is no longer this housekeeper's, or already has a shard with this number.
         """
         values = {"shard": shard, "number": number, "images": images, "plan_key": plan_key, "due": due}
         return bool(self._run(transitions.ADD_SHARD, {"id": claim.id, "epoch": claim.epoch, **values}))
 
-    def planned(self, claim: DatasetClaim) -> bool:
+    def mark_planned(self, claim: DatasetClaim) -> bool:
+        """Note that all shards are planned. False when the data set is no longer this housekeeper's."""
         return bool(self._run(transitions.PLANNED, {"id": claim.id, "epoch": claim.epoch}))
 
     def end(
         self, claim: DatasetClaim, error: JobError | None = None, *, estimate: Mapping[str, Any] | None = None
     ) -> bool:
-        """It is over: exported, or estimated, or failed for a reason that trying again would not mend."""
+        """End a data set: exported, or estimated, or failed for a reason that another attempt would not fix."""
         status = DatasetStatus.SUCCEEDED if error is None else DatasetStatus.FAILED
         values = {
             "status": status.value,
@@ -328,7 +331,7 @@ class Datasets:
         return bool(self._run(transitions.END, {"id": claim.id, "epoch": claim.epoch, **values}))
 
     def put_off(self, claim: DatasetClaim, error: JobError | None = None) -> bool:
-        """It was not done: interrupted, or for a reason that may pass."""
+        """Give a data set back that was not finished: it was interrupted, or failed for a reason that may pass."""
         values = {"code": error and error.code, "detail": error and error.detail}
         return bool(
             self._run(
@@ -338,11 +341,11 @@ class Datasets:
         )
 
     def complete(self, id: UUID | None = None) -> list[UUID]:
-        """Those whose last shard is over, of all or of this one, are to be exported from here on."""
+        """Move data sets (all, or this one) whose last shard is over to the state exporting; returns their ids."""
         return [row.id for row in self._run(transitions.COMPLETE, {"id": id})]
 
-    def earlier(self, claim: DatasetClaim) -> list[UUID]:
-        """Runs of this tenant over the same source that asked the same of each image, the newest first."""
+    def earlier_runs(self, claim: DatasetClaim) -> list[UUID]:
+        """Runs of this tenant over the same source with the same parameters for each image, the newest first."""
         rows = self._run(
             select(DatasetRow.id, DatasetRow.request)
             .where(DatasetRow.tenant == claim.tenant, DatasetRow.id < claim.id)
@@ -356,7 +359,7 @@ class Datasets:
 _DATASETS: Select[Any] = select(DatasetRow.__table__)
 
 
-def _taken(destination: str | None) -> Conflict:
+def _destination_taken(destination: str | None) -> Conflict:
     return Conflict(
         f"Another data set is being written to {destination}; wait for it, cancel it, or choose another destination.",
         field="destination",

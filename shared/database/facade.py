@@ -20,18 +20,18 @@ from shared.database.workers import Workers
 from shared.settings import Settings
 
 HOUSEKEEPING_LOCK = 0x7475_7765_6E01
-"""Advisory lock of the housekeeper that acts."""
+"""Advisory lock of the leading housekeeper."""
 
 
 class Database:
-    """Connections to PostgreSQL and every transition. Thread-safe; make one per process.
+    """Connections to PostgreSQL and every state transition. Thread-safe; make one per process.
 
     Raises:
         DatabaseUnavailable: from every method of every part, when PostgreSQL cannot be reached.
     """
 
     def __init__(self, settings: Settings, *, pool_size: int = 8, longest: float | None = None):
-        """`longest`: seconds after which PostgreSQL breaks a statement off; none means never."""
+        """`longest`: seconds after which PostgreSQL aborts a statement; None means never."""
         self._connections = Connections(settings, pool_size=pool_size, longest=longest)
         self.workers = Workers(self._connections, settings)
         self.jobs = Jobs(self._connections, self.workers, settings)
@@ -47,11 +47,11 @@ class Database:
         self._connections.close()
 
     def check(self) -> None:
-        """Readiness: PostgreSQL answers and the schema is there."""
+        """Check readiness: PostgreSQL answers and the schema exists."""
         self._connections.run(select(JobRow.id).limit(1))
 
     @contextmanager
-    def leading(self) -> Iterator[bool]:
-        """Whether this process is the one housekeeper that acts, until the block ends or it dies."""
+    def lead(self) -> Iterator[bool]:
+        """Try to become the leading housekeeper until the block ends or the process dies; yields success."""
         with self._connections.transaction() as connection:
             yield connection.execute(select(func.pg_try_advisory_xact_lock(HOUSEKEEPING_LOCK))).scalar_one()

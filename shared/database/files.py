@@ -33,7 +33,7 @@ class StoredFile:
 
 
 class Files:
-    """Uploaded images, each tenant's own."""
+    """Uploaded images; each tenant sees its own."""
 
     def __init__(self, connections: Connections):
         self._run = connections.run
@@ -42,17 +42,17 @@ class Files:
     def add(
         self, *, tenant: Tenant, sha256: str, key: str, media_type: str, width: int, height: int, size: int
     ) -> datetime:
-        """Idempotent: the same bytes again are the same file. When they came first."""
+        """Add a file and return when it was first uploaded. Idempotent: the same bytes again are the same file."""
         new = upsert(FileRow).values(
             tenant=tenant, sha256=sha256, key=key, media_type=media_type, width=width, height=height, size=size
         )
-        # An update that changes nothing, since only what is written is returned.
+        # The update changes nothing, but without it the statement would not return an existing row.
         same = new.on_conflict_do_update(index_elements=[FileRow.tenant, FileRow.sha256], set_={"key": key})
         created_at: datetime = self._run(same.returning(FileRow.created_at))[0].created_at
         return created_at
 
     def get(self, sha256: str, tenant: Tenant) -> StoredFile:
-        """Raises NotFound also for another tenant's file."""
+        """The file with these bytes. Raises NotFound, also for another tenant's file."""
         rows = self._fetch(
             StoredFile, select(FileRow.__table__).where(FileRow.tenant == tenant, FileRow.sha256 == sha256)
         )
@@ -61,6 +61,6 @@ class Files:
         return rows[0]
 
     def known(self, sha256s: Sequence[str], tenant: Tenant) -> set[str]:
-        """Those of these files that the tenant has."""
+        """The subset of these files that the tenant has."""
         found = select(FileRow.sha256).where(FileRow.tenant == tenant, FileRow.sha256.in_(sha256s))
         return {row.sha256 for row in self._run(found)}

@@ -1,4 +1,4 @@
-"""The state machine in SQL: one statement a transition, each with its guard.
+"""The state machine of jobs in SQL: one statement per transition, each with its guard.
 
     queued ──claim──▶ running ──finish──▶ succeeded | failed
       ▲                  │
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-# What becomes of a running job that was not done, `v.reason` saying why. Crash backoff doubles with
-# each crash, retry backoff with each attempt; both end at five minutes.
+# Decides what happens to a running job that was not finished; `v.reason` says why it was not. The backoff
+# doubles with each crash or attempt, up to five minutes.
 _SETTLE = """
     UPDATE jobs SET
         status = v.next,
@@ -46,8 +46,8 @@ _SETTLE = """
     RETURNING jobs.id, jobs.status, jobs.webhook
 """
 
-# The webhook owed is written by the statement that ends the job: neither without the other. A job that ends once
-# more, after a retry, owes another delivery: receivers take a known id for a repetition.
+# The statement that ends a job also writes the pending webhook, so that neither exists without the other. A job that
+# ends again after a retry gets another delivery with a new id: receivers take a known id for a repetition.
 _OWE_WEBHOOKS = """
     owed AS (
         INSERT INTO webhooks (id, job_id, url)
@@ -58,8 +58,8 @@ _OWE_WEBHOOKS = """
 """
 
 
-def _ending(statement: str) -> str:
-    """`statement` (returning id, status, webhook) together with the webhooks that it makes due."""
+def _with_webhooks(statement: str) -> str:
+    """Extend `statement` (returning id, status, webhook) so that it also writes the webhooks that are due."""
     return f"WITH done AS ({statement}), {_OWE_WEBHOOKS} SELECT id, status FROM done"  # noqa: S608 (constants)
 
 
@@ -103,7 +103,7 @@ RENEW = text("""
 """)
 
 FINISH = text(
-    _ending("""
+    _with_webhooks("""
     UPDATE jobs SET
         status = f.status, result = f.result, result_key = f.result_key, finished_at = now(),
         lease_until = NULL, error_code = f.error_code, error_detail = f.error_detail, error_retryable = f.retryable
@@ -117,7 +117,7 @@ FINISH = text(
 )
 
 GIVE_BACK = text(
-    _ending(
+    _with_webhooks(
         _SETTLE.format(
             given="""
     SELECT * FROM unnest(
@@ -129,10 +129,10 @@ GIVE_BACK = text(
     )
 )
 
-# Locked while they are looked for, so that each is judged as it is now: its worker may just be renewing the lease, or
-# finishing, and is then left alone.
+# The rows are locked while they are selected, so that each is judged as it is now: its worker may be renewing the
+# lease or finishing, and the row is then skipped.
 RESCUE = text(
-    _ending(
+    _with_webhooks(
         _SETTLE.format(
             given="""
     SELECT id, epoch, CASE WHEN lost THEN 'crash' ELSE 'late' END AS reason,
@@ -150,7 +150,7 @@ RESCUE = text(
 )
 
 EXPIRE_QUEUED = text(
-    _ending("""
+    _with_webhooks("""
     UPDATE jobs SET status = 'expired', finished_at = now(), dispatch_due_at = NULL
     WHERE status = 'queued' AND deadline_at <= now()
     RETURNING id, status, webhook
@@ -158,7 +158,7 @@ EXPIRE_QUEUED = text(
 )
 
 CANCEL = text(
-    _ending("""
+    _with_webhooks("""
     UPDATE jobs SET
         cancel_requested_at = COALESCE(cancel_requested_at, now()),
         status = CASE status WHEN 'queued' THEN 'cancelled' ELSE status END,
@@ -169,9 +169,9 @@ CANCEL = text(
 """)
 )
 
-# The oldest first: with a queue that is served in order, a row that is due while younger ones already
-# run is the one whose message was lost. In a CTE, because PostgreSQL may run a subselect in a WHERE more
-# than once, and with SKIP LOCKED each time it would lock other rows.
+# The oldest come first: since the queue is served in order, a row that is due while younger ones already
+# run is one whose message was lost. The selection is a CTE, because PostgreSQL may run a subselect in a
+# WHERE more than once, and with SKIP LOCKED each run would lock other rows.
 TAKE_DUE = text("""
     WITH due AS MATERIALIZED (
         SELECT id FROM jobs
@@ -194,7 +194,7 @@ QUEUES = text("""
     FROM jobs WHERE status IN ('queued', 'running') GROUP BY kind
 """)
 
-# For monitoring, which hears of most changes by itself: what is younger may still be on its way there.
+# For monitoring, which learns of most changes from events: those of younger changes may still be on their way.
 OUTLINES = text("""
     WITH wanted AS (
         SELECT unnest(CAST(:ids AS uuid[])) AS id

@@ -1,11 +1,11 @@
-"""Every state transition of a job, each one guarded statement.
+"""Every state transition of a job, each as one guarded statement.
 
     queued ──claim──▶ running ──finish──▶ succeeded | failed
       ▲                  │
       └───give back──────┴──▶ failed | cancelled | expired | quarantined
 
-A guard names the status, and for a running job the epoch that its claim was given. So a worker that
-was taken for dead changes nothing when it wakes up, and a message delivered twice runs once.
+A guard checks the status, and for a running job the epoch of its claim. So a worker that was presumed
+dead changes nothing when it wakes up, and a message delivered twice runs once.
 Statements for many jobs name them in the order of their ids, so that no two wait for each other's rows.
 All times are PostgreSQL's: the clocks of hosts are never compared.
 """
@@ -34,7 +34,7 @@ from tuwen.jobs import Job, JobError, JobRequest, JobResult, Kind, Status, Tenan
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """What a message needs: which job, to which queue, how urgent."""
+    """The content of a job's message: which job, for which queue, at which priority."""
 
     id: UUID
     kind: Kind
@@ -42,8 +42,8 @@ class Dispatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """A job that this worker runs until it finishes it, gives it back, or loses its lease."""
+class JobClaim:
+    """A job that a worker runs until it finishes it, gives it back, or loses the lease."""
 
     id: UUID
     epoch: int
@@ -55,14 +55,14 @@ class Claim:
     attempts: int
     crashes: int
     waited: float
-    """Seconds from the moment it might have run to the claim."""
+    """Seconds from the moment the job could have run to the claim."""
     trace: str | None = None
-    """`traceparent` of the request that submitted it."""
+    """`traceparent` of the request that submitted the job."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """A running job is over: with a result, or with an error that no further attempt would mend."""
+    """The end of a running job: a result, or an error that no further attempt would fix."""
 
     id: UUID
     epoch: int
@@ -77,10 +77,10 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class GiveBack:
-    """A running job was not done. What becomes of it is decided in one place, `_SETTLE`.
+    """A running job that was not finished. The statement `_SETTLE` alone decides what happens to it.
 
-    `released` (the worker stops) costs nothing; `retry` costs an attempt; `crash` also counts as one
-    of the crashes that end in quarantine; `cancelled` means the worker stopped it on request.
+    `released` (the worker stops) costs nothing; `retry` costs an attempt; `crash` also counts towards the
+    crashes that end in quarantine; `cancelled` means that the worker stopped the job on request.
     """
 
     id: UUID
@@ -91,32 +91,32 @@ class GiveBack:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """Job ids in the order of the requests, and whether an `Idempotency-Key` had made them before."""
+    """Job ids in the order of the requests, and whether the `Idempotency-Key` had already made them."""
 
     ids: list[UUID]
     replayed: bool
     dispatches: list[Dispatch] = field(default_factory=list)
-    """What is left to publish, now that it is committed."""
+    """Messages to publish, now that the jobs are committed."""
     jobs: list[Job] = field(default_factory=list)
-    """As they are in the database, unless replayed: then they are further on, and have to be looked up."""
+    """The jobs as they are in the database; of a replay, whose jobs may have progressed, they have to be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """One kind's queue as PostgreSQL has it."""
+    """The queue of one kind, as PostgreSQL has it."""
 
     kind: Kind
     queued: int
     ready: int
-    """Those queued that may run now; the others wait out a backoff."""
+    """Queued jobs that may run now; the others wait for their backoff to end."""
     running: int
     oldest_age: float
-    """Seconds the oldest job that may run has waited; 0 when none waits."""
+    """Seconds that the oldest job that may run has waited; 0 when none waits."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobOutline:
-    """A job as monitoring shows it, whoever's it is."""
+    """A job of any tenant, as monitoring shows it."""
 
     id: UUID
     kind: Kind
@@ -151,11 +151,11 @@ class Jobs:
         trace: str | None = None,
         together_with: Callable[[Connection, list[UUID]], None] | None = None,
     ) -> Submission:
-        """Insert jobs, all or none. The caller publishes `dispatches` after this has returned.
+        """Insert all or none of the jobs. The caller publishes `dispatches` after this has returned.
 
         Args:
             trace: `traceparent` of the request that submits them.
-            together_with: told the ids, to write in the same transaction what must not be true without the jobs.
+            together_with: called with the connection and the ids, to write rows in the same transaction.
 
         Raises:
             IdempotencyMismatch: the key was used with another body.
@@ -198,9 +198,9 @@ class Jobs:
     def _remember(
         connection: Connection, tenant: Tenant, key: str, body_sha256: str, ids: list[UUID]
     ) -> list[UUID] | None:
-        """Take the key for these jobs, or return the jobs it already made.
+        """Reserve the key for these jobs, or return the jobs it already made.
 
-        The insert waits for a concurrent one of the same key to commit or roll back.
+        The insert waits for a concurrent insert of the same key to commit or roll back.
         """
         taken = connection.execute(
             upsert(IdempotencyRow)
@@ -224,7 +224,7 @@ class Jobs:
 
     @staticmethod
     def _check_quota(connection: Connection, tenant: Tenant, quota: int, more: int) -> None:
-        """Exact under concurrency: submissions of one tenant take turns from here to their commit."""
+        """Check the quota exactly under concurrency: submissions of one tenant take turns from here to their commit."""
         connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(tenant, 0))))
         counted = select(JobRow.id).where(JobRow.tenant == tenant, JobRow.status.in_(["queued", "running"]))
         unfinished = connection.execute(
@@ -237,7 +237,7 @@ class Jobs:
             )
 
     def dispatch_now(self, ids: Sequence[UUID]) -> None:
-        """Publishing these failed: let the housekeeper do it at its next round."""
+        """Have the housekeeper publish these jobs in its next round, because publishing them failed."""
         self._run(
             update(JobRow)
             .where(JobRow.id.in_(ids), JobRow.status == Status.QUEUED.value)
@@ -246,28 +246,28 @@ class Jobs:
 
     # ── the worker's side ─────────────────────────────────────────────────────────────────────────
 
-    def claim(self, ids: Sequence[UUID], worker: str) -> dict[UUID, Claim]:
-        """Make these jobs this worker's. An id that is missing from the answer is not to be run.
+    def claim(self, ids: Sequence[UUID], worker: str) -> dict[UUID, JobClaim]:
+        """Claim these jobs for the worker. A job that is missing from the answer must not run.
 
         Waits for the disk: a claim that PostgreSQL forgot would be followed by another with the same epoch, and
         the fence would let both in.
         """
         rows = self._run(transitions.CLAIM, {"ids": list(ids), "worker": worker, "lease": self._settings.lease})
-        return {row.id: Claim(**{**row._mapping, "kind": Kind(row.kind)}) for row in rows}
+        return {row.id: JobClaim(**{**row._mapping, "kind": Kind(row.kind)}) for row in rows}
 
     def renew(self, held: Mapping[UUID, int], worker: str) -> Renewal:
-        """One heartbeat: renew the leases of `held` (id → epoch), and say that the worker lives."""
+        """One heartbeat: renew the leases of `held` (id → epoch), and note that the worker lives."""
         ids = sorted(held)
         rows = self._run(
             transitions.RENEW,
             {"ids": ids, "epochs": [held[id] for id in ids], "lease": self._settings.lease},
             relaxed=True,
         )
-        self._workers.seen(worker)
+        self._workers.mark_seen(worker)
         return renewal(held, rows)
 
     def finish(self, jobs: Sequence[Finish]) -> dict[UUID, Status]:
-        """End these jobs. An id that is missing from the answer was no longer this worker's."""
+        """End these jobs. A job that is missing from the answer was no longer the worker's."""
         jobs = sorted(jobs, key=lambda job: job.id)
         rows = self._run(
             transitions.FINISH,
@@ -283,7 +283,7 @@ class Jobs:
         return {row.id: Status(row.status) for row in rows}
 
     def give_back(self, jobs: Sequence[GiveBack]) -> dict[UUID, Status]:
-        """Settle jobs that were not done. An id missing from the answer was no longer this worker's."""
+        """Settle jobs that were not finished. A job that is missing from the answer was no longer the worker's."""
         jobs = sorted(jobs, key=lambda job: job.id)
         rows = self._run(
             transitions.GIVE_BACK,
@@ -304,11 +304,11 @@ class Jobs:
     # ── the client's side ─────────────────────────────────────────────────────────────────────────
 
     def get(self, id: UUID, tenant: Tenant) -> Job:
-        """Raises NotFound also for another tenant's job."""
+        """The job with this id. Raises NotFound, also for another tenant's job."""
         return self.get_many([id], tenant)[0]
 
     def get_many(self, ids: Sequence[UUID], tenant: Tenant) -> list[Job]:
-        """These jobs, in the order asked for. Raises NotFound when one is missing."""
+        """The jobs with these ids, in the given order. Raises NotFound when one is missing."""
         rows = self._run(_JOBS.where(JobRow.id.in_(ids), JobRow.tenant == tenant))
         found = {row.id: _job(row) for row in rows}
         for id in ids:
@@ -317,7 +317,7 @@ class Jobs:
         return [found[id] for id in ids]
 
     def statuses(self, ids: Sequence[UUID]) -> dict[UUID, Status]:
-        """States of those of these jobs that exist, whoever's they are."""
+        """States of those of these jobs that exist, of any tenant."""
         rows = self._run(select(JobRow.id, JobRow.status).where(JobRow.id.in_(ids)))
         return {row.id: Status(row.status) for row in rows}
 
@@ -330,7 +330,7 @@ class Jobs:
         before: UUID | None = None,
         limit: int = 50,
     ) -> list[Job]:
-        """Newest first; `before` is the last id of the page before."""
+        """A page of jobs, newest first; `before` is the last id of the previous page."""
         query = _JOBS.where(JobRow.tenant == tenant).order_by(JobRow.id.desc()).limit(limit)
         if statuses:
             query = query.where(JobRow.status.in_([status.value for status in statuses]))
@@ -341,11 +341,12 @@ class Jobs:
         return [_job(row) for row in self._run(query)]
 
     def cancel(self, id: UUID, tenant: Tenant) -> Status:
-        """A queued job ends at once; a running one is flagged for its worker (status stays running).
+        """Cancel a job: a queued job ends at once; a running job is flagged for its worker and stays running until
+        then.
 
         Raises:
-            NotFound: no such job of this tenant.
-            Conflict: it is already over.
+            NotFound: the tenant has no such job.
+            Conflict: the job is already over.
         """
         rows = self._run(transitions.CANCEL, {"id": id, "tenant": tenant})
         if not rows:
@@ -354,11 +355,11 @@ class Jobs:
         return Status(rows[0].status)
 
     def retry(self, id: UUID, tenant: Tenant, *, quota: int | None = None) -> Dispatch:
-        """Queue a job that ended without a result once more, with fresh attempts and as much time as it had at first.
+        """Queue a job that ended without a result again, with new attempts and as much time as it had at first.
 
         Raises:
-            NotFound: no such job of this tenant.
-            Conflict: it has succeeded, or is not over yet.
+            NotFound: the tenant has no such job.
+            Conflict: the job has succeeded, or is not over yet.
             QuotaExceeded: the tenant would have more than `quota` unfinished jobs.
         """
         again = (
@@ -405,14 +406,14 @@ class Jobs:
         return [row.id for row in self._run(transitions.EXPIRE_QUEUED)]
 
     def take_due(self, kind: Kind, most: int) -> list[Dispatch]:
-        """Up to `most` queued jobs whose message is overdue; they count as published from here on."""
+        """Take up to `most` queued jobs whose message is overdue; they count as published from now on."""
         rows = self._run(
             transitions.TAKE_DUE, {"kind": kind.value, "most": most, "again": self._settings.redispatch_after}
         )
         return [Dispatch(row.id, kind, row.priority) for row in rows]
 
-    def all_due(self) -> int:
-        """Redis lost its messages: every queued job is due. Returns how many."""
+    def mark_all_due(self) -> int:
+        """Mark every queued job as due, because Redis lost its messages. Returns how many."""
         waiting = update(JobRow).where(JobRow.status == Status.QUEUED.value)
         return len(
             self._run(
@@ -421,7 +422,7 @@ class Jobs:
         )
 
     def outlines(self, ids: Sequence[UUID], *, newest: int) -> list[JobOutline]:
-        """Of these jobs and of the `newest`, those that changed no more for some seconds, whoever's they are."""
+        """Those of these jobs and of the `newest` jobs that have not changed for some seconds, of any tenant."""
         return self._connections.fetch(JobOutline, transitions.OUTLINES, {"ids": list(ids), "newest": newest})
 
     def queues(self) -> dict[Kind, QueueState]:
@@ -432,11 +433,11 @@ class Jobs:
         return states
 
     def forget_idempotency_keys(self) -> None:
-        """A key is remembered for a day, as clients of other services expect."""
+        """Delete idempotency keys that are older than a day, as clients of other services expect."""
         self._run(delete(IdempotencyRow).where(IdempotencyRow.created_at < func.now() - seconds(86_400)))
 
     def unreferenced(self, keys: Sequence[str]) -> list[str]:
-        """Those of these object keys that no file, no document and no job names."""
+        """Those of these object keys that no file, document or job names."""
         rows = self._run(
             text("""
                 SELECT key FROM unnest(CAST(:keys AS text[])) AS k (key)
@@ -470,7 +471,7 @@ _JOBS: Select[Any] = select(JobRow.__table__)
 def _accepted_jobs(
     ids: Sequence[UUID], requests: Sequence[JobRequest], columns: Mapping[str, Any], accepted_at: datetime
 ) -> list[Job]:
-    """What a look at the rows just inserted would find, without looking."""
+    """The jobs as the rows just inserted have them, without reading these."""
     return [
         Job(
             id=id,

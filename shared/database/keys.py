@@ -34,33 +34,34 @@ class ApiKey:
 
 
 class Keys:
-    """API keys; only their hashes are kept."""
+    """API keys; only their hashes are stored."""
 
     def __init__(self, connections: Connections):
         self._run = connections.run
         self._fetch = connections.fetch
 
     def add(self, *, name: str, tenant: Tenant, sha256: str, quota: int) -> UUID:
-        """Raises InvalidRequest for a tenant that cannot name a folder of the object storage."""
+        """Add a key. Raises InvalidRequest when the tenant cannot be the name of a folder in the object storage."""
         if not _TENANT.fullmatch(tenant):
             raise InvalidRequest(
-                f"A tenant is named by 1 to 64 letters, digits, '_', '-' and '.', not {tenant!r}.", field="tenant"
+                f"A tenant's name has 1 to 64 letters, digits, '_', '-' and '.'; {tenant!r} does not fit.",
+                field="tenant",
             )
         id = uuid7()
         self._run(insert(ApiKeyRow).values(id=id, name=name, tenant=tenant, sha256=sha256, quota=quota))
         return id
 
     def find(self, sha256: str) -> ApiKey | None:
-        """The unrevoked key with this hash."""
+        """The active key with this hash."""
         key = select(ApiKeyRow.__table__).where(ApiKeyRow.sha256 == sha256, ApiKeyRow.revoked_at.is_(None))
         return next(iter(self._fetch(ApiKey, key)), None)
 
     def all(self) -> list[ApiKey]:
-        """Every key there ever was, the oldest first."""
+        """All keys, revoked ones too, the oldest first."""
         return self._fetch(ApiKey, select(ApiKeyRow.__table__).order_by(ApiKeyRow.created_at))
 
     def revoke(self, id: UUID) -> None:
-        """Raises NotFound when there is no such unrevoked key."""
+        """Revoke a key. Raises NotFound when there is no active key with this id."""
         found = update(ApiKeyRow).where(ApiKeyRow.id == id, ApiKeyRow.revoked_at.is_(None))
         if not self._run(found.values(revoked_at=func.now()).returning(ApiKeyRow.id)):
             raise NotFound(f"There is no active key {id}.")

@@ -1,7 +1,7 @@
-"""Every state transition of a shard, each one guarded statement (`shared.database.dataset_statements` has them).
+"""Every state transition of a shard, each as one guarded statement from `shared.database.dataset_statements`.
 
-The rules are those of jobs (`shared.database`): a guard names the status and, for a running shard, the epoch that its
-claim was given. There is a row for each shard, never for an image.
+The rules are those of jobs (`shared.database`): a guard checks the status and, for a running shard, the epoch of its
+claim. There is a row for each shard, never for an image.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tuwen.errors import NotFound
 from tuwen.jobs import JobError, Kind, Tenant
 
 MAX_ATTEMPTS = 50
-"""Of a shard. Its images have attempts of their own; a shard fails only where nothing of it can be read or stored."""
+"""Attempts of a shard. Images have separate attempts; a shard fails only when it cannot be read or stored at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardDispatch:
-    """What a message needs: which shard, for a worker with which models, how urgent."""
+    """The content of a shard's message: which shard, which models it needs, at which priority."""
 
     id: UUID
     kinds: str
@@ -37,7 +37,7 @@ class ShardDispatch:
 
 @dataclass(frozen=True, slots=True)
 class ShardClaim:
-    """A shard that this worker runs until it finishes it, gives it back, or loses its lease."""
+    """A shard that a worker runs until it finishes it, gives it back, or loses the lease."""
 
     id: UUID
     epoch: int
@@ -46,9 +46,9 @@ class ShardClaim:
     images: int
     plan_key: str
     results_key: str | None
-    """What earlier attempts have achieved."""
+    """Key of the results of earlier attempts."""
     again: bool
-    """Somebody asked for another try of what has failed by that."""
+    """Whether the images that failed in those results are to be tried again."""
     attempts: int
     crashes: int
     tenant: Tenant
@@ -57,7 +57,7 @@ class ShardClaim:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Where one shard stands."""
+    """The state of one shard."""
 
     number: int
     images: int
@@ -68,19 +68,19 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a shard is, in images."""
+class ShardProgress:
+    """Progress of a shard, in images."""
 
     done: int = 0
     failed: int = 0
     kept: int = 0
-    """Of those, how many an earlier attempt had done."""
+    """Number of those images that an earlier attempt had finished."""
     tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """What a heartbeat learnt: what is to stop, and what is no longer this process's."""
+    """The result of a heartbeat: what was cancelled, and whose lease was lost."""
 
     cancelled: frozenset[UUID]
     lost: frozenset[UUID]
@@ -102,7 +102,7 @@ class ShardOutline:
 
 
 class Shards:
-    """Shards as workers run them."""
+    """Shards, as workers run them."""
 
     def __init__(self, connections: Connections, settings: Settings):
         self._run = connections.run
@@ -110,31 +110,31 @@ class Shards:
         self._settings = settings
 
     def all(self, dataset_id: UUID, *, first: int = 0, most: int | None = None) -> list[Shard]:
-        """Those of a data set from number `first` on, in order."""
+        """The shards of a data set from number `first` on, in order, at most `most`."""
         query = select(ShardRow.__table__).where(ShardRow.dataset_id == dataset_id, ShardRow.number >= first)
         return [_shard(row) for row in self._run(query.order_by(ShardRow.number).limit(most))]
 
     def locate(self, dataset_id: UUID, image: int) -> tuple[Shard, int]:
-        """The shard that holds an image, and the number of the shard's first one. Raises NotFound."""
+        """The shard that contains an image, and the number of the shard's first image. Raises NotFound."""
         rows = self._run(transitions.LOCATE, {"dataset_id": dataset_id, "image": image})
         if not rows:
             raise NotFound(f"There is no image {image} in this data set.")
         return _shard(rows[0]), int(rows[0].first)
 
     def rate(self, dataset_id: UUID) -> float | None:
-        """Images per second that one worker annotated while it ran a shard; None when none was annotated."""
+        """Images per second that one worker annotated while it ran a shard; None when it annotated none."""
         seconds = func.extract("epoch", func.sum(ShardRow.finished_at - ShardRow.started_at))
         rate = func.sum(ShardRow.done - ShardRow.kept) / func.nullif(seconds, 0)
         rows = self._run(select(rate.label("rate")).where(ShardRow.dataset_id == dataset_id))
         return float(rows[0].rate) if rows[0].rate else None
 
     def claim(self, id: UUID, priority: int, worker: str) -> ShardClaim | None:
-        """Make this shard this worker's; None when it is not to be run, or not at this priority."""
+        """Claim this shard for the worker; None when it must not run, or not at this priority."""
         values = {"id": id, "priority": priority, "worker": worker, "lease": self._settings.lease}
         return next((_shard_claim(row) for row in self._run(transitions.CLAIM, values)), None)
 
-    def renew(self, held: Mapping[UUID, tuple[int, Progress]]) -> Renewal:
-        """One heartbeat: renew the leases of `held` (id → epoch, progress) and note how far they are."""
+    def renew(self, held: Mapping[UUID, tuple[int, ShardProgress]]) -> Renewal:
+        """One heartbeat: renew the leases of `held` (id → epoch, progress) and note the progress."""
         ids = sorted(held)
         progress = [held[id][1] for id in ids]
         rows = self._run(
@@ -153,18 +153,18 @@ class Shards:
         return renewal(held, rows)
 
     def cancelled(self, id: UUID) -> bool:
-        """Whether it is over without having run."""
+        """Whether the shard was cancelled before it ran."""
         return bool(
             self._run(select(ShardRow.id).where(ShardRow.id == id, ShardRow.status == ShardStatus.CANCELLED.value))
         )
 
     def checkpoint(self, claim: ShardClaim, results_key: str) -> bool:
-        """What is done so far lies there, for whoever goes on if this worker cannot."""
+        """Note the key of the results so far, so that another worker can continue if this one dies."""
         values = {"id": claim.id, "epoch": claim.epoch, "results_key": results_key}
         return bool(self._run(transitions.CHECKPOINT, values))
 
-    def finish(self, claim: ShardClaim, results_key: str, progress: Progress) -> bool:
-        """All images of it have ended. False when it was no longer this worker's."""
+    def finish(self, claim: ShardClaim, results_key: str, progress: ShardProgress) -> bool:
+        """End a shard all of whose images have an outcome. False when it was no longer this worker's."""
         values = {
             "results_key": results_key,
             "done": progress.done,
@@ -177,7 +177,7 @@ class Shards:
     def give_back(
         self, claim: ShardClaim, reason: Literal["released", "retry"], error: JobError | None = None
     ) -> ShardStatus | None:
-        """It was not done; what has become of it, None when it was no longer this worker's."""
+        """Settle a shard that was not finished; returns its new state, None when it was no longer this worker's."""
         values = {
             "id": claim.id,
             "epoch": claim.epoch,
@@ -199,12 +199,12 @@ class Shards:
         return {row.kinds: row.ready for row in self._run(transitions.READY)}
 
     def take_due(self, kinds: str, most: int) -> list[ShardDispatch]:
-        """Up to `most` queued shards whose message is overdue; they count as published from here on."""
+        """Take up to `most` queued shards whose message is overdue; they count as published from now on."""
         rows = self._run(transitions.TAKE_DUE, {"kinds": kinds, "most": most, "again": self._settings.redispatch_after})
         return [ShardDispatch(row.id, row.kinds, row.priority) for row in rows]
 
-    def all_due(self) -> int:
-        """Redis lost its messages: every queued shard is due. Returns how many."""
+    def mark_all_due(self) -> int:
+        """Mark every queued shard as due, because Redis lost its messages. Returns how many."""
         waiting = update(ShardRow).where(ShardRow.status == ShardStatus.QUEUED.value)
         return len(
             self._run(
@@ -213,11 +213,11 @@ class Shards:
         )
 
     def outlines(self, ids: Sequence[UUID], *, newest: int) -> list[ShardOutline]:
-        """These shards, those that run and the `newest` to end, as far as they have not changed for some seconds."""
+        """Those of these shards, the running ones and the `newest` to end that have not changed for some seconds."""
         return self._fetch(ShardOutline, transitions.OUTLINES, {"ids": list(ids), "newest": newest})
 
     def unreferenced(self, keys: Sequence[str]) -> list[str]:
-        """Those of these object keys, all below `datasets/`, that no shard names; previews are named by none."""
+        """Those of these object keys, all below `datasets/`, that no shard names; no shard names a preview."""
         rows = self._run(transitions.UNREFERENCED, {"keys": list(keys)})
         return [row.key for row in rows]
 
@@ -227,11 +227,12 @@ class Shards:
 
 
 def kinds_name(kinds: Sequence[Kind]) -> str:
-    """A set of kinds as one word, by which queues are named."""
+    """A set of kinds as one word, which names queues."""
     return "+".join(kind.value for kind in kinds)
 
 
 def renewal(held: Mapping[UUID, Any], rows: Sequence[Any]) -> Renewal:
+    """The result of a heartbeat, from the rows that the statement returned."""
     return Renewal(
         cancelled=frozenset(row.id for row in rows if row.cancelled),
         lost=frozenset(held) - {row.id for row in rows},

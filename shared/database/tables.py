@@ -1,4 +1,4 @@
-"""The PostgreSQL schema. PostgreSQL holds the truth; `shared.database` holds every transition."""
+"""The PostgreSQL schema. PostgreSQL holds the truth; `shared.database` contains every transition."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from shared.openai.batches import BatchStatus
+from shared.database.batch_status import BatchStatus
 from tuwen.datasets import DatasetStatus, ShardStatus
 from tuwen.jobs import Kind, Status
 
@@ -53,6 +53,8 @@ class Base(DeclarativeBase):
 
 
 class JobRow(Base):
+    """A job: its request, its state, its lease and its outcome."""
+
     __tablename__ = "jobs"
 
     # identity
@@ -63,21 +65,21 @@ class JobRow(Base):
     priority: Mapped[int]
     request: Mapped[dict[str, Any]]
 
-    # state; `epoch` is the fencing token: each claim raises it, and a finish must name it
+    # state; `epoch` is the fencing token: each claim increments it, and a finish must name it
     status: Mapped[str] = mapped_column(server_default=Status.QUEUED.value)
     epoch: Mapped[int] = mapped_column(server_default="0")
     attempts: Mapped[int] = mapped_column(server_default="0")
     max_attempts: Mapped[int]
     crashes: Mapped[int] = mapped_column(server_default="0")
 
-    # dispatch: not to be run before `available_at`; to be published again after `dispatch_due_at`
+    # dispatch: the job must not run before `available_at`, and is published again after `dispatch_due_at`
     available_at: Mapped[datetime] = mapped_column(server_default=func.now())
     dispatch_due_at: Mapped[datetime | None]
     deadline_at: Mapped[datetime]
     deadline: Mapped[float]
-    """Seconds from submission to `deadline_at`; a retry by its owner gives it as many anew."""
+    """Seconds from submission to `deadline_at`; a retry by the owner gives the job the same time again."""
 
-    # lease; `worker` stays when the job is over, to tell who did it
+    # lease; `worker` stays when the job is over, to show which worker ran it
     worker: Mapped[str | None]
     lease_until: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
@@ -93,7 +95,7 @@ class JobRow(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     trace: Mapped[str | None]
-    """W3C `traceparent` of the request that submitted it, where requests are traced."""
+    """W3C `traceparent` of the request that submitted the job, when requests are traced."""
 
     __table_args__ = (
         CheckConstraint(_one_of("kind", Kind), "kind"),
@@ -103,8 +105,8 @@ class JobRow(Base):
         CheckConstraint(f"({UNFINISHED}) = (finished_at IS NULL)", "terminal_is_finished"),
         CheckConstraint("status <> 'succeeded' OR result IS NOT NULL", "succeeded_has_result"),
         CheckConstraint("status NOT IN ('failed', 'quarantined') OR error_code IS NOT NULL", "failed_has_error"),
-        # Small partial indexes on the rows that are still moving. `lease_until` is in none of them, so a
-        # heartbeat stays a heap-only (HOT) update.
+        # Small partial indexes on unfinished rows. `lease_until` is in none of them, so a heartbeat stays a
+        # heap-only (HOT) update.
         Index("ix_jobs_queued", "dispatch_due_at", postgresql_where=text("status = 'queued'")),
         Index("ix_jobs_running", "worker", postgresql_where=text("status = 'running'")),
         Index("ix_jobs_unfinished", "tenant", postgresql_where=text(UNFINISHED)),
@@ -123,7 +125,7 @@ class JobRow(Base):
 
 
 class IdempotencyRow(Base):
-    """One `Idempotency-Key`: which jobs it made, and of what body."""
+    """An `Idempotency-Key`: the jobs it made, and the hash of the body."""
 
     __tablename__ = "idempotency_keys"
 
@@ -135,6 +137,8 @@ class IdempotencyRow(Base):
 
 
 class ApiKeyRow(Base):
+    """An API key, by the hash of its text."""
+
     __tablename__ = "api_keys"
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -162,7 +166,7 @@ class FileRow(Base):
 
 
 class DocumentRow(Base):
-    """A file that is no image: the input of a batch, or what came of it."""
+    """A file other than an image: the input or an output of a batch."""
 
     __tablename__ = "documents"
 
@@ -178,7 +182,7 @@ class DocumentRow(Base):
 
 
 class BatchRow(Base):
-    """A file of requests that are worked off in the background; its lines become jobs a few at a time."""
+    """A file of requests that are processed in the background; its lines become jobs a few at a time."""
 
     __tablename__ = "batches"
 
@@ -189,17 +193,17 @@ class BatchRow(Base):
     input_id: Mapped[UUID]
     completion_window: Mapped[str]
     labels: Mapped[dict[str, Any]]
-    """What the client calls `metadata`."""
+    """The client's `metadata`."""
     base_url: Mapped[str]
-    """Where the client reached the API, for addresses in answers."""
+    """URL at which the client reached the API, for URLs in answers."""
 
     status: Mapped[str] = mapped_column(server_default=BatchStatus.VALIDATING.value)
     epoch: Mapped[int] = mapped_column(server_default="0")
     due_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
-    """When somebody is to see to it next; none when it is over."""
+    """When the next step is due; null when the batch is over."""
     problems: Mapped[list[Any]] = mapped_column(server_default="[]")
 
-    # progress: how much of the input has become jobs, and how many parts of the output are written
+    # progress: how much of the input became jobs, and how many parts of the output are written
     position: Mapped[int] = mapped_column(BigInteger, server_default="0")
     line: Mapped[int] = mapped_column(server_default="0")
     parts: Mapped[int] = mapped_column(server_default="0")
@@ -238,7 +242,7 @@ class BatchLineRow(Base):
 
 
 class WebhookRow(Base):
-    """One delivery owed, written in the transaction that finished the job."""
+    """A pending delivery of a webhook, written in the transaction that finished the job."""
 
     __tablename__ = "webhooks"
 
@@ -257,7 +261,7 @@ class WebhookRow(Base):
 
 
 class WorkerRow(Base):
-    """A worker as it last said of itself; gone when it stops cleanly, stale when it died."""
+    """A worker as it last reported itself; the row is deleted when it stops cleanly, and becomes stale when it dies."""
 
     __tablename__ = "workers"
 
@@ -271,7 +275,7 @@ class WorkerRow(Base):
 
 
 class DatasetRow(Base):
-    """One run of bulk annotation. While it is planned or exported, some housekeeper holds a lease on it."""
+    """A data set: one run of bulk annotation. While it is planned or exported, a housekeeper holds a lease on it."""
 
     __tablename__ = "datasets"
 
@@ -279,9 +283,9 @@ class DatasetRow(Base):
     tenant: Mapped[str]
     request: Mapped[dict[str, Any]]
     destination: Mapped[str | None]
-    """None for a dry run."""
+    """Where to export to; null for a dry run."""
     kinds: Mapped[str]
-    """Models that its shards need, joined by `+`."""
+    """Models that the shards need, joined by `+`."""
     priority: Mapped[int]
 
     status: Mapped[str] = mapped_column(server_default=DatasetStatus.PLANNING.value)
@@ -307,14 +311,14 @@ class DatasetRow(Base):
         CheckConstraint("lease_until IS NULL OR status IN ('planning', 'exporting')", "leased_for_a_reason"),
         CheckConstraint(f"({MOVING}) = (finished_at IS NULL)", "terminal_is_finished"),
         CheckConstraint("status <> 'failed' OR error_code IS NOT NULL", "failed_has_error"),
-        # Two runs into one destination would overwrite each other.
+        # Two runs into the same destination would overwrite each other.
         Index("uq_datasets_destination", "destination", unique=True, postgresql_where=text(MOVING)),
         Index("ix_datasets_listing", "tenant", "id"),
     )
 
 
 class ShardRow(Base):
-    """Some hundred images of a data set. What to do is the object `plan_key`, what was done `results_key`."""
+    """Some hundred images of a data set. The object `plan_key` has the plan, and `results_key` the results."""
 
     __tablename__ = "shards"
 
@@ -325,7 +329,7 @@ class ShardRow(Base):
     plan_key: Mapped[str]
     results_key: Mapped[str | None]
     again: Mapped[bool] = mapped_column(server_default=false())
-    """What has failed by those results is to be tried again."""
+    """Whether the images that failed in those results are to be tried again."""
 
     status: Mapped[str] = mapped_column(server_default=ShardStatus.QUEUED.value)
     epoch: Mapped[int] = mapped_column(server_default="0")
@@ -336,7 +340,7 @@ class ShardRow(Base):
     worker: Mapped[str | None]
     lease_until: Mapped[datetime | None]
 
-    # progress, as of the last heartbeat; `kept` of these images are an earlier attempt's
+    # progress as of the last heartbeat; `kept` of these images are from an earlier attempt
     done: Mapped[int] = mapped_column(server_default="0")
     failed: Mapped[int] = mapped_column(server_default="0")
     kept: Mapped[int] = mapped_column(server_default="0")
@@ -362,14 +366,14 @@ class ShardRow(Base):
 
 
 class ReviewRow(Base):
-    """What a person said of one image of a data set; the newest counts, the older ones stay."""
+    """A person's review of one image of a data set; the newest one counts, and older ones stay."""
 
     __tablename__ = "reviews"
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     dataset_id: Mapped[UUID] = mapped_column(ForeignKey("datasets.id", ondelete="CASCADE"))
     image: Mapped[int] = mapped_column(BigInteger)
-    """Its place in the data set."""
+    """Position of the image in the data set."""
     verdict: Mapped[str | None]
     text: Mapped[str | None]
     language: Mapped[str | None]

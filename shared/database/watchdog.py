@@ -1,10 +1,10 @@
-"""A PostgreSQL that is there and says nothing, given up within seconds.
+"""Detects within seconds a PostgreSQL that accepts connections but does not answer.
 
-A frozen server, or one behind a network that swallows packets, closes no connection: whoever asked it something would
-wait for ever, and no timeout that the server itself keeps is of any help. Silence alone proves nothing, since a large
-statement or a lock may take minutes. So who has waited for `PATIENCE` seconds looks whether the server still greets
-newcomers; where it does not, the statement is given up and its connection closed. Until the server greets again,
-everybody else is turned away at once (a circuit breaker), but for one who looks now and then.
+A frozen server, or one behind a network that drops packets, closes no connection: clients would wait forever, and
+timeouts that the server itself enforces do not help. Silence alone proves nothing, since a large statement or a lock
+may take minutes. So a thread that has waited for `PATIENCE` seconds checks whether the server still accepts new
+connections; if it does not, the statement is abandoned and its connection closed. Until the server accepts connections
+again, all other threads fail at once (a circuit breaker), except for one that checks from time to time.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from psycopg.errors import ConnectionTimeout
 from tuwen.errors import DatabaseUnavailable
 
 PATIENCE = 3
-"""Seconds of silence before somebody looks, and seconds that a greeting may take."""
+"""Seconds of silence before a thread checks the server, and seconds that a new connection may take."""
 AWAY = 2.0
-"""Seconds for which a silent server is not looked at again."""
+"""Seconds for which a silent server is not checked again."""
 
 RV = TypeVar("RV")
 
 
 class Silent(psycopg.OperationalError):
-    """The server did not answer, nor anybody else."""
+    """The server answers neither the statement nor new connections."""
 
 
 class Watchdog:
-    """Knows whether the server at `url` greets newcomers. Thread-safe."""
+    """Tracks whether the server at `url` accepts new connections. Thread-safe."""
 
     def __init__(self, url: str):
         self._url = url
@@ -41,21 +41,21 @@ class Watchdog:
         self._silent = False
 
     def connect(self, *arguments: Any, **options: Any) -> WatchedConnection:
-        """As `psycopg.connect`; raises `Silent` when the server takes too long to greet."""
+        """Connect like `psycopg.connect`; raises `Silent` when the server takes too long."""
         try:
             connection = WatchedConnection.connect(*arguments, **options)
         except ConnectionTimeout as error:
             self._note(silent=True)
-            # Its traceback holds the half-made connection, which would stay open as long as somebody keeps the error.
+            # The traceback refers to the unfinished connection, which would stay open as long as the error is kept.
             raise Silent(str(error)) from error.with_traceback(None)
         connection.watchdog = self
         return connection
 
     def require_voice(self) -> None:
-        """Turn away whoever would only wait.
+        """Fail at once when the server is silent, instead of waiting for it.
 
         Raises:
-            DatabaseUnavailable: the server was silent when it was last looked at, a moment ago or just now.
+            DatabaseUnavailable: the server was silent when it was last checked, a moment ago or just now.
         """
         if self._silent and time.monotonic() - self._looked > AWAY and self._turn.acquire(blocking=False):
             try:
@@ -66,7 +66,7 @@ class Watchdog:
             raise unavailable()
 
     def is_silent(self) -> bool:
-        """Whether the server greets nobody, asked by one who has waited for it in vain."""
+        """Check whether the server accepts no new connections; called by a thread that has waited without an answer."""
         asked = time.monotonic()
         with self._turn:
             if self._looked < asked:
@@ -77,7 +77,7 @@ class Watchdog:
         try:
             psycopg.connect(self._url, connect_timeout=PATIENCE).close()
         except psycopg.Error as error:
-            # A refusal is no silence: connections to a server that is gone break by themselves.
+            # A refused connection is not silence: connections to a server that is down break by themselves.
             self._note(silent=isinstance(error, ConnectionTimeout))
         else:
             self._note(silent=False)
@@ -88,15 +88,15 @@ class Watchdog:
 
 
 class WatchedConnection(psycopg.Connection[Any]):
-    """A connection on which a statement that waits for a silent server raises `Silent`."""
+    """A connection whose statements raise `Silent` when the server is silent."""
 
     watchdog: Watchdog
 
     def wait(self, gen: Generator[Any, Any, RV], *arguments: Any, **options: Any) -> RV:
-        return super().wait(self._watched(gen), *arguments, **options)
+        return super().wait(self._watch(gen), *arguments, **options)
 
-    def _watched(self, gen: Generator[Any, Any, RV]) -> Generator[Any, Any, RV]:
-        """psycopg waits between the steps of `gen`, and wakes it in vain several times a second."""
+    def _watch(self, gen: Generator[Any, Any, RV]) -> Generator[Any, Any, RV]:
+        """Check the server between the steps of `gen`, which psycopg wakes several times a second without news."""
         ready, silent_since = None, None
         try:
             while True:
@@ -115,11 +115,12 @@ class WatchedConnection(psycopg.Connection[Any]):
     def _require_voice(self) -> None:
         if self.watchdog.is_silent():
             self.close()
-            raise Silent(f"the server has been silent for more than {PATIENCE} seconds, to others as well")
+            raise Silent(f"the server has been silent for more than {PATIENCE} seconds, also to new connections")
 
 
 def unavailable() -> DatabaseUnavailable:
+    """The error for clients while PostgreSQL is silent."""
     return DatabaseUnavailable(
-        "PostgreSQL is silent: it is frozen or overloaded, or the network swallows what it says. Try again.",
+        "PostgreSQL is silent: it is frozen or overloaded, or the network drops its packets. Try again.",
         retry_after=AWAY,
     )

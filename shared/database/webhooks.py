@@ -16,7 +16,7 @@ from tuwen.jobs import Status, Tenant
 _TAKE_WEBHOOKS = text("""
     WITH due AS MATERIALIZED (
         SELECT webhooks.id FROM webhooks JOIN jobs ON jobs.id = webhooks.job_id
-        -- What is tried again has nothing to tell until it ends again.
+        -- A job that is retried has no result to deliver until it ends again.
         WHERE due_at <= now() AND jobs.finished_at IS NOT NULL
         ORDER BY due_at LIMIT :most FOR UPDATE OF webhooks SKIP LOCKED
     )
@@ -45,24 +45,25 @@ class DueWebhook:
 
 
 class Webhooks:
-    """Deliveries owed: written by the transitions that end jobs, settled here."""
+    """Pending deliveries of webhooks: the transitions that end jobs add them, and they are settled here."""
 
     def __init__(self, connections: Connections):
         self._run = connections.run
         self._fetch = connections.fetch
 
     def take(self, most: int) -> list[DueWebhook]:
-        """Deliveries that are due.
+        """Take due deliveries.
 
-        Taking one puts it off by its backoff, so that a housekeeper that dies delivers it again.
+        Taking a delivery postpones it by its backoff, so that it is tried again if the housekeeper dies.
         """
         return self._fetch(DueWebhook, _TAKE_WEBHOOKS, {"most": most})
 
-    def delivered(self, id: UUID) -> None:
+    def mark_delivered(self, id: UUID) -> None:
+        """Note that a webhook was delivered."""
         delivered = update(WebhookRow).where(WebhookRow.id == id)
         self._run(delivered.values(delivered_at=func.now(), due_at=None, error=None))
 
-    def failed(self, id: UUID, error: str, *, give_up: bool) -> None:
-        """Note why; the next try is already planned unless `give_up`."""
+    def mark_failed(self, id: UUID, error: str, *, give_up: bool) -> None:
+        """Note the error of an attempt; the next attempt is already scheduled unless `give_up`."""
         tried = update(WebhookRow).where(WebhookRow.id == id)
         self._run(tried.values(error=error, due_at=None) if give_up else tried.values(error=error))

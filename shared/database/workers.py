@@ -46,7 +46,7 @@ class WorkerState:
 
 
 class Workers:
-    """What workers say of themselves."""
+    """Workers, as they report themselves."""
 
     def __init__(self, connections: Connections, settings: Settings):
         self._run = connections.run
@@ -54,7 +54,7 @@ class Workers:
         self._lease = settings.lease
 
     def register(self, worker: str, device: str, models: Mapping[Kind, ServedModel]) -> None:
-        """A worker is warm and takes jobs; whatever ran under its name before is over."""
+        """Note that a worker is ready and takes jobs; it replaces an earlier worker of the same name."""
         said = {"device": device, "models": {kind.value: asdict(model) for kind, model in models.items()}}
         self._run(
             upsert(WorkerRow)
@@ -66,17 +66,18 @@ class Workers:
         )
 
     def unregister(self, worker: str) -> None:
+        """Remove a worker that stops."""
         self._run(delete(WorkerRow).where(WorkerRow.name == worker))
 
     def alive(self) -> list[WorkerState]:
-        """Workers that were heard of within the lease, by name."""
+        """Workers that sent a heartbeat within the lease, by name."""
         alive = WorkerRow.seen_at > func.now() - seconds(self._lease)
         return self._fetch(WorkerState, select(WorkerRow.__table__).where(alive).order_by(WorkerRow.name))
 
-    def seen(self, worker: str) -> None:
-        """It has just been heard of."""
+    def mark_seen(self, worker: str) -> None:
+        """Note that the worker has just sent a heartbeat."""
         self._run(update(WorkerRow).where(WorkerRow.name == worker).values(seen_at=func.now()), relaxed=True)
 
     def forget(self) -> None:
-        """Drop workers that died without saying so, an hour after they were last heard of."""
+        """Delete workers that died without unregistering, an hour after their last heartbeat."""
         self._run(delete(WorkerRow).where(WorkerRow.seen_at < func.now() - seconds(3600)))

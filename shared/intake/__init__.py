@@ -1,1 +1,3 @@
-"""What strangers send or name: images, addresses and paths come in unchecked; go out decoded, fetched or refused."""
+"""What strangers send or name: JSON, images, addresses and paths come in unchecked; they go out as models, as
+decoded, fetched or kept images, or are refused.
+"""

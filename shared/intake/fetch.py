@@ -1,8 +1,8 @@
-"""The one HTTP client for addresses that strangers choose: image URLs and webhooks.
+"""The only HTTP client for addresses that clients choose: image URLs and webhooks.
 
-The host is resolved here, every address it has is vetted, and the vetted address itself is dialled: a name that
-resolves differently a moment later (DNS rebinding) changes nothing. TLS still verifies the name. Redirects are
-followed by hand, so that each hop passes the same gate.
+The host is resolved here, all its addresses are vetted, and the connection goes to a vetted address itself, so a name
+that resolves differently a moment later (DNS rebinding) changes nothing. TLS still verifies the name. Redirects are
+followed here, so that each hop is vetted in the same way.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _TRY_LATER = frozenset((408, 425, 429))
 _SLICE = 16 * 1024
 
-# What the IANA special-purpose registries withhold from public use, and multicast. Written out, because what
-# `ipaddress` calls global changed between patch releases of Python.
+# The networks that the IANA special-purpose registries reserve, and multicast. They are listed here because the set
+# that `ipaddress` calls global changed between patch releases of Python.
 _NOT_PUBLIC: Networks = tuple(
     ip_network(network)
     for network in (
@@ -45,7 +45,7 @@ _NOT_PUBLIC: Networks = tuple(
         "10.0.0.0/8",
         "100.64.0.0/10",  # carrier-grade NAT
         "127.0.0.0/8",
-        "168.63.129.16/32",  # Azure's virtual host: routable on paper, a metadata service in fact
+        "168.63.129.16/32",  # Azure's virtual host: formally routable, but a metadata service
         "169.254.0.0/16",
         "172.16.0.0/12",
         "192.0.0.0/24",
@@ -66,15 +66,15 @@ _NOT_PUBLIC: Networks = tuple(
 _PUBLIC_V6 = IPv6Network("2000::/3")
 _EMBEDS_V4 = (IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"))  # mapped; NAT64's well-known prefix
 _HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?", re.ASCII | re.IGNORECASE)
-# The forms of IPv4 that inet_aton takes and nobody means well with: 2130706433, 0177.0.0.1, 0x7f.1
+# The unusual forms of IPv4 that inet_aton accepts and attackers use: 2130706433, 0177.0.0.1, 0x7f.1
 _NUMERIC_HOST = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?", re.ASCII | re.IGNORECASE)
 
 
 def vet_url(url: str, settings: Settings) -> httpx.URL:
-    """Check what can be checked without resolving the host, as the API does on submission.
+    """Check a URL without resolving its host, as the API does on submission.
 
     Raises:
-        UrlForbidden: not http(s), credentials in it, no proper host, or an address that is not public.
+        UrlForbidden: the URL is not http(s), has credentials or no valid host, or names an address that is not public.
     """
     try:
         parsed = httpx.URL(url)
@@ -91,7 +91,7 @@ def vet_url(url: str, settings: Settings) -> httpx.URL:
 
 
 class Fetcher:
-    """Thread-safe; keeps connections alive between calls. `settings.fetch_timeout` bounds each call as a whole."""
+    """Fetches vetted URLs. Thread-safe; keeps connections alive; `settings.fetch_timeout` limits each whole call."""
 
     def __init__(
         self, settings: Settings, *, resolve: Resolver | None = None, tls: ssl.SSLContext | None = None
@@ -108,13 +108,13 @@ class Fetcher:
         )
 
     def get(self, url: str) -> bytes:
-        """The body behind `url`, at most `settings.max_image_bytes`, after at most five redirects.
+        """Fetch the body behind `url`, of at most `settings.max_image_bytes`, following at most five redirects.
 
         Raises:
             UrlForbidden: the URL or one it redirects to must not be reached; no connection was opened to that one.
             PayloadTooLarge: the body is larger than allowed.
-            FetchRefused: the server has no such thing for us.
-            FetchFailed: network trouble, time is up, or the server says to try later.
+            FetchRefused: the server refuses, or has nothing at this URL.
+            FetchFailed: the network failed, time ran out, or the server asks to try later.
         """
         deadline = time.monotonic() + self._settings.fetch_timeout
         target = vet_url(url, self._settings)
@@ -123,15 +123,15 @@ class Fetcher:
                 if answer.status not in _REDIRECTS:
                     return self._body(answer)
                 location = _header(answer, b"location")
-            target = self._redirected(target, location)
+            target = self._redirect_target(target, location)
         raise FetchRefused(f"the URL redirects more than {MAX_REDIRECTS} times")
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
-        """Send `body`, follow nothing, and return the status; the answer's body is not read.
+        """Send `body`, follow no redirects, and return the status; the answer's body is not read.
 
         Raises:
-            UrlForbidden: as `get`.
-            FetchFailed: no answer.
+            UrlForbidden: as in `get`.
+            FetchFailed: the server did not answer.
         """
         deadline = time.monotonic() + self._settings.fetch_timeout
         with self._answer("POST", vet_url(url, self._settings), deadline, headers, body) as answer:
@@ -150,8 +150,8 @@ class Fetcher:
     def _answer(
         self, method: str, url: httpx.URL, deadline: float, headers: Mapping[str, str], content: bytes | None = None
     ) -> Iterator[httpcore.Response]:
-        # httpcore hands these to our backend untouched, so they can be what we need: the time at which all ends
-        # instead of the time that each single read may take, which a server that drips bytes would never exceed.
+        # httpcore passes these to our backend unchanged, so they can hold the deadline of the whole call instead of the
+        # time that each read may take, which a server that sends single bytes would never exceed.
         timeouts = {"connect": deadline, "read": deadline, "write": deadline}
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
         sent = [("Host", url.netloc.decode("ascii")), ("User-Agent", f"tuwen/{__version__}"), *headers.items()]
@@ -168,9 +168,9 @@ class Fetcher:
     def _body(self, answer: httpcore.Response) -> bytes:
         _require_success(answer)
         limit = self._settings.max_image_bytes
-        too_large = PayloadTooLarge(f"what the URL names is larger than {limit} bytes")
+        too_large = PayloadTooLarge(f"the file behind the URL is larger than {limit} bytes")
         if _header(answer, b"content-encoding").lower() not in ("", "identity"):
-            # Not asked for, and the way a small answer becomes gigabytes.
+            # Compression was not requested, and it is how a small answer becomes gigabytes.
             raise FetchRefused("the server compresses although it was asked not to")
         length = _header(answer, b"content-length")
         if length.isascii() and length.isdigit() and int(length[:20]) > limit:
@@ -182,7 +182,7 @@ class Fetcher:
                 raise too_large
         return bytes(body)
 
-    def _redirected(self, base: httpx.URL, location: str) -> httpx.URL:
+    def _redirect_target(self, base: httpx.URL, location: str) -> httpx.URL:
         if not location:
             raise FetchRefused("the URL redirects to nowhere")
         try:
@@ -193,7 +193,7 @@ class Fetcher:
 
 
 class _VettingBackend(httpcore.NetworkBackend):
-    """Dials only addresses that may be reached. Here and in `_Stream`, `timeout` is a point of `time.monotonic`."""
+    """Connects only to permitted addresses. Here and in `_Stream`, `timeout` is a time of `time.monotonic`."""
 
     def __init__(self, resolve: Resolver, allowed: Networks) -> None:
         self._resolve = resolve
@@ -209,8 +209,8 @@ class _VettingBackend(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
         deadline = time.monotonic() if timeout is None else timeout
-        addresses = _before(deadline, self._resolve, host, port)
-        # All before the first is dialled: a host with one forbidden address is up to no good.
+        addresses = _resolve_before(deadline, self._resolve, host, port)
+        # All addresses are vetted before the first connection: a host with one forbidden address is suspicious.
         vetted = [_vet_address(address, self._allowed) for address in addresses]
         failure: Exception = httpcore.ConnectError(f"{host} has no address")
         for left, address in zip(range(len(vetted), 0, -1), vetted, strict=True):
@@ -225,7 +225,7 @@ class _VettingBackend(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    """A socket whose every operation ends at the deadline of the whole call."""
+    """A socket all of whose operations end at the deadline of the whole call."""
 
     def __init__(self, stream: httpcore.NetworkStream) -> None:
         self._stream = stream
@@ -251,15 +251,15 @@ class _Stream(httpcore.NetworkStream):
 
 
 def _remaining(deadline: float | None, expired: type[httpcore.TimeoutException]) -> float:
-    """Seconds until `deadline`; httpcore passes none only for cleaning up, where waiting is not worth it."""
+    """Seconds until `deadline`; httpcore passes None only when it cleans up, where waiting is not worthwhile."""
     left = 0.0 if deadline is None else deadline - time.monotonic()
     if left <= 0:
         raise expired("out of time")
     return left
 
 
-def _before(deadline: float, resolve: Resolver, host: str, port: int) -> Sequence[str]:
-    """Resolve in a thread that can be left behind: getaddrinfo knows no timeout."""
+def _resolve_before(deadline: float, resolve: Resolver, host: str, port: int) -> Sequence[str]:
+    """Resolve a host in a thread that can be abandoned, since getaddrinfo has no timeout."""
     answers: SimpleQueue[Sequence[str] | Exception] = SimpleQueue()
 
     def look_up() -> None:
@@ -290,7 +290,7 @@ def _vet_host(host: str, allowed: Networks) -> None:
         ip_address(host)
     except ValueError:
         if not _HOST_NAME.fullmatch(host) or _NUMERIC_HOST.fullmatch(host):
-            raise UrlForbidden("the URL has no proper host name or address") from None
+            raise UrlForbidden("the URL has no valid host name or address") from None
         name = host.lower().rstrip(".")
         if name == "localhost" or name.endswith(".localhost"):  # RFC 6761
             _vet_address("127.0.0.1", allowed)

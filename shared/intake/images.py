@@ -1,8 +1,8 @@
-"""Decoding images that strangers send, and encoding ours.
+"""Decoding untrusted images, and encoding ours.
 
-The order matters: the signature names the format, the header names size and frames, and only what is within the
-limits is decoded. Whatever a decoder raises becomes an `ImageRejected`; Pillow's global switches are left alone.
-All functions are thread-safe, and Pillow releases the GIL where the time goes.
+The order matters: the signature names the format, the header names the size and frames, and only images within the
+limits are decoded. Every error of a decoder becomes an `ImageRejected`; Pillow's global switches are not changed.
+All functions are thread-safe, and Pillow releases the GIL in the parts that take the time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from shared.settings import Settings
 from tuwen.engine import Pixels
 from tuwen.errors import ImageCorrupt, ImageRejected, ImageTooLarge, TooManyFrames, UnsupportedFormat
 
-# Imported here, these register themselves; otherwise the first foreign image would load all forty of Pillow's.
+# These plugins register themselves when imported; otherwise the first image would load all forty plugins of Pillow.
 _PLUGINS = (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -43,7 +43,7 @@ _PLUGINS = (
     TiffImagePlugin,
     WebPImagePlugin,
 )
-# Pillow warns of every damaged tag by its number, and Python remembers every warning for ever.
+# Pillow warns of every damaged tag by its number, and Python remembers every warning forever.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _SIGNATURES: dict[str, Callable[[bytes], bool]] = {
@@ -65,20 +65,20 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
-# Each scan of a progressive JPEG walks over the whole image, and may be a few bytes long. Encoders write about ten;
-# the marker may also occur by chance in the metadata.
+# Decoding each scan of a progressive JPEG visits the whole image, although the scan may have only a few bytes. Encoders
+# write about ten scans; the marker may also occur by chance in the metadata.
 _MOST_SCANS = 100
 _LARGEST_PROFILE = 4 * 2**20
-# Pillow reads and remembers each tag of a TIFF, 50 µs apiece; cameras write about a hundred.
+# Pillow reads and stores each tag of a TIFF, which takes 50 µs per tag; cameras write about a hundred.
 _MOST_TAGS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What the header says; `width` and `height` are those of the decoded image, in pixels."""
+    """Information from an image's header; `width` and `height` are those of the decoded image, in pixels."""
 
     format: str
-    """In lower case, as a file's suffix: png, jpeg, webp, gif, bmp, tiff, avif."""
+    """Format in lower case, as in a file's suffix: png, jpeg, webp, gif, bmp, tiff, avif."""
     media_type: str
     width: int
     height: int
@@ -86,42 +86,42 @@ class ImageInfo:
 
 
 def inspect(data: bytes, settings: Settings) -> ImageInfo:
-    """Identify an image and hold it against the limits, without decoding it.
+    """Identify an image and check it against the limits, without decoding it.
 
     Raises:
         UnsupportedFormat, ImageTooLarge, TooManyFrames, ImageCorrupt
     """
-    with _translated():
+    with _translate_errors():
         return _open(data, settings)[1]
 
 
 def decode(data: bytes, settings: Settings) -> Image.Image:
-    """The image as people see it: RGB, 8 bits, upright, sRGB, on white, the first frame of an animation.
+    """Decode an image as people see it: RGB, 8 bits, upright, sRGB, on white, the first frame of an animation.
 
     Raises:
         UnsupportedFormat, ImageTooLarge, TooManyFrames, ImageCorrupt
     """
-    with _translated():
+    with _translate_errors():
         image, info = _open(data, settings)
         turn = _TURNS.get(_orientation(image))
         image.load()
         rgb = _rgb(image)
         upright = rgb if turn is None else rgb.transpose(turn)
         if upright.size != (info.width, info.height):
-            raise ImageCorrupt("the image is not of the size its header says")
+            raise ImageCorrupt("the size of the image differs from that in its header")
         return upright
 
 
 def pixels(data: bytes, settings: Settings) -> Pixels:
-    """`decode`, as an array of its own, its longer side at most `settings.model_image_side`.
+    """Decode an image to a new array, whose longer side has at most `settings.model_image_side` pixels.
 
-    No model looks at more, and a photograph of 50 megapixels would go to the engine as 150 MB.
+    No model uses more, and a photograph of 50 megapixels would be sent to the engine as 150 MB.
     """
-    return reduced(decode(data, settings), settings)
+    return reduce_image(decode(data, settings), settings)
 
 
-def reduced(image: Image.Image, settings: Settings) -> Pixels:
-    """What a model is given of a decoded image, which is changed by this."""
+def reduce_image(image: Image.Image, settings: Settings) -> Pixels:
+    """Reduce a decoded image, in place, to the size for models, and return its pixels."""
     side = settings.model_image_side
     image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return np.array(image)
@@ -139,7 +139,7 @@ def encode_png(pixels: Pixels) -> bytes:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
     except ImageRejected:
@@ -147,12 +147,12 @@ def _translated() -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise ImageTooLarge("the image has too many pixels") from error
     except Exception as error:
-        # Decoders fail on damaged files in every way there is: OSError, SyntaxError, struct.error, KeyError…
+        # Decoders fail on damaged files with any exception: OSError, SyntaxError, struct.error, KeyError…
         raise ImageCorrupt("the image is damaged or incomplete") from error
 
 
 def _open(data: bytes, settings: Settings) -> tuple[Image.Image, ImageInfo]:
-    """The image before decoding, within all limits."""
+    """Open an image without decoding it, and check all limits."""
     name = _format(data)
     if name == "JPEG" and data.count(b"\xff\xda") > _MOST_SCANS:
         raise ImageCorrupt("the image has too many scans")
@@ -179,7 +179,7 @@ def _format(data: bytes) -> str:
             return name
     if not data:
         raise ImageCorrupt("the image is empty")
-    raise UnsupportedFormat(f"images may be {', '.join(_SIGNATURES)}")
+    raise UnsupportedFormat(f"this image format is not supported; use {', '.join(_SIGNATURES)}")
 
 
 def _require_area(width: int, height: int, settings: Settings) -> None:
@@ -193,13 +193,13 @@ def _require_frames(frames: int, settings: Settings) -> None:
 
 
 def _require_small_tiles(image: TiffImagePlugin.TiffImageFile, settings: Settings) -> None:
-    # A tile is decoded whole, however little of it lies within the image.
+    # A tile is always decoded completely, however little of it lies within the image.
     width, height = (image.tag_v2.get(tag, 1) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH))
     _require_area(int(width), int(height), settings)
 
 
 def _gif_frames(data: bytes, enough: int) -> int:
-    """Count image descriptors, up to `enough`, by hopping over the blocks (GIF89a specification, section 12)."""
+    """Count image descriptors, up to `enough`, by skipping over the blocks (GIF89a specification, section 12)."""
     position = 13 + _gif_colours(data[10])
     frames = 0
     while frames < enough and position < len(data):
@@ -239,12 +239,12 @@ def _tiff_frames(data: bytes, enough: int) -> int:
     return frames
 
 
-# Where Pillow has to read the whole file to know, and would, though it be a million frames.
+# Counters for formats where Pillow would read the whole file to count frames, even a million of them.
 _COUNTERS = {"GIF": _gif_frames, "TIFF": _tiff_frames}
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1…8. Pillow turns TIFF by itself; asking a PNG without EXIF would decode it."""
+    """EXIF orientation, 1…8. Pillow rotates TIFF by itself; asking a PNG without EXIF would decode it."""
     if isinstance(image, TiffImagePlugin.TiffImageFile) or "exif" not in image.info:
         return 1
     try:
@@ -269,7 +269,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey levels of 16 or 32 bits or floating point, by the smallest usual white point that holds them all."""
+    """Convert grey levels of 16 or 32 bits or floating point, with the smallest usual white point above them."""
     values = np.nan_to_num(np.asarray(image).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     black, white = float(values.min()), float(values.max())
     usual = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(image.mode, (65535.0,))
@@ -280,7 +280,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _srgb(image: Image.Image) -> Image.Image:
-    """Apply the colour profile, when there is one that differs from sRGB and makes sense."""
+    """Convert to sRGB by the image's colour profile, when it has a valid one that differs from sRGB."""
     profile = image.info.get("icc_profile")
     if not profile or len(profile) > _LARGEST_PROFILE or image.mode not in ("L", "RGB", "RGBA", "CMYK"):
         return image

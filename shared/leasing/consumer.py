@@ -19,8 +19,8 @@ from redis.exceptions import RedisError
 
 from shared.leasing.heartbeat import Heartbeat, Work
 from shared.queue import connect, priority_keys
-from shared.queue.envelope import opened
-from shared.queue.events import Outcome, failed, put_back
+from shared.queue.envelope import parse_envelope
+from shared.queue.events import Outcome, failed, retried
 from shared.settings import Settings
 from tuwen.errors import Unavailable
 
@@ -34,9 +34,9 @@ class TaskConsumer:
     """`threads` threads that each take a message of `queues`, do it, and take the next.
 
     Args:
-        do: given a function to be called when the work begins, and the arguments of the message, which anybody may
-            have sent. Answers what to tell Celery's watchers, None where the message meant nothing: a doubled one
-            must not look like the end of the work that goes on elsewhere. What it raises is logged and told.
+        do: called with a function to call when the work begins, and the message's arguments, which anybody may
+            have sent. Returns Celery's event for the end, or None where the message meant nothing: a duplicate must
+            not look like the end of work that continues elsewhere. What it raises is logged and sent as an event.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class TaskConsumer:
         ]
 
     def start(self) -> None:
+        """Start the threads that take messages."""
         for thread in self._threads:
             thread.start()
 
@@ -90,35 +91,35 @@ class TaskConsumer:
                     self._handle(found[1])
 
     def _handle(self, message: bytes) -> None:
-        envelope = opened(message)
+        envelope = parse_envelope(message)
         if envelope is None:
-            log.warning("dropped something from a queue that is no message")  # anybody who reaches Redis can publish
+            log.warning("dropped something that is not a task message")  # anybody who reaches Redis can publish
             return
         id, arguments = str(envelope.id), envelope.arguments
         started = time.monotonic()
 
         def begin() -> None:
-            self._tell(id, "task-received", name=self._task, args=repr(tuple(arguments)), kwargs="{}", retries=0)
-            self._tell(id, "task-started")
+            self._send_event(id, "task-received", name=self._task, args=repr(tuple(arguments)), kwargs="{}", retries=0)
+            self._send_event(id, "task-started")
 
         try:
             outcome = self._do(begin, *arguments)
         except Unavailable as error:
             # Its lease runs out, and the housekeeper sees to it.
             log.warning("%s%r was interrupted: %s", self._task, tuple(arguments), error)
-            outcome = put_back(str(error))
+            outcome = retried(str(error))
         except Exception as error:
-            log.exception("%s%r failed in a way nobody foresaw", self._task, tuple(arguments))
+            log.exception("%s%r failed unexpectedly", self._task, tuple(arguments))
             outcome = failed(f"{type(error).__name__}: {error}")
         if outcome is not None:
-            self._tell(id, outcome.event, runtime=time.monotonic() - started, **outcome.details)
+            self._send_event(id, outcome.event, runtime=time.monotonic() - started, **outcome.details)
 
-    def _tell(self, id: str, event: str, **details: Any) -> None:
+    def _send_event(self, id: str, event: str, **details: Any) -> None:
         try:
             with self._app.events.default_dispatcher(hostname=self._hostname) as dispatcher:
                 dispatcher.send(event, uuid=id, **details)
         except (KombuError, RedisError, OSError) as error:
-            log.debug("Flower was not told: %s", error)
+            log.debug("an event for Flower could not be sent: %s", error)
 
 
 class LeasedConsumer(Generic[Work]):

@@ -1,4 +1,4 @@
-"""Work done for many at once, by a thread of its own."""
+"""A queue whose own thread handles everything that has arrived, as one group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 A = TypeVar("A")
 
 
-class Grouped(Generic[A]):
+class GroupQueue(Generic[A]):
     """`grouped.add(item)` returns at once; a thread calls `do` with everything that came while it was busy.
 
     Never waits on a timer: a lone item is done at once, and the more there are, the larger the groups.
@@ -32,6 +32,7 @@ class Grouped(Generic[A]):
         self._thread.start()
 
     def add(self, item: A) -> None:
+        """Add an item. Any thread may call this; it never blocks."""
         self._items.append(item)
         if not self._wake.is_set():  # setting takes a lock, looking does not
             self._wake.set()

@@ -1,4 +1,4 @@
-"""Waiting out a PostgreSQL that restarts."""
+"""Retrying while PostgreSQL restarts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ PAUSE = 0.5
 """Seconds between two attempts."""
 
 
-def patiently(attempt: Callable[[], T], patience: float) -> T:
-    """What `attempt` answers, tried again for `patience` seconds while PostgreSQL is gone.
+def retry_outages(attempt: Callable[[], T], patience: float) -> T:
+    """Return what `attempt` returns; try again for `patience` seconds while PostgreSQL is away.
 
-    A lease is a good measure: beyond it, somebody else is to do the work.
+    A lease is a good measure: after it, another process may take the work.
 
     Raises:
-        DatabaseUnavailable: it was gone for longer.
+        DatabaseUnavailable: it was away for longer.
     """
     give_up = time.monotonic() + patience
     while True:

@@ -10,7 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from shared.database.connections import driver_url, translated
+from shared.database.connections import driver_url, translate_errors
 
 
 def _config(database_url: str) -> Config:
@@ -27,7 +27,7 @@ def migrate(database_url: str) -> None:
     Raises:
         DatabaseUnavailable: PostgreSQL cannot be reached.
     """
-    with translated():
+    with translate_errors():
         command.upgrade(_config(database_url), "head")
 
 
@@ -39,7 +39,7 @@ def is_current(database_url: str) -> bool:
     """
     engine = create_engine(driver_url(database_url), connect_args={"connect_timeout": 3})
     try:
-        with translated(), engine.connect() as connection:
+        with translate_errors(), engine.connect() as connection:
             current = MigrationContext.configure(connection).get_current_revision()
     finally:
         engine.dispose()

@@ -1,4 +1,4 @@
-"""Run by alembic: one transaction, under a lock so that processes that start together take turns."""
+"""Runs migrations in alembic: in one transaction, under a lock, so that processes that start together take turns."""
 
 from alembic import context
 from sqlalchemy import create_engine, func, select

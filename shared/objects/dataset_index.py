@@ -1,8 +1,8 @@
-"""What a data set's images are sorted and filtered by, nine bytes an image.
+"""Index of the values that a data set's images are sorted and filtered by, nine bytes per image.
 
-Results lie in object storage, a file a shard, and hold a hundred times that. So the first list of a run that is sorted
-or filtered reads them once, and all that follow read memory. A shard that is over has a file which never changes; of
-one that still runs nothing is kept.
+Results lie in object storage, one file per shard, and are a hundred times that size. So the first sorted or filtered
+list of a run reads them once, and all later lists read memory. The file of a shard that is over never changes; nothing
+is kept in memory of a shard that still runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from shared.database import Database
 from shared.database.shards import Shard
-from shared.objects.datasets import SHARDS_AT_ONCE, of_shard
+from shared.objects.datasets import SHARDS_AT_ONCE, shard_images
 from shared.objects.storage import ObjectStore
 from tuwen.annotations import Annotation
 
@@ -25,10 +25,10 @@ ANNOTATED, FAILED, DROPPED, OUT_OF_DOMAIN = 1, 2, 4, 8
 
 _ENTRY = np.dtype([("score", np.float32), ("confidence", np.float32), ("flags", np.uint8)])
 Entries = npt.NDArray[Any]
-"""Of images in a row; not-a-number is what is not known."""
+"""One row per image; an unknown value is not-a-number."""
 
 MOST_KEPT = 4_000_000
-"""Images of all data sets together; those that nobody has asked for longest are forgotten."""
+"""Most images of all data sets together; the entries least recently used are dropped first."""
 
 _Key = tuple[str, str | None]
 
@@ -43,8 +43,8 @@ class DatasetIndex:
         self._kept: OrderedDict[_Key, Entries] = OrderedDict()
         self._images = 0
 
-    def whole(self, dataset_id: UUID) -> Entries:
-        """Of all images that are planned so far, in order.
+    def dataset_entries(self, dataset_id: UUID) -> Entries:
+        """Entries of all images planned so far, in order.
 
         Raises:
             NotFound, DatabaseUnavailable, StorageUnavailable
@@ -52,17 +52,18 @@ class DatasetIndex:
         parts = [np.empty(0, _ENTRY)]
         first = 0
         while shards := self._database.shards.all(dataset_id, first=first, most=SHARDS_AT_ONCE):
-            parts += [self.shard(shard) for shard in shards]
+            parts += [self.shard_entries(shard) for shard in shards]
             first = shards[-1].number + 1
         return np.concatenate(parts)
 
-    def shard(self, shard: Shard) -> Entries:
+    def shard_entries(self, shard: Shard) -> Entries:
+        """Entries of the images of one shard, in order; kept in memory once the shard is over."""
         key = (shard.plan_key, shard.results_key)
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        entries = np.array([_entry(annotation) for _, annotation in of_shard(self._store, shard)], _ENTRY)
+        entries = np.array([_entry(annotation) for _, annotation in shard_images(self._store, shard)], _ENTRY)
         if shard.status.terminal:
             self._keep(key, entries)
         return entries
@@ -78,15 +79,15 @@ class DatasetIndex:
 
 
 def _entry(annotation: Annotation) -> tuple[float, float, int]:
-    return _known(score(annotation)), _known(confidence(annotation)), _flags(annotation)
+    return _or_nan(score(annotation)), _or_nan(confidence(annotation)), _flags(annotation)
 
 
-def _known(value: float | None) -> float:
+def _or_nan(value: float | None) -> float:
     return np.nan if value is None else value
 
 
 def score(annotation: Annotation) -> float | None:
-    """Of the caption that fits worst."""
+    """Match score of the caption, written or existing, that fits worst; None when no caption has a score."""
     scores = [caption.score for caption in annotation.captions if caption.score is not None]
     if annotation.existing_score is not None:
         scores.append(annotation.existing_score)
@@ -94,7 +95,7 @@ def score(annotation: Annotation) -> float | None:
 
 
 def confidence(annotation: Annotation) -> float | None:
-    """Of what the models are least sure of."""
+    """Lowest confidence of the captions and the recognition; None when there is neither."""
     found = [caption.confidence for caption in annotation.captions]
     if annotation.recognition is not None:
         found.append(annotation.recognition.confidence)

@@ -1,12 +1,13 @@
 """Redis as transport: names of queues, the Celery application, publishing, and what Celery is made to do differently.
 
-A message is a hint that a job may run; PostgreSQL knows whether it may. So a message can be lost, doubled or late, and
-the only question left is how soon the housekeeper notices. In come ids of rows that were committed; out go messages,
-and events for whoever watches a job.
+A message is a hint that a job may run; PostgreSQL knows whether it may. So a message can be lost, duplicated or late,
+and it only matters how soon the housekeeper notices. In come ids of rows that were committed; out go messages, and
+events for whoever watches a job.
 """
 
 from shared.queue.app import celery_app, connect, priority_keys
 from shared.queue.names import (
+    BATCHES_LIST,
     CANCEL_CHANNEL,
     COLLECTED_KEY,
     COLLECTION_TASK,
@@ -28,6 +29,7 @@ from shared.queue.names import (
 from shared.queue.publishing import JobEvent, JobQueue
 
 __all__ = [
+    "BATCHES_LIST",
     "CANCEL_CHANNEL",
     "COLLECTED_KEY",
     "COLLECTION_TASK",

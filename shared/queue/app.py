@@ -16,7 +16,7 @@ from tuwen.jobs import Kind
 
 
 def connect(settings: Settings, *, decode: bool = True) -> redis.Redis:
-    """A client that gives up in seconds on a Redis that is frozen or gone; answers text, or bytes as they lie there."""
+    """A client that fails within seconds when Redis is frozen or down; it returns text, or bytes unless `decode`."""
     return redis.Redis.from_url(settings.redis_url, **_SOCKET, decode_responses=decode)
 
 
@@ -36,22 +36,23 @@ def celery_app(settings: Settings) -> Celery:
     """
     app = Celery("tuwen", broker=settings.redis_url, events="shared.queue.dispatcher:Events", set_as_current=False)
     app.conf.update(
-        # Nothing from the wire is unpickled; results live in PostgreSQL.
+        # No message is unpickled; results are in PostgreSQL.
         task_serializer="json",
         accept_content=["json"],
         event_serializer="json",
         result_backend=None,
         task_ignore_result=True,
-        # There is none, but else each thread would look through all installed packages for it at its first task.
+        # There is no result backend, but without this each thread would search all installed packages for it at its
+        # first task.
         result_backend_thread_safe=True,
-        # A crash is seen by the lease, in seconds.
+        # A crash is noticed by the expired lease, within seconds.
         task_acks_late=False,
         worker_prefetch_multiplier=1,
         broker_transport_options={
             **_SOCKET,
-            # No unacknowledged messages are kept in Redis: two round trips less for each. What a dead worker had
-            # prefetched is a lost message like any other, and the housekeeper publishes those jobs again sooner
-            # than a visibility timeout would have.
+            # Redis keeps no unacknowledged messages, which saves two round trips per message. Messages that a dead
+            # worker had prefetched are lost messages like any others, and the housekeeper publishes those jobs again
+            # sooner than a visibility timeout would.
             "ack_emulation": False,
             "priority_steps": list(range(10)),
             "queue_order_strategy": "priority",
@@ -60,9 +61,9 @@ def celery_app(settings: Settings) -> Celery:
         broker_transport="shared.queue.transport:Transport",
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        # A lease outlives a Redis that went away, and so does the job.
+        # The lease, and with it the job, survives the loss of the connection to Redis.
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        # A misspelt queue fails loudly.
+        # A misspelt queue raises an error.
         task_create_missing_queues=False,
         task_queues=[
             *(Queue(queue_name(kind)) for kind in Kind),
@@ -71,7 +72,7 @@ def celery_app(settings: Settings) -> Celery:
             Queue(HOUSEKEEPING_QUEUE),
         ],
         task_default_queue=HOUSEKEEPING_QUEUE,
-        # Flower sees each job from the moment it is published.
+        # Flower shows each job from the moment it is published.
         task_send_sent_event=True,
         worker_send_task_events=True,
         task_track_started=True,
@@ -82,5 +83,5 @@ def celery_app(settings: Settings) -> Celery:
 
 
 def priority_keys(queues: Sequence[str]) -> list[str]:
-    """Redis lists in which kombu keeps the messages of these queues, the most urgent first: for BRPOP."""
+    """Redis lists in which kombu keeps the messages of these queues, the most urgent first, as arguments of BRPOP."""
     return [f"{name}{Channel.sep}{step}" if step else name for step in range(10) for name in queues]

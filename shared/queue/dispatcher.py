@@ -1,11 +1,11 @@
-"""Celery's sender of monitoring events, made to lose none and to hold nobody up.
+"""Celery's sender of monitoring events, changed so that it loses none and delays no other thread.
 
-Celery 5.6.3 publishes its buffer and then empties it, and with it every event that another thread put there in
-between: of 30 short jobs at once, Flower heard of the end of 11 to 19 (celery issue 10434). What fails to be
-published twice it drops as well (issue 6487). Both are mended in later releases, which we cannot use yet.
+Celery 5.6.3 publishes its buffer and then empties it, and with it every event that another thread added in
+between: of 30 short jobs at once, Flower heard of the end of 11 to 19 (celery issue 10434). It also drops events that
+fail to be published twice (issue 6487). Both are fixed in later releases, which we cannot use yet.
 
-It also publishes from the loop that receives messages, a round trip for every task. Here a thread does it, ten
-times a second.
+Celery also publishes from the loop that receives messages, with a round trip for every task. Here a thread publishes,
+ten times a second.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from celery.app import events as app_events
 from celery.events import dispatcher
 
 INTERVAL = 0.1
-"""Seconds for which events gather. Nobody watches Flower more closely than that."""
+"""Seconds for which events are collected; Flower needs no faster updates."""
 
 BUFFER = 500
-"""Events that gather before a thread that adds one has to publish them itself."""
+"""Events that may collect before a thread that adds one has to publish them itself."""
 
 
 class EventDispatcher(dispatcher.EventDispatcher):
@@ -34,9 +34,10 @@ class EventDispatcher(dispatcher.EventDispatcher):
             threading.Thread(target=self._flush_now_and_then, name="events", daemon=True).start()
 
     def flush(self, errors: bool = True, groups: bool = True) -> None:
-        """Publish what is buffered: with `errors` what Redis did not take before, with `groups` what is new.
+        """Publish buffered events: with `errors` those that Redis refused before, with `groups` new ones.
 
-        What is published is taken out first: what another thread appends meanwhile, or fails again, stays.
+        Events are removed from the buffer before they are published, so that those that another thread appends
+        meanwhile, or that fail again, stay.
         """
         publish: Any = self._publish
         with self.mutex:

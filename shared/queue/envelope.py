@@ -1,4 +1,4 @@
-"""Celery's messages as they lie in Redis, where anybody who reaches it can put anything."""
+"""Parsing of Celery's messages as they are in Redis, where anybody with access can put anything."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from uuid import UUID
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A message that is one, whatever it asks for."""
+    """The parts of a well-formed task message."""
 
     id: UUID
     arguments: list[Any]
 
 
-def opened(message: bytes) -> Envelope | None:
-    """What kombu's Redis transport wrote for a task with JSON arguments; None where it wrote no such thing."""
+def parse_envelope(message: bytes) -> Envelope | None:
+    """Parse what kombu's Redis transport wrote for a task with JSON arguments; None for anything else."""
     try:
         written = json.loads(message)
         id = task_id(written["headers"])

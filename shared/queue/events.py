@@ -60,6 +60,6 @@ def failed(reason: str) -> Outcome:
     return Outcome(Status.FAILED, reason)
 
 
-def put_back(reason: str) -> Outcome:
+def retried(reason: str) -> Outcome:
     """The task will be tried again, or goes on elsewhere."""
     return Outcome(Status.QUEUED, reason)

@@ -12,36 +12,40 @@ from tuwen.jobs import Kind
 HOUSEKEEPING_QUEUE = "tuwen.housekeeping"
 HOUSEKEEPING_TASK = "tuwen.housekeeping"
 DATASETS_QUEUE = "tuwen.datasets"
-"""Data sets to be planned or exported, for housekeepers."""
+"""Queue of data sets to be planned or exported, for housekeepers."""
 DATASET_TASK = "tuwen.dataset"
 SHARD_TASK = "tuwen.shard"
 PREVIEWS_LIST = "tuwen:previews"
-"""Wishes for previews; no queue of Celery's, because Flower has no use for each picture that somebody scrolls past."""
+"""Requests for previews; not a Celery queue, because Flower need not list each picture that a reviewer scrolls past."""
+BATCHES_LIST = "tuwen:batches"
+"""Calls for a housekeeper: a batch is due, which PostgreSQL names."""
 WEBHOOKS_TASK = "tuwen.webhooks"
 COLLECTION_TASK = "tuwen.collection"
 GENERATION_KEY = "tuwen:generation"
-"""Held by every Redis that has not lost its data since the housekeeper last looked."""
+"""Key that exists in Redis unless it has lost its data since the housekeeper last checked."""
 COLLECTED_KEY = "tuwen:collected"
-"""How far the search for orphans has come; a Redis that forgets it makes it begin anew."""
+"""Position of the search for orphans; the search starts again when Redis loses it."""
 CANCEL_CHANNEL = "tuwen:cancel"
-"""Tells workers that a cancel was requested, so that they need not wait for the next heartbeat."""
+"""Channel that tells workers of requested cancels, so that they need not wait for the next heartbeat."""
 
 
 def queue_name(kind: Kind) -> str:
+    """Celery queue of the jobs of a kind."""
     return f"tuwen.{kind.value}"
 
 
 def task_name(kind: Kind) -> str:
+    """Celery task that runs the jobs of a kind."""
     return f"tuwen.{kind.value}"
 
 
 def shards_queue(kinds: str) -> str:
-    """Of shards that need these models, named by `shared.database.shards.kinds_name`."""
+    """Queue of shards that need these models; `kinds` comes from `shared.database.shards.kinds_name`."""
     return f"tuwen.shards.{kinds}"
 
 
 def shard_kinds(held: Iterable[Kind]) -> list[str]:
-    """All sets of models that shards may need, of those a worker holds."""
+    """All sets of models that a shard may need and that a worker with the models `held` can serve."""
     kinds = [kind for kind in Kind if kind in held and kind is not Kind.GENERATE]
     return [kinds_name(chosen) for size in range(1, len(kinds) + 1) for chosen in combinations(kinds, size)]
 
@@ -52,5 +56,5 @@ def event_channel(job_id: UUID | str) -> str:
 
 
 def progress_key(job_id: UUID | str) -> str:
-    """Redis key that holds the last progress of a running job, for a minute."""
+    """Redis key that holds the latest progress of a running job, for a minute."""
     return f"tuwen:progress:{job_id}"

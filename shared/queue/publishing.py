@@ -16,6 +16,7 @@ from shared.database import Dispatch
 from shared.database.shards import ShardDispatch
 from shared.queue.app import celery_app, connect
 from shared.queue.names import (
+    BATCHES_LIST,
     CANCEL_CHANNEL,
     COLLECTED_KEY,
     DATASET_TASK,
@@ -37,11 +38,11 @@ from tuwen.jobs import Kind, Progress
 log = logging.getLogger(__name__)
 
 JobEvent = tuple[UUID, Mapping[str, Any]]
-"""`{"status": …}` or `{"progress": …}` of a job, what `tuwen.jobs.Progress` says."""
+"""A job id with its event: `{"status": …}`, or `{"progress": …}` with the fields of `tuwen.jobs.Progress`."""
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
     except (KombuError, RedisError, OSError) as error:
@@ -49,7 +50,7 @@ def _translated() -> Iterator[None]:
 
 
 class JobQueue:
-    """The publishing side. Thread-safe; make one per process.
+    """Publishes messages and events. Thread-safe; make one per process.
 
     Raises:
         QueueUnavailable: from every method but `announce`, when Redis does not answer.
@@ -60,11 +61,11 @@ class JobQueue:
         self.redis = connect(settings)
 
     def publish(self, jobs: Iterable[Dispatch]) -> None:
-        """Hand job ids to the workers, most urgent first; the task id is the job id.
+        """Publish jobs to the workers, the most urgent first; the task id is the job id.
 
-        When this raises, some may have been published: a duplicate message is harmless.
+        When this raises, some messages may have been published: a duplicate is harmless.
         """
-        with _translated(), self._app.producer_pool.acquire(block=True, timeout=5) as producer, producer.batch():
+        with _translate_errors(), self._app.producer_pool.acquire(block=True, timeout=5) as producer, producer.batch():
             for job in sorted(jobs, key=lambda job: -job.priority):
                 self._app.send_task(
                     task_name(job.kind),
@@ -78,15 +79,15 @@ class JobQueue:
                 )
 
     def announce(self, events: Iterable[JobEvent]) -> set[UUID]:
-        """Tell whoever watches these jobs; returns those that somebody watches.
+        """Send events to the watchers of these jobs; returns the jobs that have watchers.
 
-        Best effort: watchers also look at PostgreSQL, so an event that is lost is only late.
+        Best effort: watchers also poll PostgreSQL, so a lost event is only late.
         """
         pipeline = self.redis.pipeline(transaction=False)
         published: dict[int, UUID] = {}
         for job_id, event in events:
             if progress := event.get("progress"):
-                # For who comes late. Not the parts: there will be newer ones as soon as he watches.
+                # Stored for later watchers, without the parts: newer parts arrive as soon as somebody watches.
                 brief = {"step": progress["step"], "steps": progress["steps"]}
                 pipeline.set(progress_key(job_id), json.dumps(brief), ex=60)
             published[len(pipeline)] = job_id
@@ -99,28 +100,28 @@ class JobQueue:
         return {job_id for place, job_id in published.items() if answers[place]}
 
     def progress(self, job_id: UUID) -> Progress | None:
-        """The last progress announced, if any in the last minute."""
-        with _translated():
+        """The latest progress of a job, if one was announced in the last minute."""
+        with _translate_errors():
             message = self.redis.get(progress_key(job_id))
         return Progress.model_validate_json(message) if message else None
 
     def request_cancel(self, job_id: UUID) -> None:
-        """Wake the worker that runs this job; the request itself is in PostgreSQL."""
-        with _translated():
+        """Notify the worker that runs this job of a cancel; the request itself is in PostgreSQL."""
+        with _translate_errors():
             self.redis.publish(CANCEL_CHANNEL, str(job_id))
 
     def depth(self) -> dict[Kind, int]:
-        """Messages per kind that no worker has started: those waiting, and those prefetched."""
-        with _translated(), self._app.connection_for_read() as connection:
+        """Number of messages per kind that wait in Redis."""
+        with _translate_errors(), self._app.connection_for_read() as connection:
             channel = connection.default_channel
             return {kind: channel._size(queue_name(kind)) for kind in Kind}
 
     def publish_shards(self, shards: Iterable[ShardDispatch]) -> None:
-        """Hand shards to the workers that hold the models they need; the task id is the shard's id.
+        """Publish shards to the workers that have the models they need; the task id is the shard's id.
 
-        The message says at which priority it was sent: one that has changed since makes it void.
+        The message contains the priority at which it was sent; it is void if the priority has changed since.
         """
-        with _translated(), self._app.producer_pool.acquire(block=True, timeout=5) as producer, producer.batch():
+        with _translate_errors(), self._app.producer_pool.acquire(block=True, timeout=5) as producer, producer.batch():
             for shard in shards:
                 self._app.send_task(
                     SHARD_TASK,
@@ -133,63 +134,73 @@ class JobQueue:
                 )
 
     def publish_datasets(self, ids: Iterable[UUID]) -> None:
-        """Have some housekeeper plan or export these data sets."""
-        with _translated(), self._app.producer_pool.acquire(block=True, timeout=5) as producer:
+        """Publish data sets that some housekeeper is to plan or export."""
+        with _translate_errors(), self._app.producer_pool.acquire(block=True, timeout=5) as producer:
             for id in ids:
-                # Not under the data set's own id: it comes at least twice, to be planned and to be exported.
+                # The task id is not that of the data set, which is published at least twice: to be planned and to be
+                # exported.
                 self._app.send_task(DATASET_TASK, args=[str(id)], queue=DATASETS_QUEUE, producer=producer, retry=False)
 
     def ask_for_previews(self, dataset_id: UUID, images: Sequence[int]) -> None:
-        """Have a housekeeper, which sees the source, make small pictures of these images."""
-        with _translated():
+        """Ask a housekeeper, which can read the source, to make previews of these images."""
+        with _translate_errors():
             self.redis.lpush(PREVIEWS_LIST, json.dumps([str(dataset_id), list(images)]))
             self.redis.ltrim(PREVIEWS_LIST, 0, 9999)
 
+    def call_for_batches(self) -> None:
+        """Make a housekeeper look for due batches at once; without a call it does so a second later."""
+        with _translate_errors():
+            # One call is enough: who answers it goes on until no batch is due.
+            self.redis.lpush(BATCHES_LIST, "due")
+            self.redis.ltrim(BATCHES_LIST, 0, 0)
+
     def dataset_depth(self) -> int:
-        """Messages for data sets that no housekeeper has taken."""
-        with _translated(), self._app.connection_for_read() as connection:
+        """Number of messages for data sets that no housekeeper has taken."""
+        with _translate_errors(), self._app.connection_for_read() as connection:
             depth: int = connection.default_channel._size(DATASETS_QUEUE)
             return depth
 
     def shard_depth(self) -> dict[str, int]:
-        """Messages that no worker has taken, by the models that they need."""
-        with _translated(), self._app.connection_for_read() as connection:
+        """Number of messages for shards that no worker has taken, by the models that they need."""
+        with _translate_errors(), self._app.connection_for_read() as connection:
             channel = connection.default_channel
             return {kinds: channel._size(shards_queue(kinds)) for kinds in shard_kinds(Kind)}
 
     def generation(self) -> str:
-        """Names this Redis's data: it changes when Redis restarts and when its data is wiped."""
-        with _translated():
+        """Identifier of the data in Redis: it changes when Redis restarts and when its data is wiped."""
+        with _translate_errors():
             self.redis.set(GENERATION_KEY, str(uuid4()), nx=True)
             return f"{self.redis.get(GENERATION_KEY)!s}@{self.redis.info('server')['run_id']}"
 
     def collected(self) -> str:
-        """Storage key up to which orphans were looked for; empty at the beginning."""
-        with _translated():
+        """Storage key up to which the search for orphans has come; empty at the beginning."""
+        with _translate_errors():
             return str(self.redis.get(COLLECTED_KEY) or "")
 
     def note_collected(self, key: str) -> None:
-        with _translated():
+        """Note the storage key up to which the search for orphans has come."""
+        with _translate_errors():
             self.redis.set(COLLECTED_KEY, key)
 
     def sign_housekeeper(self, host: str, lifetime: float) -> None:
-        """The housekeeper on `host` works; believed for `lifetime` seconds."""
-        with _translated():
+        """Note that the housekeeper on `host` runs; the note holds for `lifetime` seconds."""
+        with _translate_errors():
             self.redis.set(f"tuwen:housekeeper:{host}", "works", px=int(lifetime * 1000))
 
     def housekeeper_seen(self, host: str) -> bool:
-        with _translated():
+        """Whether a housekeeper on `host` has signed in and its note has not expired."""
+        with _translate_errors():
             return bool(self.redis.exists(f"tuwen:housekeeper:{host}"))
 
     def housekeepers(self) -> list[str]:
-        """Hosts on which a housekeeper works."""
+        """Hosts on which a housekeeper runs."""
         prefix = "tuwen:housekeeper:"
-        with _translated():
+        with _translate_errors():
             return sorted(str(key).removeprefix(prefix) for key in self.redis.scan_iter(f"{prefix}*"))
 
     def check(self) -> None:
-        """Readiness: Redis answers."""
-        with _translated():
+        """Check readiness: Redis answers."""
+        with _translate_errors():
             self.redis.ping()
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """The Celery tasks, one per kind: a message is taken off its queue here, and handed to the runner.
 
-A job is one task under the job's own id, and its fate is told to Celery, and so to Flower, as the task's. Nothing
-else hangs on it: PostgreSQL decides.
+A job is one task under the job's own id, and the task's events tell Celery, and so Flower, what becomes of it.
+Nothing else depends on them: PostgreSQL decides.
 
 Celery would run each message in a thread of its pool, under a tracer of its own. Here its consumer only receives
 (the `Strategy` of a task is what it does with a message): the runner does many jobs with one statement and one batch,
@@ -29,18 +29,18 @@ from tuwen.jobs import JobError, Kind, Status
 log = logging.getLogger(__name__)
 
 
-def define(app: Celery, take: Callable[[Ticket], None]) -> None:
-    """Register the task of every kind with `app`; `take` is given each message, in the loop that receives them."""
+def define(app: Celery, take: Callable[[JobMessage], None]) -> None:
+    """Register the task of every kind with `app`; `take` gets each message, in the loop that receives them."""
 
     def strategy(task: Any, _: Celery, consumer: Any) -> Callable[..., None]:
         def on_message(message: Any, _payload: Any, ack: Any, reject: Any, _callbacks: Any) -> None:
-            # Anybody who reaches Redis can put anything there: what has no id is nobody's job.
+            # Anybody who reaches Redis can put anything there: a message without an id belongs to no job.
             if (id := task_id(message.headers)) is None:
                 reject(log, consumer.connection_errors)
                 return
-            ticket = Ticket(id, task.name, consumer, partial(ack, log, consumer.connection_errors))
-            ticket.received()
-            take(ticket)
+            message = JobMessage(id, task.name, consumer, partial(ack, log, consumer.connection_errors))
+            message.receive()
+            take(message)
 
         return on_message
 
@@ -54,10 +54,10 @@ def define(app: Celery, take: Callable[[Ticket], None]) -> None:
         app.register_task(type(f"{kind.name.title()}Task", (JobTask,), {"name": task_name(kind)})())
 
 
-class Ticket:
-    """A message in hand: it holds one place of the worker's prefetch until it is started or dropped.
+class JobMessage:
+    """A received message; it takes one place of the worker's prefetch until it is started or dropped.
 
-    What happens to its job is told to whoever watches Celery's events, from any thread.
+    Its methods send Celery's events about the job; any thread may call them.
     """
 
     def __init__(self, id: UUID, name: str, consumer: Any, ack: Callable[[], None]):
@@ -68,34 +68,37 @@ class Ticket:
         self._ack = ack
         self._started = 0.0
 
-    def received(self) -> None:
+    def receive(self) -> None:
+        """Reserve a place of the prefetch, and send that the message was received."""
         state.task_reserved(self)
-        self._tell("task-received", name=self.name, args=repr((self.id,)), kwargs="{}", root_id=self.id, retries=0)
+        fields = {"args": repr((self.id,)), "kwargs": "{}", "root_id": self.id, "retries": 0}
+        self._send_event("task-received", name=self.name, **fields)
 
-    def started(self) -> None:
+    def start(self) -> None:
+        """Acknowledge the message, free its place of the prefetch, and send that the job started."""
         self._started = time.time()
         self._ack()
         state.task_accepted(self)
-        self._tell("task-started")
+        self._send_event("task-started")
 
-    def ended(self, status: Status, error: JobError | None) -> None:
-        """The job is over, or queued once more."""
+    def end(self, status: Status, error: JobError | None) -> None:
+        """Send that the job is over, or queued again."""
         state.task_ready(self, successful=status is Status.SUCCEEDED)
         outcome = Outcome.of(status, error)
         runtime = {"runtime": time.time() - self._started} if status is Status.SUCCEEDED else {}
-        self._tell(outcome.event, **outcome.details, **runtime)
+        self._send_event(outcome.event, **outcome.details, **runtime)
 
-    def dropped(self, status: Status | None) -> None:
-        """It was not for this worker to run; `status` is the job's where that is known."""
+    def drop(self, status: Status | None) -> None:
+        """Acknowledge a job that is not this worker's to run; `status` is the job's where it is known."""
         if not self._started:
             self._ack()
         if status in (Status.CANCELLED, Status.EXPIRED):
-            self.ended(status, None)
+            self.end(status, None)
         else:
             state.task_ready(self)
 
     def info(self, safe: bool = False) -> dict[str, Any]:  # noqa: ARG002 (Celery's signature)
-        """For `inspect active`, which Flower's page of a worker shows."""
+        """Describe the task for `inspect active`, which Flower's page of a worker shows."""
         return {
             "id": self.id,
             "name": self.name,
@@ -109,7 +112,7 @@ class Ticket:
             "worker_pid": os.getpid(),
         }
 
-    def _tell(self, event: str, **fields: Any) -> None:
-        dispatcher = self._consumer.event_dispatcher  # another one after each reconnection, and none in between
+    def _send_event(self, event: str, **fields: Any) -> None:
+        dispatcher = self._consumer.event_dispatcher  # another one after each reconnection, None in between
         if dispatcher is not None and dispatcher.enabled:
             dispatcher.send(event, uuid=self.id, **fields)

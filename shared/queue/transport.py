@@ -1,4 +1,4 @@
-"""kombu's Redis transport, made to survive what anybody may have put into a queue, and to fetch many at a time."""
+"""kombu's Redis transport, changed to survive invalid messages in a queue, and to fetch many messages at a time."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from kombu.utils.json import loads
 log = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 16
-"""Messages that one round trip brings at most; more of them would leave idle workers with nothing."""
+"""Most messages that one round trip fetches; more of them would leave idle workers without work."""
 
 
 class Channel(kombu_redis.Channel):
-    """Receives by BLMPOP (Redis 7) where kombu uses BRPOP, a round trip for each message."""
+    """Receives messages with BLMPOP (Redis 7); kombu uses BRPOP, with a round trip for each message."""
 
-    # kombu is untyped here, and says these are what it first sets them to.
+    # kombu is untyped here, so mypy infers the types of the values that it sets first.
     _in_poll: Any
     _brpop_sent_at: Any
     _q_for_pri: Any
@@ -38,16 +38,16 @@ class Channel(kombu_redis.Channel):
         self.client.connection.send_command("BLMPOP", timeout or 0, len(keys), *keys, "RIGHT", "COUNT", count)
 
     def _brpop_read(self, **options: Any) -> bool:
-        """Hand on what was received. What is no message is dropped.
+        """Deliver the received messages, and drop entries that are not messages.
 
-        kombu lets what is not JSON, or not shaped like its envelope, end the whole worker. A message is only a
-        hint that a job may run, so nothing is lost with it.
+        In kombu, an entry that is not JSON, or lacks the shape of its envelope, ends the whole worker. A message is
+        only a hint that a job may run, so nothing is lost by dropping it.
         """
         try:
             try:
                 answer = self.client.parse_response(self.client.connection, "BLMPOP", **options)
             except self.connection_errors:
-                self.client.connection.disconnect()  # so that the next round connects anew
+                self.client.connection.disconnect()  # so that the next round opens a new connection
                 raise
         finally:
             self._in_poll = None
@@ -61,7 +61,7 @@ class Channel(kombu_redis.Channel):
             try:
                 self.connection._deliver(loads(bytes_to_str(message)), queue)
             except Exception:
-                log.exception("dropped something from a queue that is no message")
+                log.exception("dropped an entry of a queue that is not a message")
         return True
 
 

@@ -1,8 +1,8 @@
-"""Figures that outlive the process that measured them: workers add them up in Redis, the API shows them to Prometheus.
+"""Metrics that outlive the process that measured them: workers sum them up in Redis, the API shows them to Prometheus.
 
-A worker may restart at any time and has no port of its own to be scraped at, so it accumulates locally and adds the
-differences to Redis hashes, one hash a metric, one field a number. A Redis that lost its data starts again at zero,
-which Prometheus takes for what it is: a counter reset.
+A worker may restart at any time and has no port to be scraped at, so it accumulates locally and adds the differences
+to Redis hashes, with one hash per metric and one field per number. A Redis that lost its data starts again at zero,
+which Prometheus handles as a counter reset.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """A distribution per kind; `bounds` are the buckets' upper ends, the last one, infinity, left out."""
+    """A distribution per kind; `bounds` are the upper ends of the buckets, without the last one, infinity."""
 
     name: str
     help: str
@@ -33,7 +33,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """A count per kind and status; `name` without the suffix `_total`."""
+    """A count per kind and status; `name` lacks the suffix `_total`."""
 
     name: str
     help: str
@@ -54,31 +54,31 @@ COUNTERS = (JOBS_FINISHED,)
 
 
 def redis_key(metric: Histogram | Counter) -> str:
-    """The hash that holds the metric. Fields: `kind/upper bound`, `kind/sum`; of a counter `kind/status`."""
+    """Key of the hash that holds the metric. Its fields: `kind/upper bound` and `kind/sum`, or `kind/status`."""
     return f"tuwen:metrics:{metric.name}"
 
 
 class Recorder:
-    """Adds up in memory and now and then in Redis. Thread-safe; one per process."""
+    """Sums up metrics in memory, and adds them to Redis from time to time. Thread-safe; make one per process."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._pending: defaultdict[tuple[str, str], float] = defaultdict(float)
 
-    def batch(self, kind: Kind, size: int, seconds: float) -> None:
-        """One forward pass of `size` jobs is done."""
+    def record_batch(self, kind: Kind, size: int, seconds: float) -> None:
+        """Record a forward pass over `size` jobs."""
         self.observe(BATCH_SIZE, kind, size)
         self.observe(BATCH_RUN, kind, seconds)
 
-    def finished(self, kind: Kind, status: Status, *, wait: float, run: float) -> None:
-        """A claimed job, which waited `wait` seconds and ran `run`, came to `status`: over, or queued once more."""
+    def record_end(self, kind: Kind, status: Status, *, wait: float, run: float) -> None:
+        """Record that a job waited `wait` and ran `run` seconds, and came to `status`: over, or queued again."""
         self.observe(JOB_WAIT, kind, wait)
         self.observe(JOB_RUN, kind, run)
         if status.terminal:
             self.count(JOBS_FINISHED, kind, status)
 
     def observe(self, histogram: Histogram, kind: Kind, value: float) -> None:
-        """Count `value` in its bucket; buckets are made cumulative only when they are shown."""
+        """Count `value` in its bucket; buckets become cumulative only when they are shown."""
         bound = next((bound for bound in histogram.bounds if value <= bound), math.inf)
         key = redis_key(histogram)
         with self._lock:
@@ -86,13 +86,14 @@ class Recorder:
             self._pending[key, f"{kind}/sum"] += value
 
     def count(self, counter: Counter, kind: Kind, status: Status, by: int = 1) -> None:
+        """Add `by` to a counter."""
         with self._lock:
             self._pending[redis_key(counter), f"{kind}/{status}"] += by
 
     def flush(self, client: redis.Redis) -> None:
-        """Add what has gathered to Redis; when Redis does not answer, keep it for the next time.
+        """Add the collected values to Redis; when Redis does not answer, keep them for the next time.
 
-        All or nothing in Redis. An answer that was lost on its way back counts twice: rare, and only a figure.
+        Redis applies all of them or none. If an answer is lost, values count twice: rare, and acceptable for metrics.
         """
         with self._lock:
             pending, self._pending = self._pending, defaultdict(float)
@@ -112,18 +113,18 @@ class Recorder:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """One kind's histogram as Prometheus wants it."""
+    """The histogram of one kind, as Prometheus expects it."""
 
     buckets: list[tuple[float, float]]
-    """(upper bound, how many were at most that), ascending, the last bound infinity."""
+    """(upper bound, number of values up to it), ascending; the last bound is infinity."""
     total: float
     """Sum of all values."""
 
 
 def distributions(histogram: Histogram, fields: Mapping[str, str]) -> dict[str, Distribution]:
-    """Kind → distribution, of the fields of the metric's hash.
+    """Kind → distribution, from the fields of the metric's hash.
 
-    Bounds that another version of the program counted by are kept.
+    Bounds of another version of the program are kept.
     """
     counts: defaultdict[str, dict[float, float]] = defaultdict(lambda: dict.fromkeys((*histogram.bounds, math.inf), 0))
     sums: dict[str, float] = {}

@@ -1,8 +1,8 @@
 """Traces by OpenTelemetry: one trace from the request that submits a job to the statement that ends it.
 
-Off unless `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` says where to send spans;
-OpenTelemetry's own variables configure all the rest (headers, sampling, resource attributes). While off, nothing of
-OpenTelemetry is imported.
+Tracing is off unless `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` says where to send spans;
+OpenTelemetry's own variables configure everything else (headers, sampling, resource attributes). While tracing is off,
+OpenTelemetry is not imported.
 
 The context travels in the job's row, as W3C `traceparent`, so it outlives Redis and every retry.
 """
@@ -35,10 +35,10 @@ def wanted() -> bool:
 
 
 def start(service: str) -> None:
-    """Trace this process as `service`, unless `OTEL_SERVICE_NAME` names it, if the environment asks for it.
+    """Start tracing if the environment asks for it, with the name `service` unless `OTEL_SERVICE_NAME` is set.
 
     Raises:
-        ConfigurationError: it does, and OpenTelemetry is not installed.
+        ConfigurationError: the environment asks for traces, but OpenTelemetry is not installed.
     """
     global _provider, _tracer
     if not wanted() or _tracer is not None:
@@ -57,7 +57,7 @@ def start(service: str) -> None:
 
 
 def stop() -> None:
-    """Send what is left."""
+    """Send the remaining spans and stop tracing."""
     global _provider, _tracer
     if _provider is not None:
         _provider.shutdown()
@@ -65,8 +65,8 @@ def stop() -> None:
 
 
 @contextmanager
-def request(name: str, headers: Mapping[str, str]) -> Iterator[Span | None]:
-    """The span of a request that this process answers, in its caller's trace where that is told."""
+def request_span(name: str, headers: Mapping[str, str]) -> Iterator[Span | None]:
+    """Record a span for a request that this process answers, in the caller's trace when the request names one."""
     if _tracer is None:
         yield None
         return
@@ -77,8 +77,8 @@ def request(name: str, headers: Mapping[str, str]) -> Iterator[Span | None]:
 
 
 @contextmanager
-def submission(jobs: int) -> Iterator[str | None]:
-    """The span of a submission; yields the `traceparent` that its jobs carry on."""
+def submission_span(jobs: int) -> Iterator[str | None]:
+    """Record a span for a submission; yields the `traceparent` that its jobs carry."""
     if _tracer is None:
         yield None
         return
@@ -92,7 +92,7 @@ def submission(jobs: int) -> Iterator[str | None]:
 
 
 class JobTrace:
-    """A job in a worker: a span for the whole, and one for each stage, which begins where the one before ends."""
+    """The spans of a job in a worker: one for the job, and one for each stage until the next begins."""
 
     __slots__ = ("_context", "_job", "_stage")
 
@@ -106,7 +106,7 @@ class JobTrace:
         self._stage: Span | None = None
 
     def stage(self, name: str, at: int | None = None) -> None:
-        """`name` begins, now or at a time in nanoseconds."""
+        """Begin the stage `name`, now or at a time in nanoseconds since the epoch."""
         if _tracer is None:
             return
         at = time.time_ns() if at is None else at
@@ -115,6 +115,7 @@ class JobTrace:
         self._stage = _tracer.start_span(name, self._context, start_time=at)
 
     def end(self, status: str, error: str | None = None) -> None:
+        """End the last stage and the job with its final status."""
         from opentelemetry.trace import StatusCode
 
         at = time.time_ns()
@@ -127,7 +128,7 @@ class JobTrace:
 
 
 class Untraced:
-    """What there is of a job while nothing is traced."""
+    """Stands in for `JobTrace` while tracing is off."""
 
     def stage(self, name: str, at: int | None = None) -> None:
         pass
@@ -140,13 +141,13 @@ _UNTRACED = Untraced()
 AnyTrace = JobTrace | Untraced
 
 
-def job(kind: str, parent: str | None, *, waited: float, asked: int, attributes: Mapping[str, Any]) -> AnyTrace:
-    """The trace of a job that this worker has just claimed.
+def start_job(kind: str, parent: str | None, *, waited: float, asked: int, attributes: Mapping[str, Any]) -> AnyTrace:
+    """Start the trace of a job that this worker has just claimed.
 
     Args:
-        parent: `traceparent` of its submission, none where that was not traced.
-        waited: seconds from when it might have run until it was claimed.
-        asked: when this worker asked for it, nanoseconds since the epoch.
+        parent: `traceparent` of the submission; None when it was not traced.
+        waited: seconds from when the job could have run until it was claimed.
+        asked: when this worker asked for the job, in nanoseconds since the epoch.
     """
     if _tracer is None:
         return _UNTRACED

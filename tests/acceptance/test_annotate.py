@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -20,20 +19,13 @@ from shared.objects.storage import ObjectStore
 from shared.settings import Settings
 from tests.chaos import Chaos
 from tests.chaos_datasets import endure
-from tests.support.annotation import annotate, dataset, failures, mistakes, over, paint, records
+from tests.support.annotation import annotate, dataset, failures, mistakes, paint, records, wait_until_over
 from tests.support.api_server import serving
-from tests.support.system import System, running_system
+from tests.support.system import System
+from tests.support.waiting import PATIENT
 from tuwen.client import Client
 from tuwen.datasets import DatasetRequest, DatasetStatus, ExportRequest, ReviewRequest, ShardStatus
 from tuwen.errors import Conflict, Forbidden, InvalidRequest, NotFound
-
-pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture
-def system(settings: Settings, tmp_path: Path) -> Iterator[System]:
-    with running_system(settings, tmp_path) as system:
-        yield system
 
 
 @pytest.fixture
@@ -69,7 +61,9 @@ def test_over_http_and_the_command_line(system: System, tmp_path: Path) -> None:
         def tuwen(*arguments: str) -> subprocess.CompletedProcess[str]:
             command = [sys.executable, "-m", "api.cli", *arguments]
             # Relative paths are those of where the user stands.
-            return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+            return subprocess.run(
+                command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENT
+            )
 
         dry = tuwen("annotate", "photos", "--dry-run", "--json")
         assert dry.returncode == 0, dry.stderr
@@ -131,7 +125,7 @@ def test_over_http_and_the_command_line(system: System, tmp_path: Path) -> None:
             path for place in ("photos", "captions", "reviewed") for path in (tmp_path / place).rglob("*")
         )
         store = ObjectStore.open(system.settings)
-        system.until(lambda: not list(store.list(f"datasets/{run['id']}")), "the removal of its objects")
+        system.wait_until(lambda: not list(store.list(f"datasets/{run['id']}")), "the removal of its objects")
 
 
 def test_pause_resume_cancel_and_go_on(system: System, tmp_path: Path) -> None:
@@ -148,20 +142,20 @@ def test_pause_resume_cancel_and_go_on(system: System, tmp_path: Path) -> None:
         )
         with pytest.raises(Conflict, match="out"):
             client.datasets.submit(DatasetRequest(source=str(source), destination=str(tmp_path / "out")))
-        system.until(lambda: client.datasets.get(run.id).progress.done > 0, "the first images")
+        system.wait_until(lambda: client.datasets.get(run.id).progress.done > 0, "the first images")
         assert client.datasets.pause(run.id).paused
 
         def running() -> int:
             return sum(shard.status is ShardStatus.RUNNING for shard in system.database.shards.all(run.id))
 
-        system.until(lambda: running() == 0, "shards that were given back")
+        system.wait_until(lambda: running() == 0, "shards that were given back")
         done = client.datasets.get(run.id).progress.done
         client.datasets.prioritize(run.id, 9)
         client.datasets.resume(run.id)
-        system.until(lambda: client.datasets.get(run.id).progress.done > done, "progress after the pause")
+        system.wait_until(lambda: client.datasets.get(run.id).progress.done > done, "progress after the pause")
         cancelled = client.datasets.cancel(run.id)
         assert cancelled.status is DatasetStatus.CANCELLED
-        system.until(lambda: running() == 0, "shards that were cancelled")
+        system.wait_until(lambda: running() == 0, "shards that were cancelled")
         assert client.datasets.retry(run.id).status is DatasetStatus.RUNNING
         ended = client.datasets.wait(run.id)
     assert (ended.status, ended.progress.done) == (DatasetStatus.SUCCEEDED, 400)
@@ -172,10 +166,10 @@ def test_a_grown_source_costs_only_what_is_new(system: System, tmp_path: Path) -
     source = paint(tmp_path / "source", range(200))
     system.housekeeper()
     system.worker()
-    over(system, annotate(system, source, tmp_path / "out", shard_size=64))
+    wait_until_over(system, annotate(system, source, tmp_path / "out", shard_size=64))
     first = {record["name"]: record for record in records(tmp_path / "out")}
     paint(source, range(200, 230))
-    over(system, annotate(system, source, tmp_path / "out", shard_size=64))
+    wait_until_over(system, annotate(system, source, tmp_path / "out", shard_size=64))
     assert mistakes(tmp_path / "out", range(230)) == []
     second = {record["name"]: record for record in records(tmp_path / "out")}
     same = [name for name, record in first.items() if second[name]["captions"] == record["captions"]]
@@ -188,13 +182,13 @@ def test_a_worker_asked_to_stop_gives_its_shard_back(system: System, tmp_path: P
     system.housekeeper()
     worker = system.worker("first")
     id = annotate(system, source, tmp_path / "out", shard_size=300)
-    system.until(lambda: dataset(system, id).progress.done > 0, "the first images")
+    system.wait_until(lambda: dataset(system, id).progress.done > 0, "the first images")
     assert worker.terminate() == 0
     [shard] = system.database.shards.all(id)
     assert shard.status is ShardStatus.QUEUED, "nothing is left to its lease"
     assert shard.results_key is not None, "what it has done is kept"
     system.worker("second")
-    ended = over(system, id)
+    ended = wait_until_over(system, id)
     assert (ended.status, ended.progress.done) == (DatasetStatus.SUCCEEDED, 300)
     assert mistakes(tmp_path / "out", range(300)) == []
     workers = {record["captions"][0]["provenance"]["worker"].partition("@")[0] for record in records(tmp_path / "out")}
@@ -205,11 +199,11 @@ def test_redis_forgets_every_shard(system: System, tmp_path: Path) -> None:
     source = paint(tmp_path / "source", range(300))
     system.housekeeper()
     id = annotate(system, source, tmp_path / "out", shard_size=30)
-    system.until(lambda: dataset(system, id).progress.planned, "the plan")
+    system.wait_until(lambda: dataset(system, id).progress.planned, "the plan")
     with redis.Redis.from_url(system.settings.redis_url) as client:
         client.flushdb()
     system.worker()
-    assert over(system, id).status is DatasetStatus.SUCCEEDED
+    assert wait_until_over(system, id).status is DatasetStatus.SUCCEEDED
     assert mistakes(tmp_path / "out", range(300)) == []
 
 
@@ -219,10 +213,10 @@ def test_a_frozen_worker_wakes_up_with_results_that_nobody_wants(system: System,
     system.housekeeper()
     sleeper = system.worker("sleeper")
     id = annotate(system, source, tmp_path / "out", shard_size=100)
-    system.until(lambda: dataset(system, id).progress.workers, "a running shard")
+    system.wait_until(lambda: dataset(system, id).progress.workers, "a running shard")
     sleeper.signal(signal.SIGSTOP)
     system.worker("other")
-    ended = over(system, id)
+    ended = wait_until_over(system, id)
     sleeper.signal(signal.SIGCONT)
     assert (ended.status, ended.progress.done) == (DatasetStatus.SUCCEEDED, 100)
     assert mistakes(tmp_path / "out", range(100)) == []
@@ -269,7 +263,7 @@ class TestBadInput:
             annotate(system, tmp_path / "missing", tmp_path / "2"),
         ]
         for id in ids:
-            ended = over(system, id)
+            ended = wait_until_over(system, id)
             assert ended.status is DatasetStatus.FAILED
             assert ended.error is not None
             assert ended.error.code == "source_unusable"
@@ -281,7 +275,7 @@ class TestBadInput:
         changed = {**system.settings.model_dump(exclude_unset=True), "dataset_roots": (str(tmp_path / "data"),)}
         system.settings = Settings(**changed)
         system.housekeeper()
-        ended = over(system, annotate(system, tmp_path / "data" / "link", tmp_path / "data" / "out"))
+        ended = wait_until_over(system, annotate(system, tmp_path / "data" / "link", tmp_path / "data" / "out"))
         assert ended.status is DatasetStatus.FAILED
         assert ended.error is not None
         assert ended.error.code == "forbidden"

@@ -10,30 +10,18 @@ import json
 import pickle
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from uuid import uuid4
 
-import pytest
 import redis
 from sqlalchemy import create_engine, text
 
 from api.embedded.servers import Postgres, Valkey
 from shared.database.connections import driver_url
 from shared.queue import queue_name
-from shared.settings import Settings
-from tests.support.system import System, frozen, running_system
+from tests.support.system import System, freeze
 from tuwen.jobs import GenerateResult, Job, Kind, Status
 
-pytestmark = pytest.mark.timeout(300)
-
 SLOW = "sleep 1"
-
-
-@pytest.fixture
-def system(settings: Settings, tmp_path: Path) -> Iterator[System]:
-    with running_system(settings, tmp_path) as system:
-        yield system
 
 
 def assert_all_succeeded(system: System, jobs: list[Job]) -> None:
@@ -57,10 +45,10 @@ def test_worker_is_killed_in_a_batch(system: System) -> None:
     system.housekeeper()
     worker = system.worker("first")
     ids = submit(system, *[SLOW] * 40)
-    system.running(ids, at_least=16)
+    system.wait_until_running(ids, at_least=16)
     worker.kill()
     system.worker("second")
-    jobs = system.finished(ids)
+    jobs = system.wait_until_finished(ids)
     assert_all_succeeded(system, jobs)
     assert max(job.attempts for job in jobs) > 1
 
@@ -70,9 +58,9 @@ def test_engine_process_is_killed(system: System) -> None:
     worker = system.worker()
     before = worker.engine.pid
     ids = submit(system, *[SLOW] * 20)
-    system.running(ids, at_least=8)
+    system.wait_until_running(ids, at_least=8)
     worker.engine.kill()
-    assert_all_succeeded(system, system.finished(ids))
+    assert_all_succeeded(system, system.wait_until_finished(ids))
     assert worker.alive
     assert worker.engine.pid != before
 
@@ -81,14 +69,14 @@ def test_worker_sleeps_past_its_lease_and_wakes_up(system: System) -> None:
     system.housekeeper()
     sleeper = system.worker("sleeper")
     ids = submit(system, *[SLOW] * 8)
-    system.running(ids)
+    system.wait_until_running(ids)
     sleeper.signal(signal.SIGSTOP)
     system.worker("other")
-    jobs = system.finished(ids)
+    jobs = system.wait_until_finished(ids)
     sleeper.signal(signal.SIGCONT)
     # It wakes up with results in its hands that nobody wants any more, and goes on working.
     more = submit(system, *["cat"] * 20)
-    assert_all_succeeded(system, jobs + system.finished(more))
+    assert_all_succeeded(system, jobs + system.wait_until_finished(more))
     assert system.jobs(ids) == jobs
     assert sleeper.alive
 
@@ -97,12 +85,12 @@ def test_redis_is_killed_and_restarted(system: System, valkey: Valkey) -> None:
     system.housekeeper()
     worker = system.worker()
     before = submit(system, *[SLOW] * 40)
-    system.running(before)
+    system.wait_until_running(before)
     valkey.kill()
     during = submit(system, *["cat"] * 10)
     valkey.start()
     after = submit(system, *["cat"] * 10)
-    assert_all_succeeded(system, system.finished(before + during + after, timeout=120))
+    assert_all_succeeded(system, system.wait_until_finished(before + during + after))
     assert worker.alive
 
 
@@ -110,21 +98,21 @@ def test_redis_forgets_everything(system: System) -> None:
     system.housekeeper()
     ids = submit(system, *["cat"] * 50)
     with redis.Redis.from_url(system.settings.redis_url) as client:
-        system.until(lambda: client.llen("tuwen.generate\x06\x164"), "messages")
+        system.wait_until(lambda: client.llen("tuwen.generate\x06\x164"), "messages")
         client.flushdb()
     system.worker()
-    assert_all_succeeded(system, system.finished(ids))
+    assert_all_succeeded(system, system.wait_until_finished(ids))
 
 
 def test_postgres_is_restarted(system: System, postgres: Postgres) -> None:
     system.housekeeper()
     worker = system.worker()
     ids = submit(system, *[SLOW] * 40)
-    system.running(ids)
+    system.wait_until_running(ids)
     postgres.kill()
     postgres.start()
     more = submit(system, *["cat"] * 10)
-    assert_all_succeeded(system, system.finished(ids + more, timeout=120))
+    assert_all_succeeded(system, system.wait_until_finished(ids + more))
     assert worker.alive
 
 
@@ -132,13 +120,13 @@ def test_postgres_is_silent_for_longer_than_a_lease(system: System, postgres: Po
     """Frozen, or beyond a network that swallows everything: nobody's connection breaks."""
     keeper, worker = system.housekeeper(), system.worker()
     ids = submit(system, *[SLOW] * 40)
-    system.running(ids, at_least=16)
-    with frozen(postgres.pid):
-        system.until(lambda: not system.has_database(), "somebody who gives up")
+    system.wait_until_running(ids, at_least=16)
+    with freeze(postgres.pid):
+        system.wait_until(lambda: not system.has_database(), "somebody who gives up")
         time.sleep(system.settings.lease)
-    system.until(system.has_database, "PostgreSQL")
+    system.wait_until(system.has_database, "PostgreSQL")
     more = submit(system, *["cat"] * 10)
-    assert_all_succeeded(system, system.finished(ids + more, timeout=120))
+    assert_all_succeeded(system, system.wait_until_finished(ids + more))
     assert worker.alive
     assert keeper.alive
 
@@ -147,7 +135,7 @@ def test_worker_is_asked_to_stop_in_a_batch(system: System) -> None:
     system.housekeeper()
     worker = system.worker("first")
     ids = submit(system, *["sleep 2"] * 40)
-    system.running(ids, at_least=16)
+    system.wait_until_running(ids, at_least=16)
     assert worker.terminate() == 0
     statuses = system.statuses(ids)
     assert Status.SUCCEEDED in statuses, "the running batch was finished"
@@ -155,7 +143,7 @@ def test_worker_is_asked_to_stop_in_a_batch(system: System) -> None:
     assert Status.RUNNING not in statuses, "nothing is left to its lease"
     assert system.database.workers.alive() == []
     system.worker("second")
-    jobs = system.finished(ids)
+    jobs = system.wait_until_finished(ids)
     assert_all_succeeded(system, jobs)
     assert {job.attempts for job in jobs} == {1}, "a stop costs no attempt"
 
@@ -164,12 +152,12 @@ def test_poison_is_quarantined_and_its_neighbours_unharmed(system: System) -> No
     system.housekeeper()
     worker = system.worker()
     poison, *neighbours = submit(system, "crash", *["cat"] * 30)
-    [dead] = system.finished([poison], timeout=120)
+    [dead] = system.wait_until_finished([poison])
     assert dead.status is Status.QUARANTINED
     assert dead.attempts == 3
     assert dead.error is not None
     assert dead.error.code == "engine_crashed"
-    jobs = system.finished(neighbours)
+    jobs = system.wait_until_finished(neighbours)
     assert {job.status for job in jobs} == {Status.SUCCEEDED}
     assert max(job.attempts for job in jobs) <= 2, "only the first crash was shared"
     assert worker.alive
@@ -178,10 +166,10 @@ def test_poison_is_quarantined_and_its_neighbours_unharmed(system: System) -> No
 def test_a_job_is_cancelled_while_it_runs(system: System) -> None:
     system.worker()
     [id] = submit(system, "sleep 30")
-    system.running([id])
+    system.wait_until_running([id])
     system.database.jobs.cancel(id, "local")
     system.queue.request_cancel(id)
-    [job] = system.finished([id], timeout=10)
+    [job] = system.wait_until_finished([id])
     assert job.status is Status.CANCELLED
 
 
@@ -190,7 +178,7 @@ def test_garbage_in_redis(system: System) -> None:
     system.housekeeper()
     worker = system.worker()
     [over] = submit(system, "cat")
-    system.finished([over])
+    system.wait_until_finished([over])
     queue = queue_name(Kind.GENERATE)
     with redis.Redis.from_url(system.settings.redis_url) as client:
         client.lpush(queue, b"garbage", b"{}", b"[]", pickle.dumps({"x": 1}))
@@ -204,7 +192,7 @@ def test_garbage_in_redis(system: System) -> None:
         ):
             client.lpush(queue, json.dumps(_envelope(headers, body, content_type, queue)))
     ids = submit(system, *["cat"] * 10)
-    jobs = system.finished([over, *ids])
+    jobs = system.wait_until_finished([over, *ids])
     assert_all_succeeded(system, jobs)
     assert jobs[0].attempts == 1
     assert worker.alive

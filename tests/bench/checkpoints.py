@@ -23,7 +23,7 @@ from PIL import Image
 
 from shared.settings import Settings
 from tests.bench.figures import Figure
-from tests.bench.worker import EXAMPLE_SIDE, framed, rate
+from tests.bench.worker import EXAMPLE_SIDE, measure_between_peers, rate
 from tuwen.jobs import Kind
 from workers.lab.world.render import render
 from workers.scenes.grammar import EXAMPLE
@@ -37,7 +37,7 @@ class Scale:
 
     device: str
     modules: str
-    """Where the builders of the checkpoints are."""
+    """The module with the builders of the checkpoints."""
     generator: str
     describer: str
     steps: int
@@ -80,20 +80,20 @@ FULL = Scale(
 
 
 def checkpoints(settings: Settings, folder: Path) -> list[Figure]:
-    """At full size where there is a GPU, else at toy size."""
+    """Measure at full size where there is a GPU, otherwise at toy size."""
     found = subprocess.run([sys.executable, "-m", "workers", "devices"], stdout=subprocess.PIPE, check=True).stdout
     return figures(settings, folder, FULL if found.split() else TOY)
 
 
 def figures(settings: Settings, folder: Path, scale: Scale) -> list[Figure]:
-    """Of the kinds that `scale.count` has jobs of."""
+    """Measure the kinds that `scale.count` has jobs of."""
     settings = settings.model_copy(update={"device": scale.device, "engine_start_timeout": 1800.0})
     found = []
     if Kind.DESCRIBE in scale.count:
-        spec = f"transformers:{_made(scale, folder, scale.describer)}"
+        spec = f"transformers:{_make_once(scale, folder, scale.describer)}"
         found += _kind(settings, folder, scale, Kind.DESCRIBE, spec)
     if Kind.GENERATE in scale.count:
-        spec = f"diffusers:{_made(scale, folder, scale.generator)}"
+        spec = f"diffusers:{_make_once(scale, folder, scale.generator)}"
         found += _kind(settings, folder, scale, Kind.GENERATE, spec)
         found += _two_models(settings, folder, scale)
     return found
@@ -110,10 +110,10 @@ def _kind(settings: Settings, folder: Path, scale: Scale, kind: Kind, spec: str)
     busy: list[float] = []
 
     def queue() -> float:
-        with _sampled_gpu(busy) if on_gpu else nullcontext():
+        with _sample_gpu(busy) if on_gpu else nullcontext():
             return rate(settings.model_copy(update={kind.value: served}), folder, kind, scale.count[kind])
 
-    bare, queued = framed(lambda: float(_child("pipeline", spec, scale, kind, best)), queue)
+    bare, queued = measure_between_peers(lambda: float(_child("pipeline", spec, scale, kind, best)), queue)
     goal = "≥ 0.97" if on_gpu else "≥ 0.9"
     found = [Figure(f"{kind}, through the queue", queued, "images/s", f"bare, batches of {best}", bare, goal)]
     if not on_gpu:
@@ -135,7 +135,7 @@ def _two_models(settings: Settings, folder: Path, scale: Scale) -> list[Figure]:
     one, two = (folder / name for name in ("one", "two"))
     for link in (one, two):
         if not link.exists():
-            link.symlink_to(_made(scale, folder, scale.generator))
+            link.symlink_to(_make_once(scale, folder, scale.generator))
     batch = "" if scale.device != "cpu" else "&batch=4"
     specs = [f"diffusers:{link}?{scale.options(Kind.GENERATE)}{batch}" for link in (one, two)]
     weights = sum(file.stat().st_size for file in one.rglob("*.safetensors"))
@@ -146,7 +146,7 @@ def _two_models(settings: Settings, folder: Path, scale: Scale) -> list[Figure]:
     return [Figure("two generators, budget for 1.5", together, "images/s", "one of them", alone)]
 
 
-def _made(scale: Scale, folder: Path, name: str) -> Path:
+def _make_once(scale: Scale, folder: Path, name: str) -> Path:
     """The checkpoint of that name, made when it is not there yet."""
     target = folder / f"checkpoint-{name}"
     if not target.exists():
@@ -155,7 +155,7 @@ def _made(scale: Scale, folder: Path, name: str) -> Path:
 
 
 @contextmanager
-def _sampled_gpu(samples: list[float]) -> Iterator[None]:
+def _sample_gpu(samples: list[float]) -> Iterator[None]:
     """Add to `samples` how busy the GPU is, in percent, twice a second."""
     over = threading.Event()
 

@@ -1,4 +1,4 @@
-"""What bulk annotation reaches of an engine's speed, what it costs in memory, and what it costs a person who waits."""
+"""Bulk annotation: its share of the engine's speed, its memory, and what it costs a person who waits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from shared.settings import Settings
 from tests.bench.figures import Figure, percentile
 from tests.bench.peers import _Quiet as Quiet
 from tests.bench.producer import api
-from tests.bench.worker import framed
+from tests.bench.worker import measure_between_peers
 from tests.support.system import TENANT, System
 from tuwen.client import Client
 from tuwen.datasets import Dataset, DatasetRequest, DatasetStatus
@@ -44,8 +44,8 @@ def bulk(settings: Settings, folder: Path) -> list[Figure]:
         ("built in", settings.describe, 3000, "≥ 0.85"),
         ("0.2 s a batch of 16", WAITING, 3200, "≥ 0.97"),
     ):
-        source = drawn(folder / f"source-{images}", images)
-        bare, rate = framed(
+        source = write_drawn(folder / f"source-{images}", images)
+        bare, rate = measure_between_peers(
             partial(bare_describer, settings, spec, source),
             partial(bulk_rate, settings.model_copy(update={"describe": spec}), folder, source),
         )
@@ -58,13 +58,13 @@ def bulk_rate(settings: Settings, folder: Path, source: Path) -> float:
     with bulk_system(settings, folder) as system:
         system.worker(f"bulk-{source.name}")
         id = annotate(system, source, folder / f"out-of-{source.name}", shard_size=500)
-        over(system, id)
+        wait_until_over(system, id)
         return images_per_second(system, id)
 
 
 def scale(settings: Settings, folder: Path) -> list[Figure]:
     """100,000 images through a null engine: memory of every process, speed of planning, rows."""
-    source = painted(folder / "source", 100_000)
+    source = write_painted(folder / "source", 100_000)
     with (
         bulk_system(settings.model_copy(update={"describe": NULL}), folder) as system,
         api(system.settings) as (_, web),
@@ -114,7 +114,7 @@ def scale(settings: Settings, folder: Path) -> list[Figure]:
 
 def interactive(settings: Settings, folder: Path) -> list[Figure]:
     """p95 of single jobs while a data set fills the worker, whose batches take 0.2 s, against the same when idle."""
-    source = painted(folder / "source", 4000)
+    source = write_painted(folder / "source", 4000)
     with (
         bulk_system(settings.model_copy(update={"describe": WAITING}), folder) as system,
         api(system.settings) as (url, _),
@@ -183,7 +183,7 @@ def _rate(engine: Any, items: list[DescribeItem], size: int) -> float:
 # ── sources ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def drawn(folder: Path, images: int) -> Path:
+def write_drawn(folder: Path, images: int) -> Path:
     """Pictures of the drawn world, as the built-in models know them."""
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -192,7 +192,7 @@ def drawn(folder: Path, images: int) -> Path:
     return folder
 
 
-def painted(folder: Path, images: int) -> Path:
+def write_painted(folder: Path, images: int) -> Path:
     """Small files, a thousand to a folder."""
     files = []
     for shade in range(64):
@@ -216,7 +216,7 @@ class BulkSystem(System):
 
 @contextmanager
 def bulk_system(settings: Settings, folder: Path) -> Iterator[BulkSystem]:
-    """With a housekeeper; the worker does nothing but describe."""
+    """Run a housekeeper and a worker that only describes."""
     settings = settings.model_copy(update={"kinds": (Kind.DESCRIBE,)})
     system = BulkSystem(Settings(**settings.model_dump(exclude_unset=True)), folder)
     try:
@@ -233,8 +233,10 @@ def annotate(system: System, source: Path, destination: Path, **wishes: Any) -> 
     return id
 
 
-def over(system: System, id: UUID, timeout: float = 1800.0) -> Dataset:
-    system.until(lambda: system.database.datasets.get(id, TENANT).status.terminal, "the end of a data set", timeout)
+def wait_until_over(system: System, id: UUID, timeout: float = 1800.0) -> Dataset:
+    system.wait_until(
+        lambda: system.database.datasets.get(id, TENANT).status.terminal, "the end of a data set", timeout
+    )
     return require(system.database.datasets.get(id, TENANT))
 
 
@@ -249,7 +251,7 @@ def seconds_of_planning(system: System, id: UUID) -> float:
 
 
 def images_per_second(system: System, id: UUID) -> float:
-    """From the first claim of a shard to the end of the last."""
+    """Images a second, from the first claim of a shard to the end of the last."""
     statement = (
         "SELECT sum(images) / EXTRACT(EPOCH FROM max(finished_at) - min(started_at)) FROM shards WHERE dataset_id = :id"
     )

@@ -1,4 +1,4 @@
-"""What a benchmark reports."""
+"""The figures that a benchmark reports."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Figure:
     value: float
     unit: str
     against: str = ""
-    """What `base` is."""
+    """The name of `base`."""
     base: float | None = None
     goal: str = ""
-    """What the project aims at, in words; a benchmark reports and never fails for it."""
+    """The project's goal, in words; a benchmark reports it and never fails because of it."""
 
     @property
     def ratio(self) -> float | None:

@@ -1,4 +1,4 @@
-"""What the system is measured against, each in a process of its own: `python -m tests.bench.peers NAME …`.
+"""The peers that the system is measured against, each in a process of its own: `python -m tests.bench.peers NAME …`.
 
 Each prints one JSON number.
 """

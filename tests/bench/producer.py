@@ -1,4 +1,4 @@
-"""What the producer costs: latency, submissions per second, memory."""
+"""The producer's costs: latency, submissions per second, memory."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def saturation(settings: Settings, folder: Path) -> list[Figure]:
     figures = []
     for kind in (Kind.GENERATE, Kind.DESCRIBE):
         model = settings.model_for(kind)
-        bare, jobs = framed(
+        bare, jobs = measure_between_peers(
             partial(measure, settings, "engine", kind, model, settings.device, 1000),
             partial(rate, settings, folder, kind, 2000),
         )
@@ -50,7 +50,7 @@ def saturation(settings: Settings, folder: Path) -> list[Figure]:
     return figures
 
 
-def framed(peer: Callable[[], float], system: Callable[[], float]) -> tuple[float, float]:
+def measure_between_peers(peer: Callable[[], float], system: Callable[[], float]) -> tuple[float, float]:
     """The peer's rate, the mean of before and after, and the system's: the speed of a shared machine drifts."""
     before, rate, after = peer(), system(), peer()
     return (before + after) / 2, rate
@@ -71,7 +71,7 @@ def rate(settings: Settings, folder: Path, kind: Kind, jobs: int, models: Sequen
         system.queue.publish(submission.dispatches)
         system.worker(f"bench-{kind}-{jobs}")
         # Counting is cheap; to look at a thousand jobs ten times a second would be measured, too.
-        system.until(lambda: _unfinished(system) == 0, "an empty queue", timeout=600)
+        system.wait_until(lambda: _unfinished(system) == 0, "an empty queue", patience=600)
         finished = system.jobs(submission.ids)
     finally:
         system.close()

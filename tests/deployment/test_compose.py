@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,10 +18,11 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from api.embedded.processes import choose_port
-from api.embedded.servers import Postgres, Valkey
 from shared.migrations import is_current
-from tests.support.compose import ROOT, VARIABLES, compose, seconds
+from tests.support.compose import ROOT, VARIABLES, seconds
 from tests.support.s3 import S3Server, serve_s3
+from tests.support.servers import Postgres, Valkey
+from tests.support.waiting import PATIENT, eventually
 
 FAKES = {
     "TUWEN_GENERATE": "import:tests.support.fakes:NullGenerator",
@@ -30,12 +30,6 @@ FAKES = {
     "TUWEN_RECOGNIZE": "import:tests.support.fakes:NullRecognizer",
     "TUWEN_MATCH": "import:tests.support.fakes:NullMatcher",
 }
-
-
-@pytest.fixture(scope="module")
-def services() -> dict[str, Any]:
-    found: dict[str, Any] = compose()["services"]
-    return found
 
 
 class Container:
@@ -61,7 +55,7 @@ class Container:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENT,
             check=False,
         )
 
@@ -77,11 +71,13 @@ class Container:
 
     def become_healthy(self) -> None:
         assert self._process
-        deadline = time.monotonic() + 90
-        while not self.healthy():
-            assert self._process.poll() is None, self.log
-            assert time.monotonic() < deadline, self.log
-            time.sleep(0.2)
+        process = self._process
+
+        def healthy() -> bool:
+            assert process.poll() is None, self.log
+            return self.healthy()
+
+        eventually(healthy, lambda: self.log)
 
     def stop(self) -> int:
         """Its exit status after SIGTERM, within the time that Docker would give it."""
@@ -109,7 +105,7 @@ def storage(tmp_path: Path) -> Iterator[S3Server]:
 
 @pytest.fixture
 def database(postgres: Postgres) -> Iterator[str]:
-    """As new: not migrated."""
+    """A new database, not migrated."""
     yield postgres.create_database("composed", template="template0")
     postgres.drop_database("composed")
 
@@ -196,7 +192,7 @@ def test_the_services_do_a_job_together(project: Project, database: str) -> None
 def generate_something(project: Project, key: str) -> str:
     """Submit a job as the file's introduction says, and fetch its image; the job's id."""
     body = {"input": {"kind": "generate", "prompt": "一只黑色的猫", "seed": 1}}
-    with httpx.Client(base_url=f"http://127.0.0.1:{project.ports[8000]}", trust_env=False, timeout=60) as api:
+    with httpx.Client(base_url=f"http://127.0.0.1:{project.ports[8000]}", trust_env=False, timeout=PATIENT) as api:
         assert api.post("/v1/jobs", json=body).status_code == 401
         api.headers["Authorization"] = f"Bearer {key}"
         job = api.post("/v1/jobs", json=body, headers={"Prefer": "wait=30"}).json()
@@ -243,7 +239,7 @@ def test_redis_takes_its_configuration_and_password(services: dict[str, Any], va
             stranger.ping()
         assert password not in Path(f"/proc/{process.pid}/cmdline").read_text()
         process.terminate()
-        assert process.wait(30) == 0  # the shell is gone, and the signal reaches the server
+        assert process.wait(PATIENT) == 0  # the shell is gone, and the signal reaches the server
     finally:
         process.kill()
         process.wait()

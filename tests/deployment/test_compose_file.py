@@ -15,16 +15,11 @@ import pytest
 from shared.intake.dataset_places import require_allowed
 from shared.settings import Settings
 from tests.support.compose import FILE, REQUIRED, ROOT, VARIABLES, MissingVariable, compose, seconds
+from tuwen.jobs import Kind
 
 SCRIPTS = Path(sys.executable).parent
 OURS = {"api", "worker-0", "worker-cpu", "housekeeper", "flower", "migrate"}
 ONE_SHOT = {"migrate"}
-
-
-@pytest.fixture(scope="module")
-def services() -> dict[str, Any]:
-    found: dict[str, Any] = compose()["services"]
-    return found
 
 
 def test_it_is_what_the_specification_says() -> None:
@@ -151,6 +146,12 @@ def test_every_setting_that_is_given_exists(services: dict[str, Any]) -> None:
 def test_webhooks_are_accepted_where_they_are_signed(services: dict[str, Any]) -> None:
     informed = {name for name in OURS if "TUWEN_WEBHOOK_SECRET" in services[name]["environment"]}
     assert informed == {"api", "housekeeper"}
+
+
+def test_models_are_known_where_requests_are_admitted_and_done(services: dict[str, Any]) -> None:
+    kinds = {f"TUWEN_{kind.value.upper()}" for kind in Kind}
+    informed = {name for name in OURS if kinds <= services[name]["environment"].keys()}
+    assert informed == {"api", "worker-0", "worker-cpu", "housekeeper"}
 
 
 def test_volumes_and_networks_are_declared(services: dict[str, Any]) -> None:

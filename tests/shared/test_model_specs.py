@@ -45,7 +45,7 @@ def test_several_models_of_a_kind_are_a_list_and_the_first_is_the_default() -> N
         ("clap:a/b", "names no model"),
         ("diffusers:", "names no model"),
         ("import:module", "names no model"),
-        ("diffusers:a/b?fast", "'fast' is no option"),
+        ("diffusers:a/b?fast", "'fast' is not an option"),
         ("builtin,builtin", "two models are called builtin"),
         ("clip:/x/vit,clip:/y/vit", "two models are called vit"),
     ],

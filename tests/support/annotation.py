@@ -1,4 +1,4 @@
-"""Data sets for tests of the whole system: images that can be told apart, and what became of each."""
+"""Data sets for tests of the whole system: images that can be distinguished, and the results of each."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tuwen.datasets import Dataset, DatasetRequest
 
 
 def colour(number: int) -> tuple[int, int, int]:
-    """Of image `number`: no two are alike, and none asks a fake engine for a trick."""
+    """Return the colour of image `number`: no two are alike, and none asks a fake engine for a trick."""
     return (number // 200, number % 200, 77)
 
 
 def paint(folder: Path, numbers: range) -> Path:
-    """8×8 pixels of a colour of its own each."""
+    """Write images of 8×8 pixels, each of a colour of its own. Returns the folder."""
     for number in numbers:
         path = folder / f"{number // 1000:03d}" / f"{number:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def paint(folder: Path, numbers: range) -> Path:
 
 
 def annotate(system: System, source: Path, destination: Path, **wishes: Any) -> UUID:
-    """As the API does it: commit, then publish."""
+    """Submit a data set as the API does: commit, then publish."""
     request = DatasetRequest.model_validate({"source": str(source), "destination": str(destination), **wishes})
     id = system.database.datasets.submit(request, TENANT)
     system.queue.publish_datasets([id])
@@ -43,13 +43,13 @@ def dataset(system: System, id: UUID) -> Dataset:
     return system.database.datasets.get(id, TENANT)
 
 
-def over(system: System, id: UUID, timeout: float = 120.0) -> Dataset:
-    system.until(lambda: dataset(system, id).status.terminal, "the end of a data set", timeout)
+def wait_until_over(system: System, id: UUID) -> Dataset:
+    system.wait_until(lambda: dataset(system, id).status.terminal, "the end of a data set")
     return dataset(system, id)
 
 
 def records(destination: Path) -> list[dict[str, Any]]:
-    """What was exported as JSON lines."""
+    """Read the records of an export as JSON lines."""
     [file] = [file for file in destination.glob("*.jsonl") if file.name not in ("errors.jsonl", "dropped.jsonl")]
     return [json.loads(line) for line in file.read_text().splitlines()]
 
@@ -59,13 +59,13 @@ def failures(destination: Path) -> list[dict[str, Any]]:
 
 
 def mistakes(destination: Path, numbers: range) -> list[str]:
-    """What is wrong with an export of the images that `paint` made: missing, doubled, or with another's caption."""
+    """List the mistakes in an export of the images that `paint` made: missing, doubled, or with another's caption."""
     found = records(destination)
     names = Counter(record["name"] for record in found)
     wrong = [f"{name} is there {count} times" for name, count in names.items() if count > 1]
     expected = {f"{number // 1000:03d}/{number:06d}.png": number for number in numbers}
     wrong += [f"{name} is missing" for name in expected.keys() - names.keys()]
-    wrong += [f"{name} is nobody's" for name in names.keys() - expected.keys()]
+    wrong += [f"{name} is no image of the source" for name in names.keys() - expected.keys()]
     for record in found:
         red, green, blue = colour(expected.get(record["name"], 0))
         if f"the colour {red}-{green}-{blue}" not in json.dumps(record):

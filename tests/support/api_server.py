@@ -1,11 +1,11 @@
-"""A real API on a real port, for tests, and the worker's side of the story told by hand."""
+"""A real API on a real port, for tests, and a worker whose part the test plays."""
 
 from __future__ import annotations
 
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from io import BytesIO
@@ -20,6 +20,7 @@ from shared.database import Database, Finish
 from shared.objects.storage import ObjectStore, content_key
 from shared.queue import JobQueue
 from shared.settings import Settings
+from tests.support.waiting import PATIENT
 from tuwen.jobs import GenerateResult, JobError, Progress, Status, StoredImage
 
 
@@ -46,7 +47,7 @@ def serving(settings: Settings, port: int = 0) -> Iterator[str]:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(PATIENT)
             assert not thread.is_alive(), "the API did not stop"
 
 
@@ -90,11 +91,3 @@ def png(colour: str = "white", size: tuple[int, int] = (8, 8)) -> bytes:
     file = BytesIO()
     Image.new("RGB", size, colour).save(file, "PNG")
     return file.getvalue()
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    """Wait for what another thread or process is about to do."""
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)

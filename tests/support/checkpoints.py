@@ -62,7 +62,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from workers.engines.processors import images_only
 
 PROMPT_TOKENS = 16
-"""What the text encoders of the tiny generators and matchers take, beginning and end included."""
+"""Tokens that the text encoders of the tiny generators and matchers take, beginning and end included."""
 
 WORDS = ("a", "the", "black", "white", "red", "cat", "dog", "bird", "grass", "snow", "on", "in", "of", "and", "photo")
 
@@ -87,7 +87,7 @@ def stable_diffusion(folder: Path) -> Path:
 
 
 def checked_stable_diffusion(folder: Path) -> Path:
-    """With a safety checker, which looks at the pictures that were made; this one lets all pass."""
+    """A UNet with a safety checker, which looks at the pictures that were made; this one lets all pass."""
     pipeline = StableDiffusionPipeline.from_pretrained(stable_diffusion(folder), safety_checker=None)
     vision = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 4}
     vision |= {"image_size": 32, "patch_size": 8}
@@ -367,7 +367,7 @@ def clip_tokenizer(longest: int = PROMPT_TOKENS) -> CLIPTokenizer:
 
 
 def bert_tokenizer() -> BertTokenizer:
-    """As BLIP's: whole words, with a token of its own to begin a text."""
+    """A tokenizer as BLIP's: whole words, with a token of its own to begin a text."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
     vocabulary = {word: id for id, word in enumerate([*special, *WORDS])}
     return BertTokenizer(vocab=vocabulary, additional_special_tokens=["[DEC]"])

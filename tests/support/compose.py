@@ -22,12 +22,12 @@ class MissingVariable(Exception):
     """`${NAME:?message}` without a NAME."""
 
 
-def interpolated(value: Any, variables: Mapping[str, str]) -> Any:
-    """As Compose does it: in values, not in keys; `$$` is a dollar sign."""
+def interpolate(value: Any, variables: Mapping[str, str]) -> Any:
+    """Replace variables as Compose does: in values, not in keys; `$$` is a dollar sign."""
     if isinstance(value, dict):
-        return {key: interpolated(item, variables) for key, item in value.items()}
+        return {key: interpolate(item, variables) for key, item in value.items()}
     if isinstance(value, list):
-        return [interpolated(item, variables) for item in value]
+        return [interpolate(item, variables) for item in value]
     if not isinstance(value, str):
         return value
 
@@ -46,11 +46,11 @@ def interpolated(value: Any, variables: Mapping[str, str]) -> Any:
 
 
 def compose(variables: Mapping[str, str] = VARIABLES) -> dict[str, Any]:
-    document: dict[str, Any] = interpolated(yaml.safe_load(FILE.read_text()), variables)
+    document: dict[str, Any] = interpolate(yaml.safe_load(FILE.read_text()), variables)
     return document
 
 
 def seconds(duration: str) -> float:
-    """Of `1m30s`."""
+    """Parse a duration such as `1m30s` into seconds."""
     units = {"s": 1, "m": 60, "h": 3600}
     return sum(float(number) * units[unit] for number, unit in re.findall(r"(\d+)([smh])", duration))

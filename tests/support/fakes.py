@@ -3,11 +3,11 @@
 The four `Null…` engines answer at once, without torch. Each also does a trick when an item asks for one: a prompt
 or text asks by its first word, an image by being `painted(trick)`, a plain colour that survives PNG and resizing.
 
-    sleep [SECONDS]   takes that long (an image: 0.5) in 10 told steps; stops when all items are cancelled
-    hang              never answers and tells no progress
+    sleep [SECONDS]   takes that long (an image: 0.5) and reports 10 steps; stops when all items are cancelled
+    hang              never answers and reports no progress
     crash             kills its own process with SIGKILL
     exit              leaves its process with exit code 3
-    fail              raises what nobody foresaw, for the whole batch
+    fail              raises an unexpected error, for the whole batch
     nan               answers with not-a-number, for the whole batch
     reject            fails alone: an `EngineError` in its place, the others are answered
     oom               does not fit into memory, not even alone
@@ -84,7 +84,7 @@ class NullGenerator:
 
 
 class NullDescriber(NullGenerator):
-    """Tells the mean colour of the image."""
+    """Answers with the mean colour of the image."""
 
     kind = Kind.DESCRIBE
     revision = "null-describer"
@@ -100,7 +100,7 @@ class NullDescriber(NullGenerator):
 
 
 class PickyDescriber(NullDescriber):
-    """Is the surer the redder the image, and finds very blue ones strange."""
+    """Is surer the redder an image is, and finds very blue images out of domain."""
 
     def answer(self, item: Any) -> Output:
         red, _, blue = item.pixels.mean((0, 1))
@@ -169,7 +169,7 @@ class MemoryHungryGenerator(NullGenerator):
 
 
 class Puppet(NullGenerator):
-    """Does in its process what the prompt says in Python, then answers what that left in `answers`, if anything.
+    """Runs the prompt as Python in its process, then answers with what that left in `answers`, if anything.
 
     `guidance`, where given, is the limit of a batch.
     """
@@ -208,13 +208,13 @@ class DeadAtStart(NullGenerator):
 
 
 class SleepyAtStart(NullGenerator):
-    """Is still loading when everybody's patience has run out."""
+    """Is still loading when every timeout has run out."""
 
     def __init__(self, device: str):
         time.sleep(3600)
 
 
-def judge(subject: str | Pixels) -> str | None:
+def refuse(subject: str | Pixels) -> str | None:
     """A safety filter that refuses one word and black pictures."""
     if isinstance(subject, str):
         return "it says forbidden" if "forbidden" in subject else None
@@ -268,7 +268,7 @@ def _seconds(item: Any) -> float:
 
 
 def _doze(seconds: float, count: int, run: Run, steps: int = 10) -> bool:
-    """Sleep in some steps, each told; True as soon as every item is cancelled."""
+    """Sleep in some steps and report each; returns True as soon as every item is cancelled."""
     for step in range(1, steps + 1):
         if all(run.cancelled(index) for index in range(count)):
             return True

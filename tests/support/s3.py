@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.settings import Settings
+from tests.support.waiting import PATIENT
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def serve_s3(folder: Path) -> Iterator[S3Server]:
         yield server
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(PATIENT)
 
 
 def _rclone() -> str:
@@ -63,7 +64,7 @@ def _rclone() -> str:
 
 
 def _await_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENT
     while process.poll() is None and time.monotonic() < deadline:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()

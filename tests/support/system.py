@@ -1,4 +1,4 @@
-"""Workers and housekeepers as real processes around a test's servers, and ways to be cruel to them."""
+"""Workers and housekeepers as real processes around a test's servers, and ways to kill and freeze them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,6 +20,7 @@ from api.embedded.servers import Server
 from shared.database import Database
 from shared.queue import JobQueue
 from shared.settings import Settings
+from tests.support.waiting import PATIENT, eventually
 from tuwen.errors import DatabaseUnavailable, QueueUnavailable
 from tuwen.jobs import Job, JobRequest, Status
 
@@ -73,15 +73,15 @@ class Process:
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """SIGKILL, and nothing is tidied up."""
+        """Send SIGKILL, so that nothing is cleaned up."""
         self._process.kill()
         self._process.wait()
 
-    def wait(self, timeout: float = 60.0) -> int:
-        """Its exit status."""
+    def wait(self, timeout: float = PATIENT) -> int:
+        """Wait for the end. Returns the exit status."""
         return self._process.wait(timeout)
 
-    def terminate(self, timeout: float = 30.0) -> int:
+    def terminate(self, timeout: float = PATIENT) -> int:
         """SIGTERM; returns the exit status."""
         self._process.terminate()
         return self._process.wait(timeout)
@@ -101,13 +101,13 @@ class System:
         """Start a worker and wait until it is warm."""
         known = self._workers()
         process = self.start("worker", "--name", name)
-        self.until(lambda: self._workers() - known or not process.alive, "a warm worker")
+        self.wait_until(lambda: self._workers() - known or not process.alive, "a warm worker")
         if not process.alive:
             raise AssertionError(process.log.read_text())
         return process
 
     def _workers(self) -> set[tuple[str, datetime]]:
-        """Also told apart by their start: one that was killed is remembered for a while."""
+        """The living workers, by name and start: a killed one is remembered for a while."""
         return {(row.name, row.started_at) for row in self.database.workers.alive()}
 
     def housekeeper(self) -> Process:
@@ -120,7 +120,7 @@ class System:
         return process
 
     def submit(self, *prompts: str, **fields: Any) -> list[UUID]:
-        """As the API does it: commit, then publish; a Redis that is gone is the housekeeper's affair."""
+        """Submit as the API does: commit, then publish; if Redis is away, the housekeeper publishes later."""
         requests = [JobRequest.model_validate({"input": {"kind": "generate", "prompt": p}, **fields}) for p in prompts]
         submission = self.database.jobs.submit(requests, tenant=TENANT)
         try:
@@ -143,26 +143,22 @@ class System:
     def statuses(self, ids: Iterable[UUID]) -> list[Status]:
         return [job.status for job in self.jobs(ids)]
 
-    def finished(self, ids: Iterable[UUID], timeout: float = 60.0) -> list[Job]:
-        """Wait until all of these are over."""
+    def wait_until_finished(self, ids: Iterable[UUID]) -> list[Job]:
+        """Wait until all of these jobs are over, and return them."""
         ids = list(ids)
-        self.until(
-            lambda: all(status.terminal for status in self.statuses(ids)), f"the end of {len(ids)} jobs", timeout
-        )
+        self.wait_until(lambda: all(status.terminal for status in self.statuses(ids)), f"the end of {len(ids)} jobs")
         return self.jobs(ids)
 
-    def running(self, ids: Iterable[UUID], at_least: int = 1) -> None:
+    def wait_until_running(self, ids: Iterable[UUID], at_least: int = 1) -> None:
         """Wait until some of these run."""
         ids = list(ids)
-        self.until(lambda: self.statuses(ids).count(Status.RUNNING) >= at_least, "running jobs")
+        self.wait_until(lambda: self.statuses(ids).count(Status.RUNNING) >= at_least, "running jobs")
 
-    def until(self, condition: Callable[[], Any], what: str, timeout: float = 60.0) -> None:
-        deadline = time.monotonic() + timeout
-        while not condition():
-            if time.monotonic() > deadline:
-                logs = "\n".join(f"== {p.log.name}\n{p.log.read_text()[-3000:]}" for p in self._processes)
-                raise AssertionError(f"waited {timeout} s for {what}\n{logs}")
-            time.sleep(0.1)
+    def wait_until(self, condition: Callable[[], Any], what: str, patience: float = PATIENT) -> None:
+        def so_far() -> str:
+            return "\n".join([what, *(f"== {p.log.name}\n{p.log.read_text()[-3000:]}" for p in self._processes)])
+
+        eventually(condition, so_far, patience)
 
     def close(self) -> None:
         for process in self._processes:
@@ -174,8 +170,8 @@ class System:
 
 
 @contextmanager
-def frozen(pid: int) -> Iterator[None]:
-    """A server and its children are there, and do nothing: as behind a network that swallows every packet."""
+def freeze(pid: int) -> Iterator[None]:
+    """Freeze a server and its children within the block: as behind a network that drops every packet."""
     server = psutil.Process(pid)
     server.suspend()  # first, so that it has no more children
     family = [server, *server.children(recursive=True)]
@@ -189,7 +185,7 @@ def frozen(pid: int) -> Iterator[None]:
 
 
 def ports_here(server: Server) -> set[int]:
-    """Of all connections that this process has to the server."""
+    """Local ports of all connections that this process has to the server."""
     connections = psutil.Process().net_connections()
     return {each.laddr.port for each in connections if each.raddr and each.raddr.port == server.port}
 

@@ -18,7 +18,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Net(nn.Module):
-    """With all that makes a step depend on more than its batch: dropout, batch norm, a part that is not always used."""
+    """A network whose steps depend on more than their batch: dropout, batch norm, a part that is not always used."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Sources and destinations as this process sees them, once it is known that they may be used."""
+"""Opening sources, once it is known that they may be used."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from workers.datasets.sources import Source, open_source
 
 
 def open_allowed(request: DatasetRequest, settings: Settings) -> Source:
-    """The source of a data set.
+    """Open the source of a data set, if it may be used.
 
     Raises:
-        Forbidden: it may not be named here, or a symbolic link leads to where may not.
+        Forbidden: the settings do not allow the place, or a symbolic link leads to one that they do not allow.
         SourceUnusable, StorageUnavailable, ConfigurationError
     """
     for place in (request.source, request.source_root):

@@ -1,8 +1,8 @@
-"""The images of one shard on their way: read → decode → batch → caption → score → a line of results.
+"""Annotation of one shard's images: read → decode → batch → caption → score → a line of results.
 
-One thread owns the shard: it hands images to a few threads that read and decode them, is told of each answer of the
-batcher, and writes the line when an image's last answer has come. So there is no lock, no thread and no statement for
-an image. How much is under way is bounded by count and by bytes, whatever the size of the shard.
+One thread owns the shard: it hands images to a few threads that read and decode them, gets each answer of the batcher
+as an event, and writes the line when an image's last answer has come. So an image needs no lock, no thread and no
+statement. How much is under way is bounded by count and by bytes, whatever the size of the shard.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from shared.database.workers import ServedModel
-from shared.intake.images import decode, reduced
+from shared.intake.images import decode, reduce_image
 from shared.leasing.endings import INTERNAL, Stopped
 from shared.settings import Settings
 from tuwen.annotations import Annotation, Caption, Provenance, Recognition
@@ -33,31 +33,31 @@ from tuwen.engine import DescribeItem, Item, MatchItem, Output, Pixels, Recogniz
 from tuwen.errors import EngineStartFailed, InvalidRequest, TuwenError
 from tuwen.jobs import DescribeResult, JobError, Kind, MatchResult, RecognizeResult
 from tuwen.version import __version__
-from workers.datasets.filters import after, before
+from workers.datasets.filters import drop_after_models, drop_before_models
 from workers.datasets.sources import Held, SourceImage
 from workers.inference.batcher import Batcher, Released
 
 log = logging.getLogger(__name__)
 
 PRIORITY = -1
-"""In the batcher: below every job, so that they go first and images only fill the rest of each batch."""
+"""Priority in the batcher: below every job, so that jobs go first and images only fill the rest of each batch."""
 
 UNDER_WAY = 1024
-"""Images of a shard that are somewhere between being read and being written; two batches of the largest engines."""
+"""Most images of a shard between being read and being written; two batches of the largest engines."""
 
 BYTES_UNDER_WAY = 256 * 2**20
-"""Of decoded pixels that wait for the engine."""
+"""Most bytes of decoded pixels that wait for the engine."""
 
 REMOTE_THREADS = 16
-"""That fetch images from elsewhere: they mostly wait."""
+"""Threads that fetch images from elsewhere; they mostly wait."""
 
 RETRY_PAUSE = 0.5
 """Seconds before an image that failed for a reason that may pass is tried again; doubles with each attempt."""
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
-    """What a worker has to annotate images with."""
+class AnnotationContext:
+    """What annotating images needs from its worker."""
 
     settings: Settings
     batcher: Batcher
@@ -75,7 +75,7 @@ class Window:
         self._changed = threading.Condition()
 
     def enter(self, count: int) -> None:
-        """Wait for room. Raises Stopped when there is to be none any more."""
+        """Wait for room for `count` bytes. Raises Stopped once the window is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._used == 0 or self._used + count <= self._size)
             if self._closed:
@@ -83,18 +83,20 @@ class Window:
             self._used += count
 
     def leave(self, count: int) -> None:
+        """Give `count` bytes of room back."""
         with self._changed:
             self._used -= count
             self._changed.notify_all()
 
     def close(self) -> None:
+        """Let everybody who waits in `enter` raise Stopped, now and later."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
 @dataclass(slots=True)
-class Work:
+class ImageTask:
     """One image under way."""
 
     index: int
@@ -102,7 +104,7 @@ class Work:
     known: Annotation
     """What is known of it so far."""
     tries: int = 1
-    """Of this run; `known.attempts` are those of earlier ones."""
+    """Attempts of this run; `known.attempts` counts those of earlier ones."""
     pixels: Pixels | None = None
     unanswered: int = 0
     scoring: bool = False
@@ -114,7 +116,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    work: Work
+    work: ImageTask
     item: Item
     future: Future[Output]
 
@@ -123,51 +125,52 @@ class Annotating:
     """Annotates images of one shard, in the thread that calls `run`.
 
     Args:
-        read: the bytes of an image; called from several threads.
-        ended: told the index of each image that is over and its annotation, in the calling thread.
+        read: returns the bytes of an image; called from several threads.
+        on_end: called with the index and annotation of each image that is done, in the calling thread.
     """
 
     def __init__(
         self,
-        means: Means,
+        context: AnnotationContext,
         request: DatasetRequest,
         read: Callable[[SourceImage], bytes],
-        ended: Callable[[int, Annotation], None],
+        on_end: Callable[[int, Annotation], None],
         *,
         remote: bool,
     ):
-        self._means = means
+        self._context = context
         self._request = request
         self._read = read
-        self._ended = ended
-        self._window = Window(BYTES_UNDER_WAY // means.settings.shards_at_once)
-        threads = REMOTE_THREADS if remote else means.settings.decode_threads
+        self._on_end = on_end
+        self._window = Window(BYTES_UNDER_WAY // context.settings.shards_at_once)
+        threads = REMOTE_THREADS if remote else context.settings.decode_threads
         self._pool = ThreadPoolExecutor(threads, "decode")
         self._cells = threading.Lock()
         self._waiting: deque[tuple[int, SourceImage, Annotation]] = deque()
-        self._later: list[tuple[float, int, Work]] = []
-        self._under_way: dict[int, Work] = {}
-        self._news: SimpleQueue[Work | _Answer | None] = SimpleQueue()
+        self._later: list[tuple[float, int, ImageTask]] = []
+        self._under_way: dict[int, ImageTask] = {}
+        self._events: SimpleQueue[ImageTask | _Answer | None] = SimpleQueue()
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Have `run` raise Stopped soon. From any thread."""
+        """Make `run` raise Stopped soon. Any thread may call this."""
         self._stopped.set()
         self._window.close()
-        self._news.put(None)
+        self._events.put(None)
 
     def close(self) -> None:
+        """End the threads, after what they are doing now."""
         self._window.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def run(
         self, images: Iterable[tuple[int, SourceImage, Annotation]], *, alone: bool = False, tick: Callable[[], None]
     ) -> None:
-        """Annotate these images: each has ended when this returns.
+        """Annotate these images: each is done when this returns.
 
         Args:
             images: index in the shard, where it is, and what is known of it: its `attempts` were earlier ones.
-            alone: let each item have a batch of its own.
+            alone: run each item in a batch of its own.
             tick: called now and then.
 
         Raises:
@@ -178,11 +181,11 @@ class Annotating:
         try:
             while self._waiting or self._later or self._under_way:
                 self._feed()
-                news = self._next_news()
+                event = self._wait_for_event()
                 tick()
                 if self._stopped.is_set():
                     raise Stopped
-                work = self._hear(news, alone) if news is not None else None
+                work = self._handle(event, alone) if event is not None else None
                 if work is not None and not work.unanswered:
                     self._settle(work)
         finally:
@@ -191,60 +194,62 @@ class Annotating:
                     future.cancel()
 
     def _feed(self) -> None:
-        """Begin as many images as there is room for, first those whose pause is over."""
+        """Start as many images as there is room for, first those whose pause is over."""
         while self._later and self._later[0][0] <= time.monotonic() and len(self._under_way) < UNDER_WAY:
             self._begin(heapq.heappop(self._later)[2])
         while self._waiting and len(self._under_way) < UNDER_WAY:
-            self._begin(Work(*self._waiting.popleft()))
+            self._begin(ImageTask(*self._waiting.popleft()))
 
-    def _begin(self, work: Work) -> None:
+    def _begin(self, work: ImageTask) -> None:
         self._under_way[work.index] = work
         self._pool.submit(self._prepare, work)
 
-    def _settle(self, work: Work) -> None:
-        """Nothing is open any more: it has ended, or is to be tried again in a while."""
+    def _settle(self, work: ImageTask) -> None:
+        """End an image that has all its answers, or schedule another attempt."""
         del self._under_way[work.index]
         if work.pixels is not None:
             self._window.leave(work.pixels.nbytes)
             work.pixels = None
         if self._is_to_be_tried_again(work):
             due = time.monotonic() + RETRY_PAUSE * 2 ** (work.tries - 1)
-            heapq.heappush(self._later, (due, work.index, Work(work.index, work.image, work.known, work.tries + 1)))
+            heapq.heappush(
+                self._later, (due, work.index, ImageTask(work.index, work.image, work.known, work.tries + 1))
+            )
         else:
-            self._ended(work.index, self._annotation(work))
+            self._on_end(work.index, self._annotation(work))
 
-    def _next_news(self) -> Work | _Answer | None:
+    def _wait_for_event(self) -> ImageTask | _Answer | None:
         with suppress(Empty):
-            return self._news.get(timeout=RETRY_PAUSE)
+            return self._events.get(timeout=RETRY_PAUSE)
         return None
 
     # ── in the threads that decode ────────────────────────────────────────────────────────────────
 
-    def _prepare(self, work: Work) -> None:
+    def _prepare(self, work: ImageTask) -> None:
         try:
             self._decode(work)
         except Stopped:
             return
         except BaseException as error:  # noqa: BLE001 (the shard's thread judges it)
             work.failure = error
-        self._news.put(work)
+        self._events.put(work)
 
-    def _decode(self, work: Work) -> None:
+    def _decode(self, work: ImageTask) -> None:
         if self._stopped.is_set():
             raise Stopped
-        data = self._bytes(work.image)
-        image = decode(data, self._means.settings)
+        data = self._read_bytes(work.image)
+        image = decode(data, self._context.settings)
         seen = {"sha256": sha256(data).hexdigest(), "size": len(data), "width": image.width, "height": image.height}
         work.known = work.known.model_copy(update=seen)
-        drop = before(self._request.filters, work.known)
+        drop = drop_before_models(self._request.filters, work.known)
         if drop is not None:
             work.known = work.known.model_copy(update={"drop": drop})
             return
-        decoded = reduced(image, self._means.settings)
+        decoded = reduce_image(image, self._context.settings)
         self._window.enter(decoded.nbytes)
         work.pixels = decoded
 
-    def _bytes(self, image: SourceImage) -> bytes:
+    def _read_bytes(self, image: SourceImage) -> bytes:
         if image.held is not Held.CELL:
             return self._read(image)
         with self._cells:  # a reader of tables remembers the last rows
@@ -252,16 +257,16 @@ class Annotating:
 
     # ── in the shard's thread ─────────────────────────────────────────────────────────────────────
 
-    def _hear(self, news: Work | _Answer, alone: bool) -> Work:
-        """Take in what has come, and ask what follows from it; the image that it is about."""
-        work = news if isinstance(news, Work) else news.work
+    def _handle(self, event: ImageTask | _Answer, alone: bool) -> ImageTask:
+        """Handle an event and ask the questions that follow from it. Returns the image that it is about."""
+        work = event if isinstance(event, ImageTask) else event.work
         try:
-            if isinstance(news, Work):
+            if isinstance(event, ImageTask):
                 if work.failure is None and work.known.drop is None:
                     self._ask(work, self._first_questions(work), alone)
                 return work
             work.unanswered -= 1
-            self._take(work, news.item, news.future.result())
+            self._take(work, event.item, event.future.result())
         except (Released, CancelledError):
             raise Stopped from None
         except EngineStartFailed:
@@ -273,20 +278,20 @@ class Annotating:
             self._ask(work, self._second_questions(work), alone)
         return work
 
-    def _ask(self, work: Work, items: list[Item], alone: bool) -> None:
+    def _ask(self, work: ImageTask, items: list[Item], alone: bool) -> None:
         work.unanswered = len(items)
-        # It may be the one that killed an engine: let it not take neighbours with it.
+        # It may be the one that killed an engine: it must not take others with it.
         alone = alone or work.tries > 1
         for item in items:
-            future = self._means.batcher.submit(item, priority=PRIORITY, alone=alone)
+            future = self._context.batcher.submit(item, priority=PRIORITY, alone=alone)
             work.futures.append(future)
-            future.add_done_callback(partial(self._answered, work, item))
+            future.add_done_callback(partial(self._handle_answer, work, item))
 
-    def _answered(self, work: Work, item: Item, future: Future[Output]) -> None:
-        """In the batcher's thread, which has no time."""
-        self._news.put(_Answer(work, item, future))
+    def _handle_answer(self, work: ImageTask, item: Item, future: Future[Output]) -> None:
+        """Pass the answer on, quickly: this runs in the batcher's thread."""
+        self._events.put(_Answer(work, item, future))
 
-    def _first_questions(self, work: Work) -> list[Item]:
+    def _first_questions(self, work: ImageTask) -> list[Item]:
         request, seen = self._request, _decoded(work)
         items: list[Item] = []
         if Kind.DESCRIBE in request.tasks:
@@ -304,12 +309,12 @@ class Annotating:
             items.append(RecognizeItem(seen))
         return items
 
-    def _second_questions(self, work: Work) -> list[Item]:
+    def _second_questions(self, work: ImageTask) -> list[Item]:
         if not (self._request.scored and Kind.DESCRIBE in self._request.tasks):
             return []
         return [MatchItem(_decoded(work), text) for text in {caption.text for caption in work.captions}]
 
-    def _take(self, work: Work, item: Item, answer: Output) -> None:
+    def _take(self, work: ImageTask, item: Item, answer: Output) -> None:
         match item, answer:
             case DescribeItem(), DescribeResult():
                 parameters = {"style": item.style, "prompt": item.prompt or None, "max_tokens": item.max_tokens}
@@ -331,7 +336,7 @@ class Annotating:
             case MatchItem(), MatchResult():
                 self._score(work, item.text, answer.score)
 
-    def _score(self, work: Work, text: str, score: float) -> None:
+    def _score(self, work: ImageTask, text: str, score: float) -> None:
         if Kind.DESCRIBE not in self._request.tasks:
             work.known = work.known.model_copy(update={"existing_score": score})
             return
@@ -343,39 +348,39 @@ class Annotating:
     def _provenance(self, kind: Kind, parameters: dict[str, Any]) -> Provenance:
         # Not validated: it is ours, and this is done for every caption of millions.
         return Provenance.model_construct(
-            model=self._means.models[kind].model,
-            revision=self._means.models[kind].revision,
+            model=self._context.models[kind].model,
+            revision=self._context.models[kind].revision,
             parameters={name: value for name, value in parameters.items() if value is not None},
             software=f"tuwen {__version__}",
-            worker=self._means.worker,
+            worker=self._context.worker,
             created_at=datetime.now(UTC),
         )
 
-    def _is_to_be_tried_again(self, work: Work) -> bool:
+    def _is_to_be_tried_again(self, work: ImageTask) -> bool:
         if work.failure is None or work.tries >= self._request.max_attempts:
             return False
         return not isinstance(work.failure, TuwenError) or work.failure.retryable
 
-    def _annotation(self, work: Work) -> Annotation:
-        """What the image has come to."""
+    def _annotation(self, work: ImageTask) -> Annotation:
+        """Make the annotation of an image that is done."""
         attempts = work.known.attempts + work.tries
         if work.failure is not None:
             return work.known.model_copy(update={"error": _error(work), "attempts": attempts})
         best, others = _ranked(work.captions, self._request)
         known = {"captions": best, "others": others, "recognition": work.recognition, "attempts": attempts}
         annotation = work.known.model_copy(update=known)
-        drop = annotation.drop or after(self._request.filters, annotation)
+        drop = annotation.drop or drop_after_models(self._request.filters, annotation)
         return annotation if drop is None else annotation.model_copy(update={"drop": drop})
 
 
-def _decoded(work: Work) -> Pixels:
+def _decoded(work: ImageTask) -> Pixels:
     if work.pixels is None:
         raise AssertionError("only images that were decoded are asked about")
     return work.pixels
 
 
 def _ranked(captions: Iterable[Caption], request: DatasetRequest) -> tuple[tuple[Caption, ...], tuple[Caption, ...]]:
-    """The best of each language and style by its score, and the different others, the best first."""
+    """Return the best caption of each language and style by its score, and the other texts, the best first."""
     best: dict[tuple[str, str], Caption] = {}
     others: dict[tuple[str, str, str], Caption] = {}
     for caption in sorted(captions, key=lambda caption: (caption.score or 0.0, caption.confidence), reverse=True):
@@ -385,8 +390,8 @@ def _ranked(captions: Iterable[Caption], request: DatasetRequest) -> tuple[tuple
     return tuple(caption for caption in in_order if caption is not None), tuple(others.values())
 
 
-def _error(work: Work) -> JobError:
+def _error(work: ImageTask) -> JobError:
     if isinstance(work.failure, TuwenError):
         return JobError(code=work.failure.code, detail=str(work.failure), retryable=work.failure.retryable)
-    log.error("image %r failed in a way nobody foresaw", work.image.name, exc_info=work.failure)
+    log.error("image %r failed unexpectedly", work.image.name, exc_info=work.failure)
     return INTERNAL

@@ -1,9 +1,9 @@
-"""Which images are there twice, by their bytes or by their looks, found before a model's time is spent on them.
+"""Duplicate images, by their bytes or by their looks, found before a model's time is spent on them.
 
 Looks are compared by a perceptual hash in the manner of pHash (Zauner, "Implementation and Benchmarking of Perceptual
 Image Hash Functions", 2010): which of the 16×16 lowest frequencies of a cosine transform stand out. Two images are
-alike when few of the bits that either has set differ, so that smooth images, which have few, are held to a stricter
-measure. Copies are found by their bands (Norouzi et al., "Fast Exact Search in Hamming Space with Multi-Index Hashing",
+alike when few of the bits that either has set differ, so that smooth images, which have few, have to agree more
+closely. Copies are found by their bands (Norouzi et al., "Fast Exact Search in Hamming Space with Multi-Index Hashing",
 2014): two hashes that differ in fewer bits than there are bands agree on one band entirely.
 
 Measured on 300 pictures of the drawn world, 96 pixels wide: two different ones differ in 53 bits or more; a copy as
@@ -26,8 +26,8 @@ from shared.settings import Settings
 from tuwen.annotations import Drop, DropReason
 from tuwen.errors import TuwenError
 from tuwen.jobs import JobError
-from workers.datasets.lookahead import mapped
-from workers.datasets.sources.images import Entry, SourceImage
+from workers.datasets.lookahead import map_ahead
+from workers.datasets.sources.images import SourceEntry, SourceImage
 from workers.datasets.sources.seen import temporary_database
 
 How = Literal["exact", "perceptual"]
@@ -35,21 +35,21 @@ How = Literal["exact", "perceptual"]
 LIMIT = 0.18
 """Share of the bits set in either hash that may differ."""
 _STANDS_OUT = 0.1
-"""Of the root mean square of all frequencies: what is weaker is noise in a smooth image."""
+"""Share of the root mean square of all frequencies; what is weaker is noise in a smooth image."""
 _MOST_CANDIDATES = 250
-"""Images of one band that another is compared with, the earliest first: many have nothing but sky in one, and neither
-may they crowd out those that agree in a rarer band, nor may each cost more than the one before."""
+"""Images of one band that another is compared with, the earliest first. Many images agree in a band of plain sky: they
+must not crowd out those that agree in a rarer band, nor make each image cost more than the one before."""
 _HAVE_BAND = f"SELECT image FROM bands WHERE band = ? ORDER BY image LIMIT {_MOST_CANDIDATES}"  # noqa: S608
 _CACHE = 64  # MB: each image puts 12 rows into places of the index that have nothing to do with each other
 _SIDE = 64
 _FREQUENCIES = 16
 _BANDS = 12
 _FLATTEST = 1.0
-"""Grey levels of deviation below which an image shows nothing that it could be known by."""
+"""Standard deviation in grey levels below which an image shows nothing to recognise it by."""
 
 
 def _cosines() -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The transform of `_SIDE` values to the frequencies 1…16; the constant part tells images apart least."""
+    """Make the transform of `_SIDE` values to the frequencies 1…16; the constant part distinguishes images least."""
     angles = np.outer(np.arange(1, _FREQUENCIES + 1), (np.arange(_SIDE) + 0.5) * np.pi / _SIDE)
     return np.asarray(np.cos(angles), dtype=np.float32)
 
@@ -60,7 +60,7 @@ _ORDER = np.argsort(np.add.outer(np.arange(_FREQUENCIES), np.arange(_FREQUENCIES
 
 
 def fingerprint(image: Image.Image) -> bytes | None:
-    """256 bits of an RGB image's looks; None for one of a single colour, which looks like any other such."""
+    """Compute 256 bits of an RGB image's looks; None for one of a single colour, which looks like any other such."""
     grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float32)
     if float(grey.std()) < _FLATTEST:
         return None
@@ -69,7 +69,7 @@ def fingerprint(image: Image.Image) -> bytes | None:
 
 
 def difference(looks: bytes, other: bytes) -> int | None:
-    """Bits in which two fingerprints differ, None if those are too many for copies of one image."""
+    """Count the bits in which two fingerprints differ; None if there are too many for copies of one image."""
     first, second = int.from_bytes(looks), int.from_bytes(other)
     bits = (first ^ second).bit_count()
     return bits if bits <= LIMIT * (first | second).bit_count() else None
@@ -79,32 +79,32 @@ def difference(looks: bytes, other: bytes) -> int | None:
 class Examined:
     """An entry of a source and what its file is like."""
 
-    entry: Entry
+    entry: SourceEntry
     sha256: str | None = None
     size: int | None = None
     width: int | None = None
     height: int | None = None
     looks: bytes | None = None
     error: JobError | None = None
-    """Why the file cannot be read, or is no image that could be annotated."""
+    """Why the file cannot be read, or is not an image that can be annotated."""
 
     @property
     def known(self) -> dict[str, Any]:
-        """Fields of an `Annotation`."""
+        """What is known of the file, as fields of an `Annotation`."""
         fields = {"sha256": self.sha256, "size": self.size, "width": self.width, "height": self.height}
         return {name: value for name, value in fields.items() if value is not None}
 
 
-def examined(
-    entries: Iterable[Entry],
+def examine(
+    entries: Iterable[SourceEntry],
     read: Callable[[SourceImage], bytes],
     settings: Settings,
     *,
     how: How = "perceptual",
     threads: int = 4,
 ) -> Iterator[Examined]:
-    """Each entry in its order, its file read; for its looks it is decoded as well."""
-    return mapped(lambda entry: _examined(entry, read, settings, how), entries, threads=threads)
+    """Yield each entry in its order, after reading its file and, for its looks, decoding it."""
+    return map_ahead(lambda entry: _examine_one(entry, read, settings, how), entries, threads=threads)
 
 
 class Duplicates:
@@ -118,8 +118,8 @@ class Duplicates:
             "CREATE TABLE bands (band INTEGER, image INTEGER, PRIMARY KEY (band, image)) WITHOUT ROWID"
         )
 
-    def drop(self, image: Examined) -> Drop | None:
-        """Why the image need not be annotated: it is one that came before. Otherwise it is remembered."""
+    def check(self, image: Examined) -> Drop | None:
+        """Return why the image need not be annotated: it came before. Otherwise remember it, and return None."""
         if image.sha256 is None:
             return None
         digest, name = bytes.fromhex(image.sha256), image.entry.name
@@ -136,6 +136,7 @@ class Duplicates:
         return None
 
     def close(self) -> None:
+        """Delete the temporary database."""
         self._database.close()
 
     def __enter__(self) -> Self:
@@ -165,14 +166,14 @@ class Duplicates:
 
 
 def _bands(looks: bytes) -> list[int]:
-    """The 12 parts of a hash, 21 or 22 bits each, with their numbers; but those in which nothing stands out."""
+    """Return the 12 parts of a hash, 21 or 22 bits each, with their numbers, but for empty ones."""
     number, bits = int.from_bytes(looks), 8 * len(looks)
     cuts = [bits * band // _BANDS for band in range(_BANDS + 1)]
     values = [(number >> (bits - end)) & ((1 << (end - start)) - 1) for start, end in pairwise(cuts)]
     return [band << 32 | value for band, value in enumerate(values) if value]
 
 
-def _examined(entry: Entry, read: Callable[[SourceImage], bytes], settings: Settings, how: How) -> Examined:
+def _examine_one(entry: SourceEntry, read: Callable[[SourceImage], bytes], settings: Settings, how: How) -> Examined:
     if not isinstance(entry, SourceImage):
         return Examined(entry, error=JobError(code=entry.code, detail=entry.detail))
     try:

@@ -1,7 +1,7 @@
-"""What earlier runs over the same source have found out, so that a source which has grown costs only what is new.
+"""Results of earlier runs over the same source, so that a source which has grown costs only what is new.
 
-An image is known by its content: by its SHA-256, with the same questions asked of it. Not to read every image again to
-learn that, one of the same name, size and sign of change (`SourceImage.version`) is taken for the same.
+An image is known by its content: by its SHA-256, with the same questions asked of it. To avoid
+reading every image again, one of the same name, size and version (`SourceImage.version`) counts as the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from shared.database.shards import Shard
 from shared.objects.datasets import Line, read_plan, read_results
 from shared.objects.storage import ObjectStore
 from shared.settings import Settings
-from tuwen.annotations import Annotation, Review, standing
+from tuwen.annotations import Annotation, Review, standing_reviews
 from tuwen.errors import NotFound, TuwenError
 from workers.datasets.sources import SourceImage
 from workers.datasets.sources.seen import temporary_database
@@ -32,11 +32,11 @@ _OPEN = 8
 _REVIEWS: TypeAdapter[tuple[Review, ...]] = TypeAdapter(tuple[Review, ...])
 
 
-class Earlier:
+class EarlierResults:
     """An index on disk over the results of earlier runs."""
 
     def __init__(self, store: ObjectStore, models: Iterable[str]):
-        """`models` are those that answer today: what others said does not count."""
+        """`models` are those that answer today: what other models said does not count."""
         self._store = store
         self._models = frozenset(models)
         self._results: OrderedDict[str, list[Line]] = OrderedDict()
@@ -49,9 +49,9 @@ class Earlier:
             self._index.execute(f"CREATE INDEX by_{column} ON images ({column})")
 
     @classmethod
-    def of(cls, settings: Settings, database: Database, store: ObjectStore, claim: DatasetClaim) -> Self | None:
-        """None when there is no earlier run that could know anything."""
-        runs = database.datasets.earlier(claim)
+    def open_for(cls, settings: Settings, database: Database, store: ObjectStore, claim: DatasetClaim) -> Self | None:
+        """Open an index over the earlier runs of the claim's source; None when there is none."""
+        runs = database.datasets.earlier_runs(claim)
         if not runs:
             return None
         earlier = cls(store, (settings.model_for(kind) for kind in claim.request.kinds))
@@ -60,21 +60,22 @@ class Earlier:
         return earlier
 
     def annotation(self, image: SourceImage, read: Callable[[SourceImage], bytes]) -> dict[str, Any] | None:
-        """What is known of the image, fields of its `Annotation`; None when nothing is.
+        """Return what is known of the image, as fields of its `Annotation`; None when nothing is.
 
-        Reads the image only where one of the same size is known under another name or sign of change.
+        Reads the image only where one of the same size is known under another name or version.
         """
         row = None
         if image.version is not None:
-            row = self._one("name = ? AND version = ? AND size = ?", image.name, image.version, image.size)
-        if row is None and (image.size is None or self._one("size = ?", image.size)):
+            row = self._find_one("name = ? AND version = ? AND size = ?", image.name, image.version, image.size)
+        if row is None and (image.size is None or self._find_one("size = ?", image.size)):
             try:
-                row = self._one("sha256 = ?", sha256(read(image)).hexdigest())
+                row = self._find_one("sha256 = ?", sha256(read(image)).hexdigest())
             except TuwenError:
-                return None  # the worker will meet the same error, and tell it
-        return None if row is None else self._found(*row)
+                return None  # the worker will meet the same error, and report it
+        return None if row is None else self._read(*row)
 
     def close(self) -> None:
+        """Delete the temporary index."""
         self._index.close()
 
     def __enter__(self) -> Self:
@@ -102,7 +103,7 @@ class Earlier:
                 continue
             known = Annotation.model_validate_json(line)
             if known.error is None and known.sha256 is not None and self._is_complete(known):
-                said = standing([*reviews.get(first + number, ()), *known.reviews])
+                said = standing_reviews([*reviews.get(first + number, ()), *known.reviews])
                 version = planned.image.get("version")
                 row = (
                     known.name,
@@ -121,15 +122,15 @@ class Earlier:
         made += [caption.scored_by for caption in known.captions if caption.scored_by is not None]
         return bool(made or known.existing_score is not None) and {each.model for each in made} <= self._models
 
-    def _one(self, where: str, *values: object) -> tuple[str, int, bytes] | None:
+    def _find_one(self, where: str, *values: object) -> tuple[str, int, bytes] | None:
         found: tuple[str, int, bytes] | None = self._index.execute(
             f"SELECT key, line, reviews FROM images WHERE {where} LIMIT 1",  # noqa: S608 (constants)
             values,
         ).fetchone()
         return found
 
-    def _found(self, key: str, line: int, reviews: bytes) -> dict[str, Any] | None:
-        """The fields, read again from where they lie: the index holds only where that is."""
+    def _read(self, key: str, line: int, reviews: bytes) -> dict[str, Any] | None:
+        """Read the fields from the results: the index holds only their place."""
         if key not in self._results:
             try:
                 self._results[key] = read_results(self._store, key, 0)

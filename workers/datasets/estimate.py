@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from shared.settings import Settings
 from tuwen.annotations import Annotation, DropReason
 from tuwen.datasets import Filters
-from workers.datasets.duplicates import Duplicates, Examined, examined
-from workers.datasets.filters import before
+from workers.datasets.duplicates import Duplicates, Examined, examine
+from workers.datasets.filters import drop_before_models
 from workers.datasets.sources import Source, SourceImage
 
 _SIDES = (64, 128, 256, 512, 768, 1024, 2048)
@@ -21,26 +21,26 @@ _EXAMPLES = 20
 
 
 class Estimate(BaseModel):
-    """What a dry run found out. Problems are rows that are no image; broken are files that are none."""
+    """What a dry run found out. Problems are rows that name no image; broken files cannot be read or decoded."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     entries: int = Field(description="rows and files of the source, the problems included")
-    images: int = Field(description="that can be annotated")
-    bytes: int = Field(description="of all files that were read")
-    problems: dict[str, int] = Field(description="rows that are no image, by code")
+    images: int = Field(description="images that can be annotated")
+    bytes: int = Field(description="bytes of all files that were read")
+    problems: dict[str, int] = Field(description="rows that name no image, by code")
     broken: dict[str, int] = Field(description="files that cannot be read or decoded, by code")
-    examples: tuple[str, ...] = Field(description="of problems and broken files, the first ones")
+    examples: tuple[str, ...] = Field(description="the first problems and broken files")
     exact_duplicates: int
     near_duplicates: int
-    dropped: dict[str, int] = Field(description="by the filters, each by its first reason; duplicates if they ask so")
+    dropped: dict[str, int] = Field(description="images that the filters drop, by their first reason")
     captioned: int = Field(description="images that come with a caption")
-    shorter_sides: dict[str, int] = Field(description="pixels")
-    aspects: dict[str, int] = Field(description="width over height")
+    shorter_sides: dict[str, int] = Field(description="images by their shorter side in pixels")
+    aspects: dict[str, int] = Field(description="images by width over height")
     to_annotate: int = Field(description="images that would reach a model")
-    images_per_second: float | None = Field(None, description="of one device, as measured")
+    images_per_second: float | None = Field(None, description="measured speed of one device")
     devices: int = 1
-    seconds: float | None = Field(None, description="until all are annotated, by all devices")
+    seconds: float | None = Field(None, description="time until all devices together have annotated all images")
     device_hours: float | None = None
 
 
@@ -51,22 +51,22 @@ def estimate(
     *,
     rate: float | None = None,
     devices: int = 1,
-    wanted: Callable[[], None] = lambda: None,
+    require_wanted: Callable[[], None] = lambda: None,
 ) -> Estimate:
-    """Read and decode every image of a source, and count.
+    """Read and decode every image of a source, and count what annotating it would take.
 
     Args:
-        rate: images that one device annotates in a second; None where nobody has measured it.
-        wanted: asked now and then whether to go on; raises when not.
+        rate: images that one device annotates in a second; None where it was not measured.
+        require_wanted: called now and then; raises when the estimate is no longer wanted.
 
     Raises:
         SourceUnusable, StorageUnavailable: as `Source.images`.
     """
     tally = _Tally(filters)
     with Duplicates() as before_these:
-        for number, image in enumerate(examined(source.images(), source.read, settings)):
+        for number, image in enumerate(examine(source.images(), source.read, settings)):
             if number % 100 == 0:
-                wanted()
+                require_wanted()
             tally.add(image, before_these)
     return tally.estimate(rate, max(1, devices))
 
@@ -99,10 +99,10 @@ class _Tally:
         width, height = image.width or 1, image.height or 1
         self._sides[_step(_SIDES, min(width, height))] += 1
         self._aspects[_step(_ASPECTS, width / height)] += 1
-        copy = duplicates.drop(image)
+        copy = duplicates.check(image)
         if copy is not None:
             self._copies[copy.reason] += 1
-        drop = before(self._filters, Annotation(name=image.entry.name, width=width, height=height))
+        drop = drop_before_models(self._filters, Annotation(name=image.entry.name, width=width, height=height))
         reason = drop.reason if drop is not None else copy.reason if copy is not None else None
         if reason is not None and (drop is not None or self._drops(reason)):
             self._dropped[reason] += 1
@@ -137,12 +137,12 @@ class _Tally:
 
 
 def _step(steps: tuple[float, ...], value: float) -> int:
-    """How many of the steps the value has reached."""
+    """Count the steps that the value has reached."""
     return sum(value >= step for step in steps)
 
 
 def _named(counts: Counter[int], steps: tuple[float, ...]) -> dict[str, int]:
-    """The histogram in words, from the smallest, without the empty steps at its ends and between."""
+    """Name the steps of a histogram, from the smallest; empty ones are left out."""
     bounds = ["", *(f"{step:g}" for step in steps), ""]
     names = [f"{low}–{high}" if low and high else f"≥ {low}" if low else f"< {high}" for low, high in pairwise(bounds)]
     return {names[step]: counts[step] for step in sorted(counts)}

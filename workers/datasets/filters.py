@@ -1,6 +1,6 @@
-"""Which images stay in a data set; each that does not is listed with the reason.
+"""Filters say which images stay in a data set; each dropped image is listed with the reason.
 
-What an image is by itself is asked before a model sees it, what the models say of it afterwards.
+Size and shape are checked before a model sees the image, the models' answers afterwards.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from tuwen.annotations import Annotation, Caption, Drop, DropReason, Recognition
 from tuwen.datasets import Filters
 
 
-def before(filters: Filters, known: Annotation) -> Drop | None:
-    """Why the image is not worth a model's time; None when it is, or its size is not known."""
+def drop_before_models(filters: Filters, known: Annotation) -> Drop | None:
+    """Return why the image is not worth a model's time; None when it is, or when its size is not known."""
     if not known.width or not known.height:
         return None
     shorter, longer = sorted((known.width, known.height))
@@ -24,8 +24,8 @@ def before(filters: Filters, known: Annotation) -> Drop | None:
     return None
 
 
-def after(filters: Filters, annotation: Annotation) -> Drop | None:
-    """Why what the models say of the image keeps it out; None when it stays."""
+def drop_after_models(filters: Filters, annotation: Annotation) -> Drop | None:
+    """Return why the models' answers keep the image out; None when it stays."""
     scores = [caption.score for caption in annotation.captions if caption.score is not None]
     if annotation.existing_score is not None:
         scores.append(annotation.existing_score)

@@ -19,7 +19,7 @@ from shared.leasing.endings import INTERNAL, Stopped
 from shared.leasing.heartbeat import Heartbeat
 from shared.objects.storage import ObjectStore
 from shared.queue import DATASET_TASK, DATASETS_QUEUE, JobQueue
-from shared.queue.events import DONE, Outcome, failed, put_back
+from shared.queue.events import DONE, Outcome, failed, retried
 from shared.settings import Settings
 from tuwen.datasets import DatasetStatus, ShardStatus
 from tuwen.errors import QueueUnavailable, TuwenError
@@ -39,7 +39,7 @@ MESSAGES = 1000
 """Shards of one kind that have a message at a time: the others wait in PostgreSQL, where priorities can change."""
 
 MAX_ATTEMPTS = 10
-"""Of planning or exporting one data set."""
+"""Most attempts at planning or exporting one data set."""
 
 
 class DatasetRun:
@@ -58,10 +58,11 @@ class DatasetRun:
         return self.claim.epoch
 
     def stop(self) -> None:
+        """Make `require_wanted` raise Stopped from now on. Any thread may call this."""
         self._stopped.set()
 
     def require_wanted(self) -> None:
-        """Raises Stopped when it was cancelled, or somebody else has it."""
+        """Raise Stopped when the data set was cancelled, or another process has it."""
         if self._stopped.is_set():
             raise Stopped
 
@@ -80,16 +81,17 @@ class DatasetKeeper:
             lambda do: TaskConsumer(settings, app, self._name, DATASET_TASK, [DATASETS_QUEUE], do, threads=AT_ONCE),
             Heartbeat(self._renew, settings.heartbeat, "dataset-heartbeat"),
             claim=self._claim,
-            do=self._see_to,
+            do=self._run_to_end,
         )
         self.run = self._consumer.run
 
     def start(self) -> None:
+        """Start the threads that plan, export and make previews."""
         self._consumer.start()
         self._previews.start()
 
     def stop(self, timeout: float) -> None:
-        """Give back what is under way, for another housekeeper to go on with."""
+        """Give back what is under way within `timeout` seconds, so that another housekeeper can continue."""
         self._previews.stop()
         self._consumer.stop(timeout)
 
@@ -104,8 +106,8 @@ class DatasetKeeper:
         claim = self._database.datasets.take(UUID(dataset_id), self._name)
         return None if claim is None else DatasetRun(claim)
 
-    def _see_to(self, run: DatasetRun) -> Outcome:
-        """Plan or export the data set, whichever its turn is."""
+    def _run_to_end(self, run: DatasetRun) -> Outcome:
+        """Plan or export the data set, whichever is next."""
         claim = run.claim
         try:
             if claim.status is DatasetStatus.PLANNING:
@@ -118,23 +120,23 @@ class DatasetKeeper:
             return DONE
         except Stopped:
             self._database.datasets.put_off(claim)
-            return put_back("stopped")
+            return retried("stopped")
         except TuwenError as error:
-            return self._failed(claim, error.code, str(error), error.retryable)
+            return self._fail(claim, error.code, str(error), error.retryable)
         except Exception:
-            log.exception("data set %s failed in a way nobody foresaw", claim.id)
-            return self._failed(claim, INTERNAL.code, INTERNAL.detail, retryable=True)
+            log.exception("data set %s failed unexpectedly", claim.id)
+            return self._fail(claim, INTERNAL.code, INTERNAL.detail, retryable=True)
 
     def _plan(self, run: DatasetRun) -> None:
         claim = run.claim
         Planner(self._settings, self._database, self._store, self._queue, claim, run.require_wanted).plan()
-        self._database.datasets.planned(claim)
+        self._database.datasets.mark_planned(claim)
         # All of its shards may be over by now.
         for id in self._database.datasets.complete(claim.id):
             self._publish_datasets([id])
 
     def _estimate(self, run: DatasetRun) -> dict[str, Any]:
-        """What a dry run is for, now that a worker has annotated its sample."""
+        """Estimate what the data set takes, after a worker has annotated the dry run's sample."""
         claim = run.claim
         needed = {kind.value for kind in claim.request.kinds}
         devices = sum(needed <= set(worker.models) for worker in self._database.workers.alive())
@@ -145,16 +147,16 @@ class DatasetKeeper:
                 claim.request.filters,
                 rate=self._database.shards.rate(claim.id),
                 devices=devices,
-                wanted=run.require_wanted,
+                require_wanted=run.require_wanted,
             )
         return found.model_dump(mode="json")
 
-    def _failed(self, claim: DatasetClaim, code: str, detail: str, retryable: bool) -> Outcome:
+    def _fail(self, claim: DatasetClaim, code: str, detail: str, retryable: bool) -> Outcome:
         error = JobError(code=code, detail=detail)
         if retryable and claim.attempts < MAX_ATTEMPTS:
-            log.warning("data set %s is put off: %s", claim.id, detail)
+            log.warning("data set %s is postponed: %s", claim.id, detail)
             self._database.datasets.put_off(claim, error)
-            return put_back(detail)
+            return retried(detail)
         self._database.datasets.end(claim, error)
         return failed(f"{code}: {detail}")
 
@@ -170,11 +172,11 @@ class DatasetKeeper:
         try:
             self._dispatch()
         except QueueUnavailable as error:
-            log.warning("no shards published: %s", error)
+            log.warning("no shards were published: %s", error)
 
-    def all_due(self) -> int:
-        """Redis lost its messages."""
-        return self._database.shards.all_due()
+    def mark_all_due(self) -> int:
+        """Make all queued shards due, because Redis lost its messages. Returns how many there are."""
+        return self._database.shards.mark_all_due()
 
     def _dispatch(self) -> None:
         awaiting = self._database.datasets.awaiting(most=100)

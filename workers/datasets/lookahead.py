@@ -11,8 +11,8 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-def mapped(work: Callable[[T], U], items: Iterable[T], *, threads: int, ahead: int | None = None) -> Iterator[U]:
-    """`map` in `threads`, at most `ahead` items in front of the one taken; what `work` raises is raised here."""
+def map_ahead(work: Callable[[T], U], items: Iterable[T], *, threads: int, ahead: int | None = None) -> Iterator[U]:
+    """Map in `threads` threads, at most `ahead` items before the caller; what `work` raises is raised here."""
     most = ahead or 2 * threads
     pending: deque[Future[U]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:

@@ -1,6 +1,6 @@
-"""From a source to shards: its entries are listed as a stream and cut into plans, so that no size is too large.
+"""Planning: a source's entries are listed as a stream and cut into shards, so no source is too large.
 
-A planner that dies is followed by another, which goes on behind what is planned already. Each shard is a plan in object
+A planner that dies is followed by another, which continues after what is planned. Each shard is a plan in object
 storage first and a row second; the row is fenced by the planner's epoch, and the workers begin while planning goes on.
 """
 
@@ -29,29 +29,29 @@ from tuwen.annotations import Annotation
 from tuwen.errors import QueueUnavailable
 from tuwen.jobs import JobError
 from workers.datasets.access import open_allowed
-from workers.datasets.duplicates import Duplicates, examined
-from workers.datasets.earlier import Earlier
-from workers.datasets.filters import after, before
-from workers.datasets.sources import Entry, Source, SourceProblem
+from workers.datasets.duplicates import Duplicates, examine
+from workers.datasets.earlier import EarlierResults
+from workers.datasets.filters import drop_after_models, drop_before_models
+from workers.datasets.sources import Source, SourceEntry, SourceProblem
 from workers.datasets.sources.seen import Seen
 
 log = logging.getLogger(__name__)
 
 SAMPLE = 128
-"""Images that a dry run has annotated, to measure how long one takes."""
+"""Images that are annotated in a dry run, to measure how long one takes."""
 
-Judged = tuple[Entry, Mapping[str, Any] | None]
+JudgedEntry = tuple[SourceEntry, Mapping[str, Any] | None]
 """An entry, and fields of its annotation where its end is known already."""
 
 PUBLISHED_AT_ONCE = 64
-"""Shards that are published when they are planned; the others when their turn comes near, by the housekeeper."""
+"""Shards that are published when they are planned; the housekeeper publishes the others when their turn is near."""
 
 
 class Planner:
     """Plans one data set.
 
     Args:
-        wanted: asked now and then whether to go on; raises when not.
+        require_wanted: called now and then; raises when the plan is no longer wanted.
     """
 
     def __init__(
@@ -61,18 +61,18 @@ class Planner:
         store: ObjectStore,
         queue: JobQueue,
         claim: DatasetClaim,
-        wanted: Callable[[], None],
+        require_wanted: Callable[[], None],
     ):
         self._settings = settings
         self._database = database
         self._store = store
         self._queue = queue
         self._claim = claim
-        self._wanted = wanted
+        self._require_wanted = require_wanted
         self._next = 0
 
     def plan(self) -> None:
-        """Plan what is not planned yet, to the end of the source; for a dry run a sample to measure.
+        """Plan what is not planned yet, to the end of the source; in a dry run only a sample to measure.
 
         Raises:
             SourceUnusable: it cannot be listed, or there is nothing in it.
@@ -82,49 +82,57 @@ class Planner:
         request = self._claim.request
         with ExitStack() as open_things:
             source = open_things.enter_context(open_allowed(request, self._settings))
-            earlier = None if request.dry_run else Earlier.of(self._settings, self._database, self._store, self._claim)
+            earlier = (
+                None
+                if request.dry_run
+                else EarlierResults.open_for(self._settings, self._database, self._store, self._claim)
+            )
             if earlier is not None:
                 open_things.enter_context(earlier)
             duplicates = open_things.enter_context(Duplicates())
-            entries = self._unplanned(self._judged(source, duplicates))
+            entries = self._skip_planned(self._judge_entries(source, duplicates))
             if request.dry_run:
                 entries = islice(entries, SAMPLE)
-            while lines := [self._line(*each, source, earlier) for each in islice(entries, self._size)]:
-                self._wanted()
+            while lines := [self._plan_line(*each, source, earlier) for each in islice(entries, self._size)]:
+                self._require_wanted()
                 self._add(lines)
 
     @property
     def _size(self) -> int:
         return SAMPLE if self._claim.request.dry_run else self._claim.request.shard_size
 
-    def _judged(self, source: Source, duplicates: Duplicates) -> Iterator[Judged]:
-        """Every entry, with what is known of it before a model sees it: an error, or that it came before."""
+    def _judge_entries(self, source: Source, duplicates: Duplicates) -> Iterator[JudgedEntry]:
+        """Yield every entry with what is known before a model sees it: an error, or that it is a duplicate."""
         how = self._claim.request.filters.duplicates
         if how == "keep":
             for entry in source.images():
                 yield entry, _problem(entry)
             return
-        for image in examined(source.images(), source.read, self._settings, how=how):
+        for image in examine(source.images(), source.read, self._settings, how=how):
             found: dict[str, Any] = image.known
             if image.error is not None:
                 found["error"] = image.error
-            elif drop := duplicates.drop(image):
+            elif drop := duplicates.check(image):
                 found["drop"] = drop
             ended = image.error is not None or "drop" in found
             yield image.entry, found if ended else None
 
-    def _line(self, entry: Entry, ended: Mapping[str, Any] | None, source: Source, earlier: Earlier | None) -> bytes:
-        """Of the plan."""
+    def _plan_line(
+        self, entry: SourceEntry, ended: Mapping[str, Any] | None, source: Source, earlier: EarlierResults | None
+    ) -> bytes:
+        """Return the entry's line of the plan."""
         if isinstance(entry, SourceProblem):
             return Planned(None, Annotation(name=entry.name, **(ended or {}))).line()
         known = earlier.annotation(entry, source.read) if earlier is not None and ended is None else None
         if ended is None and known is None:
-            # What `Planned.line` would answer, without a detour for each of millions.
+            # The same as `Planned.line` returns, without a detour for each of millions.
             return f'{{"image": {entry.to_json()}, "annotation": null}}'.encode()
         planned = Planned(json.loads(entry.to_json()))
-        annotation = planned.blank().model_copy(update=ended or known)
+        annotation = planned.blank_annotation().model_copy(update=ended or known)
         if known is not None:
-            drop = before(self._claim.request.filters, annotation) or after(self._claim.request.filters, annotation)
+            drop = drop_before_models(self._claim.request.filters, annotation) or drop_after_models(
+                self._claim.request.filters, annotation
+            )
             annotation = annotation.model_copy(update={"drop": drop})
         return Planned(planned.image, annotation).line()
 
@@ -135,7 +143,7 @@ class Planner:
         shard, at_once = uuid7(), number < PUBLISHED_AT_ONCE
         due = self._settings.redispatch_after if at_once else 0.0
         if not self._database.datasets.add_shard(claim, shard, number, len(lines), key, due):
-            # Cancelled, deleted, or another planner's by now, of which the heartbeat has yet to tell.
+            # It was cancelled, deleted or taken by another planner, and the heartbeat has not said so yet.
             self._store.delete(key)
             raise Stopped
         self._next += 1
@@ -151,39 +159,39 @@ class Planner:
 
     # ── going on where another planner stopped ────────────────────────────────────────────────────
 
-    def _unplanned(self, entries: Iterator[Judged]) -> Iterator[Judged]:
-        """Entries that no shard has yet."""
+    def _skip_planned(self, entries: Iterator[JudgedEntry]) -> Iterator[JudgedEntry]:
+        """Return the entries that no shard has yet, and continue the numbers of the shards."""
         planned = self._database.shards.all(self._claim.id)
         if not planned:
             return entries
         self._next = planned[-1].number + 1
         count = sum(shard.images for shard in planned)
-        last = read_plan(self._store, planned[-1].plan_key)[-1].blank().name
-        return self._after(entries, count, last)
+        last = read_plan(self._store, planned[-1].plan_key)[-1].blank_annotation().name
+        return self._skip(entries, count, last)
 
-    def _after(self, entries: Iterator[Judged], count: int, last: str) -> Iterator[Judged]:
-        """Those behind the first `count`, where the last of these is the one that it was; else those of new names."""
+    def _skip(self, entries: Iterator[JudgedEntry], count: int, last: str) -> Iterator[JudgedEntry]:
+        """Yield the entries after the first `count`, if these still end with `last`; otherwise those of new names."""
         skipped = deque(islice(entries, count), maxlen=1)
         if skipped and skipped[0][0].name == last:
             yield from entries
             return
         log.warning("source %s has changed while it was planned", self._claim.request.source)
-        yield from self._unseen()
+        yield from self._list_unseen()
 
-    def _unseen(self) -> Iterator[Judged]:
-        """Where positions do not help, because the source has changed: by name, from the start."""
+    def _list_unseen(self) -> Iterator[JudgedEntry]:
+        """Yield the entries whose names are new, from the start: the source has changed, so positions do not help."""
         with Seen() as names, ExitStack() as open_things:
             for shard in self._database.shards.all(self._claim.id):
                 for planned in read_plan(self._store, shard.plan_key):
-                    names.add(planned.blank().name)
+                    names.add(planned.blank_annotation().name)
             source = open_things.enter_context(open_allowed(self._claim.request, self._settings))
             duplicates = open_things.enter_context(Duplicates())
-            for entry, ended in self._judged(source, duplicates):
+            for entry, ended in self._judge_entries(source, duplicates):
                 if entry.name not in names:
                     yield entry, ended
 
 
-def _problem(entry: Entry) -> Mapping[str, Any] | None:
+def _problem(entry: SourceEntry) -> Mapping[str, Any] | None:
     if isinstance(entry, SourceProblem):
         return {"error": JobError(code=entry.code, detail=entry.detail)}
     return None

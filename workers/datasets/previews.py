@@ -30,7 +30,7 @@ POLL = 1.0
 
 
 class Previews:
-    """A thread that makes the pictures which somebody waits for, the latest wish first."""
+    """A thread that makes the pictures which somebody waits for, the latest request first."""
 
     def __init__(self, settings: Settings, database: Database, store: ObjectStore):
         self._settings = settings
@@ -40,9 +40,11 @@ class Previews:
         self._thread = threading.Thread(target=self._run, name="previews", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
+        """End the thread after the request that it works on."""
         self._closing.set()
 
     def _run(self) -> None:
@@ -56,19 +58,19 @@ class Previews:
                 if found:
                     self._serve(found[1])
 
-    def _serve(self, wish: bytes) -> None:
+    def _serve(self, request: bytes) -> None:
         try:
-            dataset_id, images = json.loads(wish)
+            dataset_id, images = json.loads(request)
             self.make(UUID(dataset_id), [int(image) for image in images])
         except (ValueError, TypeError, AttributeError):
-            log.warning("dropped a wish for previews that is none")  # anybody who reaches Redis can publish
+            log.warning("dropped a malformed request for previews")  # anybody who reaches Redis can publish
         except TuwenError as error:
-            log.warning("no previews: %s", error)
+            log.warning("previews could not be made: %s", error)
         except Exception:
-            log.exception("a preview failed in a way nobody foresaw")
+            log.exception("a preview failed unexpectedly")
 
     def make(self, dataset_id: UUID, images: list[int]) -> None:
-        """Store the previews of these images; of one that cannot be read, an empty file."""
+        """Store the previews of these images; an empty file for one that cannot be read."""
         with open_allowed(self._database.datasets.request(dataset_id), self._settings) as source:
             for image in images:
                 key = preview_key(dataset_id, image)
@@ -80,10 +82,10 @@ class Previews:
                 data = b""
                 if planned.image is not None:
                     with suppress(TuwenError):
-                        data = self._preview(source.read(SourceImage.from_fields(planned.image)))
+                        data = self._make_preview(source.read(SourceImage.from_fields(planned.image)))
                 self._store.put(key, data, "image/jpeg")
 
-    def _preview(self, data: bytes) -> bytes:
+    def _make_preview(self, data: bytes) -> bytes:
         image = decode(data, self._settings)
         image.thumbnail((SIDE, SIDE))
         file = BytesIO()

@@ -1,7 +1,7 @@
-"""What happens to one shard in a worker: claim → read its plan → annotate → store the results → finish.
+"""The work on one shard in a worker: claim → read its plan → annotate → store the results → finish.
 
-The shard's row and its results say all that is known of it. Whoever claims it after a death, a pause or a failure keeps
-what has a result and does the rest, so an image is in the results once, whatever happened.
+The shard's row and its results hold all that is known of it. The worker that claims it after a death, a pause or a
+failure keeps what has a result and does the rest, so an image is in the results once, whatever happened.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from uuid import UUID
 from celery import Celery
 
 from shared.database import Database
-from shared.database.shards import Progress, Renewal, ShardClaim
+from shared.database.shards import Renewal, ShardClaim, ShardProgress
 from shared.database.workers import ServedModel
 from shared.leasing.consumer import LeasedConsumer, TaskConsumer
 from shared.leasing.endings import INTERNAL, Stopped
 from shared.leasing.heartbeat import Heartbeat
-from shared.leasing.patience import patiently
+from shared.leasing.patience import retry_outages
 from shared.objects.datasets import AtRisk, Line, Planned, read_plan, read_results, results_key, write_results
 from shared.objects.storage import ObjectStore
 from shared.queue import SHARD_TASK, JobQueue, shard_kinds, shards_queue
-from shared.queue.events import DONE, Outcome, put_back
+from shared.queue.events import DONE, Outcome, retried
 from shared.settings import Settings
 from tuwen.annotations import Annotation
 from tuwen.datasets import ShardStatus
 from tuwen.errors import EngineStartFailed, NotFound, QueueUnavailable, TuwenError
 from tuwen.jobs import JobError, Kind
 from workers.datasets.access import open_allowed
-from workers.datasets.annotating import Annotating, Means
+from workers.datasets.annotating import Annotating, AnnotationContext
 from workers.datasets.sources import Held, Source, SourceImage
 from workers.inference.batcher import Batcher
 
@@ -41,19 +41,19 @@ log = logging.getLogger(__name__)
 
 
 CHECKPOINT = 30.0
-"""Seconds after which the results so far are stored: so much work a death can cost."""
+"""Seconds between two times that results are stored: the most work that a dead worker loses."""
 
 PROGRESS_INTERVAL = 2.0
 """Seconds between two beats at most: they carry the progress that people watch."""
 
 CAREFUL_GROUPS = (32, 8, 1)
-"""Images under way at once after one, two, and more crashes of a shard's worker."""
+"""Most images under way after one, two, and more crashes of a shard's worker."""
 
 STRIKES = 2
 """Deaths of a worker while an image was under way alone, after which the image is held to be the cause."""
 
 
-class Shards:
+class ShardRunner:
     """Runs shards in threads of its own, beside the jobs of a worker."""
 
     def __init__(
@@ -75,12 +75,12 @@ class Shards:
             lambda do: TaskConsumer(settings, app, worker, SHARD_TASK, queues, do, threads=threads),
             Heartbeat(self._renew, min(settings.heartbeat, PROGRESS_INTERVAL), "shard-heartbeat"),
             claim=self._claim,
-            do=self._annotate,
+            do=self._run_to_end,
         )
         self.run = self._consumer.run
 
     def start(self, models: Mapping[Kind, ServedModel]) -> None:
-        """The worker is warm, with these models."""
+        """Take shards, now that the worker is warm with these models."""
         self._models = models
         self._consumer.start()
 
@@ -89,7 +89,7 @@ class Shards:
         self._consumer.stop(timeout)
 
     def close(self) -> None:
-        """After the last shard."""
+        """Release what is held; call it after the last shard."""
         self._sources.close()
         self._queue.close()
         self._database.close()
@@ -106,18 +106,18 @@ class Shards:
         if not isinstance(shard_id, str) or not isinstance(priority, int):
             raise TypeError("a message for a shard names it and its priority")
         id = UUID(shard_id)
-        claim = patiently(lambda: self._database.shards.claim(id, priority, self._worker), self._settings.lease)
+        claim = retry_outages(lambda: self._database.shards.claim(id, priority, self._worker), self._settings.lease)
         if claim is None:
             return Outcome(ShardStatus.CANCELLED) if self._database.shards.cancelled(id) else None
         return ShardRun(self._settings, self._database, self._store, claim)
 
-    def _annotate(self, shard: ShardRun) -> Outcome | None:
-        """Do the work; every way it can end is a value here."""
+    def _run_to_end(self, shard: ShardRun) -> Outcome | None:
+        """Do the work; whatever happens, the outcome says so."""
         claim = shard.claim
-        means = Means(self._settings, self._batcher, self._models, self._worker)
+        context = AnnotationContext(self._settings, self._batcher, self._models, self._worker)
         try:
-            with self._sources.of(claim) as source:
-                shard.annotate(means, source)
+            with self._sources.use(claim) as source:
+                shard.annotate(context, source)
             return self._finish(shard)
         except (Stopped, EngineStartFailed) as error:
             if isinstance(error, EngineStartFailed):
@@ -128,17 +128,17 @@ class Shards:
         except TuwenError as error:
             return self._give_back(shard, JobError(code=error.code, detail=str(error), retryable=True))
         except Exception:
-            log.exception("shard %s failed in a way nobody foresaw", claim.id)
+            log.exception("shard %s failed unexpectedly", claim.id)
             return self._give_back(shard, INTERNAL)
 
     def _finish(self, shard: ShardRun) -> Outcome | None:
         claim = shard.claim
         key = shard.store()
-        if not patiently(lambda: self._database.shards.finish(claim, key, shard.progress), self._settings.lease):
-            return None  # somebody else has it by now
+        if not retry_outages(lambda: self._database.shards.finish(claim, key, shard.progress), self._settings.lease):
+            return None  # another worker has it by now
         if claim.results_key not in (None, key):
             self._store.delete(claim.results_key)
-        for id in patiently(lambda: self._database.datasets.complete(claim.dataset_id), self._settings.lease):
+        for id in retry_outages(lambda: self._database.datasets.complete(claim.dataset_id), self._settings.lease):
             try:
                 self._queue.publish_datasets([id])
             except QueueUnavailable as error:
@@ -150,20 +150,20 @@ class Shards:
             shard.checkpoint()
         except TuwenError as again:
             log.warning("shard %s is given back without its results so far: %s", shard.claim.id, again)
-        status = patiently(
+        status = retry_outages(
             lambda: self._database.shards.give_back(shard.claim, "retry" if error else "released", error),
             self._settings.lease,
         )
         if status is ShardStatus.FAILED:
-            patiently(lambda: self._database.datasets.complete(shard.claim.dataset_id), self._settings.lease)
+            retry_outages(lambda: self._database.datasets.complete(shard.claim.dataset_id), self._settings.lease)
             return Outcome.of(status, error)
         if status is ShardStatus.CANCELLED:
             return Outcome(status)
-        return None if status is None else put_back(error.detail if error else "released")
+        return None if status is None else retried(error.detail if error else "released")
 
 
 class ShardRun:
-    """One claimed shard while it runs here: its plan, and of each image a line of results or none."""
+    """One claimed shard while it runs here: its plan, and a line of results for each image that has one."""
 
     def __init__(self, settings: Settings, database: Database, store: ObjectStore, claim: ShardClaim):
         self.claim = claim
@@ -173,7 +173,7 @@ class ShardRun:
         self._key = results_key(claim.dataset_id, claim.number, claim.epoch)
         self._lines: list[Line] = []
         self._before: list[Line] = []
-        self._progress = Progress()
+        self._progress = ShardProgress()
         self._stored = time.monotonic()
         self._annotating: Annotating | None = None
         self._stopped = False
@@ -188,27 +188,29 @@ class ShardRun:
         return self.claim.epoch
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> ShardProgress:
+        """Numbers of images so far; read by the heartbeat's thread."""
         return self._progress
 
     def stop(self) -> None:
+        """Make `annotate` raise Stopped soon. Any thread may call this."""
         with self._guard:
             self._stopped = True
             annotating = self._annotating
         if annotating is not None:
             annotating.stop()
 
-    def annotate(self, means: Means, source: Source) -> None:
-        """Have every image end.
+    def annotate(self, context: AnnotationContext, source: Source) -> None:
+        """Annotate every image of the plan that has no result.
 
         Raises:
-            Stopped: before that.
+            Stopped: it was stopped before the end.
             EngineStartFailed, StorageUnavailable, NotFound
         """
         plan = read_plan(self._store, self.claim.plan_key)
         self._take_over(plan)
         annotating = Annotating(
-            means, self.claim.request, source.read, self._ended, remote=_is_remote(self.claim, plan)
+            context, self.claim.request, source.read, self._record_end, remote=_is_remote(self.claim, plan)
         )
         with self._guard:
             self._annotating = annotating
@@ -220,18 +222,18 @@ class ShardRun:
             annotating.close()
 
     def store(self) -> str:
-        """Put all results where they are found, at once."""
+        """Write all results in one object. Returns its key."""
         write_results(self._store, self._key, self._lines)
         return self._key
 
     def checkpoint(self) -> None:
-        """Store what is done so far, for whoever goes on if this worker cannot."""
+        """Store the results so far, so that another worker can continue."""
         if self._lines and not self._database.shards.checkpoint(self.claim, self.store()):
-            self.stop()  # it is somebody else's by now
+            self.stop()  # another worker has it by now
         self._stored = time.monotonic()
 
     def _take_over(self, plan: Sequence[Planned]) -> None:
-        """Keep what earlier attempts have done, and what was known when it was planned."""
+        """Keep what earlier attempts have done, and what the plan already knew."""
         try:
             lines = read_results(self._store, self.claim.results_key, len(plan))
         except NotFound:
@@ -242,17 +244,17 @@ class ShardRun:
         for index, (planned, line) in enumerate(zip(plan, lines, strict=True)):
             annotation = _kept(planned, line, again=self.claim.again)
             if annotation is not None:
-                self._ended(index, annotation)
+                self._record_end(index, annotation)
         kept = self._progress
-        self._progress = Progress(kept.done, kept.failed, kept.done + kept.failed, kept.tokens)
+        self._progress = ShardProgress(kept.done, kept.failed, kept.done + kept.failed, kept.tokens)
 
-    def _ended(self, index: int, annotation: Annotation) -> None:
+    def _record_end(self, index: int, annotation: Annotation) -> None:
         self._lines[index] = annotation.model_dump_json(exclude_defaults=True).encode()
         is_error = annotation.error is not None
         now = self._progress
         # Replaced as a whole, since the heartbeat reads it from its own thread.
         tokens = sum(caption.tokens or 0 for caption in (*annotation.captions, *annotation.others))
-        self._progress = Progress(now.done + (not is_error), now.failed + is_error, now.kept, now.tokens + tokens)
+        self._progress = ShardProgress(now.done + (not is_error), now.failed + is_error, now.kept, now.tokens + tokens)
 
     def _annotate(self, annotating: Annotating, plan: Sequence[Planned]) -> None:
         todo = [
@@ -264,7 +266,7 @@ class ShardRun:
             annotating.run(todo, tick=self._tick)
             return
         # Its worker died before. In ever smaller groups, each noted down before it begins, so that an image which
-        # kills whoever looks at it is found, and the others get their results.
+        # kills each worker that looks at it is found, and the others get their results.
         size = CAREFUL_GROUPS[min(self.claim.crashes, len(CAREFUL_GROUPS)) - 1]
         for start in range(0, len(todo), size):
             group = todo[start : start + size]
@@ -276,7 +278,7 @@ class ShardRun:
             annotating.run(group, alone=size == 1, tick=self._tick)
 
     def _known(self, index: int, planned: Planned) -> Annotation:
-        blank = planned.blank().model_copy(update={"attempts": 0})
+        blank = planned.blank_annotation().model_copy(update={"attempts": 0})
         line = self._before[index]
         if not isinstance(line, bytes):
             return blank
@@ -296,7 +298,7 @@ def _is_remote(claim: ShardClaim, plan: Sequence[Planned]) -> bool:
 
 
 def _kept(planned: Planned, line: Line, *, again: bool) -> Annotation | None:
-    """What an image has come to already, None where it is to be annotated now."""
+    """Return the annotation that an image already has; None where it is to be annotated now."""
     known = Annotation.model_validate_json(line) if isinstance(line, bytes) else planned.annotation
     if known is not None:
         # A row of the source that is no image stays one.
@@ -305,12 +307,12 @@ def _kept(planned: Planned, line: Line, *, again: bool) -> Annotation | None:
         error = JobError(
             code="worker_lost", detail="A worker died each time it looked at this image alone.", retryable=True
         )
-        return planned.blank().model_copy(update={"error": error, "attempts": STRIKES})
+        return planned.blank_annotation().model_copy(update={"error": error, "attempts": STRIKES})
     return None
 
 
 def _strikes(line: Line) -> int:
-    """How often a worker died over this image alone, the last time included."""
+    """Count how often a worker died over this image alone, the last time included."""
     return line.strikes + line.alone if isinstance(line, AtRisk) else 0
 
 
@@ -325,8 +327,8 @@ class _OpenSources:
         self._guard = threading.Lock()
 
     @contextmanager
-    def of(self, claim: ShardClaim) -> Iterator[Source]:
-        """The source of the shard's data set.
+    def use(self, claim: ShardClaim) -> Iterator[Source]:
+        """Keep the source of the shard's data set open within the block.
 
         Raises:
             SourceUnusable, StorageUnavailable

@@ -58,7 +58,7 @@ def weights_of(name: str) -> tuple[Path, str]:
 
 
 def load(model: Model, path: Path, device: str) -> Model:
-    """The model with its stored weights, ready to run. They are stored in half precision and run in single."""
+    """Load a model's stored weights and make it ready to run. They are stored in half precision and run in single."""
     model.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
     return model.to(device).eval()
 
@@ -71,11 +71,12 @@ def as_images(pixels: Sequence[Pixels], device: str) -> Tensor:
 
 
 def token_ids(texts: Sequence[str], device: str, words: Vocabulary | None = None) -> Tensor:
+    """Texts → int (B, longest), padded; `words` is the built-in vocabulary by default."""
     return torch.from_numpy((words or vocabulary()).encode_batch(texts)).to(device)
 
 
 def of_type(items: Sequence[Item], kind: type[Kindred]) -> list[Kindred]:
-    """The items, which are all of the engine's kind."""
+    """Return the items as those of the engine's kind, which all of them are."""
     return [item for item in items if isinstance(item, kind)]
 
 
@@ -92,6 +93,8 @@ def _example_pixels() -> Pixels:
 
 
 class BuiltinGenerator:
+    """Paints the drawn world from a prompt in Chinese or English."""
+
     kind: ClassVar = Kind.GENERATE
 
     def __init__(self, device: str):
@@ -111,9 +114,9 @@ class BuiltinGenerator:
         ids = token_ids([item.prompt for item in wanted], self.device, self.model.vocabulary)
         pictures = self.model.sample(ids, [item.seed for item in wanted])
         run.progress(1, 1)
-        return [self._framed(item, pixels) for item, pixels in zip(wanted, pictures, strict=True)]
+        return [self._fit_picture(item, pixels) for item, pixels in zip(wanted, pictures, strict=True)]
 
-    def _framed(self, item: GenerateItem, pixels: Pixels) -> Picture | TuwenError:
+    def _fit_picture(self, item: GenerateItem, pixels: Pixels) -> Picture | TuwenError:
         width, height = item.width or pixels.shape[1], item.height or pixels.shape[0]
         if max(width, height) > LARGEST:
             field = "input.width" if width > LARGEST else "input.height"
@@ -122,6 +125,8 @@ class BuiltinGenerator:
 
 
 class BuiltinDescriber:
+    """Describes pictures of the drawn world in Chinese or English."""
+
     kind: ClassVar = Kind.DESCRIBE
 
     def __init__(self, device: str):
@@ -137,6 +142,7 @@ class BuiltinDescriber:
 
     @torch.no_grad()
     def run(self, items: Sequence[Item], run: Run) -> Sequence[DescribeResult | TuwenError]:
+        """Write all texts at once; stops early when nobody waits for any of them."""
         wanted = of_type(items, DescribeItem)
         most = max(item.max_tokens for item in wanted)
         sight, domain = self.model.look(as_images([item.pixels for item in wanted], self.device))
@@ -154,7 +160,7 @@ class BuiltinDescriber:
     def _write(
         self, seeds: Sequence[int | None], sight: Sight, begins: Tensor, most: int, step: Callable[[int], bool]
     ) -> list[Written]:
-        """Rows with a seed are drawn by lot, the others are the most probable text."""
+        """Write a text for each row: sampled where it has a seed, otherwise the most probable one."""
         texts: dict[int, Written] = {}
         plain = [row for row, seed in enumerate(seeds) if seed is None]
         lots = {row: seed for row, seed in enumerate(seeds) if seed is not None}
@@ -180,6 +186,8 @@ class BuiltinDescriber:
 
 
 class BuiltinRecognizer:
+    """Names the objects, attributes, actions, scene and relation in a picture of the drawn world."""
+
     kind: ClassVar = Kind.RECOGNIZE
 
     def __init__(self, device: str):
@@ -195,6 +203,7 @@ class BuiltinRecognizer:
 
     @torch.no_grad()
     def run(self, items: Sequence[Item], run: Run) -> Sequence[RecognizeResult | TuwenError]:
+        """Recognise all pictures in one forward pass."""
         images = as_images([item.pixels for item in of_type(items, RecognizeItem)], self.device)
         found = interpret(self.model(images), self.model.labels)
         run.progress(1, 1)
@@ -244,7 +253,7 @@ class BuiltinMatcher:
         self.device = device
         self.model = load(Matcher(words=Vocabulary.beside(path)), path, device)
         self.recognizer: Recognizer | None = None
-        # Of own data's words and labels nobody knows which mean the same.
+        # For own data, nobody knows which words and labels mean the same.
         if not self.model.vocabulary.own:
             eyes, revision = weights_of("recognizer")
             if labels_beside(eyes) == KEYS:
@@ -258,6 +267,7 @@ class BuiltinMatcher:
         return 2 * _limit(self.device)
 
     def run(self, items: Sequence[Item], run: Run) -> Sequence[MatchResult | TuwenError]:
+        """Score all pairs; a score is multiplied by the share of the text that the matcher knows."""
         wanted = of_type(items, MatchItem)
         odds = self.log_odds([item.pixels for item in wanted], [item.text for item in wanted])
         run.progress(1, 1)
@@ -266,7 +276,7 @@ class BuiltinMatcher:
 
     @torch.no_grad()
     def log_odds(self, pictures: Sequence[Pixels], texts: Sequence[str], *, pairwise: bool = True) -> Tensor:
-        """That each text fits each picture: (B,) for pairs, or (pictures, texts)."""
+        """Log-odds that texts fit pictures: (B,) for pairs, otherwise (pictures, texts)."""
         images = as_images(pictures, self.device)
         claims = self.model.encode_texts(token_ids(texts, self.device, self.model.vocabulary))
         evidence = self.model.evidence(self.model.encode_images(images), claims, pairwise=pairwise)
@@ -284,6 +294,6 @@ class BuiltinMatcher:
 
 
 def _known_share(text: str, words: Vocabulary) -> float:
-    """How much of what a text says the matcher can judge; what it cannot, it does not vouch for."""
+    """The share of a text's statements, from 0 to 1, that the matcher can judge; it vouches for no more."""
     said = [token for token in tokens(text) if token.role not in ("filler", "separator", "exists")]
     return sum(t.role != "unknown" or words.learnt(t.text) for t in said) / len(said) if said else 0.0

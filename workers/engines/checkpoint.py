@@ -4,7 +4,7 @@
     pipeline = AutoPipelineForText2Image.from_pretrained(checkpoint.folder, …)
 
 Everything that can be wrong with one is found here, before a library is asked to load it, and named in words that say
-what to do: the libraries' own errors speak of their insides.
+what to do: the libraries' own errors describe their internals.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Layout = Literal["pipeline", "model"]
 """A diffusers pipeline has a folder for each part and `model_index.json`; a transformers model has `config.json`."""
 
 Report = Callable[[str, int, int], None]
-"""Told `(what is being done, bytes so far, bytes in all or 0)` while a model loads."""
+"""Called with `(what is being done, bytes so far, bytes in all or 0)` while a model loads."""
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ SAMPLE = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One that can be loaded: the files are all there and whole."""
+    """A checkpoint that can be loaded: all its files are there and complete."""
 
     folder: Path
     revision: str
@@ -65,16 +65,16 @@ class Checkpoint:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Of `config.json`, or `model_index.json` of a pipeline."""
+        """The content of `config.json`, or of a pipeline's `model_index.json`."""
         name = "model_index.json" if (self.folder / "model_index.json").exists() else "config.json"
         return _read_json(self.folder / name)
 
 
 def locate(spec: ModelSpec, layout: Layout, policy: Policy, report: Report) -> Checkpoint:
-    """Find the checkpoint, download it where it is not in the hub's cache yet, and look it through.
+    """Find the checkpoint, download it where it is not in the hub's cache yet, and check it.
 
     Raises:
-        EngineStartFailed: it cannot be had or loaded safely; the message says what to do.
+        EngineStartFailed: it cannot be found, downloaded or loaded safely; the message says what to do.
     """
     folder = Path(spec.place).expanduser()
     local = folder.is_dir()
@@ -82,13 +82,15 @@ def locate(spec: ModelSpec, layout: Layout, policy: Policy, report: Report) -> C
         if spec.is_folder:
             raise EngineStartFailed(f"there is no folder {folder}; a checkpoint from the hub is named owner/name")
         folder = _download(spec, layout, policy, report)
-    weights = _checked_weights(folder, layout, spec)
+    weights = _check_weights(folder, layout, spec)
     revision = folder_fingerprint(folder, weights) if local else folder.name  # the cache's folder is named by commit
     return Checkpoint(folder, revision, spec.options, sum(file.stat().st_size for file in weights))
 
 
-def watched(work: Callable[[], T], measure: Callable[[], int], tell: Callable[[int], None], interval: float = 1.0) -> T:
-    """Do `work` in another thread and tell, whenever `measure` has grown, how far it is.
+def run_with_progress(
+    work: Callable[[], T], measure: Callable[[], int], tell: Callable[[int], None], interval: float = 1.0
+) -> T:
+    """Do `work` in another thread, call `tell` whenever `measure` has grown, and return what `work` returns.
 
     The libraries' progress bars count different things, some nothing; bytes grow for all of them.
     """
@@ -126,23 +128,23 @@ def _download(spec: ModelSpec, layout: Layout, policy: Policy, report: Report) -
         )
     blobs = Path(HF_HUB_CACHE) / f"models--{spec.place.replace('/', '--')}" / "blobs"
     try:
-        return watched(
+        return run_with_progress(
             lambda: _fetch(spec, layout),
             lambda: _size(blobs),
             lambda done: report(f"downloading {spec.place}", done, 0),
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise EngineStartFailed(_undownloadable(spec, error)) from error
+        raise EngineStartFailed(_explain_download_failure(spec, error)) from error
 
 
-def _undownloadable(spec: ModelSpec, error: BaseException) -> str:
-    """Why, and what to do. Diffusers hides the hub's errors behind others."""
-    match _hubs(error):
+def _explain_download_failure(spec: ModelSpec, error: BaseException) -> str:
+    """Say why, and what to do. Diffusers hides the hub's errors behind others."""
+    match _find_hub_error(error):
         case GatedRepoError():
             return f"{spec.place} is gated: accept its terms on the hub and set HF_TOKEN"
         case RepositoryNotFoundError() | HFValidationError():
             what = f"{spec.place} is neither a folder here nor a checkpoint that the hub shows us"
-            return f"{what}: look at the name, and set HF_TOKEN if it is private"
+            return f"{what}: check the name, and set HF_TOKEN if it is private"
         case RevisionNotFoundError():
             return f"{spec.place} has no revision {spec.revision}"
         case LocalEntryNotFoundError() | OfflineModeIsEnabled():
@@ -154,7 +156,7 @@ def _undownloadable(spec: ModelSpec, error: BaseException) -> str:
     return f"{spec.place} cannot be downloaded: {_first_line(error)}"
 
 
-def _hubs(error: BaseException) -> BaseException:
+def _find_hub_error(error: BaseException) -> BaseException:
     """The error of the hub's own library behind this one, if there is one."""
     behind: BaseException | None = error
     while behind is not None:
@@ -183,8 +185,8 @@ def _size(folder: Path) -> int:
 # ── what is in the folder ─────────────────────────────────────────────────────────────────────────
 
 
-def _checked_weights(folder: Path, layout: Layout, spec: ModelSpec) -> list[Path]:
-    """The files with the weights, each known to be whole."""
+def _check_weights(folder: Path, layout: Layout, spec: ModelSpec) -> list[Path]:
+    """Check that the files with the weights are complete, and return them."""
     wanted, other = ("model_index.json", "config.json")[:: 1 if layout == "pipeline" else -1]
     if not (folder / wanted).is_file():
         hint = ""
@@ -201,7 +203,7 @@ def _checked_weights(folder: Path, layout: Layout, spec: ModelSpec) -> list[Path
     if layout == "pipeline" and isinstance(config.get("_class_name"), list):
         raise EngineStartFailed(f"{spec.place} brings Python code of its own, and Tuwen runs none")
     folders = [folder] if layout == "model" else [folder / part for part in _parts(config)]
-    return [file for each in folders for file in _whole_weights(each, optional=layout == "pipeline")]
+    return [file for each in folders for file in _check_part_weights(each, optional=layout == "pipeline")]
 
 
 def _architecture(folder: Path) -> str:
@@ -216,8 +218,8 @@ def _parts(index: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _whole_weights(folder: Path, optional: bool) -> list[Path]:
-    """The safetensors files of one model; a part of a pipeline such as its scheduler has none."""
+def _check_part_weights(folder: Path, optional: bool) -> list[Path]:
+    """Check one model's safetensors files; a part of a pipeline such as its scheduler has none."""
     if optional and not folder.is_dir():
         raise EngineStartFailed(f"{folder.parent} is not complete: its model_index.json names {folder.name}")
     for index in folder.glob("*.safetensors.index.json"):
@@ -243,7 +245,7 @@ def _whole_weights(folder: Path, optional: bool) -> list[Path]:
 
 
 def _check_whole(file: Path) -> None:
-    """Reads the header only, which says how long the file has to be."""
+    """Check a file's length by its header, the only part that is read."""
     try:
         with safe_open(file, framework="numpy"):
             pass
@@ -252,7 +254,7 @@ def _check_whole(file: Path) -> None:
 
 
 def folder_fingerprint(folder: Path, weights: list[Path]) -> str:
-    """Changes with the content: all of the configurations, and samples of the weights, which would take minutes."""
+    """A name that changes with the configurations and with samples of the weights: reading all takes minutes."""
     digest = sha256()
     small = sorted(file for file in folder.rglob("*.json") if file.is_file())
     for file in small:

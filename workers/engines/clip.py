@@ -33,8 +33,8 @@ from tuwen.engine import Item, MatchItem, Pixels, RecognizeItem, Run
 from tuwen.errors import EngineError, EngineStartFailed, TuwenError
 from tuwen.jobs import Kind, MatchResult, RecognizedObject, RecognizeResult
 from workers.engines.checkpoint import Checkpoint
-from workers.engines.labels import Label, labels
-from workers.engines.placement import BatchSize, Unheard, known_options, number, weight_bytes
+from workers.engines.labels import Label, read_labels
+from workers.engines.placement import BatchSize, UnobservedRun, number, require_known_options, weight_bytes
 from workers.engines.processors import architecture, model_of, processor_of
 from workers.engines.prompts import cut_warning, unread
 
@@ -59,7 +59,7 @@ class TwoEncoders:
             EngineStartFailed: not a model of two encoders.
         """
         options = checkpoint.options
-        known_options(options, OPTIONS)
+        require_known_options(options, OPTIONS)
         kind = architecture(checkpoint)
         if kind not in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES or kind.startswith("blip"):
             raise EngineStartFailed(f"a {kind} model does not compare images and texts as CLIP and SigLIP do")
@@ -81,26 +81,26 @@ class TwoEncoders:
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """(B, D), of unit length. What the encoder cannot take is cut off."""
+        """Texts → (B, D), of unit length. What the encoder cannot take is cut off."""
         inputs = self.processor(
             text=list(texts), padding=self.padding, truncation=True, max_length=self.longest, return_tensors="pt"
         )
         return _unit(self.model.get_text_features(**inputs.to(self.device)))
 
     def logits(self, cosines: Tensor) -> Tensor:
-        """As the model was trained to compare texts for one image: by softmax, or SigLIP's each by its sigmoid."""
+        """Scale cosines as in training: for a softmax over the texts of an image, or for SigLIP's sigmoid."""
         scale: Tensor = self.model.logit_scale.exp().float()
         bias = getattr(self.model, "logit_bias", None)
         return cosines * scale if bias is None else cosines * scale + bias.float()
 
     def score(self, cosines: Tensor) -> Tensor:
-        """How probably each pair fits, in [0, 1]."""
+        """The probability that each pair fits, in [0, 1]."""
         evidence = self.logits(cosines) if self.sigmoid else (cosines - self.midpoint) * self.steepness
         return evidence.sigmoid()
 
 
 class _ClipEngine:
-    """What both engines have: the two encoders, and a size of batch that is measured with the engine's own example."""
+    """Base of both engines: the two encoders, and a size of batch that is measured with the engine's own example."""
 
     layout: ClassVar = "model"
 
@@ -119,19 +119,22 @@ class _ClipEngine:
         return weight_bytes([self.encoders.model])
 
     def calibrate(self, room: int) -> None:
-        self.batch.measure(lambda count: self.run([self.example()] * count, Unheard()), room)
+        self.batch.measure(lambda count: self.run([self.example()] * count, UnobservedRun()), room)
 
     def batch_limit(self, item: Item) -> int:  # noqa: ARG002
         return self.batch.limit()
 
 
 class ClipMatcher(_ClipEngine):
+    """Scores pairs by the cosine of their encodings."""
+
     kind: ClassVar = Kind.MATCH
 
     def example(self) -> Item:
         return MatchItem(_grey(), "a black cat jumping on the grass")
 
     def run(self, items: Sequence[Item], run: Run) -> Sequence[MatchResult | TuwenError]:
+        """Score all pairs in one pass of each encoder; warns of texts that were cut."""
         wanted = [item for item in items if isinstance(item, MatchItem)]
         images = self.encoders.images([item.pixels for item in wanted])
         texts = self.encoders.texts([item.text for item in wanted])
@@ -154,44 +157,46 @@ class ClipRecognizer(_ClipEngine):
 
     def __init__(self, device: str, checkpoint: Checkpoint):
         super().__init__(device, checkpoint)
-        self.labels = labels(checkpoint.options.get("labels"))
+        self.labels = read_labels(checkpoint.options.get("labels"))
         self.template = checkpoint.options.get("template", "a photo of a {}")
         if "{}" not in self.template:
             raise EngineStartFailed(f"template={self.template}: it has to hold {{}}, where the label goes")
         self.threshold = number(checkpoint.options, "threshold", 0.3)
-        self.objects = self._known([f"{each.en}" for each in self.labels.objects])
-        self.scenes = self._known([f"scene of {each.en}" for each in self.labels.scenes])
+        self.objects = self._encode([f"{each.en}" for each in self.labels.objects])
+        self.scenes = self._encode([f"scene of {each.en}" for each in self.labels.scenes])
         # For each object its own sentences: "a photo of a black cat".
         self.attributes = {
-            name: self._of_objects("{label} {object}", values) for name, values in self.labels.attributes.items()
+            name: self._encode_for_objects("{label} {object}", values)
+            for name, values in self.labels.attributes.items()
         }
-        self.actions = self._of_objects("{object} {label}", self.labels.actions)
+        self.actions = self._encode_for_objects("{object} {label}", self.labels.actions)
 
     def example(self) -> Item:
         return RecognizeItem(_grey())
 
     @torch.inference_mode()
     def run(self, items: Sequence[Item], run: Run) -> Sequence[RecognizeResult | TuwenError]:
+        """Encode all images in one pass, and compare each with the encoded labels."""
         images = self.encoders.images([item.pixels for item in items if isinstance(item, RecognizeItem)])
         run.progress(1, 1)
         return [self._result(image) for image in images]
 
-    def _known(self, phrases: list[str]) -> Tensor | None:
-        """Encoded once, as the labels never change: (labels, D)."""
+    def _encode(self, phrases: list[str]) -> Tensor | None:
+        """Encode phrases, once because the labels never change: (labels, D)."""
         return self.encoders.texts([self.template.replace("{}", phrase) for phrase in phrases]) if phrases else None
 
-    def _of_objects(self, phrase: str, values: tuple[Label, ...]) -> list[Tensor | None]:
+    def _encode_for_objects(self, phrase: str, values: tuple[Label, ...]) -> list[Tensor | None]:
         return [
-            self._known([phrase.format(object=each.en, label=value.en) for value in values])
+            self._encode([phrase.format(object=each.en, label=value.en) for value in values])
             for each in self.labels.objects
         ]
 
     def _shares(self, image: Tensor, known: Tensor) -> Tensor:
-        """Which of the labels it is, as probabilities that sum up to 1."""
+        """The probabilities of the labels, which sum up to 1."""
         return self.encoders.logits(known @ image).softmax(dim=-1)
 
     def _presence(self, image: Tensor) -> Tensor:
-        """How probably each object is there. SigLIP judges each alone; CLIP only compares, so shares have to do."""
+        """The probability that each object is there. CLIP only compares objects, so shares have to do for it."""
         assert self.objects is not None  # noqa: S101  # there is at least one label
         if self.encoders.sigmoid:
             return self.encoders.score(self.objects @ image)

@@ -3,14 +3,14 @@
     diffusers:REPO_OR_FOLDER[@COMMIT][?OPTION=VALUE&…]
 
     steps, guidance, size        what a job that names none gets; size=1024x1024
-    scheduler                    class of diffusers, DPMSolverMultistepScheduler say; its ending may be left out
+    scheduler                    class of diffusers, such as DPMSolverMultistepScheduler; its ending is optional
     lora                         FILE.safetensors or FOLDER, with *0.8 behind it for its strength; several: a|b
-    dtype, compile, variant      float32|float16|bfloat16; default|reduce-overhead|max-autotune; fp16 say
+    dtype, compile, variant      float32|float16|bfloat16; default|reduce-overhead|max-autotune; such as fp16
                                  (compiled at the start, for pictures of the model's own size)
     batch                        most images of one batch; found by measuring where it is not given
     pinned=1                     never evicted for another model; what is compiled is not, unless pinned=0
 
-A seed gives the same picture in any batch: every image draws its noise from a generator of its own, on the CPU, whose
+A seed gives the same picture in any batch: every image gets its noise from a generator of its own, on the CPU, whose
 numbers do not depend on the GPU.
 """
 
@@ -34,9 +34,17 @@ from tuwen.engine import GenerateItem, Item, Picture, Run
 from tuwen.errors import EngineError, EngineStartFailed, InvalidRequest, TuwenError
 from tuwen.jobs import Kind
 from workers.engines.checkpoint import Checkpoint
-from workers.engines.placement import BatchSize, Compilation, Unheard, known_options, number, precision, weight_bytes
-from workers.engines.previews import Colours, Sight
-from workers.engines.prompts import Reader
+from workers.engines.placement import (
+    BatchSize,
+    Compilation,
+    UnobservedRun,
+    number,
+    precision,
+    require_known_options,
+    weight_bytes,
+)
+from workers.engines.previews import Colours, PreviewPainter
+from workers.engines.prompts import PromptReader
 
 OPTIONS = ("compile", "steps", "guidance", "size", "scheduler", "lora")
 LARGEST = 2
@@ -59,6 +67,8 @@ class _Unwanted(Exception):
 
 
 class DiffusersGenerator:
+    """A text-to-image pipeline of diffusers, with the options that the module's docstring lists."""
+
     kind: ClassVar = Kind.GENERATE
     layout: ClassVar = "pipeline"
 
@@ -68,27 +78,27 @@ class DiffusersGenerator:
             EngineStartFailed: not a text-to-image pipeline, or an option means nothing.
         """
         options = checkpoint.options
-        known_options(options, OPTIONS)
+        require_known_options(options, OPTIONS)
         self.device = device
         self.revision = checkpoint.revision
         self.pipeline = _load(checkpoint, precision(device, options))
         self.parameters = inspect.signature(self.pipeline.__call__).parameters
         if "scheduler" in options:
-            self.pipeline.scheduler = scheduler(self.pipeline.scheduler, options["scheduler"])
+            self.pipeline.scheduler = choose_scheduler(self.pipeline.scheduler, options["scheduler"])
         if "lora" in options:
             self.revision += "".join(f"+{name}" for name in _add_loras(self.pipeline, options["lora"]))
         self.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.compilation = Compilation(options)
         _arrange(self.pipeline, device)
-        self.reader = Reader(self.pipeline, self.parameters)
+        self.reader = PromptReader(self.pipeline, self.parameters)
         self.sides = Sides.of(self.pipeline)
         self.defaults = self._defaults(options)
         self.batch = BatchSize.of(device, options, start=4, most=64)
         self.colours: Colours | None = None
         try:
             self.colours = Colours.of(self.pipeline)
-        except (ValueError, AttributeError, RuntimeError) as error:  # nothing that keeps it from making pictures
+        except (ValueError, AttributeError, RuntimeError) as error:  # it can make pictures all the same
             self.unseen = f"this model shows no previews: {error}"
             logger.warning("%s: %s", self.revision, self.unseen)
 
@@ -107,20 +117,24 @@ class DiffusersGenerator:
         return GenerateItem(self.defaults.prompt, seed=0, steps=TRIAL_STEPS)
 
     def weights(self) -> int:
+        """Bytes of all networks of the pipeline."""
         return weight_bytes(part for part in self.pipeline.components.values() if isinstance(part, nn.Module))
 
     def calibrate(self, room: int) -> None:
-        with self.compilation.once_more():
+        """Find the size of a batch of the model's own picture size that fits into `room` bytes."""
+        with self.compilation.reopen():
             self.batch.measure(self._try, room)
 
     def compile(self) -> None:
+        """Compile the network that runs in every step, where the option `compile` is given."""
         if (denoiser := _denoiser(self.pipeline)) is not None:
             self.compilation.run([denoiser], self._try, self.batch.best)
 
     def _try(self, count: int) -> None:
-        self.run([self.example()] * count, Unheard())
+        self.run([self.example()] * count, UnobservedRun())
 
     def batch_limit(self, item: Item) -> int:
+        """Most pictures of a batch: fewer, the larger they are."""
         [wanted] = _generate_items([item])
         own = (self.defaults.width or 1) * (self.defaults.height or 1)
         width, height = self._size(wanted)
@@ -128,15 +142,16 @@ class DiffusersGenerator:
 
     @torch.inference_mode()
     def run(self, items: Sequence[Item], run: Run) -> Sequence[Picture | TuwenError]:
+        """Generate all pictures in one call of the pipeline; stops between steps when nobody waits for any of them."""
         wanted = _generate_items(items)
         if (refusal := self.sides.refusal(wanted[0])) is not None:
             return [refusal] * len(wanted)
-        sight = None
+        painter = None
         if self.colours is not None and any(item.previews for item in wanted):
-            sight = Sight(self.pipeline, self.colours, wanted, *self._size(wanted[0]))
+            painter = PreviewPainter(self.pipeline, self.colours, wanted, *self._size(wanted[0]))
         try:
-            with self.compilation.over(), nullcontext() if sight is None else sight.open():
-                made = self.pipeline(**self._arguments(wanted, self._listener(run, len(wanted), sight)))
+            with self.compilation.forbid_more(), nullcontext() if painter is None else painter.observe():
+                made = self.pipeline(**self._arguments(wanted, self._listener(run, len(wanted), painter)))
         except _Unwanted:
             return [EngineError("cancelled")] * len(wanted)
         flagged = getattr(made, "nsfw_content_detected", None) or [False] * len(wanted)
@@ -146,7 +161,7 @@ class DiffusersGenerator:
         return item.width or self.defaults.width or 0, item.height or self.defaults.height or 0
 
     def _arguments(self, wanted: list[GenerateItem], listener: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-        """Of the pipeline's call; what it does not take, or nobody chose, is left out: its own default holds."""
+        """The arguments of the pipeline's call, without those that it does not take or that nobody chose."""
         first = wanted[0]
         width, height = self._size(first)
         negative = [item.negative_prompt for item in wanted]
@@ -164,18 +179,18 @@ class DiffusersGenerator:
         }
         return {name: value for name, value in arguments.items() if value is not None and name in self.parameters}
 
-    def _listener(self, run: Run, count: int, sight: Sight | None) -> Callable[..., dict[str, Any]]:
-        def step_ended(pipeline: Any, step: int, _timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
+    def _listener(self, run: Run, count: int, painter: PreviewPainter | None) -> Callable[..., dict[str, Any]]:
+        def on_step_end(pipeline: Any, step: int, _timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
             steps = pipeline.num_timesteps
-            run.progress(step + 1, steps, None if sight is None else sight.at(step + 1, steps))
+            run.progress(step + 1, steps, None if painter is None else painter.at(step + 1, steps))
             if all(run.cancelled(index) for index in range(count)):
                 raise _Unwanted
             return tensors
 
-        return step_ended
+        return on_step_end
 
     def _picture(self, item: GenerateItem, image: Tensor, flagged: bool) -> Picture | TuwenError:
-        """float (3, H, W) in [0, 1] → 8 bits; what is no picture becomes an error that says so."""
+        """float (3, H, W) in [0, 1] → 8 bits, or an error that says why it is not a picture."""
         if not torch.isfinite(image).all():
             return EngineError("the model made not-a-number instead of a picture: " + _OVERFLOW)
         if flagged:
@@ -186,7 +201,9 @@ class DiffusersGenerator:
         return Picture(np.ascontiguousarray(pixels), warnings=tuple(self._warnings(item)))
 
     def _warnings(self, item: GenerateItem) -> list[str]:
-        found = self.reader.cuts("prompt", item.prompt) + self.reader.cuts("negative prompt", item.negative_prompt)
+        found = self.reader.warn_of_cut("prompt", item.prompt) + self.reader.warn_of_cut(
+            "negative prompt", item.negative_prompt
+        )
         if item.negative_prompt and not self.reader.heeds_negative_prompt:
             found.append("this model takes no negative prompt: it was ignored")
         if item.previews and self.colours is None:
@@ -198,7 +215,7 @@ _OVERFLOW = "its numbers overflow at this precision, or its weights are broken; 
 
 
 class Sides:
-    """Which widths and heights a model can make."""
+    """The widths and heights that a model can make, in pixels."""
 
     def __init__(self, own: int, multiple: int):
         self.own = own
@@ -208,7 +225,7 @@ class Sides:
 
     @classmethod
     def of(cls, pipeline: Any) -> Sides:
-        """From the sizes of the model's latent image, and of the patches that a transformer cuts it into."""
+        """Derive them from the sizes of the model's latent image, and of a transformer's patches of it."""
         denoiser = _denoiser(pipeline)
         pixels = getattr(pipeline, "vae_scale_factor", 8)  # of one latent
         patch = getattr(denoiser.config, "patch_size", 1) if denoiser is not None else 1
@@ -227,7 +244,7 @@ class Sides:
         return sides
 
     def refusal(self, item: GenerateItem) -> InvalidRequest | None:
-        """Why the item cannot be made, if so."""
+        """Return why the item cannot be made; None if it can."""
         for name, side in (("width", item.width), ("height", item.height)):
             if side is not None and (side % self.multiple or not self.least <= side <= self.most):
                 return InvalidRequest(
@@ -238,11 +255,11 @@ class Sides:
         return None
 
 
-def scheduler(present: Any, name: str) -> Any:
-    """The scheduler called `name`, with the settings of the one that the checkpoint came with.
+def choose_scheduler(present: Any, name: str) -> Any:
+    """Make the scheduler called `name`, with the settings of the checkpoint's own.
 
     Raises:
-        EngineStartFailed: there is none, or it cannot take this one's place.
+        EngineStartFailed: there is none of that name, or it cannot replace this one.
     """
     endings = ("", "Scheduler", "DiscreteScheduler", "MultistepScheduler")
     found: Any = next((getattr(diffusers, name + end) for end in endings if hasattr(diffusers, name + end)), None)
@@ -284,7 +301,7 @@ def _denoiser(pipeline: Any) -> Any:
 
 
 def _add_loras(pipeline: Any, text: str) -> list[str]:
-    """Melt the LoRAs into the weights, where they cost no time; answers their names."""
+    """Fuse the LoRAs into the weights, where they cost no time. Returns their names."""
     places = [each.partition("*") for each in text.split("|")]
     names = [f"lora{index}" for index in range(len(places))]
     if not hasattr(pipeline, "load_lora_weights"):
@@ -310,10 +327,10 @@ def _add_loras(pipeline: Any, text: str) -> list[str]:
 
 
 def _arrange(pipeline: Any, device: str) -> None:
-    """Attention is torch's SDPA by diffusers' default; the rest is the memory's layout."""
+    """Set the layout in memory; attention is torch's SDPA by diffusers' default."""
     denoiser, autoencoder = _denoiser(pipeline), getattr(pipeline, "vae", None)
     for network in (denoiser, autoencoder):
         if network is not None and device != "cpu":  # what a GPU's convolutions are fastest with
             network.to(memory_format=torch.channels_last)
     if autoencoder is not None and device != "cpu" and hasattr(autoencoder, "enable_slicing"):
-        autoencoder.enable_slicing()  # decoding takes the most memory, and is as fast one by one
+        autoencoder.enable_slicing()  # decoding takes the most memory, and is as fast image by image

@@ -9,7 +9,7 @@ from tuwen.engine import Pixels
 
 
 def fit(pixels: Pixels, width: int, height: int) -> Pixels:
-    """The whole picture, undistorted, as large as it fits into width × height; its border colours fill the rest.
+    """Fit the whole picture, undistorted, into width × height; its border colours fill the rest.
 
     uint8 (h, w, 3) → (height, width, 3). Reduced by averaging areas, enlarged by Lanczos.
     """

@@ -1,4 +1,4 @@
-"""What zero-shot recognition looks for: the option `labels` of a model, by default the drawn world's words.
+"""The labels of zero-shot recognition: the option `labels` of a model, by default the drawn world's words.
 
     labels=cat|dog|traffic light          objects alone
     labels=FILE.json                      {"objects": ["cat", ["traffic light", "红绿灯"]],
@@ -22,6 +22,8 @@ from workers.scenes.lexicon import ACTIONS, COLOURS, OBJECTS, PLACES, Concept
 
 @dataclass(frozen=True, slots=True)
 class Label:
+    """The English and the Chinese name of one thing."""
+
     en: str
     zh: str
 
@@ -49,18 +51,20 @@ class _File(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Labels:
+    """All labels that a model looks for."""
+
     objects: tuple[Label, ...]
     attributes: dict[str, tuple[Label, ...]] = field(default_factory=dict)
-    """By the name of the attribute."""
+    """Labels of each attribute, by its name."""
     actions: tuple[Label, ...] = ()
     scenes: tuple[Label, ...] = ()
 
 
-def labels(option: str | None) -> Labels:
-    """The labels that the option names.
+def read_labels(option: str | None) -> Labels:
+    """Read the labels that the option names.
 
     Raises:
-        EngineStartFailed: the file cannot be read, or is not as it has to be.
+        EngineStartFailed: the file cannot be read, or is malformed.
     """
     if option is None:
         return Labels(_names(OBJECTS), {"colour": _names(COLOURS)}, _names(ACTIONS), _names(PLACES))

@@ -1,4 +1,4 @@
-"""Where and how a checkpoint's weights lie on a device: precision, size, compilation, the size of a batch."""
+"""Placement of a checkpoint on a device: precision, size of the weights, compilation, the size of a batch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tuwen.errors import EngineStartFailed
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
-"""Of torch.compile; the latter two use CUDA graphs, which pay where batches are small and alike."""
+"""Modes of torch.compile; the latter two use CUDA graphs, which pay where batches are small and alike."""
 
 PAYS = 1.05
-"""A larger batch must make this much more of a device, or it only makes people wait longer."""
+"""A larger batch must raise the throughput by this factor; otherwise it only makes people wait longer."""
 MARGIN = 0.9
 """Share of the free memory that a batch may be planned to fill: allocators leave gaps."""
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def precision(device: str, options: Mapping[str, str]) -> torch.dtype:
-    """The type of weights and work: as the option `dtype` says, else bfloat16 where the chip has it.
+    """Choose the type of weights and activations: the option `dtype`, otherwise bfloat16 where the chip has it.
 
     Raises:
         EngineStartFailed: no such type.
@@ -49,16 +49,16 @@ class Compilation:
 
     def __init__(self, options: Mapping[str, str]):
         self.mode = options.get("compile")
-        self._ends = False
+        self._ended = False
         if self.mode not in (None, *COMPILE_MODES):
             raise EngineStartFailed(f"compile={self.mode}: there are {', '.join(COMPILE_MODES)}")
 
     def run(
         self, networks: Iterable[nn.Module], trial: Callable[[int], object], largest: int, dynamic: bool | None = None
     ) -> None:
-        """Have the networks compiled for batches of every size up to `largest`, by running `trial` with some sizes.
+        """Compile the networks for batches of every size up to `largest`, by running `trial` with some sizes.
 
-        One is special to the compiler; at two it makes the size a variable, with which the largest mostly works too.
+        Size one is special to the compiler; at two it makes the size a variable, which mostly works for the largest.
 
         Args:
             dynamic: whether other dimensions vary as well; None has the compiler find out.
@@ -69,28 +69,28 @@ class Compilation:
             network.compile(mode=self.mode, dynamic=dynamic)
         for size in sorted({1, min(2, largest), largest}):
             trial(size)
-        self._ends = True
+        self._ended = True
 
     @contextmanager
-    def once_more(self) -> Iterator[None]:
-        """A block in which things are compiled although it was over: before the first job, too."""
-        ended, self._ends = self._ends, False
+    def reopen(self) -> Iterator[None]:
+        """A block in which compiling is allowed again; only for use before the first job."""
+        ended, self._ended = self._ended, False
         yield
-        self._ends = ended
+        self._ended = ended
 
-    def over(self) -> AbstractContextManager[object]:
-        """A block in which nothing is compiled once that is over: what is new, a picture's size say, runs as it is.
+    def forbid_more(self) -> AbstractContextManager[object]:
+        """A block in which nothing is compiled after `run`: what is new, such as a picture's size, runs uncompiled.
 
-        Compiling takes minutes, for which every job would wait, and may last until the process is taken for hung.
+        Compiling takes minutes, for which every job would wait, and the process may then count as hung.
         """
-        return torch.compiler.set_stance("eager_on_recompile") if self._ends else nullcontext()
+        return torch.compiler.set_stance("eager_on_recompile") if self._ended else nullcontext()
 
 
-def known_options(options: Mapping[str, str], known: Iterable[str]) -> None:
+def require_known_options(options: Mapping[str, str], known: Iterable[str]) -> None:
     """Refuse options that mean nothing: a misspelt one would silently change nothing.
 
     Raises:
-        EngineStartFailed: one is not `known`, nor of the few that every checkpoint has.
+        EngineStartFailed: an option is neither `known` nor one that every checkpoint has.
     """
     known = {"dtype", "variant", "batch", "pinned", *known}
     if unknown := sorted(set(options) - known):
@@ -98,10 +98,10 @@ def known_options(options: Mapping[str, str], known: Iterable[str]) -> None:
 
 
 def number(options: Mapping[str, str], name: str, default: float) -> float:
-    """The option as a number.
+    """Return the option as a number.
 
     Raises:
-        EngineStartFailed: it is none.
+        EngineStartFailed: it is not a number.
     """
     try:
         return float(options.get(name, default))
@@ -110,6 +110,7 @@ def number(options: Mapping[str, str], name: str, default: float) -> float:
 
 
 def weight_bytes(modules: Iterable[nn.Module]) -> int:
+    """Bytes of the modules' parameters and buffers; shared ones count once."""
     tensors = {t.data_ptr(): t for module in modules for t in (*module.parameters(), *module.buffers())}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
@@ -119,8 +120,8 @@ def in_use(device: str) -> int:
     return 0 if device == "cpu" else torch.cuda.memory_allocated(device)
 
 
-class Unheard:
-    """The `Run` of a trial: nobody listens, nobody cancels."""
+class UnobservedRun:
+    """The `Run` of a trial, which nobody listens to or cancels."""
 
     def progress(self, step: int, steps: int, so_far: SoFar | None = None) -> None: ...
 
@@ -133,7 +134,7 @@ class BatchSize:
 
     Before `measure`, and always on a CPU, where memory is plenty and a larger batch gains little, it is `start`.
     Nothing is tried where `start` is `most`.
-    An item that takes more work than the measured one counts for more, by its number of pixels say.
+    An item that takes more work than the measured one counts for more, such as by its number of pixels.
     """
 
     def __init__(self, device: str, start: int, most: int):
@@ -143,19 +144,19 @@ class BatchSize:
 
     @classmethod
     def of(cls, device: str, options: Mapping[str, str], start: int, most: int) -> BatchSize:
-        """As the option `batch` says; without it, from `start` up to `most` as trials will show."""
+        """A size as the option `batch` says; without it, trials find it between `start` and `most`."""
         given = int(number(options, "batch", 0))
         return cls(device, given, given) if given > 0 else cls(device, start, most)
 
     def limit(self, share: float = 1.0) -> int:
-        """For items of `share` times the work of the one that was measured; ≥ 1."""
+        """Return the most items of a batch, for items of `share` times the measured work (≥ 1)."""
         return max(1, min(self.most, int(self.best / max(share, 1e-6))))
 
     def measure(self, run: Callable[[int], object], room: int) -> None:
         """Double the batch for as long as it fits into `room` bytes and pays; every size kept here has truly run.
 
-        Memory of a batch grows evenly, so that of the next one is foreseen from the last two; what was foreseen wrong
-        ends in an OutOfMemoryError, which is the end of the search too.
+        Memory of a batch grows evenly, so that of the next one is predicted from the last two; a wrong prediction
+        ends in an OutOfMemoryError, which ends the search too.
         """
         if self.device == "cpu" or self.best == self.most:
             return

@@ -38,7 +38,7 @@ class Colours:
 
     @classmethod
     def of(cls, pipeline: Any) -> Colours:
-        """Fitted to what the pipeline's decoder makes of noise.
+        """Fit the map to what the pipeline's decoder makes of noise.
 
         Raises:
             ValueError: there is no such decoder, or its pictures may not be seen before they are checked.
@@ -61,7 +61,7 @@ class Colours:
         return cls(torch.linalg.lstsq(torch.cat([given, ones], dim=1), (known + 1) * 127.5).solution)
 
     def paint(self, latent: Tensor) -> Pixels | None:
-        """(C, h, w) of a pipeline → uint8 (h', w', 3), sides of at most `PREVIEW_SIDE`; None where it is no picture."""
+        """Latent (C, h, w) → uint8 (h', w', 3), sides of at most `PREVIEW_SIDE`; None where its shape is another."""
         if latent.ndim != 3 or len(latent) != len(self.weight) - 1:
             return None
         shrink = math.ceil(max(latent.shape[1:]) / PREVIEW_SIDE)
@@ -71,8 +71,8 @@ class Colours:
         return pixels
 
 
-class Sight:
-    """What the items of one batch look like from step to step, at the steps that each of them asked for."""
+class PreviewPainter:
+    """Makes previews of the items of one batch, at the steps that each of them asked for."""
 
     def __init__(self, pipeline: Any, colours: Colours, items: Sequence[GenerateItem], width: int, height: int):
         self._pipeline = pipeline
@@ -83,18 +83,18 @@ class Sight:
         self._clean: Callable[[], Tensor] | None = None
 
     @contextmanager
-    def open(self) -> Iterator[None]:
+    def observe(self) -> Iterator[None]:
         """A block in which the pipeline runs, and each step of its scheduler is seen."""
         scheduler = self._pipeline.scheduler
         take_step = scheduler.step
 
         @wraps(take_step)  # pipelines look which parameters it has
-        def seen(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def observed_step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
             taken = take_step(model_output, timestep, sample, *args, **kwargs)
             self._clean = lambda: clean(scheduler, model_output, timestep, sample, taken)
             return taken
 
-        scheduler.step = seen
+        scheduler.step = observed_step
         try:
             yield
         finally:
@@ -102,7 +102,7 @@ class Sight:
             self._clean = None
 
     def at(self, step: int, steps: int) -> SoFar:
-        """After `step` steps of `steps`: what a `Run` asks for."""
+        """Return the function that a `Run` asks for previews after `step` of `steps` steps."""
 
         def so_far(index: int) -> Pixels | None:
             every = self._items[index].previews
@@ -127,10 +127,10 @@ class Sight:
 
 
 def clean(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor, taken: Any) -> Tensor:
-    """The latents without their noise, as the model foresees them in a step: shapes are there long before details.
+    """Return the latents without noise, as the model predicts them in a step: shapes come long before details.
 
-    What the scheduler does not tell of it, follows from what noisy latents are: √ᾱ·x + √(1-ᾱ)·ε where the model
-    predicts ε (Ho et al., 2020), or (1-σ)·x + σ·ε where it predicts ε - x (Liu et al., 2022). Else the noisy ones do.
+    What the scheduler does not offer follows from how noise is added: √ᾱ·x + √(1-ᾱ)·ε where the model predicts ε
+    (Ho et al., 2020), or (1-σ)·x + σ·ε where it predicts ε - x (Liu et al., 2022). Otherwise it returns the noisy ones.
 
     Args:
         taken: what `scheduler.step` returned for the other arguments.

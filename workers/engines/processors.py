@@ -1,4 +1,4 @@
-"""Models of transformers, and what turns pictures and words into their inputs. None runs code of a checkpoint's."""
+"""Models of transformers, and the processors of their inputs. None of them runs a checkpoint's code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ transformers.logging.disable_progress_bar()
 
 
 class _WithoutVideos:
-    """In front of a processor class: leaves out its video part, which alone needs torchvision; we send it none."""
+    """Goes before a processor class and leaves out its video part, which alone needs torchvision and gets no input."""
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -34,14 +34,14 @@ class _WithoutVideos:
 
 
 def images_only(processor: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """The class itself, or where torchvision is missing, one that does without it."""
+    """Return the class itself or, where torchvision is missing, one that works without it."""
     if is_torchvision_available() or "video_processor" not in processor.get_attributes():
         return processor
     return type(processor.__name__, (_WithoutVideos, processor), {})
 
 
 def architecture(checkpoint: Checkpoint) -> str:
-    """Transformers' name of the model's family, `qwen2_vl` for instance.
+    """Return transformers' name of the model's family, such as `qwen2_vl`.
 
     Raises:
         EngineStartFailed: transformers has no such family.
@@ -61,10 +61,10 @@ def architecture(checkpoint: Checkpoint) -> str:
 
 
 def model_of(auto: Any, checkpoint: Checkpoint, device: str) -> Any:
-    """The model on `device`, ready to answer, by the class of transformers' Auto… that fits its task.
+    """Load the model on `device`, ready to answer, by the Auto… class of transformers for its task.
 
     Raises:
-        EngineStartFailed: no such type as the option `dtype` says.
+        EngineStartFailed: the option `dtype` names no type.
     """
     model = auto.from_pretrained(
         checkpoint.folder,
@@ -78,7 +78,7 @@ def model_of(auto: Any, checkpoint: Checkpoint, device: str) -> Any:
 
 
 def processor_of(checkpoint: Checkpoint) -> Any:
-    """The processor that a checkpoint was saved with."""
+    """Load the processor that a checkpoint was saved with."""
     name = PROCESSOR_MAPPING_NAMES.get(architecture(checkpoint))
     known = processor_class_from_name(name) if name else None
     chosen: Any = AutoProcessor if known is None else images_only(known)

@@ -1,4 +1,4 @@
-"""What of a prompt a pipeline's text encoders take."""
+"""How much of a prompt a pipeline's text encoders read."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from inspect import Parameter
 from typing import Any
 
 SHORT = 60
-"""Characters of a cut end that a warning quotes before it says how many more there are."""
+"""Most characters of a cut end that a warning quotes; it then says how many more there are."""
 
 
-class Reader:
+class PromptReader:
     """A pipeline's tokenizers; the one that takes the most decides what is lost."""
 
     def __init__(self, pipeline: Any, parameters: Mapping[str, Parameter]):
@@ -21,8 +21,8 @@ class Reader:
         scale = parameters.get("true_cfg_scale")
         self.heeds_negative_prompt = "negative_prompt" in parameters and (scale is None or (scale.default or 0) > 1)
 
-    def cuts(self, what: str, text: str) -> list[str]:
-        """A warning that quotes the end of `text` which no encoder takes; none where all of it is taken."""
+    def warn_of_cut(self, what: str, text: str) -> list[str]:
+        """Return a warning that quotes the end of `text` which no encoder reads; an empty list where all is read."""
         ends = [(unread(tokenizer, text, limit), limit) for tokenizer, limit in self.tokenizers]
         if not text or not ends:
             return []
@@ -31,13 +31,13 @@ class Reader:
 
 
 def _limit(tokenizer: Any, longest: int | None) -> int:
-    """CLIP's length is the tokenizer's; others take what the pipeline gives them."""
+    """Most tokens: CLIP's limit is the tokenizer's, others take what the pipeline gives them."""
     own: int = tokenizer.model_max_length
     return own if longest is None or "CLIP" in type(tokenizer).__name__ else longest
 
 
 def unread(tokenizer: Any, text: str, limit: int) -> str:
-    """The end of `text` that `limit` tokens, with those that begin and end a text, do not reach."""
+    """Return the end of `text` beyond `limit` tokens, counting those that begin and end a text."""
     if len(tokenizer(text, verbose=False)["input_ids"]) <= limit:
         return ""
     room = limit - tokenizer.num_special_tokens_to_add()
@@ -46,5 +46,6 @@ def unread(tokenizer: Any, text: str, limit: int) -> str:
 
 
 def cut_warning(what: str, rest: str, limit: int) -> str:
+    """The warning that quotes `rest`, the end of a text beyond `limit` tokens."""
     quoted = rest if len(rest) <= SHORT else f"{rest[:SHORT]}… and {len(rest) - SHORT} characters more"
     return f"the model's text encoder takes {limit} tokens; this end of the {what} was not read: “{quoted}”"

@@ -10,7 +10,7 @@
     batch            most images of one batch; found by measuring where it is not given
     pinned=1         never evicted for another model
 
-A picture's text is the greedily most probable one, or drawn by lots of its own: it does not depend on its neighbours.
+A picture's text is the greedily most probable one, or sampled with its own seed: it does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tuwen.engine import DescribeItem, Item, Pixels, Renumbered, Run
 from tuwen.errors import EngineError, EngineStartFailed, TuwenError
 from tuwen.jobs import DescribeResult, Kind, Language, Style
 from workers.engines.checkpoint import Checkpoint
-from workers.engines.placement import BatchSize, Compilation, Unheard, known_options, weight_bytes
+from workers.engines.placement import BatchSize, Compilation, UnobservedRun, require_known_options, weight_bytes
 from workers.engines.processors import architecture, model_of, processor_of
 from workers.engines.prompts import cut_warning, unread
 
@@ -44,11 +44,11 @@ OPTIONS = ("compile", "prompt", "language")
 TRIAL_TOKENS = 4
 MANY_TOKENS = 2048
 USUAL_TOKENS = 64
-"""Tokens for which the size of a batch is measured; more take more memory each."""
+"""Tokens for which the size of a batch is measured; longer texts take more memory."""
 UNSETTLED = 3
 """Last tokens of a growing text that decide how the text before them ends."""
 LIKELY = 50
-"""Words among which lots are drawn (top-k; Fan et al., 2018): of the many others each is absurd."""
+"""Words among which one is sampled (top-k; Fan et al., 2018): each of the many others is absurd."""
 
 QUESTIONS: dict[tuple[Language, Style], str] = {
     ("en", "short"): "Describe this image in one short sentence.",
@@ -62,6 +62,8 @@ NAMES: dict[Language, str] = {"en": "English", "zh": "中文"}
 
 
 class TransformersDescriber:
+    """An image-to-text model of transformers, with the options that the module's docstring lists."""
+
     kind: ClassVar = Kind.DESCRIBE
     layout: ClassVar = "model"
 
@@ -71,7 +73,7 @@ class TransformersDescriber:
             EngineStartFailed: not an image-to-text model, or an option means nothing.
         """
         options = checkpoint.options
-        known_options(options, OPTIONS)
+        require_known_options(options, OPTIONS)
         _check_kind(checkpoint)
         self.device = device
         self.revision = checkpoint.revision
@@ -94,26 +96,29 @@ class TransformersDescriber:
         return weight_bytes([self.model])
 
     def calibrate(self, room: int) -> None:
-        """With a large picture, and as many tokens as a job gets that says nothing: both take memory."""
+        """Measure with a large picture and the default number of tokens: both take memory."""
         example = DescribeItem(_grey(1024), max_tokens=USUAL_TOKENS)
-        with self.compilation.once_more():
-            self.batch.measure(lambda count: self.run([example] * count, Unheard()), room)
+        with self.compilation.reopen():
+            self.batch.measure(lambda count: self.run([example] * count, UnobservedRun()), room)
 
     def compile(self) -> None:
+        """Compile the networks that `generate` spends its time in, where the option `compile` is given."""
         example = self.example()
         self.compilation.run(
             _networks(self.model),
-            lambda count: self.run([example] * count, Unheard()),
+            lambda count: self.run([example] * count, UnobservedRun()),
             self.batch.best,
             dynamic=True,  # texts grow with every token
         )
 
     def batch_limit(self, item: Item) -> int:
+        """Most images of a batch: fewer, the more tokens are asked for."""
         tokens = item.max_tokens if isinstance(item, DescribeItem) else USUAL_TOKENS
         return self.batch.limit(max(1.0, tokens / USUAL_TOKENS))
 
     @torch.inference_mode()
     def run(self, items: Sequence[Item], run: Run) -> Sequence[DescribeResult | TuwenError]:
+        """Write all texts; a captioner needs a pass for each length of prompt, a chat model one for all."""
         wanted = [item for item in items if isinstance(item, DescribeItem)]
         answers: dict[int, DescribeResult | TuwenError] = {}
         for begun, rows in self._groups(wanted).items():
@@ -122,8 +127,8 @@ class TransformersDescriber:
         return [answers[row] for row in range(len(wanted))]
 
     def _groups(self, wanted: list[DescribeItem]) -> dict[int, list[int]]:
-        """The rows that can be written together, by the tokens of the text that they continue: a captioner continues
-        all texts of a batch at the same place."""
+        """Group the rows that can be written together, by the tokens of the text that they continue: a captioner
+        continues all texts of a batch at the same place."""
         if self.chats:
             return {0: [*range(len(wanted))]}
         texts = [self._asked(item) for item in wanted]
@@ -139,7 +144,7 @@ class TransformersDescriber:
     def _write(self, wanted: list[DescribeItem], begun: int, run: Run) -> list[DescribeResult | TuwenError]:
         tokens = max(1, min(wanted[0].max_tokens, self.positions - begun))
         watch = _Watch(run, [item.seed for item in wanted], tokens, self._text)
-        with self.compilation.over():
+        with self.compilation.forbid_more():
             sequences = self.model.generate(
                 **self._inputs(wanted),
                 max_new_tokens=tokens,
@@ -199,7 +204,7 @@ class TransformersDescriber:
         )
 
     def _text(self, ids: Tensor, begin: int) -> str:
-        """What is written in one row of tokens; a captioner's text begins with its prompt."""
+        """Decode what is written in one row of tokens; a captioner's text begins with its prompt."""
         text = self.processor.tokenizer.decode(ids[begin:] if self.chats else ids, skip_special_tokens=True)
         return str(text).replace("\x00", "\N{REPLACEMENT CHARACTER}").strip()
 
@@ -218,13 +223,13 @@ class TransformersDescriber:
 
 
 class _Watch(LogitsProcessor):  # type: ignore[misc]  # mypy does not follow transformers
-    """Sees the scores of every step: draws lots, notes how sure the model is, tells the progress, asks who waits."""
+    """Sees the scores of every step: samples, records how sure the model is, reports progress, asks who waits."""
 
     def __init__(self, run: Run, seeds: Sequence[int | None], steps: int, text: Callable[[Tensor, int], str]):
         self.run, self.count, self.steps, self.text = run, len(seeds), steps, text
         self.lots = {row: torch.Generator().manual_seed(seed) for row, seed in enumerate(seeds) if seed is not None}
         self.begin = 0
-        """Where the written tokens begin in the sequences; 0 where the prompt went in as embeddings."""
+        """Index of the first written token in the sequences; 0 where the prompt went in as embeddings."""
         self.broken = torch.zeros(len(seeds), dtype=torch.bool)
         self._sureness: list[Tensor] = []
 
@@ -235,16 +240,16 @@ class _Watch(LogitsProcessor):  # type: ignore[misc]  # mypy does not follow tra
         self.broken |= scores.isnan().any(dim=-1)
         sureness = scores.float().log_softmax(dim=-1)
         for row, lot in self.lots.items():
-            scores[row] = drawn(sureness[row], lot)
+            scores[row] = draw_word(sureness[row], lot)
         self._sureness.append(sureness.gather(-1, scores.argmax(dim=-1, keepdim=True)).squeeze(-1))
         return scores
 
     def tell(self, ids: Tensor) -> None:
-        """`ids` (items, tokens): all that is written so far."""
+        """Report a step. `ids` (items, tokens): all that is written so far."""
         self.run.progress(len(self._sureness), self.steps, lambda index: self._settled(ids[index].cpu()))
 
     def _settled(self, ids: Tensor) -> str:
-        """The beginning of a row's text that further tokens leave as it is.
+        """Return the beginning of a row's text that further tokens do not change.
 
         They finish words and characters of several bytes, and take back spaces (“do n ' t” becomes “don't”), none of
         which reaches back further than `UNSETTLED` tokens.
@@ -261,7 +266,7 @@ class _Watch(LogitsProcessor):  # type: ignore[misc]  # mypy does not follow tra
 
 
 class _Stop(StoppingCriteria):  # type: ignore[misc]
-    """Ends the sentences that nobody waits for, and so the batch when nobody waits for any."""
+    """Ends the texts that nobody waits for, and so the batch when nobody waits for any."""
 
     def __init__(self, watch: _Watch):
         self.watch = watch
@@ -271,10 +276,10 @@ class _Stop(StoppingCriteria):  # type: ignore[misc]
         return torch.tensor(self.watch.unwanted(), device=ids.device)
 
 
-def drawn(sureness: Tensor, lot: torch.Generator) -> Tensor:
-    """Scores (V,) whose greatest is a word drawn by its probability, from the most probable ones.
+def draw_word(sureness: Tensor, lot: torch.Generator) -> Tensor:
+    """Return scores (V,) whose greatest is a word sampled by its probability, among the most probable ones.
 
-    The Gumbel-max trick (Gumbel, 1954; Maddison et al., 2014): so greedy decoding draws lots, of each row its own.
+    The Gumbel-max trick (Gumbel, 1954; Maddison et al., 2014): so greedy decoding samples, each row alone.
     """
     likely, words = sureness.topk(min(LIKELY, len(sureness)))
     noise = -torch.empty(len(words)).exponential_(generator=lot).log()
@@ -291,9 +296,9 @@ def _check_kind(checkpoint: Checkpoint) -> None:
 
 
 def _networks(model: Any) -> list[Any]:
-    """What `generate` spends its time in: as in BLIP two halves, else the decoder of the language model.
+    """The networks that `generate` spends its time in: two halves as in BLIP, otherwise the language model's decoder.
 
-    What stands between a chat model's parts looks at token ids, which breaks graphs into pieces of no use.
+    The code between a chat model's parts looks at token ids, which breaks graphs into useless pieces.
     """
     halves = [getattr(model, name, None) for name in ("vision_model", "text_decoder")]
     return halves if all(half is not None for half in halves) else [model.get_decoder()]

@@ -40,7 +40,7 @@ def run_flower(settings: Settings) -> int:
     database = Database(settings, pool_size=1)
     flower = Flower(capp=celery_app(settings), options=options, **tornado_settings, transforms=[_SameOriginOnly])
     flower.add_handlers(r".*", [(r"/metrics", _PrivateMetrics)])
-    # Else it takes them from the connection, where it does not recognise our transport as Redis.
+    # Otherwise it takes them from the connection, where it does not recognise our transport as Redis.
     flower.broker_uri_with_password = settings.redis_url
     flower.broker_uri = maybe_sanitize_url(settings.redis_url)
     missed = MissedEvents(flower, database, settings.housekeeping_interval)
@@ -58,10 +58,10 @@ def run_flower(settings: Settings) -> int:
 
 
 def _set_options(settings: Settings) -> None:
-    """Flower reads its options from one global object."""
+    """Set Flower's options in the one global object that it reads them from."""
     # Refuses whatever would act on workers or tasks: shutdown, pool sizes, rate limits, revoke, apply.
     options.read_only = True
-    # Our workers send events without being told, so it need not tell them.
+    # Our workers send events by default, so Flower need not ask them to.
     options.enable_events = False
     options.address = settings.flower_host
     options.port = settings.flower_port
@@ -70,9 +70,9 @@ def _set_options(settings: Settings) -> None:
     options.tasks_columns = "name,uuid,state,received,runtime,worker,exception"
     options.basic_auth = _credentials(settings)
     if not options.basic_auth:
-        # Only read from the environment; without it Flower's API wants a password even on loopback.
+        # Flower reads this from the environment only; without it, its API wants a password even on loopback.
         os.environ["FLOWER_UNAUTHENTICATED_API"] = "true"
-    # What it has seen outlives it; saving holds it up for up to a second, so seldom.
+    # Its state survives a restart; saving blocks it for up to a second, so it saves rarely.
     options.persistent = True
     options.db = str(_state_file(settings))
     options.state_save_interval = 300_000
@@ -91,7 +91,7 @@ def _credentials(settings: Settings) -> list[str]:
         return []
     credentials = f"{settings.flower_user}:{password}"
     if not credentials.isascii():
-        raise ConfigurationError("TUWEN_FLOWER_USER and TUWEN_FLOWER_PASSWORD must be ASCII: Flower compares no other")
+        raise ConfigurationError("TUWEN_FLOWER_USER and TUWEN_FLOWER_PASSWORD must be ASCII: Flower reads no other")
     return [credentials]
 
 
@@ -115,7 +115,7 @@ def _listen(flower: Flower, settings: Settings) -> None:
 
 
 class _SameOriginOnly(OutputTransform):
-    """Without a password Flower lets every web site the user visits read its API; this takes that leave back."""
+    """Without a password Flower lets every web site the user visits read its API; this removes the permission."""
 
     def transform_first_chunk(self, status_code: int, headers: Any, chunk: bytes, *_: Any) -> Any:
         for name in [name for name in headers if name.startswith("Access-Control-")]:
@@ -124,7 +124,7 @@ class _SameOriginOnly(OutputTransform):
 
 
 class _PrivateMetrics(Metrics):
-    """Flower shows its metrics, and with them the names of workers, without the password."""
+    """Metrics behind the password: Flower itself shows them, and the names of workers, to everybody."""
 
     def prepare(self) -> None:
-        _ = self.current_user  # asking who it is refuses who has no password
+        _ = self.current_user  # reading it refuses a request without the password

@@ -1,7 +1,7 @@
-"""What Flower did not hear, told to it out of PostgreSQL.
+"""Brings Flower up to date from PostgreSQL, where it has missed events.
 
-Celery's events travel through Redis's publish/subscribe: what happens while Flower or Redis is down is said
-to nobody. Without this, such a job or shard would be missing from Flower, or seem to run for ever.
+Celery's events travel through Redis's publish/subscribe: what happens while Flower or Redis is down reaches
+nobody. Without this, such a job or shard would be missing from Flower, or seem to run forever.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NEWEST = 1000
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A job or a shard: the message that it was, and its row in PostgreSQL."""
+    """A job or a shard: its task's name and arguments, and its row in PostgreSQL."""
 
     name: str
     args: tuple[Any, ...]
@@ -49,10 +49,12 @@ class MissedEvents:
         self._timer = PeriodicCallback(self.tell, interval * 1000)
 
     def start(self) -> None:
+        """Compare now, and then at each interval."""
         self._flower.io_loop.add_callback(self.tell)
         self._timer.start()
 
     def stop(self) -> None:
+        """Compare no more."""
         self._timer.stop()
 
     async def tell(self) -> None:
@@ -64,17 +66,17 @@ class MissedEvents:
             if state not in states.READY_STATES and _is_uuid(id):
                 (shards if self._tasks[id].name == SHARD_TASK else jobs).append(UUID(id))
         try:
-            outlines = await self._flower.io_loop.run_in_executor(None, self._outlines, jobs, shards)
+            outlines = await self._flower.io_loop.run_in_executor(None, self._read_outlines, jobs, shards)
         except DatabaseUnavailable as error:
-            log.warning("not compared with PostgreSQL: %s", error)
+            log.warning("Flower was not compared with PostgreSQL: %s", error)
             return
         for outline in outlines:
             task = self._tasks.get(str(outline.row.id))
-            # What has been heard of since PostgreSQL was asked is newer than the answer.
+            # What Flower heard after PostgreSQL was asked is newer than the answer.
             if task is None or task.state == known.get(task.uuid):
-                self._tell_of(outline)
+                self._update(outline)
 
-    def _outlines(self, jobs: list[UUID], shards: list[UUID]) -> list[Outline]:
+    def _read_outlines(self, jobs: list[UUID], shards: list[UUID]) -> list[Outline]:
         return [
             *(
                 Outline(task_name(Kind(row.kind)), (str(row.id),), row)
@@ -88,7 +90,7 @@ class MissedEvents:
 
     @property
     def _tasks(self) -> dict[str, Task]:
-        """Without the look-ups of Celery's cache, which make a task count as used."""
+        """Tasks by id, read without the look-ups of Celery's cache, which make a task count as used."""
         tasks: dict[str, Task] = self._state.tasks.data
         return tasks
 
@@ -96,10 +98,10 @@ class MissedEvents:
     def _state(self) -> Any:
         return self._flower.events.state
 
-    def _tell_of(self, outline: Outline) -> None:
+    def _update(self, outline: Outline) -> None:
         row, id = outline.row, str(outline.row.id)
         if id not in self._tasks or self._tasks[id].name is None:
-            self._event("sent", id, row.created_at, "postgresql", name=outline.name, args=repr(outline.args))
+            self._feed_event("sent", id, row.created_at, "postgresql", name=outline.name, args=repr(outline.args))
         task = self._tasks[id]
         event, end = (None, None) if row.finished_at is None else ENDINGS[row.status.value]
         if task.state in states.READY_STATES and task.state != end:
@@ -108,14 +110,14 @@ class MissedEvents:
             self._state.search_engine.upsert(task)
         unheard = row.status.value == Status.RUNNING.value and task.state != states.STARTED
         if row.started_at and row.worker and (unheard or (event is not None and task.worker is None)):
-            self._event("started", id, row.started_at, row.worker)
+            self._feed_event("started", id, row.started_at, row.worker)
         if row.finished_at is not None and task.state != end:
-            # Not an event of a worker's: some ends are nobody's.
+            # Not as a worker's event: some jobs end without a worker.
             task.event(event, row.finished_at.timestamp(), fields=_details(row, row.finished_at))
             self._state.search_engine.upsert(task)
 
-    def _event(self, what: str, id: str, when: datetime, hostname: str, **fields: str) -> None:
-        """As if it came by Redis, but not as a sign of life from that worker."""
+    def _feed_event(self, what: str, id: str, when: datetime, hostname: str, **fields: str) -> None:
+        """Feed an event to Flower's state as if it came through Redis, but not as a sign of life of its worker."""
         event = {"type": f"task-{what}", "uuid": id, "hostname": hostname, "timestamp": when.timestamp()}
         self._state.event({**event, "local_received": None, "clock": 0, **fields})
 

@@ -1,1 +1,3 @@
-"""What mends the rest: expired leases, lost messages, webhooks that are owed, objects that no row names."""
+"""What mends the rest, expired leases, lost messages, webhooks that are owed, objects that no row names; and what works
+off batches.
+"""

@@ -1,4 +1,4 @@
-"""Start-up of the housekeeper: Celery's beat, and the queues that it and the API fill."""
+"""Start-up of the housekeeper: Celery's beat, the queues that it and the API fill, data sets, and batches."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from shared.queue.consumer import celery_consumer
 from shared.settings import Settings
 from workers.datasets.housekeeping import DatasetKeeper
 from workers.housekeeper import housekeeping
+from workers.housekeeper.batches import BatchRunner
 from workers.housekeeper.housekeeping import Housekeeper
 
 log = logging.getLogger(__name__)
@@ -23,17 +24,24 @@ def run_housekeeper(settings: Settings) -> int:
     """Run beat and the housekeeping queue until SIGTERM or SIGINT. Returns the exit status."""
     app = celery_app(settings)
     datasets = DatasetKeeper(settings, app)
+    batches = BatchRunner(settings)
     housekeeper = Housekeeper(settings, app, datasets)
     housekeeping.define(app, housekeeper, settings.housekeeping_interval)
     signals.worker_shutting_down.connect(lambda **_: housekeeper.stop(), weak=False)
+    signals.worker_shutting_down.connect(lambda **_: batches.stop(), weak=False)
     # A thread, not the process that Celery's --beat forks: that one would outlive a housekeeper that is killed.
     threading.Thread(target=_beat, args=(app,), name="beat", daemon=True).start()
     consumer = celery_consumer(app, f"housekeeper@{platform.node()}", queues=[HOUSEKEEPING_QUEUE], threads=3)
     datasets.start()
+    batches.start()
     try:
         consumer.start()
     finally:
+        # Both end side by side, within one grace.
+        batches.stop()
+        deadline = time.monotonic() + settings.shutdown_grace
         datasets.stop(settings.shutdown_grace)
+        batches.close(max(0.0, deadline - time.monotonic()))
     return consumer.exitcode or 0
 
 

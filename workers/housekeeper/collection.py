@@ -1,8 +1,8 @@
-"""Removing stored objects that no row names: whoever stored them died before the row was written.
+"""Removal of stored objects that no row names: their writer died before it wrote the row.
 
-Somebody may keep things of their own in the same bucket: only what has a key as this project makes them is looked at.
-A search goes through the whole storage, but looks at `AT_ONCE` objects at most in one go, and the next one goes on
-where it stopped: a bucket of ten million objects takes a day, and no hour of that does it keep anybody busy.
+The bucket may hold other things: only keys of the forms that this project makes are looked at. A search goes through
+the whole storage. Each run looks at `AT_ONCE` objects at most, and the next one continues where it stopped: a bucket of
+ten million objects takes a day, a few minutes of each hour.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tuwen.errors import NotFound
 log = logging.getLogger(__name__)
 
 AT_ONCE = 500_000
-"""Objects: a few minutes of listing, of which there is one go an hour."""
+"""Most objects that one hourly run looks at: listing them takes a few minutes."""
 PAGE = 1000
-"""Objects asked about with one statement."""
+"""Objects that one statement asks about."""
 
 _UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 OURS = {
@@ -35,13 +35,15 @@ OURS = {
     "files": r"files/[^/]+/[0-9a-f]{2}/[0-9a-f]{64}",
     "results": r"results/[0-9a-f]{2}/[0-9a-f]{64}\.png",
 }
-"""Folders in the order in which they are gone through, and the keys in them."""
+"""Folders in the order of the search, each with the pattern of its keys."""
 
 Unreferenced = Callable[[Sequence[str]], list[str]]
-"""Those of some keys that no row names."""
+"""Returns those of the given keys that no row names."""
 
 
 class Collector:
+    """Removes orphaned objects from the storage, part by part."""
+
     def __init__(self, settings: Settings, database: Database, queue: JobQueue, store: ObjectStore):
         self._age = timedelta(seconds=settings.orphan_age)
         self._queue = queue
@@ -51,14 +53,14 @@ class Collector:
         self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """This process is about to end; another goes on."""
+        """Stop soon, because this process is about to end; another one continues."""
         self._stopping.set()
 
     def collect(self) -> None:
-        """Look on from where the last search stopped; after the end of the storage, the next begins anew.
+        """Continue where the last search stopped; after the end of the storage, the next call starts again.
 
         Raises:
-            QueueUnavailable, StorageUnavailable, DatabaseUnavailable: what was done until then is done.
+            QueueUnavailable, StorageUnavailable, DatabaseUnavailable: what was removed until then stays removed.
         """
         before = datetime.now(UTC) - self._age
         last = self._queue.collected()

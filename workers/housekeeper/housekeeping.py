@@ -1,8 +1,8 @@
-"""The housekeeper: every few seconds it mends what died, was lost, or is owed.
+"""The housekeeper: every few seconds it repairs what was lost and does what is due.
 
 Any number of housekeepers may run. Each round takes a lock in PostgreSQL, so one of them acts; and each
 thing it does is a guarded statement, so a round that is cut off or done twice does no harm. Webhooks and
-collecting need no lock: who delivers takes the deliveries, and what is gone can be removed again.
+collecting need no lock: each delivery is taken by one process, and removing twice does no harm.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ LOST = "WorkerLost('the worker stopped answering')"
 
 
 class Housekeeper:
+    """The housekeeper's tasks; `define` registers them with Celery."""
+
     def __init__(self, settings: Settings, app: Celery, datasets: DatasetKeeper):
         self._settings = settings
         self._app = app
@@ -54,13 +56,13 @@ class Housekeeper:
         self._collector = Collector(settings, self._database, self._queue, ObjectStore.open(settings))
 
     def housekeep(self) -> None:
-        """One round. Does nothing while another housekeeper is at it."""
+        """Do one round; do nothing while another housekeeper does one."""
         try:
-            with self._database.leading() as leads:
+            with self._database.lead() as leads:
                 if leads:
                     self._mend()
         except DatabaseUnavailable:
-            # Workers that live could not renew their leases either: they get the time to do so first.
+            # Living workers could not renew their leases either: they get time to do so first.
             self._trusting_from = time.monotonic() + self._settings.lease
             raise
         self._sign()
@@ -74,6 +76,7 @@ class Housekeeper:
         self._datasets.keep()
 
     def deliver_webhooks(self) -> None:
+        """Deliver the webhooks that are due."""
         webhooks.deliver(self._settings, self._database, self._fetcher)
 
     def collect(self) -> None:
@@ -83,24 +86,24 @@ class Housekeeper:
         self._collector.collect()
 
     def stop(self) -> None:
-        """This process is about to end: leave what takes long to another one."""
+        """Stop long work soon, because this process is about to end; another one continues."""
         self._collector.stop()
 
     def _dispatch(self) -> None:
         """Publish queued jobs whose message was lost, or was never sent.
 
-        A deep queue is no loss: only as many are published as there are more jobs than messages.
+        A deep queue is no loss: this publishes as many as there are jobs beyond the number of messages.
         """
         try:
             generation = self._queue.generation()
             if generation != self._generation:
                 # Another Redis, or the same one after a restart or a wipe: what it held may be gone.
-                log.info("Redis may have lost its messages: %d queued jobs are due", self._database.jobs.all_due())
-                log.info("and %d queued shards", self._datasets.all_due())
+                log.info("Redis may have lost its messages: %d queued jobs are due", self._database.jobs.mark_all_due())
+                log.info("and %d queued shards", self._datasets.mark_all_due())
                 self._generation = generation
             messages = self._queue.depth()
         except QueueUnavailable as error:
-            log.warning("nothing published: %s", error)
+            log.warning("no lost message was published again: %s", error)
             return
         for kind, state in self._database.jobs.queues().items():
             lost = state.ready - messages[kind]
@@ -118,16 +121,16 @@ class Housekeeper:
             self._database.jobs.dispatch_now([job.id for job in due])
 
     def _sign(self) -> None:
-        """Leave the trace that the health check looks for."""
+        """Record this round, for the health check."""
         # Housekeepers take turns as Redis hands them out, so one of several may wait for its own.
         lifetime = 12 * self._settings.housekeeping_interval
         try:
             self._queue.sign_housekeeper(platform.node(), lifetime)
         except QueueUnavailable as error:
-            log.warning("not signed: %s", error)
+            log.warning("this round was not recorded for the health check: %s", error)
 
     def _announce(self, ended: Mapping[UUID, Status]) -> None:
-        """Tell watchers, and Flower, of jobs that no worker could tell them of."""
+        """Tell watchers and Flower about jobs that no worker could report."""
         if not ended:
             return
         log.info("settled without a worker: %s", {str(id): status.value for id, status in ended.items()})
@@ -143,7 +146,7 @@ class Housekeeper:
                     outcome = Outcome(status, LOST)
                     dispatcher.send(outcome.event, uuid=str(id), **outcome.details)
         except (KombuError, RedisError, OSError) as error:
-            log.warning("Flower was not told: %s", error)
+            log.warning("events for Flower could not be sent: %s", error)
 
 
 def define(app: Celery, housekeeper: Housekeeper, interval: float) -> None:
@@ -156,7 +159,7 @@ def define(app: Celery, housekeeper: Housekeeper, interval: float) -> None:
     for name, (do, _) in every.items():
         # An outage is no failure of the task: the next round comes anyway.
         # Flower shows jobs; the rounds of housekeeping would crowd them out of it.
-        app.task(_one_at_a_time(_outages_logged(do)), name=name, ignore_result=True, send_events=False)
+        app.task(_skip_while_running(_log_outages(do)), name=name, ignore_result=True, send_events=False)
     app.conf.task_send_sent_event = False
     app.conf.beat_schedule = {
         name: {
@@ -169,18 +172,18 @@ def define(app: Celery, housekeeper: Housekeeper, interval: float) -> None:
     }
 
 
-def _outages_logged(do: Callable[[], None]) -> Callable[[], None]:
+def _log_outages(do: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         try:
             do()
         except Unavailable as error:
-            log.warning("%s put off: %s", do.__name__, error)
+            log.warning("%s was postponed to its next round: %s", do.__name__, error)
 
     return run
 
 
-def _one_at_a_time(do: Callable[[], None]) -> Callable[[], None]:
-    """With a thread for each task, none waits for another: slow receivers of webhooks must not hold up the rescue."""
+def _skip_while_running(do: Callable[[], None]) -> Callable[[], None]:
+    """Skip a run while the previous one goes on. Tasks run in parallel: slow webhooks must not delay the rescue."""
     at_work = threading.Lock()
 
     def run() -> None:

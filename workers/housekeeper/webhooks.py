@@ -24,13 +24,13 @@ MAX_ATTEMPTS = 8
 """With the backoff of `Webhooks.take`, the last attempt comes about four hours after the first."""
 
 AT_ONCE = 32
-"""Most of them wait for receivers, and a receiver may take `fetch_timeout` seconds."""
+"""Deliveries at a time; most of them wait for receivers, and a receiver may take `fetch_timeout` seconds."""
 
 
 def deliver(settings: Settings, database: Database, fetcher: Fetcher) -> int:
-    """Deliver what is due, for about `fetch_timeout` seconds if there is so much; returns how many were tried.
+    """Deliver what is due, for about `fetch_timeout` seconds at most; returns how many were tried.
 
-    At least once, so a receiver goes by `webhook-id`. Any number of processes may deliver at a time.
+    Each is delivered at least once: receivers tell duplicates by `webhook-id`. Many processes may deliver at a time.
     """
     if settings.webhook_secret is None:
         return 0
@@ -39,7 +39,7 @@ def deliver(settings: Settings, database: Database, fetcher: Fetcher) -> int:
     tried = 0
     until = time.monotonic() + settings.fetch_timeout
     with ThreadPoolExecutor(AT_ONCE, "webhooks") as pool:
-        # No more are taken than can be tried at once: taking one starts the clock of its next attempt.
+        # Takes no more than it can try at once: taking one starts the clock of its next attempt.
         while time.monotonic() < until and (due := database.webhooks.take(most=AT_ONCE)):
             wait([pool.submit(_deliver_one, signers, database, fetcher, owed) for owed in due])
             tried += len(due)
@@ -69,12 +69,12 @@ def _deliver_one(signers: Sequence[Webhook], database: Database, fetcher: Fetche
     except TuwenError as error:
         problem = str(error)
     except Exception:
-        log.exception("webhook %s failed in a way nobody foresaw", owed.id)
+        log.exception("webhook %s failed unexpectedly", owed.id)
         problem = "internal error"
     try:
         if problem is None:
-            database.webhooks.delivered(owed.id)
+            database.webhooks.mark_delivered(owed.id)
         else:
-            database.webhooks.failed(owed.id, problem, give_up=gone or owed.attempts >= MAX_ATTEMPTS)
+            database.webhooks.mark_failed(owed.id, problem, give_up=gone or owed.attempts >= MAX_ATTEMPTS)
     except TuwenError as error:
         log.warning("webhook %s: %s; it will be delivered again", owed.id, error)

@@ -1,10 +1,10 @@
-"""The scheduler in front of the engines: items come one by one from anywhere, an engine is given whole batches.
+"""The scheduler in front of the engines: items arrive one by one, engines get whole batches.
 
     future = batcher.submit(item, priority=5)      # from any thread, at once
 
-It never waits for a batch to fill: whenever an engine is free, it gets one of what is there, and while it runs, the
-next one gathers. So a bulk run never leaves an engine idle, and never blocks a person for much longer than the batch
-that is running. Who goes first is the business of `workers.inference.waiting`.
+It never waits for a batch to fill: whenever an engine is free, it gets a batch of what waits, and the next batch
+gathers while it runs. So a bulk run never leaves an engine idle, and never blocks a person for much longer than the
+batch that is running. `workers.inference.waiting` decides who goes first.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from typing import Protocol
 from tuwen.engine import Item, Output, Partial
 from tuwen.errors import EngineCrashed, EngineError, EngineHung, OutOfMemory, TuwenError
 from tuwen.jobs import Kind
-from workers.inference.waiting import Entry, OnProgress, Waiting
+from workers.inference.waiting import OnProgress, PendingItem, Waiting
 
 RESTART_PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before each further attempt to start an engine that would not start; the last one repeats."""
 
 REMEMBERED_LIMITS = 1024
-"""Batch keys whose limit is remembered; clients choose sizes and steps, so the keys have no end."""
+"""Most batch keys whose limit is remembered: clients choose sizes and steps, so there is no end of keys."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +38,14 @@ class Released(Exception):  # not an error: nothing is wrong with the job
 
 
 class BatchEngine(Protocol):
-    """What the batcher drives: `workers.inference.process.EngineProcess` explains each."""
+    """The engine that the batcher drives; `workers.inference.process.EngineProcess` implements and explains it."""
 
     @property
-    def alive(self) -> bool: ...
+    def alive(self) -> bool:
+        """Whether there is a process and it runs."""
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        """Start and warm the engine. Raises EngineStartFailed."""
 
     def run(
         self,
@@ -52,39 +54,38 @@ class BatchEngine(Protocol):
         on_progress: Callable[[int, int, Mapping[int, Partial]], None],
         cancelled: Callable[[int], bool],
         watched: Callable[[int], bool],
-    ) -> list[Output | TuwenError]: ...
+    ) -> list[Output | TuwenError]:
+        """Run one batch. Returns answers in the order of `items`, an error for an item that failed alone."""
 
-    def limit(self, kind: Kind, item: Item) -> int: ...
+    def limit(self, kind: Kind, item: Item) -> int:
+        """Return how many items like `item` one batch should hold at most (≥ 1)."""
 
-    def is_warm(self, item: Item) -> bool: ...
+    def is_warm(self, item: Item) -> bool:
+        """Whether the item's model is loaded. Never waits."""
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """End the engine, at once when a batch or a start is under way."""
 
 
 class Batcher:
     """Puts items from anywhere into batches for a few engines that are all alike.
 
     Args:
-        engines: each is driven by one thread of the batcher alone, after `start`.
-        on_batch: told `(kind, size, seconds)` after each batch, from those threads.
+        engines: after `start`, one thread of the batcher drives each of them.
+        on_batch: called with `(kind, size, seconds)` after each batch, in those threads.
     """
 
     def __init__(self, engines: Sequence[BatchEngine], on_batch: Callable[[Kind, int, float], None] | None = None):
         self._waiting = Waiting()
-        # Whoever waits for an answer does something with it at once; the engine has its next batch first.
-        self._answers: SimpleQueue[tuple[Entry, Output | Exception] | None] = SimpleQueue()
-        self._postman = threading.Thread(target=self._deliver, name="batcher-answers", daemon=True)
-        self._lanes = [_Lane(engine, self._waiting, self._answers, on_batch) for engine in engines]
+        # A thread of its own delivers answers: their callbacks take time, and the engine gets its next batch first.
+        self._answers: SimpleQueue[tuple[PendingItem, Output | Exception] | None] = SimpleQueue()
+        self._delivery = threading.Thread(target=self._deliver, name="batcher-answers", daemon=True)
+        self._drivers = [_EngineDriver(engine, self._waiting, self._answers, on_batch) for engine in engines]
 
     @property
     def reason(self) -> str | None:
-        """Why an engine does not run, while one does not."""
-        return next((lane.reason for lane in self._lanes if lane.reason is not None), None)
-
-    @property
-    def healthy(self) -> bool:
-        """False from a restart of an engine that failed until one that succeeds."""
-        return self.reason is None
+        """Why an engine does not run, from a restart that failed until one that succeeds; None while all run."""
+        return next((driver.reason for driver in self._drivers if driver.reason is not None), None)
 
     @property
     def waiting(self) -> int:
@@ -95,18 +96,18 @@ class Batcher:
         """Start the engines, wait until they are warm, and let items in.
 
         Raises:
-            EngineStartFailed: one of them cannot be had; none was started.
+            EngineStartFailed: one of them does not start; then none of them runs.
         """
-        with ThreadPoolExecutor(len(self._lanes), "engine-start") as threads:
-            starts = [threads.submit(lane.engine.start) for lane in self._lanes]
+        with ThreadPoolExecutor(len(self._drivers), "engine-start") as threads:
+            starts = [threads.submit(driver.engine.start) for driver in self._drivers]
             done, _ = wait(starts, return_when=FIRST_EXCEPTION)
             if failure := next((start.exception() for start in done if start.exception()), None):
-                for lane in self._lanes:
-                    lane.engine.stop()
+                for driver in self._drivers:
+                    driver.engine.stop()
                 raise failure
-        self._postman.start()
-        for lane in self._lanes:
-            lane.thread.start()
+        self._delivery.start()
+        for driver in self._drivers:
+            driver.thread.start()
 
     def submit(
         self,
@@ -120,14 +121,14 @@ class Batcher:
 
         Args:
             priority: higher goes first.
-            alone: share the batch with nobody, for an item that is suspected of killing the engine.
-            on_progress: told `(step, steps, part)`, the steps of the batch and what there is of the item where it is
-                watched, in the batcher's thread: it must not block.
-            watched: asked now and then whether somebody would like to see what there is of the item so far.
+            alone: run the item in a batch of its own, because it is suspected of killing the engine.
+            on_progress: called with `(step, steps, part)`: the steps of the batch, and the item's partial output where
+                it is watched. It runs in the batcher's thread and must not block.
+            watched: asked now and then whether somebody wants to see the item's partial output.
 
         Returns:
-            The future of the answer. Until that is there, cancelling it takes the item out, or tells the engine
-            that nobody waits for it any more. It may raise:
+            The future of the answer. Cancelling it before then takes the item out, or tells the engine that nobody
+            waits for it any more. It may raise:
 
             - Released: the batcher is stopping.
             - EngineCrashed, EngineHung: the engine went down under the item's batch; any item of it may be to blame.
@@ -135,7 +136,7 @@ class Batcher:
             - EngineStartFailed: an engine went down earlier and does not come back; the item is not to blame.
             - TuwenError: what the engine says about this item.
         """
-        entry = Entry(item, priority, alone, on_progress, watched)
+        entry = PendingItem(item, priority, alone, on_progress, watched)
         if not self._waiting.add(entry):
             entry.settle(Released())
         return entry.future
@@ -147,15 +148,15 @@ class Batcher:
         """
         for entry in self._waiting.close():
             entry.settle(Released())
-        if self._postman.ident is None:  # never started
+        if self._delivery.ident is None:  # never started
             return
         deadline = time.monotonic() + grace
-        for lane in self._lanes:
-            lane.thread.join(max(0.0, deadline - time.monotonic()))
-        with ThreadPoolExecutor(len(self._lanes), "engine-stop") as threads:
-            list(threads.map(_Lane.end, self._lanes))
+        for driver in self._drivers:
+            driver.thread.join(max(0.0, deadline - time.monotonic()))
+        with ThreadPoolExecutor(len(self._drivers), "engine-stop") as threads:
+            list(threads.map(_EngineDriver.end, self._drivers))
         self._answers.put(None)
-        self._postman.join()
+        self._delivery.join()
 
     def _deliver(self) -> None:
         while (answer := self._answers.get()) is not None:
@@ -163,14 +164,14 @@ class Batcher:
             entry.settle(outcome)
 
 
-class _Lane:
+class _EngineDriver:
     """One engine and the thread that drives it: takes batches out of `waiting`, puts the outcomes into `answers`."""
 
     def __init__(
         self,
         engine: BatchEngine,
         waiting: Waiting,
-        answers: SimpleQueue[tuple[Entry, Output | Exception] | None],
+        answers: SimpleQueue[tuple[PendingItem, Output | Exception] | None],
         on_batch: Callable[[Kind, int, float], None] | None,
     ):
         self.engine = engine
@@ -183,15 +184,15 @@ class _Lane:
         self._out_of_grace = False
 
     def end(self) -> None:
-        """End the engine, under the hands of a batch that still runs, and with it the thread."""
+        """End the engine and this thread, even while a batch still runs."""
         self._out_of_grace = self.thread.is_alive()
         self.engine.stop()  # a running batch then ends with EngineCrashed
         self.thread.join()
 
-    # ── in the lane's thread ──────────────────────────────────────────────────────────────────────
+    # ── in the driver's thread ────────────────────────────────────────────────────────────────────
 
     def _drive(self) -> None:
-        while (leader := self._waiting.next_leader(self.engine.is_warm)) is not None:
+        while (leader := self._waiting.take_leader(self.engine.is_warm)) is not None:
             if not self.engine.alive:
                 self._put_back([leader])
             elif batch := self._gather(leader):
@@ -199,24 +200,24 @@ class _Lane:
             if not self.engine.alive:
                 self._revive()
 
-    def _gather(self, leader: Entry) -> list[Entry]:
-        """The leader's batch; none when nobody knows how large that may be, or the leader is not wanted any more."""
+    def _gather(self, leader: PendingItem) -> list[PendingItem]:
+        """Take the leader's batch; an empty list when its limit is unknown or the leader was cancelled."""
         try:
             limit = self._limit(leader)
         except Exception as error:
             logger.exception("the engine did not say how many items a batch may hold")
-            leader.settle(_told_outside(error))
+            leader.settle(_public_error(error))
             return []
-        return [] if leader.future.cancelled() else [leader, *self._waiting.riders(leader, limit)]
+        return [] if leader.future.cancelled() else [leader, *self._waiting.take_followers(leader, limit)]
 
-    def _limit(self, leader: Entry) -> int:
+    def _limit(self, leader: PendingItem) -> int:
         limit = self._limits.pop(leader.limit_key, None) or self.engine.limit(leader.item.kind, leader.item)
         self._limits[leader.limit_key] = limit  # as the last one: the first is the least recently used
         if len(self._limits) > REMEMBERED_LIMITS:
             del self._limits[next(iter(self._limits))]
         return limit
 
-    def _serve(self, batch: list[Entry]) -> None:
+    def _serve(self, batch: list[PendingItem]) -> None:
         """Run a batch, in smaller groups where it does not work as a whole, until each entry is settled or put back."""
         key = batch[0].limit_key
         limit_before = self._limits[key]
@@ -236,8 +237,8 @@ class _Lane:
             # It did not even fit alone: that item was too big, not the batches.
             self._limits[key] = limit_before
 
-    def _attempt(self, group: list[Entry]) -> list[list[Entry]]:
-        """Run one group and settle its entries, or answer the groups to try instead."""
+    def _attempt(self, group: list[PendingItem]) -> list[list[PendingItem]]:
+        """Run one group and settle its entries, or return the groups to try instead."""
         failure: Exception
         try:
             for entry, answer in list(zip(group, self._run(group), strict=True)):
@@ -257,16 +258,16 @@ class _Lane:
                 logger.exception("a batch failed unexpectedly")
             if len(group) > 1:
                 return [[entry] for entry in reversed(group)]
-            failure = _told_outside(error)
+            failure = _public_error(error)
         for entry in group:
             self._answer(entry, copy(failure))  # each is raised for itself: raising writes the traceback
         return []
 
-    def _answer(self, entry: Entry, outcome: Output | Exception) -> None:
+    def _answer(self, entry: PendingItem, outcome: Output | Exception) -> None:
         entry.outcome = outcome
         self._answers.put((entry, outcome))
 
-    def _run(self, group: list[Entry]) -> list[Output | TuwenError]:
+    def _run(self, group: list[PendingItem]) -> list[Output | TuwenError]:
         def tell(step: int, steps: int, parts: Mapping[int, Partial]) -> None:
             for index, entry in enumerate(group):
                 if entry.on_progress is None or entry.future.cancelled():
@@ -274,7 +275,7 @@ class _Lane:
                 try:
                     entry.on_progress(step, steps, parts.get(index))
                 except Exception:
-                    logger.exception("a listener to progress failed")  # its own trouble, too
+                    logger.exception("a listener to progress failed")  # the listener's failure is not the batch's
                     entry.on_progress = None
 
         def cancelled(index: int) -> bool:
@@ -292,11 +293,11 @@ class _Lane:
         try:
             self._on_batch(kind, len(group), seconds)
         except Exception:
-            logger.exception("the hook for batches failed")  # its own trouble: the batch has not
+            logger.exception("the hook for batches failed")  # the hook's failure is not the batch's
         return answers
 
-    def _put_back(self, group: list[Entry]) -> None:
-        """Let entries wait again whose turn the engine did not live to see."""
+    def _put_back(self, group: list[PendingItem]) -> None:
+        """Let entries wait again that the engine did not live to run."""
         if not self._waiting.put_back(group):
             for entry in group:
                 entry.settle(Released())
@@ -310,7 +311,7 @@ class _Lane:
                 self.engine.start()
             except Exception as error:
                 logger.exception("the engine does not start again")
-                failure = _told_outside(error)
+                failure = _public_error(error)
                 self.reason = str(failure)
                 for entry in self._waiting.take_all():
                     entry.settle(copy(failure))
@@ -319,6 +320,6 @@ class _Lane:
                 return
 
 
-def _told_outside(error: Exception) -> TuwenError:
+def _public_error(error: Exception) -> TuwenError:
     """The error as the item's owner may see it."""
     return error if isinstance(error, TuwenError) else EngineError("the engine failed unexpectedly")

@@ -1,4 +1,4 @@
-"""Which engine does what, and where its class is. Imports no torch."""
+"""The catalog of engines: the kinds that each can do, and its class. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENGINES = {
 
 
 def engine_path(kind: Kind, spec: ModelSpec) -> tuple[str, str]:
-    """Module and class of the model's engine.
+    """Return module and class of the model's engine.
 
     Raises:
         EngineStartFailed: the engine does not do what `kind` asks for.
@@ -39,11 +39,11 @@ def engine_path(kind: Kind, spec: ModelSpec) -> tuple[str, str]:
     return f"workers.engines.{spec.engine}", ENGINES[spec.engine, kind]
 
 
-def models_of(specs: Mapping[Kind, str]) -> dict[Key, ModelSpec]:
-    """Every model that the settings name, those of each kind in their order.
+def parse_model_specs(specs: Mapping[Kind, str]) -> dict[Key, ModelSpec]:
+    """Parse every model that the settings name, those of each kind in their order.
 
     Raises:
-        EngineStartFailed: not a way to name models, or an engine that cannot do what its kind asks for.
+        EngineStartFailed: a setting cannot be parsed, or names an engine that cannot do what its kind asks for.
     """
     found: dict[Key, ModelSpec] = {}
     for kind, text in specs.items():
@@ -57,6 +57,6 @@ def models_of(specs: Mapping[Kind, str]) -> dict[Key, ModelSpec]:
     return found
 
 
-def pinned(spec: ModelSpec) -> bool:
-    """Whether the model is never evicted: as its option says, else if it is compiled, which takes minutes each time."""
+def is_pinned(spec: ModelSpec) -> bool:
+    """Whether the model is never evicted: as its option says, otherwise if it is compiled, which takes minutes."""
     return spec.options.get("pinned", "1" if "compile" in spec.options else "0") == "1"

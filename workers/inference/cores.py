@@ -11,7 +11,7 @@ from shared.settings import Settings
 from tuwen.errors import ConfigurationError
 
 MOST_PROCESSES = 8
-"""Engine processes that nobody asked for: each holds torch and every model in its own memory, some 300 MiB."""
+"""Most engine processes where the settings name no number: each holds torch and all models, some 300 MiB."""
 
 
 def usable_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -24,11 +24,11 @@ def usable_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 def engine_processes(settings: Settings) -> int:
-    """Engine processes of one worker: what the settings say, else one per core for the built-in models.
+    """Engine processes of one worker: what the settings say, otherwise one per core for built-in models.
 
     Small models gain little from a second thread and much from a second process. Measured on two cores, images a
     second that the built-in models make and describe: 545 and 422 in one process of two threads, 792 and 580 in two
-    of one. Others bring gigabytes, or something nobody knows, into each process: one, unless more are asked for.
+    of one. Other models bring gigabytes into each process: they get one, unless the settings ask for more.
 
     Raises:
         ConfigurationError: more than one on a GPU, which one process fills.
@@ -39,21 +39,21 @@ def engine_processes(settings: Settings) -> int:
         return 1
     if settings.engines is not None:
         return settings.engines
-    return min(usable_cores(), MOST_PROCESSES) if _light(settings) else 1
+    return min(usable_cores(), MOST_PROCESSES) if _all_builtin(settings) else 1
 
 
 def engine_threads(settings: Settings, processes: int) -> int:
-    """Threads that compute in each of so many engine processes; beside built-in models, a core is left to the rest.
+    """Threads that compute in each of `processes` engine processes; built-in models leave one core to the rest.
 
-    A large model computes for seconds while queue, database and storage do nothing: it gets every core, but for the
+    A large model computes for seconds while queue, database and storage do nothing: it gets every core, except the
     last one where its warm-up shows that it makes no use of it (see workers.inference.threads). The built-in ones keep
     all of them busy, and OpenMP's threads wait for each other by spinning, so one that has lost its core costs the
     others theirs: measured on two cores, 95 pictures a second with two threads, 239 with one.
     """
     cores = usable_cores()
-    return max(1, (cores - 1 if _light(settings) else cores) // processes)
+    return max(1, (cores - 1 if _all_builtin(settings) else cores) // processes)
 
 
-def _light(settings: Settings) -> bool:
+def _all_builtin(settings: Settings) -> bool:
     """Whether every model is one of the built-in ones, of a few megabytes and milliseconds."""
     return all(spec.engine == "builtin" for kind in settings.kinds for spec in settings.models_for(kind))

@@ -2,7 +2,7 @@
 
     python -m workers devices        one name a line: cuda:0, cuda:1…
 
-Asked in a process of its own: whoever asks torch for its GPUs holds memory on them until it ends.
+Run this in a process of its own: a process that asks torch for its GPUs holds memory on them until it ends.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tuwen.errors import EngineStartFailed
 
 
 def visible_devices() -> list[str]:
-    """Names of the GPUs in sight of this process, as `--device` takes them."""
+    """List the GPUs that this process can see, by the names that `--device` takes."""
     torch = import_module("torch")
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
 
 
 def visible_device(device: str, inherited: str | None) -> tuple[str, str]:
-    """CUDA_VISIBLE_DEVICES for the process, and the device's name inside it.
+    """Return CUDA_VISIBLE_DEVICES for the process, and the device's name inside it.
 
     `inherited` is the variable's present value: `cuda:1` is then the second of the devices it names, as it is
     for torch. The process sees one GPU only, so that no model can land on a neighbour's by mistake.
@@ -43,19 +43,19 @@ def visible_device(device: str, inherited: str | None) -> tuple[str, str]:
         return str(index), "cuda:0"
     named = [name.strip() for name in inherited.split(",") if name.strip()]
     if index >= len(named):
-        raise EngineStartFailed(f"no device {device}: CUDA_VISIBLE_DEVICES={inherited!r} leaves {len(named)} in sight")
+        raise EngineStartFailed(f"no device {device}: CUDA_VISIBLE_DEVICES={inherited!r} leaves {len(named)} visible")
     return named[index], "cuda:0"
 
 
 def hold_gpu(device: str) -> IO[bytes] | None:
     """Take the GPU for this process until it ends; keep what is returned. Call it after CUDA_VISIBLE_DEVICES is set.
 
-    Where torch sees no GPU at all there is nothing to hold, and the models will say what they miss.
+    Where torch sees no GPU there is nothing to hold, and the models will report what is missing.
 
     Raises:
         EngineStartFailed: another worker of this host has it.
     """
-    torch = import_module("torch")  # by name: what imports this module stays without torch until it asks
+    torch = import_module("torch")  # by name, so that importing this module does not import torch
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(device)
@@ -63,7 +63,7 @@ def hold_gpu(device: str) -> IO[bytes] | None:
 
 
 def hold(identity: str, called: str, folder: Path | None = None) -> IO[bytes]:
-    """Lock what `identity` stands for on this host; the kernel lets go of it when the process ends, however it ends.
+    """Lock what `identity` stands for on this host; the kernel releases it when the process ends, however it ends.
 
     Raises:
         EngineStartFailed: another process has it.
@@ -71,7 +71,7 @@ def hold(identity: str, called: str, folder: Path | None = None) -> IO[bytes]:
     path = (folder or Path(tempfile.gettempdir())) / f"tuwen-{identity}.lock"
     # Another user's worker may have made it: everybody may open it, and what is in it is only words.
     handle = os.open(path, os.O_RDWR | (0 if path.exists() else os.O_CREAT), 0o666)
-    with contextlib.suppress(PermissionError):  # it is somebody else's, who has done this
+    with contextlib.suppress(PermissionError):  # another user owns it, whose worker has done this
         path.chmod(0o666)
     file = os.fdopen(handle, "r+b", buffering=0)
     try:

@@ -1,4 +1,4 @@
-"""What runs inside the engine process: load the models, warm them up, run the batches that the parent sends.
+"""The inside of the engine process: it loads the models, warms them up, and runs the batches that the parent sends.
 
 Only the parent holds the other end of the wire, so the end of the parent is the end of the wire. This module imports
 no torch: an engine does, after the device has been chosen.
@@ -27,7 +27,7 @@ from shared.model_specs import ModelSpec
 from tuwen.engine import PREVIEW_SIDE, Engine, Item, Partial, Picture, SoFar
 from tuwen.errors import EngineError, EngineStartFailed, OutOfMemory, TuwenError, UnknownModel
 from tuwen.jobs import DescribeResult, Kind, MatchResult, RecognizeResult
-from workers.inference.catalog import engine_path, models_of, pinned
+from workers.inference.catalog import engine_path, is_pinned, parse_model_specs
 from workers.inference.devices import hold_gpu
 from workers.inference.messages import (
     CANCELLED,
@@ -46,27 +46,27 @@ from workers.inference.messages import (
 )
 from workers.inference.policy import Policy
 from workers.inference.residents import Key, Residents, free_memory
-from workers.inference.safety import Judge, judge_named, run_judged
+from workers.inference.safety import SafetyFilter, load_safety_filter, run_filtered
 from workers.inference.threads import Threads
 from workers.inference.wire import Wire
 
 PROGRESS_INTERVAL = 0.1
-"""Seconds to the first progress message and between two: what is over sooner needs none, and a model of a thousand
+"""Seconds to the first progress message and between two: a shorter batch needs none, and a model of a thousand
 quick steps would flood the parent with them."""
 
 PARTS_PER_SECOND = 40_000
 """Bytes of growing texts and previews in a second; where there are more, as in a full batch of which each item is
-watched, they are told more rarely. Decoding so many takes up to 6 % of a core, which is kept from the model."""
+watched, they are sent more rarely. Decoding so many takes up to 6 % of a core, which is kept from the model."""
 ENCODED = 1 / 16
-"""Of a preview's bytes, what is left once it is encoded."""
+"""Share of a preview's bytes that is left once it is encoded."""
 LONGEST_PART = 16_384
-"""Characters of a growing text that are told; the whole text comes with the result."""
+"""Most characters of a growing text that are sent; the whole text comes with the result."""
 
 TRIAL = 8
 """Items of the batches by which a model's number of threads is found."""
 
 PR_SET_PDEATHSIG = 1
-"""From <linux/prctl.h>."""
+"""The option's number in <linux/prctl.h>."""
 
 OUTPUTS: dict[Kind, type[Any]] = {
     Kind.GENERATE: Picture,
@@ -82,7 +82,7 @@ def main(
     """Entry of the spawned process.
 
     `flags` is shared memory, a byte for each item of the running batch (see `messages.CANCELLED`);
-    `visible` and `device` are what `devices.visible_device` answered; `threads` compute where the device is the CPU,
+    `visible` and `device` are what `devices.visible_device` returned; `threads` compute where the device is the CPU,
     unless OMP_NUM_THREADS says how many.
     """
     # Ctrl-C and a supervisor's SIGTERM reach the whole process group; the parent decides when this one ends.
@@ -95,8 +95,8 @@ def main(
     if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         ours = Threads(threads)
-    host = _Host(wire, flags, models_of(specs), device, policy, ours)
-    # EOFError and OSError come from the wire: the parent is gone, and with it the reason to live.
+    host = _Host(wire, flags, parse_model_specs(specs), device, policy, ours)
+    # EOFError and OSError come from the wire: the parent is gone, so this process ends too.
     with contextlib.suppress(EOFError, OSError):
         if host.start():
             host.serve()
@@ -106,7 +106,7 @@ def _end_with_parent() -> None:
     """Have the kernel kill this process when its parent ends, even while a model computes and nobody reads the wire.
 
     The signal comes when the *thread* that started this process ends; the parent starts it from one that lasts.
-    Elsewhere than on Linux the end of the wire has to do.
+    On other systems than Linux, the end of the wire has to do.
     """
     if sys.platform != "linux":
         return
@@ -132,18 +132,18 @@ class _Host:
         self.device = device
         self.policy = policy
         self.threads = threads
-        self.judge: Judge | None = None
+        self.safety_filter: SafetyFilter | None = None
         self.residents: Residents
 
     def start(self) -> bool:
-        """Load and warm every model; tell the parent how it went."""
+        """Load and warm every model, and report to the parent. Returns whether all are ready."""
         loading = "the engine process"
         try:
             if self.device != "cpu":
                 self.gpu = hold_gpu(self.device)
             if self.policy.safety is not None:
-                self.judge = judge_named(self.policy.safety)
-            stay = [key for key, spec in self.models.items() if pinned(spec)]
+                self.safety_filter = load_safety_filter(self.policy.safety)
+            stay = [key for key, spec in self.models.items() if is_pinned(spec)]
             self.residents = Residents(self.load, _budget(self.policy, self.device), stay)
             for key, spec in self.models.items():
                 loading = f"{key[0].value} engine {spec.text!r}"
@@ -161,21 +161,21 @@ class _Host:
         """Construct the engine and run its example once, as a job would."""
         kind, spec = key[0], self.models[key]
         module, name = engine_path(kind, spec)
-        engine_class = _imported(module, name)
+        engine_class = _import(module, name)
         engine = self.checkpoint_engine(key, engine_class) if spec.from_checkpoint else engine_class(device=self.device)
         if not isinstance(engine, Engine) or engine.kind is not kind:
             raise TypeError(f"{name} is not an engine that can {kind.value}")
         example = engine.example()
         trial = [example] * min(engine.batch_limit(example), TRIAL)
-        answer = _checked(kind, engine.run([example], _Run(self, 1)), 1)[0]
+        answer = _check_answers(kind, engine.run([example], _Run(self, 1)), 1)[0]
         if isinstance(answer, TuwenError):
             raise answer
-        if spec.engine != "import":  # somebody's own may count what it does, or pay for it
+        if spec.engine != "import":  # a user's own engine may count what it does, or pay for it
             self.threads.fit(key, lambda: engine.run(trial, _Run(self, len(trial))))
         return engine
 
     def checkpoint_engine(self, key: Key, engine_class: Any) -> Engine:
-        """Find the checkpoint and load it, telling how far it is."""
+        """Find the checkpoint and load it, and report progress."""
         # By name, since this room imports no engine; it needs the extra `models`.
         checkpoint = import_module("workers.engines.checkpoint")
         spec = self.models[key]
@@ -186,7 +186,7 @@ class _Host:
         found = checkpoint.locate(spec, engine_class.layout, self.policy, report)
         self.residents.expect(key, found.size)
         before = _resident_bytes()
-        engine: Engine = checkpoint.watched(
+        engine: Engine = checkpoint.run_with_progress(
             lambda: engine_class(device=self.device, checkpoint=found),
             lambda: min(_resident_bytes() - before, found.size),
             lambda done: report("loading weights", done, found.size),
@@ -210,7 +210,7 @@ class _Host:
                 return Limit(min(max(1, limit), SLOTS), self.residents.warm)
             count = len(request.items)
             answers = self.run(self.engine(kind, request.items[0]), request.items)
-            return Answers(_checked(kind, answers, count), self.residents.warm)
+            return Answers(_check_answers(kind, answers, count), self.residents.warm)
         except TuwenError as error:
             return Failed(error)
         except Exception as error:  # noqa: BLE001  # one bad batch must not end the process
@@ -224,13 +224,17 @@ class _Host:
 
     def run(self, engine: Engine, items: Sequence[Item]) -> Sequence[Answer]:
         run = _Run(self, len(items))
-        return engine.run(items, run) if self.judge is None else run_judged(engine, items, run, self.judge)
+        return (
+            engine.run(items, run)
+            if self.safety_filter is None
+            else run_filtered(engine, items, run, self.safety_filter)
+        )
 
     def engine(self, kind: Kind, item: Item) -> Engine:
-        """The item's model, loaded again if it was evicted.
+        """Return the engine of the item's model, loaded again if it was evicted.
 
         Raises:
-            UnknownModel: this worker has none of that name.
+            UnknownModel: this worker has no model of that name.
         """
         names = [name for each, name in self.models if each is kind]
         name = item.model or names[0]
@@ -238,25 +242,25 @@ class _Host:
             raise UnknownModel(f"this worker has no {kind.value} model {name!r}; it has {', '.join(names)}")
         try:
             engine = self.residents.get((kind, name))
-        except (EngineStartFailed, OSError) as error:  # its files changed, say: the other models can still serve
+        except (EngineStartFailed, OSError) as error:  # such as after its files changed; other models can still serve
             raise EngineError(f"the {kind.value} model {name} cannot be loaded again: {_cause(error)}") from error
         self.threads.use((kind, name))
         return engine
 
     def send(self, message: object) -> bool:
-        """Send; False when it was the last message of this process."""
+        """Send a message. Returns False when it was the last one of this process."""
         try:
             self.wire.send(message)
         except OSError:
             raise
-        except Exception as error:  # noqa: BLE001  # an engine of somebody's own may answer with anything
+        except Exception as error:  # noqa: BLE001  # a user's own engine may answer with anything
             failure = EngineError(f"an answer cannot be sent ({type(error).__name__})")
             self.wire.send(Failed(failure, traceback.format_exc()))
         return not isinstance(message, Lost)
 
 
 class _Run:
-    """What the engine is handed with a batch: see `tuwen.engine.Run`."""
+    """The running batch as its engine sees it: see `tuwen.engine.Run`."""
 
     def __init__(self, host: _Host, count: int):
         self._host = host
@@ -274,7 +278,7 @@ class _Run:
     def _parts(self, so_far: SoFar) -> dict[int, Partial]:
         watched = [index for index, flag in enumerate(self._host.flags[: self._count]) if flag == WATCHED]
         parts = ((index, so_far(index)) for index in watched)
-        return {index: _bounded(part) for index, part in parts if part is not None}
+        return {index: _bound_part(part) for index, part in parts if part is not None}
 
     def cancelled(self, index: int) -> bool:
         if not 0 <= index < self._count:
@@ -282,8 +286,8 @@ class _Run:
         return self._host.flags[index] & CANCELLED != 0
 
 
-def _bounded(part: Partial) -> Partial:
-    """A text's beginning, of which no end is foreseen; a picture has to be a small one."""
+def _bound_part(part: Partial) -> Partial:
+    """Cut a text that may grow without end; refuse a picture that is not a small one."""
     if isinstance(part, str):
         return part[:LONGEST_PART]
     if part.dtype != np.uint8 or part.shape[2:] != (3,) or max(part.shape[:2]) > PREVIEW_SIDE:
@@ -291,14 +295,14 @@ def _bounded(part: Partial) -> Partial:
     return part
 
 
-def _checked(kind: Kind, answers: Sequence[Any], count: int) -> list[Answer]:
-    """The answers, once they are known to be `count` of what `kind` promises."""
+def _check_answers(kind: Kind, answers: Sequence[Any], count: int) -> list[Answer]:
+    """Check that the answers are `count` outputs of `kind`, and return them."""
     if len(answers) != count:
         raise TypeError(f"{len(answers)} answers to {count} items")
-    return [_checked_one(kind, answer) for answer in answers]
+    return [_check_answer(kind, answer) for answer in answers]
 
 
-def _checked_one(kind: Kind, answer: Any) -> Answer:
+def _check_answer(kind: Kind, answer: Any) -> Answer:
     if isinstance(answer, TuwenError):
         return answer
     if not isinstance(answer, OUTPUTS[kind]):
@@ -311,14 +315,14 @@ def _checked_one(kind: Kind, answer: Any) -> Answer:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Torch has its own type on the GPU only; the CPU allocator and the CUDA libraries tell by their text."""
+    """Torch has its own type on the GPU only; others are known by their text."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     signs = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
-def _imported(module: str, name: str) -> Any:
+def _import(module: str, name: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except ModuleNotFoundError as error:
@@ -328,7 +332,7 @@ def _imported(module: str, name: str) -> Any:
 
 
 def _budget(policy: Policy, device: str) -> int | None:
-    """Bytes for all models: what the installation grants, else what the GPU has free."""
+    """Bytes for all models: what the installation grants, otherwise what the GPU has free."""
     if policy.memory_budget is not None or device == "cpu":
         return policy.memory_budget
     torch = import_module("torch")
@@ -336,7 +340,7 @@ def _budget(policy: Policy, device: str) -> int | None:
 
 
 def _resident_bytes() -> int:
-    """Of this process, and what it holds on its GPU."""
+    """Bytes that this process holds in memory and on its GPU."""
     torch = sys.modules.get("torch")
     on_gpu = torch.cuda.memory_allocated() if torch is not None and torch.cuda.is_initialized() else 0
     try:

@@ -1,4 +1,4 @@
-"""What the worker and its engine process say to each other, in the order of a life: see `host.py` and `engine.py`."""
+"""Messages between the worker and its engine process, in the order of its life: see `host.py` and `engine.py`."""
 
 from __future__ import annotations
 
@@ -13,31 +13,35 @@ from workers.inference.residents import Key
 Answer = Output | TuwenError
 
 SLOTS = 4096
-"""Most items of one batch: each has a byte of shared memory with what the parent says of it while it runs."""
+"""Most items of one batch: each has a byte of shared memory for flags that the parent sets while it runs."""
 CANCELLED, WATCHED = 1, 2
-"""Bits of such a byte: nobody waits for the item any more; somebody would like to see what there is of it so far."""
+"""Bits of such a byte: nobody waits for the item any more; somebody wants to see its partial output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
+    """Request to run the items, which share one batch key."""
+
     kind: Kind
     items: tuple[Item, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class LimitQuestion:
+    """Request for the most items like `item` in one batch."""
+
     kind: Kind
     item: Item
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """The next model's turn has come, or it got further; if the process dies now, this one is to blame."""
+    """The next model begins to load, or has got further; if the process dies now, this one is to blame."""
 
     kind: Kind
     spec: str
     stage: str = ""
-    """What is being done, in words."""
+    """The step that is under way, as text."""
     done: int = 0
     """Bytes so far."""
     size: int = 0
@@ -55,28 +59,34 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Step:
+    """Progress of the running batch."""
+
     step: int
     steps: int
     parts: Mapping[int, Partial]
-    """What there is of the items that are watched, by their index."""
+    """Partial outputs of the watched items, by their index."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
+    """Reply to a `Batch`, in the order of its items."""
+
     answers: list[Answer]
     warm: frozenset[Key]
-    """Which models are loaded now."""
+    """The models that are loaded now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
+    """Reply to a `LimitQuestion`."""
+
     limit: int
     warm: frozenset[Key]
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The request as a whole failed; `trace` is for the log where nobody foresaw it."""
+    """The request as a whole failed; `trace` is for the log where the error was unexpected."""
 
     error: TuwenError
     trace: str | None = None

@@ -1,4 +1,4 @@
-"""What an installation demands of its models and grants them: the same for every engine of a worker."""
+"""The policy of an installation for its models, the same for every engine of a worker."""
 
 from __future__ import annotations
 

@@ -24,19 +24,19 @@ from tuwen.engine import Item, Partial
 from tuwen.errors import EngineCrashed, EngineError, EngineHung, EngineStartFailed
 from tuwen.jobs import Kind
 from workers.inference import host, messages
-from workers.inference.catalog import models_of
+from workers.inference.catalog import parse_model_specs
 from workers.inference.cores import usable_cores
 from workers.inference.devices import visible_device
 from workers.inference.messages import Answer
 from workers.inference.policy import Policy
 from workers.inference.residents import Key
-from workers.inference.wire import Wire, wire
+from workers.inference.wire import Wire, open_wire
 
 CANCEL_INTERVAL = 0.05
 """Seconds between two looks at which items of the running batch were cancelled, and which are watched."""
 
 DYING = 5.0
-"""Seconds that a process gets to leave by itself once its wire is closed, and to be gone once it is killed."""
+"""Seconds that a process gets to exit by itself once its wire is closed, and to end once it is killed."""
 
 OnProgress = Callable[[int, int, Mapping[int, Partial]], None]
 
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 _spawn = multiprocessing.get_context("spawn")
 
 
-def _nobody_told(_step: int, _steps: int, _parts: Mapping[int, Partial]) -> None: ...
+def _ignore_progress(_step: int, _steps: int, _parts: Mapping[int, Partial]) -> None: ...
 
 
 def _never(_index: int) -> bool:
@@ -65,10 +65,10 @@ class EngineProcess:
 
     Args:
         specs: the models of each kind as `shared.model_specs` explains, the first one for items that name none.
-        device: `cpu`, `cuda` or `cuda:N`, N counting the devices that CUDA_VISIBLE_DEVICES leaves in sight.
+        device: `cpu`, `cuda` or `cuda:N`, N counting the devices that CUDA_VISIBLE_DEVICES leaves visible.
         start_timeout: seconds without any progress in loading and warming the models.
         batch_timeout: seconds of silence, neither progress nor answer, after which the process is killed.
-        threads: that compute where the device is the CPU; else one per core.
+        threads: number of threads that compute on the CPU; by default one per core.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class EngineProcess:
         self.policy = policy
         self.threads = threads or usable_cores()
         self.revisions: dict[Kind, dict[str, str]] = {}
-        """Which weights answer for each model of each kind, once started; the default model first."""
+        """The revision of each model of each kind, once started; the default model first."""
         self.device_name: str | None = None
         self._busy = threading.Lock()
         self._child: _Child | None = None
@@ -106,6 +106,7 @@ class EngineProcess:
 
     @property
     def pid(self) -> int | None:
+        """Id of the running process; None while there is none."""
         child = self._child
         with contextlib.suppress(ValueError):
             return child.process.pid if child is not None else None
@@ -119,7 +120,7 @@ class EngineProcess:
         """
         with self._busy:
             self._end()
-            models = models_of(self.specs)
+            models = parse_model_specs(self.specs)
             child = self._launch(*visible_device(self.device, os.environ.get("CUDA_VISIBLE_DEVICES")))
             try:
                 ready = self._await_ready(child)
@@ -136,16 +137,16 @@ class EngineProcess:
         self,
         kind: Kind,
         items: Sequence[Item],
-        on_progress: OnProgress = _nobody_told,
+        on_progress: OnProgress = _ignore_progress,
         cancelled: Callable[[int], bool] = _never,
         watched: Callable[[int], bool] = _never,
     ) -> list[Answer]:
-        """Run one batch, at most `limit` items; answers in their order, an error for an item that failed alone.
+        """Run one batch of at most `limit` items; returns answers in their order, errors for items that failed alone.
 
         Args:
-            on_progress: told `(step, steps, parts)` of the whole batch as it goes, with parts of what is watched.
-            cancelled: asked 20 times a second whether item `index` is wanted no more; the engine sees it at once.
-            watched: asked likewise whether somebody would like to see what there is of it so far.
+            on_progress: called with `(step, steps, parts)`; `parts` has the partial outputs of watched items.
+            cancelled: asked 20 times a second whether nobody wants item `index` any more; the engine sees it at once.
+            watched: asked as often whether somebody wants to see the item's partial output.
 
         Raises:
             EngineCrashed: the process died.
@@ -159,7 +160,7 @@ class EngineProcess:
             return answers
 
     def limit(self, kind: Kind, item: Item) -> int:
-        """Most items like `item` that one batch should hold (≥ 1). Raises as `run` does."""
+        """Return how many items like `item` one batch should hold at most (≥ 1). Raises what `run` raises."""
         with self._busy:
             limit: int = self._ask(messages.LimitQuestion(kind, item)).limit
             return limit
@@ -183,15 +184,15 @@ class EngineProcess:
     # ── with the lock held ────────────────────────────────────────────────────────────────────────
 
     def _launch(self, visible: str, device: str) -> _Child:
-        ours, theirs = wire(_spawn)
-        ours.bound(self.batch_timeout)
-        self._flags[:] = bytes(messages.SLOTS)  # or the examples would look cancelled
+        ours, theirs = open_wire(_spawn)
+        ours.set_timeout(self.batch_timeout)
+        self._flags[:] = bytes(messages.SLOTS)  # otherwise the examples would look cancelled
         arguments = (theirs, self._flags, self.specs, visible, device, self.threads, self.policy)
         process = _spawn.Process(target=host.main, args=arguments, name="tuwen-engine")
         self._starter.submit(process.start).result()
         theirs.close()  # the process must hold the only other end, so that its death is the end of the wire
         self._child = _Child(process, ours)
-        # Runs before multiprocessing's own exit handler, which would wait for the process for ever.
+        # Runs before multiprocessing's own exit handler, which would wait for the process forever.
         atexit.register(self.stop)
         return self._child
 
@@ -200,7 +201,7 @@ class EngineProcess:
         deadline = time.monotonic() + self.start_timeout
         try:
             while True:
-                message = _hear(child, deadline)
+                message = _receive(child, deadline)
                 if isinstance(message, messages.Ready):
                     return message
                 if isinstance(message, messages.Failed):
@@ -218,7 +219,7 @@ class EngineProcess:
     def _ask(
         self,
         request: messages.Batch | messages.LimitQuestion,
-        on_progress: OnProgress = _nobody_told,
+        on_progress: OnProgress = _ignore_progress,
         cancelled: Callable[[int], bool] = _never,
         watched: Callable[[int], bool] = _never,
     ) -> Any:
@@ -232,7 +233,7 @@ class EngineProcess:
             raise EngineHung(f"the engine gave no sign of life for {self.batch_timeout:g} s and was killed") from error
         except (EOFError, OSError) as error:
             raise EngineCrashed(f"the engine process {self._end(DYING)}") from error
-        except BaseException:  # of a callback, say: the process would go on, and its answer be taken for the next one's
+        except BaseException:  # such as a callback's: otherwise the next request would get this one's answer
             self._end()
             raise
         if isinstance(reply, messages.Lost):
@@ -257,28 +258,28 @@ class EngineProcess:
         if child is None:
             raise EOFError
         count = len(request.items) if isinstance(request, messages.Batch) else 0
-        self._flag(count, _never, watched)
+        self._set_flags(count, _never, watched)
         child.wire.send(request)
 
-        def look() -> None:
-            self._flag(count, cancelled, watched)
+        def update_flags() -> None:
+            self._set_flags(count, cancelled, watched)
 
         while True:
-            reply = _hear(child, time.monotonic() + self.batch_timeout, look)
+            reply = _receive(child, time.monotonic() + self.batch_timeout, update_flags)
             if isinstance(reply, messages.Step):
                 on_progress(reply.step, reply.steps, reply.parts)
-                look()  # where steps come as quickly as looks, there would be none otherwise
+                update_flags()  # otherwise never, where steps come faster than the interval
             elif isinstance(reply, messages.Loading):
                 log_loading(reply)
             else:
                 return reply
 
-    def _flag(self, count: int, cancelled: Callable[[int], bool], watched: Callable[[int], bool]) -> None:
+    def _set_flags(self, count: int, cancelled: Callable[[int], bool], watched: Callable[[int], bool]) -> None:
         for index in range(count):
             self._flags[index] = messages.CANCELLED * cancelled(index) | messages.WATCHED * watched(index)
 
     def _end(self, patience: float = 0.0) -> str:
-        """Have the process gone and reaped, after `patience` seconds by force; says how it ended."""
+        """End and reap the process, by force after `patience` seconds. Returns how it ended."""
         child, self._child = self._child, None
         if child is None:
             return "was not running"
@@ -297,8 +298,8 @@ class EngineProcess:
         return ending
 
 
-def _hear(child: _Child, deadline: float, meanwhile: Callable[[], None] = lambda: None) -> Any:
-    """The next message of the process.
+def _receive(child: _Child, deadline: float, meanwhile: Callable[[], None] = lambda: None) -> Any:
+    """Wait for the next message of the process.
 
     Raises:
         TimeoutError: none came before the monotonic `deadline`.
@@ -315,7 +316,7 @@ def _hear(child: _Child, deadline: float, meanwhile: Callable[[], None] = lambda
 
 
 def log_loading(message: messages.Loading) -> None:
-    """A line for whoever waits for a model."""
+    """Log one line about a model that is loading."""
     if not message.stage:
         logger.info("loading the %s engine %s", message.kind.value, message.spec)
     elif message.size:

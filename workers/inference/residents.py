@@ -1,4 +1,4 @@
-"""Which of a worker's models are loaded: as many as its memory budget holds, the least recently used make room.
+"""The models of a worker that are loaded: as many as its memory budget holds; the least recently used are evicted.
 
 Part of the budget is for the work itself, the activations: what all weights together leave, but at least `WORKING` of
 it. An evicted model's weights are read again from disk, which the operating system mostly still holds in memory.
@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Known:
-    """What is remembered of a model while it is not loaded."""
+    """What is known of a model while it is not loaded."""
 
     weights: int
     revision: str
     batch: Any = None
-    """Its `BatchSize`, which took trials to find."""
+    """The model's `BatchSize`, which took trials to find."""
 
 
 class Residents:
@@ -55,18 +55,19 @@ class Residents:
 
     @property
     def warm(self) -> frozenset[Key]:
-        """Which models could run at once."""
+        """Models that are loaded, and so can run at once."""
         return frozenset(self._engines)
 
     @property
     def revisions(self) -> Mapping[Key, str]:
+        """The weights of every model that has been loaded, by model."""
         return {key: known.revision for key, known in self._known.items()}
 
     def get(self, key: Key) -> Engine:
-        """The model's engine, loaded if it was not.
+        """Return the model's engine, loaded if it was not.
 
         Raises:
-            EngineStartFailed: its weights are more than the budget, less what is pinned.
+            EngineStartFailed: its weights and those of pinned models exceed the budget.
         """
         engine = self._engines.pop(key, None)
         if engine is None:
@@ -86,7 +87,7 @@ class Residents:
             self._make_room(weights)
 
     def _make_room(self, weights: int, keep: Key | None = None) -> None:
-        """Evict until `weights` bytes more would fit, or nothing is left to evict; `keep` is not."""
+        """Evict until `weights` bytes more would fit, or nothing is left to evict; `keep` stays."""
         idle = [key for key in self._engines if key != keep and key not in self._pinned and self._weights(key)]
         while self._budget is not None and self._loaded + weights > self._budget - self.room and idle:
             key = idle.pop(0)
@@ -95,7 +96,7 @@ class Residents:
             free_memory()
 
     def calibrate(self) -> None:
-        """Have every model find the size of its batches in the memory that is left for work."""
+        """Let every model find the size of its batches in the memory that is left for work."""
         if self._budget is None:
             return
         for key in reversed(tuple(self._known)):  # what was loaded last is loaded still
@@ -134,7 +135,7 @@ class Residents:
 
 
 def free_memory() -> None:
-    """Give back what nobody holds any more, so that something else finds room."""
+    """Free memory that nothing uses any more, on the GPU too."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

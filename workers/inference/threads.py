@@ -9,9 +9,9 @@ from collections.abc import Callable
 from workers.inference.residents import Key
 
 SLOW = 1.0
-"""Seconds of a trial; beside a model that takes longer, the milliseconds that the rest of a job costs are nothing."""
+"""Seconds of a trial; for a model that takes longer, the milliseconds of a job's other work do not matter."""
 WORTH = 1.1
-"""A model keeps the last core if it is faster by so much."""
+"""A model keeps the last core if that makes it faster by this factor."""
 ROUNDS = 3
 
 
@@ -30,20 +30,20 @@ class Threads:
         self._chosen: dict[Key, int] = {}
 
     def fit(self, key: Key, trial: Callable[[], object]) -> None:
-        """Find out, once, how many threads `trial`, a batch of the model's, makes use of; it has run before.
+        """Find out, once, how many threads the model uses in `trial`, a batch that has run before.
 
-        They are left set: a model is compiled for a number of threads.
+        That number stays set: a model is compiled for a number of threads.
         """
         if self._most > 1 and key not in self._chosen:
-            self._chosen[key] = self._choice(trial)
+            self._chosen[key] = self._find_count(trial)
         self.use(key)
 
     def use(self, key: Key) -> None:
-        """Set the number of the model that runs now; one that was never tried gets all."""
+        """Set the number of threads for the model that runs now; one that was never tried gets all."""
         if self._most > 1:
             _set(self._chosen.get(key, self._most))
 
-    def _choice(self, trial: Callable[[], object]) -> int:
+    def _find_count(self, trial: Callable[[], object]) -> int:
         def seconds(threads: int) -> float:
             _set(threads)
             started = time.perf_counter()

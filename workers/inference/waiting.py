@@ -1,10 +1,10 @@
-"""Who is next: the items that wait for an engine, and the order in which they get one.
+"""The items that wait for an engine, and the order in which they get one.
 
 Whenever an engine is free, the most urgent waiting item leads its next batch, and items that can share the forward
-pass ride along, more urgent ones first, up to the engine's limit. Of equal priority items go first whose model is
-loaded, so that models are not swapped for every other job, and of those the older; and one batch in `PATIENCE` is led
-by the oldest item of all when it has been passed over that often: under any stream of urgent work, or work for another
-model, all the rest moves on.
+pass follow it, more urgent ones first, up to the engine's limit. Among items of equal priority, those
+whose model is loaded go first, so that models are not swapped for every other job, and then the older ones. One batch
+in `PATIENCE` is led by the oldest item of all when it has been passed over that often: the rest moves on under any
+stream of urgent work, or of work for another model.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from itertools import count
 from tuwen.engine import Item, Output, Partial
 
 PATIENCE = 8
-"""Batches that an item may be passed over before it leads one, whatever its priority."""
+"""Batches that may pass an item over before it leads one, whatever its priority."""
 
 
 OnProgress = Callable[[int, int, Partial | None], None]
 
 
-def _by_nobody() -> bool:
+def _never() -> bool:
     return False
 
 
-class Entry:
+class PendingItem:
     """One item and the future of its answer.
 
-    While it waits, the lock of `Waiting` guards it; once taken out, whoever took it settles it, once.
+    While it waits, the lock of `Waiting` guards it; once taken out, the thread that took it settles it, once.
     """
 
     def __init__(
@@ -46,19 +46,19 @@ class Entry:
         self.item = item
         self.priority = priority
         self.on_progress = on_progress
-        self.watched = watched or _by_nobody
+        self.watched = watched or _never
         self.future: Future[Output] = Future()
         self.limit_key: Hashable = (item.kind, item.batch_key)
         self.batch_key: Hashable = (self.limit_key, id(self)) if alone else self.limit_key
         self.number = 0
         """Grows from entry to entry: the smaller, the older."""
         self.batches_before = 0
-        """How many batches there had been when this entry came."""
+        """How many batches there had been when this entry arrived."""
         self.outcome: Output | Exception | None = None
-        """What the engine's last attempt came to."""
+        """The outcome of the engine's last attempt."""
 
     def settle(self, outcome: Output | Exception) -> None:
-        """Set the future's answer and run what hangs on it, in this thread."""
+        """Set the future's result and run its callbacks, in this thread."""
         with suppress(InvalidStateError):  # cancelled meanwhile: nobody wants the answer
             if isinstance(outcome, Exception):
                 self.future.set_exception(outcome)
@@ -73,9 +73,9 @@ class Waiting:
         self._lock = threading.Lock()
         self._arrival = threading.Condition(self._lock)
         self.closed = threading.Event()
-        """Set for ever by `close`, with the lock held."""
+        """Set for good by `close`, with the lock held."""
         # All guarded by the lock. The oldest first; none is added once it is closed.
-        self._entries: list[Entry] = []
+        self._entries: list[PendingItem] = []
         self._numbers = count()
         self._batches = 0
         self._last_turn_of_the_oldest = 0
@@ -84,8 +84,8 @@ class Waiting:
     def __len__(self) -> int:
         return sum(not entry.future.cancelled() for entry in self._entries)
 
-    def add(self, entry: Entry) -> bool:
-        """Let an entry in; False when it is closed."""
+    def add(self, entry: PendingItem) -> bool:
+        """Add an entry; returns False when this is closed."""
         with self._lock:
             if self.closed.is_set():
                 return False
@@ -94,8 +94,8 @@ class Waiting:
             self._arrival.notify()
             return True
 
-    def put_back(self, entries: Iterable[Entry]) -> bool:
-        """Let entries wait again that were taken out, each in its old place; False when it is closed."""
+    def put_back(self, entries: Iterable[PendingItem]) -> bool:
+        """Put entries that were taken out back into their old places; returns False when this is closed."""
         with self._lock:
             if self.closed.is_set():
                 return False
@@ -103,19 +103,20 @@ class Waiting:
             self._arrival.notify_all()
             return True
 
-    def take_all(self) -> list[Entry]:
+    def take_all(self) -> list[PendingItem]:
+        """Take out all entries."""
         with self._lock:
             taken, self._entries = self._entries, []
             return taken
 
-    def close(self) -> list[Entry]:
-        """Let nobody in any more; returns those who waited."""
+    def close(self) -> list[PendingItem]:
+        """Accept no more entries; returns those that waited."""
         with self._lock:
             self.closed.set()
             self._arrival.notify_all()
         return self.take_all()
 
-    def next_leader(self, is_warm: Callable[[Item], bool]) -> Entry | None:
+    def take_leader(self, is_warm: Callable[[Item], bool]) -> PendingItem | None:
         """Wait for work; take out the entry whose batch is next on an engine with these warm models.
 
         None when it is closed.
@@ -131,27 +132,27 @@ class Waiting:
             self._entries.remove(leader)
             return leader
 
-    def riders(self, leader: Entry, limit: int) -> list[Entry]:
-        """Take out those that share the leader's batch of at most `limit` items, of which engines without work get
-        their share."""
+    def take_followers(self, leader: PendingItem, limit: int) -> list[PendingItem]:
+        """Take out the entries that share the leader's batch of at most `limit` items; idle engines keep a fair
+        share."""
         with self._lock:
-            riders = [entry for entry in self._wanted() if entry.batch_key == leader.batch_key]
-            riders.sort(key=lambda entry: -entry.priority)  # stable: the older first
-            fair = math.ceil((1 + len(riders)) / (1 + self._idle))
-            taken = riders[: min(limit, fair) - 1]
+            followers = [entry for entry in self._wanted() if entry.batch_key == leader.batch_key]
+            followers.sort(key=lambda entry: -entry.priority)  # stable: the older first
+            fair = math.ceil((1 + len(followers)) / (1 + self._idle))
+            taken = followers[: min(limit, fair) - 1]
             gone = set(taken)
             self._batches += 1
             self._entries = [entry for entry in self._entries if entry not in gone]
             return taken
 
-    def _first(self, is_warm: Callable[[Item], bool]) -> Entry:
+    def _first(self, is_warm: Callable[[Item], bool]) -> PendingItem:
         oldest = self._entries[0]
         if self._batches - max(oldest.batches_before, self._last_turn_of_the_oldest) >= PATIENCE:
             self._last_turn_of_the_oldest = self._batches
             return oldest
-        # Of equals the first, which is the oldest.
+        # max takes the first of equal ones, which is the oldest.
         return max(self._entries, key=lambda entry: (entry.priority, is_warm(entry.item)))
 
-    def _wanted(self) -> Sequence[Entry]:
+    def _wanted(self) -> Sequence[PendingItem]:
         self._entries = [entry for entry in self._entries if not entry.future.cancelled()]
         return self._entries

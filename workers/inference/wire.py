@@ -1,4 +1,4 @@
-"""Messages between the worker and its engine process: pickles over a pipe, pixels through memory.
+"""The connection between the worker and its engine process: pickles over a pipe, pixels through memory.
 
 A pipe moves a batch of large images at a few hundred megabytes a second, in 200 kB sips, and the device waits
 meanwhile. So large buffers travel out of band (PEP 574) through a file in memory that both processes hold open.
@@ -33,11 +33,11 @@ class Wire:
         self.file = file
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pass this end on to a process that is being spawned; what cannot be passed otherwise is not."""
-        return _received, (self.pipe, reduction.DupFd(self.file))
+        """Pass this end on to a process that is being spawned; it cannot be pickled otherwise."""
+        return _rebuild, (self.pipe, reduction.DupFd(self.file))
 
     def send(self, message: object) -> None:
-        """Send one message. Nothing was sent when it raises something else than OSError: it cannot be pickled."""
+        """Send one message. An error other than OSError means that it cannot be pickled and nothing was sent."""
         large: list[memoryview] = []
 
         def in_band(buffer: pickle.PickleBuffer) -> bool:
@@ -53,7 +53,7 @@ class Wire:
         self.pipe.send_bytes(pickle.dumps((data, [raw.nbytes for raw in large]), protocol=5))
 
     def receive(self) -> Any:
-        """The next message. Its arrays are the receiver's own: to keep, and to change where the sender could."""
+        """Receive the next message. Its arrays are the receiver's own, writable where the sender's were."""
         data, sizes = pickle.loads(self.pipe.recv_bytes())  # noqa: S301  # from our own child or parent
         if not sizes:
             return pickle.loads(data)  # noqa: S301
@@ -68,8 +68,8 @@ class Wire:
         """Whether a message, or the end of the wire, is there to be received, at the latest `seconds` from now."""
         return self.pipe.poll(seconds)
 
-    def bound(self, seconds: float) -> None:
-        """Have `send` and `receive` fail with BlockingIOError when the other end does nothing for `seconds`.
+    def set_timeout(self, seconds: float) -> None:
+        """Make `send` and `receive` fail with BlockingIOError when the other end does nothing for `seconds`.
 
         A stopped process would otherwise block this one in the middle of a message, where `poll` does not help.
         """
@@ -79,6 +79,7 @@ class Wire:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
 
     def close(self) -> None:
+        """Close the pipe and the file, which ends the connection for the other end."""
         self.pipe.close()
         os.close(self.file)
 
@@ -98,20 +99,20 @@ class Wire:
         return done
 
 
-def wire(context: BaseContext) -> tuple[Wire, Wire]:
-    """Two connected ends: keep one, and hand the other to a process of `context`."""
+def open_wire(context: BaseContext) -> tuple[Wire, Wire]:
+    """Open two connected ends: keep one, and pass the other to a process of `context`."""
     ours, theirs = context.Pipe()
-    file = _nameless_file()
+    file = _open_nameless_file()
     return Wire(ours, file), Wire(theirs, os.dup(file))
 
 
-def _nameless_file() -> int:
-    """In memory; where there is no such thing, on disk, whose cache mostly holds it."""
+def _open_nameless_file() -> int:
+    """Open a file in memory; where the system has none, on disk, whose cache mostly holds it."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("tuwen-wire")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
 
-def _received(pipe: Connection, file: Any) -> Wire:
+def _rebuild(pipe: Connection, file: Any) -> Wire:
     return Wire(pipe, file.detach())

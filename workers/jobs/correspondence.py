@@ -1,4 +1,4 @@
-"""The queue closes the loop: what one model makes, another scores, before anybody sees it.
+"""Selection among candidates: one model makes them, another scores them, and the best becomes the result.
 
 The match model of the same worker selects; so it must not be the judge that reports how good the selection is (see
 `MatchResult` on its scores).
@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tuwen.engine import DescribeItem, GenerateItem, MatchItem, Output, Picture
-from tuwen.jobs import Caption, DescribeResult, GenerateInput, MatchResult
+from tuwen.jobs import DescribeResult, GenerateInput, MatchResult, RankedCaption
 from workers.jobs.stages import Stages
 
 SEEDS = 2**63
 
 
 @dataclass(frozen=True, slots=True)
-class Sketch:
-    """One candidate for a prompt; the pixels are let go of when they will not be kept."""
+class GeneratedImage:
+    """One candidate for a prompt; `picture` is None once it will not be kept."""
 
     seed: int
     picture: Picture | None
@@ -25,42 +25,42 @@ class Sketch:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """What was drawn for a prompt, the best first; the first has its picture."""
+class GeneratedImages:
+    """All candidates for a prompt, the best first; the first one has its picture."""
 
-    sketches: tuple[Sketch, ...]
+    images: tuple[GeneratedImage, ...]
     fell_short: bool = False
 
 
-def draw(item: GenerateItem, wanted: GenerateInput) -> Stages[Drawn]:
-    """Draw rounds of candidates until one reaches `wanted.min_score`: one round where nothing has to be reached.
+def generate(item: GenerateItem, wanted: GenerateInput) -> Stages[GeneratedImages]:
+    """Generate rounds of candidates until one reaches `wanted.min_score`; one round where that is not set.
 
-    Candidate k of round r has the seed `item.seed` + r · candidates + k, so that each can be drawn again by itself.
+    Candidate k of round r has the seed `item.seed` + r · candidates + k, so that each can be made again alone.
     """
-    sketches: list[Sketch] = []
+    images: list[GeneratedImage] = []
     for number in range(wanted.rounds if wanted.min_score is not None else 1):
         first = item.seed + number * wanted.candidates
         items = [replace(item, seed=(first + k) % SEEDS) for k in range(wanted.candidates)]
         pictures = [_picture(answer) for answer in (yield items)]
         answers = yield [MatchItem(picture.pixels, item.prompt) for picture in pictures]
-        sketches += [
-            Sketch(each.seed, picture, _score(answer))
+        images += [
+            GeneratedImage(each.seed, picture, _score(answer))
             for each, picture, answer in zip(items, pictures, answers, strict=True)
         ]
-        sketches.sort(key=lambda sketch: -(sketch.score or 0.0))  # stable: of equals the first drawn
+        images.sort(key=lambda image: -(image.score or 0.0))  # stable: the first made of equal ones
         if wanted.keep == "best":
-            sketches[1:] = [replace(sketch, picture=None) for sketch in sketches[1:]]
-        if _reached(sketches[0], wanted):
-            return Drawn(tuple(sketches))
-    return Drawn(tuple(sketches), fell_short=True)
+            images[1:] = [replace(image, picture=None) for image in images[1:]]
+        if _reached(images[0], wanted):
+            return GeneratedImages(tuple(images))
+    return GeneratedImages(tuple(images), fell_short=True)
 
 
-def _reached(best: Sketch, wanted: GenerateInput) -> bool:
+def _reached(best: GeneratedImage, wanted: GenerateInput) -> bool:
     return wanted.min_score is None or (best.score or 0.0) >= wanted.min_score
 
 
 def describe(item: DescribeItem, count: int) -> Stages[DescribeResult]:
-    """The most probable caption and `count` - 1 drawn by lot; the one that fits the image best is the text."""
+    """Write the most probable caption and `count` - 1 sampled ones; the one that fits the image best is the text."""
     wanted = [item, *(replace(item, seed=seed) for seed in range(1, count))]
     written = [answer for answer in (yield wanted) if isinstance(answer, DescribeResult)]
     texts = {answer.text: answer for answer in reversed(written) if answer.text}
@@ -70,7 +70,7 @@ def describe(item: DescribeItem, count: int) -> Stages[DescribeResult]:
     answers = yield [MatchItem(item.pixels, each.text) for each in different]
     scored = [(_score(answer), each) for answer, each in zip(answers, different, strict=True)]
     scored.sort(key=lambda pair: -pair[0])
-    captions = tuple(Caption(text=each.text, confidence=each.confidence, score=score) for score, each in scored)
+    captions = tuple(RankedCaption(text=each.text, confidence=each.confidence, score=score) for score, each in scored)
     score, best = scored[0]
     return best.model_copy(update={"score": score, "captions": captions})
 

@@ -7,13 +7,13 @@ from concurrent.futures import Future
 from typing import Any
 from uuid import UUID
 
-from shared.database import Claim
+from shared.database import JobClaim
 
 
 class Lease:
     """The claim of a job, and the work that ends with it."""
 
-    def __init__(self, claim: Claim):
+    def __init__(self, claim: JobClaim):
         self.claim = claim
         self._guard = threading.Lock()
         self._stopped = False

@@ -24,7 +24,7 @@ _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What a text says of one thing, or of the scene."""
+    """One statement of a text about one thing, or about the scene."""
 
     role: str
     value: str
@@ -33,7 +33,7 @@ class Statement:
 
 
 def report(item: MatchItem) -> Stages[MatchResult]:
-    """The score of the whole pair, with a report on its statements."""
+    """Score the whole pair, with a report on its statements."""
     graph = parse(item.text)
     said = list(statements(graph, "zh" if _CHINESE.search(item.text) else "en"))
     whole, seen, *parts = yield [
@@ -49,7 +49,7 @@ def report(item: MatchItem) -> Stages[MatchResult]:
 
 
 def statements(graph: SceneGraph, language: Language) -> Iterator[Statement]:
-    """The single statements of a text, each put into words of `language`."""
+    """Yield the single statements of a text, each put into words of `language`."""
 
     def words(mention: Mention, place: str | None = None) -> str:
         return say([mention], place, None, language, "short")
@@ -94,7 +94,7 @@ def _claim(statement: Statement, seen: RecognizeResult, scored: Output) -> Claim
 
 
 def _confidence(statement: Statement, seen: RecognizeResult) -> float | None:
-    """Of the recognize model in what it found of the statement; None where it found nothing."""
+    """Return how sure the recognize model is of a statement; None where it found nothing of it."""
     if statement.role == "scene":
         return seen.confidence if seen.scene == statement.value else None
     if statement.role == "relation":

@@ -11,21 +11,21 @@ from shared.intake.images import encode_png
 from shared.objects.storage import ObjectStore, content_key
 from tuwen.engine import Picture, Pixels
 from tuwen.jobs import Candidate, GenerateResult, StoredImage
-from workers.jobs.correspondence import Drawn
+from workers.jobs.correspondence import GeneratedImages
 
 PREVIEW_LENGTH = 8192
 PREVIEW_QUALITIES = (75, 50, 25)
-"""Of WebP, in percent; a preview that is still mostly noise needs the lower ones."""
+"""Qualities of WebP to try, in percent; a preview that is still mostly noise needs the lower ones."""
 
 
-def stored(store: ObjectStore, drawn: Drawn) -> GenerateResult:
-    """Keep what was drawn, as far as it has pictures; the result names the best as its image.
+def store_images(store: ObjectStore, generated: GeneratedImages) -> GenerateResult:
+    """Store those images that still have their picture; the result names the best as its image.
 
     Raises:
         StorageUnavailable
     """
-    images = [_stored(store, each.picture) if each.picture is not None else None for each in drawn.sketches]
-    best = drawn.sketches[0]
+    images = [_store_image(store, each.picture) if each.picture is not None else None for each in generated.images]
+    best = generated.images[0]
     if best.picture is None or images[0] is None:
         raise ValueError("the best of the candidates has no picture")
     return GenerateResult(
@@ -34,17 +34,17 @@ def stored(store: ObjectStore, drawn: Drawn) -> GenerateResult:
         score=best.score,
         candidates=tuple(
             Candidate(seed=each.seed, score=each.score, image=image)
-            for each, image in zip(drawn.sketches, images, strict=True)
+            for each, image in zip(generated.images, images, strict=True)
             if each.score is not None
         ),
-        fell_short=drawn.fell_short,
+        fell_short=generated.fell_short,
         unknown_words=best.picture.unknown_words,
         warnings=best.picture.warnings,
     )
 
 
-def preview(pixels: Pixels) -> str:
-    """A data: URL of at most `PREVIEW_LENGTH` characters: a small picture, as well as that can show it."""
+def preview_url(pixels: Pixels) -> str:
+    """Encode a picture as a data: URL of at most `PREVIEW_LENGTH` characters, at the best quality that fits."""
     image = Image.fromarray(pixels)
     while True:
         for quality in PREVIEW_QUALITIES:
@@ -56,7 +56,7 @@ def preview(pixels: Pixels) -> str:
         image = image.reduce(2)
 
 
-def _stored(store: ObjectStore, picture: Picture) -> StoredImage:
+def _store_image(store: ObjectStore, picture: Picture) -> StoredImage:
     data = encode_png(picture.pixels)
     key = content_key("results", data, ".png")
     store.put(key, data, "image/png")

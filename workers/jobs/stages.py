@@ -13,10 +13,10 @@ from tuwen.engine import Item, Output
 T = TypeVar("T")
 Stages = Generator[Sequence[Item], list[Output], T]
 Submit = Callable[[Item, int], "Future[Output]"]
-"""Has an engine run an item; told its number in its stage, of which the steps of number 0 stand for all."""
+"""Has an engine run an item, given its number in its stage; the steps of item 0 stand for all."""
 
 
-def play(stages: Stages[T], submit: Submit) -> Future[T]:
+def run_stages(stages: Stages[T], submit: Submit) -> Future[T]:
     """Run `stages` to their end, each stage's items side by side.
 
     No thread waits: the generator goes on in whichever thread the last answer of a stage comes, so it must not block.
@@ -25,12 +25,12 @@ def play(stages: Stages[T], submit: Submit) -> Future[T]:
         The future of what the generator returns. It raises what the first item to fail raised, or the generator
         itself; cancelling it cancels the items under way.
     """
-    player = _Player(stages, submit)
-    player.go_on(None)
-    return player.future
+    runner = _StageRunner(stages, submit)
+    runner.advance(None)
+    return runner.future
 
 
-class _Player(Generic[T]):
+class _StageRunner(Generic[T]):
     def __init__(self, stages: Stages[T], submit: Submit):
         self.future: Future[T] = Future()
         self._stages = stages
@@ -39,9 +39,9 @@ class _Player(Generic[T]):
         # Guarded by the lock: the items of the stage, and how many of them have no answer yet.
         self._calls: list[Future[Output]] = []
         self._missing = 0
-        self.future.add_done_callback(self._call_off)
+        self.future.add_done_callback(self._cancel_calls)
 
-    def go_on(self, answers: list[Output] | None) -> None:
+    def advance(self, answers: list[Output] | None) -> None:
         try:
             items = self._stages.send(answers)  # type: ignore[arg-type]  # None starts a generator
             calls = [self._submit(item, number) for number, item in enumerate(items)]
@@ -55,11 +55,11 @@ class _Player(Generic[T]):
         with self._lock:
             self._calls, self._missing = calls, len(calls)
         if self.future.done():  # cancelled while the items were submitted
-            self._call_off(self.future)
+            self._cancel_calls(self.future)
         for call in calls:
-            call.add_done_callback(self._answered)
+            call.add_done_callback(self._handle_answer)
 
-    def _answered(self, call: Future[Output]) -> None:
+    def _handle_answer(self, call: Future[Output]) -> None:
         if call.cancelled():
             return
         if (error := call.exception()) is not None:
@@ -69,14 +69,14 @@ class _Player(Generic[T]):
             self._missing -= 1
             calls = self._calls if self._missing == 0 else []
         if calls:
-            self.go_on([each.result() for each in calls])
+            self.advance([each.result() for each in calls])
 
     def _fail(self, error: BaseException) -> None:
         with suppress(InvalidStateError):
             self.future.set_exception(error)
 
-    def _call_off(self, _: Future[T]) -> None:
-        """What the stage still waits for is wanted no more; for one that went to its end this does nothing."""
+    def _cancel_calls(self, _: Future[T]) -> None:
+        """Cancel what the stage still waits for; after the last stage this does nothing."""
         with self._lock:
             calls = self._calls
         for call in calls:

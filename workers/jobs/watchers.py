@@ -1,4 +1,4 @@
-"""Those who follow the jobs of this worker: told what becomes of a job, and known by the jobs that they follow."""
+"""Publishes what becomes of this worker's jobs, and knows which of them somebody follows."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from shared.leasing.grouping import Grouped
+from shared.leasing.grouping import GroupQueue
 from shared.queue import JobQueue
 from tuwen.engine import Partial
 from tuwen.jobs import Part, Progress, Status
-from workers.jobs.pictures import preview
+from workers.jobs.pictures import preview_url
 
 UNREAD = 10_000
-"""Events that wait while Redis is frozen; the oldest are dropped, since watchers look at PostgreSQL as well."""
+"""Most events that wait while Redis is frozen; the oldest are dropped, since watchers look at PostgreSQL as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,36 +25,38 @@ class _Step:
 
 
 class Watchers:
-    """Never blocks who tells something: a thread of its own encodes and publishes it."""
+    """Publishes events without blocking the caller: a thread of its own encodes and sends them."""
 
     def __init__(self, queue: JobQueue):
         self._queue = queue
-        # Redis says with each event how many hear it: nothing has to be asked. Written by the thread alone.
+        # Redis answers each event with its number of subscribers: nothing has to be asked. Only the thread writes it.
         self._followed: set[UUID] = set()
-        self._news = Grouped(self._announce, "announcer", most=UNREAD)
+        self._events = GroupQueue(self._announce, "announcer", most=UNREAD)
 
-    def follow(self, job_id: UUID) -> bool:
-        """Whether somebody followed the job when something was last told of it."""
+    def is_followed(self, job_id: UUID) -> bool:
+        """Whether somebody followed the job when its last event was published."""
         return job_id in self._followed
 
-    def ended(self, job_id: UUID, status: Status | None) -> None:
-        """The job is over, queued once more, or (None) in other hands."""
-        self._news.add((job_id, status))
+    def tell_end(self, job_id: UUID, status: Status | None) -> None:
+        """Publish that the job is over or queued again; None: another worker has it."""
+        self._events.add((job_id, status))
 
-    def started(self, job_id: UUID) -> None:
-        self._news.add((job_id, Status.RUNNING))
+    def tell_start(self, job_id: UUID) -> None:
+        """Publish that the job runs."""
+        self._events.add((job_id, Status.RUNNING))
 
-    def progressed(self, job_id: UUID, number: int, step: int, steps: int, part: Partial | None) -> None:
-        """`number` is which of the things that the job has made at once; the steps of the first stand for all."""
+    def tell_progress(self, job_id: UUID, number: int, step: int, steps: int, part: Partial | None) -> None:
+        """Publish progress of item `number` of the job's stage; the steps of item 0 stand for all."""
         if number == 0 or part is not None:
-            self._news.add((job_id, _Step(number, step, steps, part)))
+            self._events.add((job_id, _Step(number, step, steps, part)))
 
     def close(self) -> None:
-        self._news.close()
+        """Publish what is left, for a few seconds at most."""
+        self._events.close()
 
-    def _announce(self, news: Sequence[tuple[UUID, Status | _Step | None]]) -> None:
-        heard = self._queue.announce([(job_id, _event(what)) for job_id, what in news if what is not None])
-        for job_id, what in news:
+    def _announce(self, events: Sequence[tuple[UUID, Status | _Step | None]]) -> None:
+        heard = self._queue.announce([(job_id, _event(what)) for job_id, what in events if what is not None])
+        for job_id, what in events:
             if job_id in heard and (what is Status.RUNNING or isinstance(what, _Step)):
                 self._followed.add(job_id)
             else:
@@ -73,4 +75,4 @@ def _parts(what: _Step) -> tuple[Part, ...]:
         return ()
     if isinstance(what.part, str):
         return (Part(index=what.number, text=what.part),)
-    return (Part(index=what.number, preview=preview(what.part)),)
+    return (Part(index=what.number, preview=preview_url(what.part)),)

@@ -11,7 +11,7 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("deadline", sa.Double(), nullable=True))
-    # Of a job that was retried before, more than it was given; what it was given is written nowhere.
+    # A job that was retried before gets more than its original deadline, which is recorded nowhere.
     op.execute("UPDATE jobs SET deadline = EXTRACT(EPOCH FROM deadline_at - created_at)")
     op.alter_column("jobs", "deadline", nullable=False)
 

@@ -19,6 +19,7 @@ from api.cli.demo import SAMPLE, thumbnail
 from api.cli.images import image_files
 from api.cli.place import DEFAULT_URL, Place
 from api.embedded.processes import Lock, last_lines, rotate
+from tests.support.waiting import PATIENT
 from tuwen.jobs import (
     DescribeResult,
     Job,
@@ -37,7 +38,7 @@ from tuwen.jobs import (
 def tuwen(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "api.cli", *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | environment, input=""
+        command, capture_output=True, text=True, timeout=PATIENT, check=False, env=os.environ | environment, input=""
     )
 
 
@@ -106,12 +107,12 @@ def test_a_growing_text_is_shown_by_its_end() -> None:
     def writing(*parts: Part) -> Job:
         return _job(Status.RUNNING, progress=Progress(step=1, steps=9, parts=parts))
 
-    assert terminal.growing(_job(Status.RUNNING)) == ""
-    assert terminal.growing(writing()) == ""
-    assert terminal.growing(writing(Part(index=1, text="another caption"))) == ""
-    assert terminal.growing(writing(Part(text="a black\ncat"))) == "a black cat"
+    assert terminal.growing_text(_job(Status.RUNNING)) == ""
+    assert terminal.growing_text(writing()) == ""
+    assert terminal.growing_text(writing(Part(index=1, text="another caption"))) == ""
+    assert terminal.growing_text(writing(Part(text="a black\ncat"))) == "a black cat"
     long = "a black cat " * 9
-    assert terminal.growing(writing(Part(text=long))) == "…" + long.strip()[-59:]
+    assert terminal.growing_text(writing(Part(text=long))) == "…" + long.strip()[-59:]
 
 
 def test_outcomes_read_well() -> None:
@@ -236,4 +237,4 @@ def test_lock_is_held_by_children_too(tmp_path: Path) -> None:
         assert not other.acquire()
         assert child.stdin
         child.stdin.close()
-    assert other.acquire(timeout=10)
+    assert other.acquire(timeout=PATIENT)

@@ -14,12 +14,13 @@ import redis
 
 from api.embedded.processes import Lock
 from api.embedded.servers import Postgres, Server, Valkey
+from tests.support.waiting import PATIENT
 from tuwen.errors import ConfigurationError
 
 
 @pytest.fixture(params=[Valkey, Postgres])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Server:
-    return request.param(tmp_path / "带 空格的 folder", durable=False)
+    return request.param(tmp_path / "带 空格的 folder")
 
 
 def _write(server: Server, value: str) -> None:
@@ -84,7 +85,7 @@ def test_password_is_private_and_needed(server: Server) -> None:
 
 
 def test_a_broken_start_shows_the_log(tmp_path: Path) -> None:
-    with Valkey(tmp_path, durable=False) as server:
+    with Valkey(tmp_path) as server:
         pass
     manifest = next((server.folder / "appendonlydir").glob("*.manifest"))
     manifest.write_text("nonsense")
@@ -93,7 +94,7 @@ def test_a_broken_start_shows_the_log(tmp_path: Path) -> None:
 
 
 def test_valkey_survives_a_torn_append_only_file(tmp_path: Path) -> None:
-    with Valkey(tmp_path, durable=False) as server:
+    with Valkey(tmp_path) as server:
         _write(server, "whole")
         server.kill()
         with next((server.folder / "appendonlydir").glob("*.incr.aof")).open("ab") as file:
@@ -103,7 +104,7 @@ def test_valkey_survives_a_torn_append_only_file(tmp_path: Path) -> None:
 
 
 def test_postgres_survives_a_stale_pid_file(tmp_path: Path) -> None:
-    with Postgres(tmp_path, durable=False) as server:
+    with Postgres(tmp_path) as server:
         _write(server, "kept")
         server.kill()
         pid_file = server.folder / "cluster" / "postmaster.pid"
@@ -117,15 +118,14 @@ def test_postgres_survives_a_killed_initdb(tmp_path: Path) -> None:
     unfinished = tmp_path / "cluster.new"
     unfinished.mkdir()
     (unfinished / "PG_VERSION").write_text("18\n")
-    with Postgres(tmp_path, durable=False) as server:
+    with Postgres(tmp_path) as server:
         _write(server, "fresh")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root has this problem")
-def test_root_runs_postgres_as_somebody_else_in_a_private_folder(tmp_path: Path) -> None:
+def test_postgres_never_runs_as_root_and_its_folder_stays_private(tmp_path: Path) -> None:
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
-    with Postgres(private / "data", durable=False) as server:
+    with Postgres(private / "data") as server:
         status = Path(f"/proc/{server.pid}/status").read_text()
         assert "Uid:\t0" not in status
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
@@ -134,8 +134,8 @@ def test_root_runs_postgres_as_somebody_else_in_a_private_folder(tmp_path: Path)
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
 def test_servers_end_when_their_starter_is_killed(server: Server) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from api.embedded.servers import *\n"
-        f"{type(server).__name__}(Path(sys.argv[1]), durable=False).start(); print('up', flush=True); time.sleep(600)"
+        "import sys, time; from pathlib import Path; from tests.support.servers import *\n"
+        f"{type(server).__name__}(Path(sys.argv[1])).start(); print('up', flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", script, str(server.folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as starter:
@@ -144,5 +144,5 @@ def test_servers_end_when_their_starter_is_killed(server: Server) -> None:
         starter.send_signal(signal.SIGKILL)
     # The lock is free only when no process of the server is left.
     lock = Lock(server.folder / "lock")
-    assert lock.acquire(timeout=30)
+    assert lock.acquire(timeout=PATIENT)
     lock.release()

@@ -20,6 +20,7 @@ import pytest
 
 from api.cli.demo import SAMPLE
 from api.embedded.addresses import Addresses
+from tests.support.waiting import PATIENT
 from tuwen.client import Client
 from tuwen.jobs import GenerateInput, JobRequest, Status
 
@@ -29,7 +30,6 @@ FAKES = {
     "TUWEN_RECOGNIZE": "import:tests.support.fakes:NullRecognizer",
     "TUWEN_MATCH": "import:tests.support.fakes:NullMatcher",
 }
-PATIENCE = 120.0
 PNG = b"\x89PNG"
 
 
@@ -43,7 +43,7 @@ class Up:
 
     @property
     def addresses(self) -> Addresses:
-        found = Addresses.of(self.data)
+        found = Addresses.read(self.data)
         assert found, f"not running; it said:\n{self.said()}"
         return found
 
@@ -66,9 +66,9 @@ class Up:
 
 
 def until(condition: Callable[[], Any], up: Up) -> Any:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PATIENT
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited in vain; it said:\n{up.said()}"
+        assert time.monotonic() < deadline, f"timed out; the command said:\n{up.said()}"
         assert up.process.poll() is None, f"it ended; it said:\n{up.said()}"
         time.sleep(0.1)
     return value
@@ -88,7 +88,7 @@ def tuwen_up(data: Path, *arguments: str) -> Iterator[Up]:
         )
     up = Up(process, data, output)
     try:
-        until(lambda: Addresses.of(data), up)
+        until(lambda: Addresses.read(data), up)
         yield up
     finally:
         process.kill()
@@ -110,7 +110,7 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def _all_end(family: list[psutil.Process]) -> bool:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PATIENT
     while any(_lives(process) for process in family) and time.monotonic() < deadline:
         time.sleep(0.1)
     return not any(_lives(process) for process in family)
@@ -119,7 +119,7 @@ def _all_end(family: list[psutil.Process]) -> bool:
 def _work(up: Up) -> None:
     with Client(up.addresses.url) as client:
         job = client.submit(JobRequest(input=GenerateInput(prompt="a cat")))
-        assert client.wait(job.id, timeout=PATIENCE).status is Status.SUCCEEDED
+        assert client.wait(job.id, timeout=PATIENT).status is Status.SUCCEEDED
 
 
 def test_everything_answers_and_does_a_job(up: Up) -> None:
@@ -157,7 +157,7 @@ def test_what_dies_is_started_again(up: Up, name: str, words: list[str]) -> None
 
 def test_a_second_one_on_the_same_folder_is_refused(up: Up) -> None:
     command = [sys.executable, "-m", "api.cli", "up", "--data", str(up.data)]
-    second = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    second = subprocess.run(command, capture_output=True, text=True, timeout=PATIENT, check=False)
     assert second.returncode == 1
     assert f"Tuwen already runs on {up.data} at {up.addresses.url} (process {up.process.pid})" in second.stderr
     assert "Traceback" not in second.stderr
@@ -167,7 +167,7 @@ def test_a_second_one_on_the_same_folder_is_refused(up: Up) -> None:
 def tuwen(up: Up, *arguments: str, cwd: Path | None = None, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Another terminal on the same machine."""
     command = [sys.executable, "-m", "api.cli", "--data", str(up.data), *arguments]
-    return subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False, cwd=cwd, input=stdin)
+    return subprocess.run(command, capture_output=True, timeout=PATIENT, check=False, cwd=cwd, input=stdin)
 
 
 def test_doctor_finds_it_well(up: Up) -> None:
@@ -236,9 +236,9 @@ def test_interrupt_stops_all_of_it(up: Up) -> None:
     family = up.family()
     assert len(family) > 6
     up.process.send_signal(signal.SIGINT)
-    assert up.process.wait(PATIENCE) == 0
+    assert up.process.wait(PATIENT) == 0
     assert not [process for process in family if _lives(process)]
-    assert Addresses.of(up.data) is None
+    assert Addresses.read(up.data) is None
     assert "stopped; the data stay in" in up.said()
 
 
@@ -246,7 +246,7 @@ def test_nothing_is_left_when_it_is_killed_and_the_data_are_kept(tmp_path: Path)
     data = tmp_path / "data"
     with tuwen_up(data, "--no-flower") as up, Client(up.addresses.url) as client:
         job = client.submit(JobRequest(input=GenerateInput(prompt="a dog")))
-        client.wait(job.id, timeout=PATIENCE)
+        client.wait(job.id, timeout=PATIENT)
         family = up.family()
         up.process.kill()
         up.process.wait()
@@ -262,7 +262,7 @@ def test_taken_port_is_named(option: str, tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         command = [sys.executable, "-m", "api.cli", "up", "--data", str(tmp_path / "data"), "--port", "0"]
         command += ["--flower-port", "0", option, str(port)]
-        refused = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=PATIENT, check=False)
     assert refused.returncode == 1
     assert f"port {port} is already in use; choose another with {option}" in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -271,7 +271,7 @@ def test_taken_port_is_named(option: str, tmp_path: Path) -> None:
 def test_worker_that_cannot_start_is_reported(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "api.cli", "up", "--data", str(tmp_path / "data"), "--port", "0", "--no-flower"]
     broken = os.environ | FAKES | {"TUWEN_GENERATE": "import:tests.support.fakes:BrokenAtStart"}
-    failed = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=broken)
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=PATIENT, check=False, env=broken)
     assert failed.returncode == 1
     assert "worker ended with exit code" in failed.stderr
     assert "engine_start_failed" in failed.stderr

@@ -13,7 +13,8 @@ from api.app import create_app
 from api.http.auth import new_key
 from shared.database import Database
 from shared.settings import Settings
-from tests.support.api_server import eventually, serving
+from tests.support.api_server import serving
+from tests.support.waiting import eventually
 from tuwen.errors import ConfigurationError
 
 GENERATE = {"input": {"kind": "generate", "prompt": "a cat"}}

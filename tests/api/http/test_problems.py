@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from api.http.problems import field_path, invalid_fields, respond_to
+from api.http.problems import respond_to
+from shared.intake.validation import invalid_fields
 from tuwen.client import _error
 from tuwen.errors import FetchFailed, InvalidRequest, TuwenError, Unauthorized, Unavailable
 
@@ -59,18 +60,3 @@ def test_headers_say_how_to_go_on() -> None:
     assert respond_to(Unauthorized("no")).headers["www-authenticate"].startswith("Bearer")
     assert respond_to(FetchFailed("later", retry_after=0.1)).headers["retry-after"] == "1"
     assert "retry-after" not in respond_to(FetchFailed("later")).headers
-
-
-@pytest.mark.parametrize(
-    ("location", "path"),
-    [
-        (("body", "input", "generate", "prompt"), "input.prompt"),
-        (("input", "match"), "input"),
-        (("jobs", 3, "input", "describe", "image"), "jobs.3.input.image"),
-        (("query", "limit"), "limit"),
-        (("match",), "match"),
-        ((), "body"),
-    ],
-)
-def test_fields_are_called_what_the_caller_called_them(location: tuple[str | int, ...], path: str) -> None:
-    assert field_path(location) == path

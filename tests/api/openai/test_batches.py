@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import openai
@@ -13,18 +15,38 @@ from openai import OpenAI
 from openai.types import Batch
 
 from api.http.auth import new_key
-from api.openai import batch_runner
 from api.openai.documents import document_id
-from tests.api.openai.test_openai import client, colour, data_url, question, system, url
+from shared.settings import Settings
+from tests.api.openai.test_openai import client, colour, data_url, question, system
 from tests.support.api_server import png, serving
 from tests.support.fakes import seed_colour
 from tests.support.system import System
+from tests.support.waiting import PATIENT
 from tuwen.jobs import Status
+from workers.housekeeper import batches
+from workers.housekeeper.batches import BatchRunner
 
-__all__ = ["client", "system", "url"]  # fixtures
+__all__ = ["client", "system"]  # fixtures
 
 MODEL = "import:tests.support.fakes:NullDescriber"
 CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
+
+
+@contextmanager
+def working_off(settings: Settings) -> Iterator[BatchRunner]:
+    """A housekeeper's thread for batches, in this process, where a test can change its limits."""
+    runner = BatchRunner(settings)
+    runner.start()
+    try:
+        yield runner
+    finally:
+        runner.close(10)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def runner(system: System) -> Iterator[BatchRunner]:
+    with working_off(system.settings) as runner:
+        yield runner
 
 
 def line(custom_id: str, url: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -36,8 +58,8 @@ def chat_line(number: int, shade: int) -> dict[str, Any]:
     return line(f"request-{number}", CHAT, {"model": MODEL, "messages": question(image)})
 
 
-def drawing_line(number: int, prompt: str = "a cat", **wishes: Any) -> dict[str, Any]:
-    return line(f"drawing-{number}", IMAGES, {"prompt": prompt, "seed": number, **wishes})
+def drawing_line(number: int, prompt: str = "a cat", **parameters: Any) -> dict[str, Any]:
+    return line(f"drawing-{number}", IMAGES, {"prompt": prompt, "seed": number, **parameters})
 
 
 def submit(client: OpenAI, lines: list[Any], endpoint: Any = CHAT, **options: Any) -> Batch:
@@ -48,7 +70,7 @@ def submit(client: OpenAI, lines: list[Any], endpoint: Any = CHAT, **options: An
 
 
 def over(client: OpenAI, batch: Batch) -> Batch:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENT
     while batch.status not in ("completed", "failed", "expired", "cancelled"):
         assert time.monotonic() < deadline, batch
         time.sleep(0.1)
@@ -136,7 +158,7 @@ def test_a_bad_input_is_refused_as_a_whole(client: OpenAI, system: System) -> No
 
 
 def test_too_many_lines(client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_runner, "MOST_LINES", 3)
+    monkeypatch.setattr(batches, "MOST_LINES", 3)
     batch = over(client, submit(client, [chat_line(number, 0) for number in range(4)]))
     assert batch.status == "failed"
     assert batch.errors
@@ -148,7 +170,7 @@ def test_a_cancelled_batch_keeps_what_is_done(client: OpenAI, system: System) ->
     # Of another size, so that none shares a forward pass with a quick one.
     slow = [drawing_line(number, "sleep 60", size="16x16") for number in range(5, 25)]
     batch = submit(client, [*quick, *slow], IMAGES)
-    system.until(lambda: _succeeded(system, batch) == 5 and _running(system, batch), "the quick ones to be done")
+    system.wait_until(lambda: _succeeded(system, batch) == 5 and _running(system, batch), "the quick ones to be done")
     assert client.batches.cancel(batch.id).status == "cancelling"
     batch = over(client, batch)
     assert batch.status == "cancelled"
@@ -174,11 +196,10 @@ def _running(system: System, batch: Batch) -> bool:
     return any(job.status is Status.RUNNING for job in _jobs(system, batch))
 
 
-def test_another_process_takes_over(client: OpenAI, system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_process_takes_over(client: OpenAI, system: System) -> None:
     """One that took the batch and died has done nothing by halves."""
-    monkeypatch.setattr(batch_runner, "LEASE", 2.0)
     batch = submit(client, [chat_line(number, number % 256) for number in range(150)])
-    with serving(system.settings):  # a second API process's worth of a runner
+    with working_off(system.settings.model_copy(update={"lease": 2.0})):  # a second housekeeper's
         for _ in range(3):
             system.database.batches.take(0.3)  # and processes that die with it in their hands
             time.sleep(0.1)
@@ -206,7 +227,7 @@ def test_files(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "param"),
+    ("changed", "param"),
     [
         ({"input_file_id": "file-00000000000000000000000000000000"}, "input_file_id"),
         ({"input_file_id": "nonsense"}, "input_file_id"),
@@ -215,11 +236,11 @@ def test_files(client: OpenAI) -> None:
         ({"metadata": {"a": "x" * 513}}, "metadata.a"),
     ],
 )
-def test_what_cannot_be(client: OpenAI, wish: dict[str, Any], param: str) -> None:
+def test_what_cannot_be(client: OpenAI, changed: dict[str, Any], param: str) -> None:
     file = client.files.create(file=("a.jsonl", b"{}\n"), purpose="batch")
     given: dict[str, Any] = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"}
     with pytest.raises(openai.BadRequestError) as refused:
-        client.batches.create(**{**given, **wish})
+        client.batches.create(**{**given, **changed})
     assert refused.value.param == param
 
 

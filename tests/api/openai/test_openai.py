@@ -20,9 +20,10 @@ from api.http.auth import new_key
 from api.openai import images
 from shared.database import Database
 from shared.settings import Settings
-from tests.support.api_server import eventually, png, serving
+from tests.support.api_server import png, serving
 from tests.support.fakes import seed_colour
 from tests.support.system import System, running_system
+from tests.support.waiting import eventually
 from tuwen.jobs import Status
 
 
@@ -32,12 +33,6 @@ def system(module_settings: Settings) -> Iterator[Any]:
     with running_system(settings, settings.data_dir) as system:
         system.worker()
         yield system
-
-
-@pytest.fixture(scope="module")
-def url(system: System) -> Iterator[str]:
-    with serving(system.settings) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ def test_progress_from_before_a_change_of_state_is_stale() -> None:
 def test_a_look_that_finds_what_is_known_is_no_news() -> None:
     watch = Watch()
     watch.tell_if_new(Status.RUNNING)  # the watcher has not even read the row: it will see for itself
-    watch.saw(Status.RUNNING)
+    watch.note(Status.RUNNING)
     watch.tell_if_new(Status.RUNNING)
     assert told(watch) is None
     watch.tell_if_new(Status.SUCCEEDED)

@@ -11,9 +11,10 @@ import httpx
 from api.embedded.servers import Postgres, Valkey
 from shared.database import Database
 from shared.settings import Settings
-from tests.support.api_server import eventually, png, serving
+from tests.support.api_server import png, serving
 from tests.support.plain_sql import Sql
-from tests.support.system import frozen, ports_here
+from tests.support.system import freeze, ports_here
+from tests.support.waiting import PATIENT, eventually
 from tuwen.jobs import Kind
 
 GENERATE = {"input": {"kind": "generate", "prompt": "一只黑色的猫在草地上跳跃"}}
@@ -54,7 +55,7 @@ def test_submissions_are_kept_while_redis_is_dead(api: httpx.Client, valkey: Val
 def test_nobody_waits_for_a_frozen_redis(api: httpx.Client, valkey: Valkey, database: Database) -> None:
     running = api.post("/v1/jobs", json=GENERATE).json()["id"]
     eventually(lambda: due(database) == 0)
-    with frozen(valkey.pid):
+    with freeze(valkey.pid):
         api.timeout = httpx.Timeout(FROZEN)
         for _ in range(10):
             assert api.post("/v1/jobs", json=GENERATE).status_code == 202
@@ -120,7 +121,7 @@ class Submitters:
             thread.join()
 
     def _submit(self) -> None:
-        with httpx.Client(base_url=self._url, timeout=30) as api:
+        with httpx.Client(base_url=self._url, timeout=PATIENT) as api:
             while not self._done.is_set():
                 self.submit(api, str(uuid4()))
 
@@ -138,7 +139,7 @@ def test_nobody_waits_for_a_frozen_postgresql(api: httpx.Client, postgres: Postg
     kept = api.post("/v1/jobs", json=GENERATE).json()["id"]
     with Submitters(str(api.base_url)) as submitters:
         eventually(lambda: len(submitters.accepted) > 20)
-        with frozen(postgres.pid):
+        with freeze(postgres.pid):
             assert api.get("/healthz").status_code == 200
             ready = api.get("/readyz")
             assert (ready.status_code, ready.json()["components"]["postgresql"]) == (503, "failed")
@@ -172,7 +173,7 @@ def test_nobody_waits_for_a_frozen_postgresql(api: httpx.Client, postgres: Postg
 
 
 def ports_there(sql: Sql) -> set[int]:
-    """Of the connections that the server has from our code, in this test's database."""
+    """Ports of the connections that the server has from our code, in this test's database."""
     query = "SELECT client_port FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'tuwen'"
     return {port for (port,) in sql(query)}
 
@@ -197,7 +198,7 @@ def test_without_storage_it_is_not_ready(api: httpx.Client, settings: Settings) 
 def test_it_starts_before_its_servers(settings: Settings, valkey: Valkey, postgres: Postgres) -> None:
     valkey.kill()
     postgres.kill()
-    with serving(settings) as url, httpx.Client(base_url=url, timeout=30) as api:
+    with serving(settings) as url, httpx.Client(base_url=url, timeout=PATIENT) as api:
         assert api.get("/healthz").status_code == 200
         assert api.get("/readyz").status_code == 503
         postgres.start()

@@ -14,7 +14,7 @@ import pytest
 from api.http.auth import new_key
 from api.routes import dataset_items
 from shared.database import Database
-from shared.database.datasets import Progress
+from shared.database.shards import ShardProgress
 from shared.objects import dataset_index
 from shared.objects.datasets import Planned, plan_key, results_key, write_plan, write_results
 from shared.objects.storage import ObjectStore
@@ -63,7 +63,7 @@ class Filled:
         rng = random.Random(1)
         for number, first in enumerate(range(0, images, shard_size)):
             self._add(number, [annotation(each, rng) for each in range(first, min(images, first + shard_size))])
-        self.database.datasets.planned(self._claim)
+        self.database.datasets.mark_planned(self._claim)
 
     def _add(self, number: int, found: list[Annotation]) -> None:
         shard = uuid4()
@@ -75,7 +75,7 @@ class Filled:
         lines = [each.model_dump_json(exclude_defaults=True).encode() for each in found]
         write_results(self._store, results, lines)
         failed = sum(each.error is not None for each in found)
-        assert self.database.shards.finish(claim, results, Progress(len(found) - failed, failed))
+        assert self.database.shards.finish(claim, results, ShardProgress(len(found) - failed, failed))
         self.known += found
 
     def review(self, number: int, **said: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from api.http.auth import new_key
 from shared.database import Database
-from shared.database.shards import Progress
+from shared.database.shards import ShardProgress
 from shared.objects.datasets import (
     Planned,
     folder,
@@ -25,7 +25,8 @@ from shared.objects.datasets import (
 from shared.objects.storage import ObjectStore
 from shared.queue import DATASETS_QUEUE
 from shared.settings import Settings
-from tests.support.api_server import eventually, serving
+from tests.support.api_server import serving
+from tests.support.waiting import eventually
 from tuwen.annotations import Annotation, Caption, Drop, DropReason, Provenance
 from tuwen.datasets import DatasetRequest
 from tuwen.jobs import JobError
@@ -46,7 +47,7 @@ def said(number: int, score: float | None, confidence: float, **more: Any) -> An
 
 
 def annotated(settings: Settings, database: Database, id: UUID, *shards: list[Annotation]) -> None:
-    """As if a worker had done it."""
+    """Annotate as a worker would."""
     store = ObjectStore.open(settings)
     claim = database.datasets.take(id, "h")
     assert claim is not None
@@ -58,7 +59,7 @@ def annotated(settings: Settings, database: Database, id: UUID, *shards: list[An
         running = database.shards.claim(shard, 5, "w")
         assert running is not None
         failed = sum(each.error is not None for each in images)
-        database.shards.finish(running, results, Progress(len(images) - failed, failed, 0, 30))
+        database.shards.finish(running, results, ShardProgress(len(images) - failed, failed, 0, 30))
 
 
 class TestSubmission:
@@ -283,10 +284,10 @@ class TestImages:
             return api.post(f"/v1/datasets/{id}/items/{image}/reviews", json=by | said)
 
         for image, said, reason in (
-            (0, {"verdict": "accepted"}, "write its caption, or retry what failed"),
-            (0, {"verdict": "rejected"}, "write its caption, or retry what failed"),
-            (1, {"text": "a cat"}, "was never read as an image (engine_error)"),
-            (1, {"verdict": "rejected"}, "was never read as an image (engine_error)"),
+            (0, {"verdict": "accepted"}, "write its caption, or retry the failed images"),
+            (0, {"verdict": "rejected"}, "write its caption, or retry the failed images"),
+            (1, {"text": "a cat"}, "could not be read (engine_error)"),
+            (1, {"verdict": "rejected"}, "could not be read (engine_error)"),
         ):
             refused = review(image, **said)
             assert (refused.status_code, refused.json()["code"]) == (409, "conflict")

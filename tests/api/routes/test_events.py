@@ -18,7 +18,8 @@ import redis
 from api.embedded.servers import Valkey
 from shared.queue import event_channel
 from shared.settings import Settings
-from tests.support.api_server import FakeWorker, eventually, png
+from tests.support.api_server import FakeWorker, png
+from tests.support.waiting import eventually
 
 GENERATE = {"input": {"kind": "generate", "prompt": "一只黑色的猫在草地上跳跃"}}
 

@@ -17,8 +17,9 @@ import psutil
 import pytest
 
 from shared.settings import Settings
-from tests.support.api_server import FakeWorker, eventually, png, serving
+from tests.support.api_server import FakeWorker, png, serving
 from tests.support.s3 import serve_s3
+from tests.support.waiting import PATIENT, eventually
 
 
 def test_the_same_bytes_are_one_file(api: httpx.Client, tmp_path: Path) -> None:
@@ -97,12 +98,12 @@ LIMIT = 4 * 2**20
 @pytest.fixture
 def small(settings: Settings) -> Iterator[httpx.Client]:
     limits = settings.model_copy(update={"max_body_bytes": LIMIT, "max_image_bytes": LIMIT // 2})
-    with serving(limits) as url, httpx.Client(base_url=url, timeout=30) as client:
+    with serving(limits) as url, httpx.Client(base_url=url, timeout=PATIENT) as client:
         yield client
 
 
 def connect(api: httpx.Client) -> socket.socket:
-    return socket.create_connection((api.base_url.host, api.base_url.port or 0), timeout=30)
+    return socket.create_connection((api.base_url.host, api.base_url.port or 0), timeout=PATIENT)
 
 
 def test_a_body_that_says_it_is_too_long(small: httpx.Client, subtests: pytest.Subtests) -> None:
@@ -180,7 +181,7 @@ def test_bytes_in_a_bucket_are_fetched_from_the_bucket(settings: Settings, tmp_p
     with serve_s3(tmp_path / "s3") as s3:
         bucket = settings.model_copy(update=s3.settings("objects").model_dump(exclude_unset=True))
         worker = FakeWorker(bucket)
-        with serving(bucket) as url, httpx.Client(base_url=url, timeout=30) as api:
+        with serving(bucket) as url, httpx.Client(base_url=url, timeout=PATIENT) as api:
             file = api.post("/v1/files", content=png()).json()["id"]
             job = api.post("/v1/jobs", json={"input": {"kind": "generate", "prompt": "a cat"}}).json()["id"]
             worker.claim(UUID(job))

@@ -18,7 +18,8 @@ from api.http.auth import new_key
 from shared.database import Database
 from shared.queue import JobQueue
 from shared.settings import Settings
-from tests.support.api_server import FakeWorker, eventually, png, serving
+from tests.support.api_server import FakeWorker, png, serving
+from tests.support.waiting import PATIENT, eventually
 from tuwen.jobs import Kind
 
 GENERATE = {"input": {"kind": "generate", "prompt": "一只黑色的猫在草地上跳跃"}}
@@ -37,7 +38,7 @@ def keyed(settings: Settings, database: Database) -> Iterator[Callable[..., http
         def make(tenant: str, quota: int = 100) -> httpx.Client:
             key, digest = new_key()
             database.keys.add(name=tenant, tenant=tenant, sha256=digest, quota=quota)
-            client = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
+            client = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=PATIENT)
             clients.append(client)
             return client
 
@@ -228,9 +229,9 @@ def test_a_cancelled_running_job_is_told_to_its_worker(api: httpx.Client, hand: 
     hand.claim(UUID(id))
     with redis.Redis.from_url(settings.redis_url, decode_responses=True) as client, client.pubsub() as told:
         told.subscribe("tuwen:cancel")
-        assert told.get_message(timeout=5)["type"] == "subscribe"
+        assert told.get_message(timeout=PATIENT)["type"] == "subscribe"
         api.post(f"/v1/jobs/{id}/cancel").raise_for_status()
-        assert told.get_message(timeout=5)["data"] == id
+        assert told.get_message(timeout=PATIENT)["data"] == id
 
 
 def test_the_image_of_a_job(api: httpx.Client, hand: FakeWorker) -> None:

@@ -17,7 +17,8 @@ from shared.database import Database
 from shared.database.workers import ServedModel
 from shared.settings import Settings
 from shared.telemetry.metrics import Recorder
-from tests.support.api_server import FakeWorker, eventually
+from tests.support.api_server import FakeWorker
+from tests.support.waiting import eventually
 from tuwen.jobs import Kind, Status
 
 GENERATE = {"input": {"kind": "generate", "prompt": "a cat"}}
@@ -85,10 +86,10 @@ def test_queues_are_counted(api: httpx.Client, hand: FakeWorker) -> None:
 def test_what_workers_record_is_shown(api: httpx.Client, settings: Settings) -> None:
     with redis.Redis.from_url(settings.redis_url, decode_responses=True) as client:
         for recorder in (Recorder(), Recorder()):  # two workers
-            recorder.finished(Kind.MATCH, Status.SUCCEEDED, wait=0.02, run=3)
-            recorder.finished(Kind.MATCH, Status.FAILED, wait=7, run=10_000)
-            recorder.finished(Kind.MATCH, Status.QUEUED, wait=1, run=1)
-            recorder.batch(Kind.MATCH, 16, 0.2)
+            recorder.record_end(Kind.MATCH, Status.SUCCEEDED, wait=0.02, run=3)
+            recorder.record_end(Kind.MATCH, Status.FAILED, wait=7, run=10_000)
+            recorder.record_end(Kind.MATCH, Status.QUEUED, wait=1, run=1)
+            recorder.record_batch(Kind.MATCH, 16, 0.2)
             recorder.flush(client)
             recorder.flush(client)  # nothing is left to add
     seen = figures(api)
@@ -114,9 +115,9 @@ def test_figures_outlast_a_redis_that_is_away(settings: Settings, valkey: Valkey
     recorder = Recorder()
     with redis.Redis.from_url(settings.redis_url, decode_responses=True) as client:
         valkey.kill()
-        recorder.batch(Kind.MATCH, 4, 0.1)
+        recorder.record_batch(Kind.MATCH, 4, 0.1)
         recorder.flush(client)
-        recorder.batch(Kind.MATCH, 4, 0.1)
+        recorder.record_batch(Kind.MATCH, 4, 0.1)
         valkey.start()
         recorder.flush(client)
         assert client.hgetall("tuwen:metrics:tuwen_batch_size") == {"match/4.0": "2", "match/sum": "8"}

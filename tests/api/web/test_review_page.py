@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,16 +15,13 @@ from PIL import Image
 from api.http.auth import new_key
 from api.routes.pages import POLICY
 from shared.settings import Settings
-from tests.support.annotation import annotate, dataset, over, records
+from tests.support.annotation import annotate, dataset, records, wait_until_over
 from tests.support.api_server import serving
+from tests.support.browser import chromium, open_page
 from tests.support.fakes import painted
 from tests.support.system import TENANT, System, running_system
 from tuwen.datasets import DatasetStatus
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on this machine; install one (Debian: apt install chromium)"
-)
 HOSTILE = "<img src=x onerror=document.title='owned'> \u202e猫\n.png"
 IMAGES = 60
 PAGE = 48
@@ -53,24 +48,13 @@ def run(system: System, tmp_path: Path) -> UUID:
     system.worker()
     wishes: dict[str, Any] = {"tasks": ["describe", "match"], "languages": ["en", "zh"], "shard_size": 20}
     id = annotate(system, source, tmp_path / "captions", **wishes)
-    assert over(system, id).status is DatasetStatus.SUCCEEDED
+    assert wait_until_over(system, id).status is DatasetStatus.SUCCEEDED
     return id
-
-
-@contextmanager
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # Chromium's own sandbox needs rights that containers commonly lack; the only pages it opens are ours.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def opened(browser: Any, address: str, problems: list[str], **options: Any) -> Any:
     """A tab with the page, which notes whatever goes wrong in it or goes elsewhere."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900}, **options)
+    page = open_page(browser, viewport={"width": 1280, "height": 900}, **options)
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda message: problems.append(message.text) if "Security Policy" in message.text else None)
     origin = "/".join(address.split("/")[:3])
@@ -91,11 +75,11 @@ def shows(page: Any, position: str) -> None:
     page.locator("#position", has_text=position).wait_for()
 
 
-@needs_chromium
+@pytest.mark.needs("chromium")
 def test_people_review_a_run_with_the_keyboard(system: System, run: UUID, tmp_path: Path) -> None:
     problems: list[str] = []
-    with serving(system.settings) as url, browser() as chromium:
-        page = opened(chromium, f"{url}/datasets", problems)
+    with serving(system.settings) as url, chromium() as browser:
+        page = opened(browser, f"{url}/datasets", problems)
         page.get_by_role("link", name="photos").click()
         shows(page, "1–48 of 63")
         assert len(names(page)) == PAGE
@@ -123,7 +107,7 @@ def test_people_review_a_run_with_the_keyboard(system: System, run: UUID, tmp_pa
         page.reload()
         shows(page, "49–63 of 63")
         page.goto(f"{url}/datasets/{run}?sort=score&after=stale")
-        page.locator("#message", has_text="of another list").wait_for()
+        page.locator("#message", has_text="belongs to another list").wait_for()
         shows(page, "1–48 of 63")
 
         # Filtered by what became of them.
@@ -140,7 +124,7 @@ def test_people_review_a_run_with_the_keyboard(system: System, run: UUID, tmp_pa
         # A person says what the model could not; of what is no image, and before there are words, nobody judges.
         page.keyboard.press("Escape")
         page.keyboard.press("e")
-        page.locator("#message", has_text="never read as an image").wait_for()
+        page.locator("#message", has_text="could not be read as an image").wait_for()
         page.keyboard.press("j")
         page.keyboard.press("a")
         page.locator("#message", has_text="write its caption first").wait_for()
@@ -206,7 +190,7 @@ def test_people_review_a_run_with_the_keyboard(system: System, run: UUID, tmp_pa
         assert names(page) == ["000.png", "refused.png"]
         page.get_by_role("button", name="Export with reviews").click()
         page.locator("#message", has_text="Exporting").wait_for()
-        system.until(lambda: dataset(system, run).status.terminal and _edited(tmp_path), "the export")
+        system.wait_until(lambda: dataset(system, run).status.terminal and _edited(tmp_path), "the export")
     found = {record["name"]: record for record in records(tmp_path / "captions")}
     edited = found["000.png"]
     assert (edited["text"], edited["author"]) == ("a <b>dark</b> square", "Ann")
@@ -236,13 +220,13 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-@needs_chromium
+@pytest.mark.needs("chromium")
 def test_with_keys_it_asks_once_and_signs_with_the_name_of_the_key(system: System, run: UUID) -> None:
     key, digest = new_key()
     system.database.keys.add(name="Bo's tablet", tenant=TENANT, sha256=digest, quota=5)
     problems: list[str] = []
-    with serving(system.settings.model_copy(update={"auth": "keys"})) as url, browser() as chromium:
-        page = opened(chromium, f"{url}/datasets/{run}", problems)
+    with serving(system.settings.model_copy(update={"auth": "keys"})) as url, chromium() as browser:
+        page = opened(browser, f"{url}/datasets/{run}", problems)
         page.get_by_label("Key (tw_…)").fill("wrong")
         page.keyboard.press("Enter")
         page.get_by_label("Key (tw_…)").fill(key)
@@ -261,23 +245,23 @@ def test_with_keys_it_asks_once_and_signs_with_the_name_of_the_key(system: Syste
     assert (review.author, review.verdict) == ("Bo's tablet", "accepted")
 
 
-@needs_chromium
+@pytest.mark.needs("chromium")
 def test_it_follows_a_run_and_steers_it(system: System, tmp_path: Path) -> None:
     source = tmp_path / "photos"
     source.mkdir()
     for number in range(6):
         Image.new("RGB", (8, 8), (40 * number, 90, 60)).save(source / f"{number}.png")
     problems: list[str] = []
-    with serving(system.settings) as url, browser() as chromium:
+    with serving(system.settings) as url, chromium() as browser:
         id = annotate(system, source, tmp_path / "captions")
-        page = opened(chromium, f"{url}/datasets/{id}", problems)
+        page = opened(browser, f"{url}/datasets/{id}", problems)
         page.get_by_role("button", name="Pause").click()
         page.locator("#run-status", has_text="paused").wait_for()
         assert dataset(system, id).paused
         page.get_by_role("button", name="Resume").click()
         system.housekeeper()
         system.worker()
-        page.locator("#run-status", has_text="succeeded").wait_for(timeout=60_000)
+        page.locator("#run-status", has_text="succeeded").wait_for()
         assert "6 of 6 images done" in page.inner_text("#figures")
         # Nothing follows the news of its end, and yet all that was found is shown.
         page.locator(".card .caption", has_text="a square").nth(5).wait_for()

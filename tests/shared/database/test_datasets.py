@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from shared.database import Database
 from shared.database.datasets import DatasetClaim
-from shared.database.shards import MAX_ATTEMPTS, Progress, ShardClaim
+from shared.database.shards import MAX_ATTEMPTS, ShardClaim, ShardProgress
 from tests.support.plain_sql import Sql
 from tuwen.datasets import DatasetRequest, DatasetStatus, Filters, ReviewRequest, ShardStatus
 from tuwen.errors import Conflict, NotFound
@@ -42,7 +42,7 @@ def plan(database: Database, *sizes: int, **wishes: Any) -> tuple[UUID, list[UUI
     shards = [uuid4() for _ in sizes]
     for number, (shard, size) in enumerate(zip(shards, sizes, strict=True)):
         assert database.datasets.add_shard(claim, shard, number, size, f"plan/{number}", 0.0)
-    assert database.datasets.planned(claim)
+    assert database.datasets.mark_planned(claim)
     return id, shards
 
 
@@ -54,7 +54,7 @@ def run(database: Database, shard: UUID, worker: str = "w", priority: int = 5) -
 
 def finish(database: Database, shard: UUID, done: int, failed: int = 0) -> None:
     claim = run(database, shard)
-    assert database.shards.finish(claim, f"results/{claim.number}", Progress(done, failed))
+    assert database.shards.finish(claim, f"results/{claim.number}", ShardProgress(done, failed))
 
 
 def status(database: Database, id: UUID) -> DatasetStatus:
@@ -124,11 +124,11 @@ class TestDatasets:
         second = take(database, id, "other")
         assert second.epoch == first.epoch + 1
         assert not database.datasets.add_shard(first, uuid4(), 0, 1, "plan", 0.0), "it was taken for dead"
-        assert not database.datasets.planned(first)
+        assert not database.datasets.mark_planned(first)
         assert not database.datasets.end(first)
-        renewal = database.datasets.renew({id: (first.epoch, Progress())})
+        renewal = database.datasets.renew({id: (first.epoch, ShardProgress())})
         assert renewal.lost == {id}
-        assert database.datasets.renew({id: (second.epoch, Progress())}).lost == frozenset()
+        assert database.datasets.renew({id: (second.epoch, ShardProgress())}).lost == frozenset()
         assert database.datasets.add_shard(second, uuid4(), 0, 1, "plan", 0.0)
 
     def test_no_number_is_given_twice(self, database: Database) -> None:
@@ -156,7 +156,7 @@ class TestDatasets:
         database.datasets.add_shard(claim, shard, 0, 5, "plan", 0.0)
         finish(database, shard, 5)
         assert database.datasets.complete() == [], "more may come"
-        database.datasets.planned(claim)
+        database.datasets.mark_planned(claim)
         assert database.datasets.complete() == [claim.id]
 
     def test_put_off_with_a_growing_pause(self, database: Database, sql: Sql) -> None:
@@ -193,7 +193,7 @@ class TestSteering:
         assert database.datasets.get(id, T).paused
         assert database.shards.claim(shards[1], 5, "w") is None
         assert database.shards.take_due("describe", 10) == []
-        assert database.shards.renew({running.id: (running.epoch, Progress(2))}).cancelled == {running.id}
+        assert database.shards.renew({running.id: (running.epoch, ShardProgress(2))}).cancelled == {running.id}
         assert database.shards.give_back(running, "released") is ShardStatus.QUEUED
         database.datasets.resume(id, T)
         assert {shard.id for shard in database.shards.take_due("describe", 10)} == set(shards)
@@ -218,7 +218,7 @@ class TestSteering:
         database.datasets.cancel(id, T)
         assert status(database, id) is DatasetStatus.CANCELLED
         assert database.shards.claim(shards[1], 5, "w") is None
-        assert database.shards.renew({running.id: (running.epoch, Progress())}).cancelled == {running.id}
+        assert database.shards.renew({running.id: (running.epoch, ShardProgress())}).cancelled == {running.id}
         assert database.shards.give_back(running, "released") is ShardStatus.CANCELLED
         for change in (database.datasets.cancel, database.datasets.pause, database.datasets.resume):
             with pytest.raises(Conflict, match="cancelled"):
@@ -228,7 +228,7 @@ class TestSteering:
         id, shards = plan(database, 5, 5)
         finish(database, shards[0], 5)
         database.datasets.cancel(id, T)
-        with pytest.raises(Conflict, match="nothing of it failed"):
+        with pytest.raises(Conflict, match="none of its images failed"):
             database.datasets.retry(id, T, failed_only=True)
         assert database.datasets.retry(id, T) is DatasetStatus.RUNNING
         assert [sent.id for sent in database.shards.take_due("describe", 10)] == shards[1:]
@@ -284,9 +284,9 @@ class TestSteering:
         left = sql("SELECT dataset_id FROM shards UNION ALL SELECT dataset_id FROM reviews")
         assert [row.dataset_id for row in left] == [other, other]
         # The worker that still runs one of its shards learns that it is nobody's.
-        assert database.shards.renew({running.id: (running.epoch, Progress(2))}).lost == {running.id}
+        assert database.shards.renew({running.id: (running.epoch, ShardProgress(2))}).lost == {running.id}
         assert not database.shards.checkpoint(running, "results/1")
-        assert not database.shards.finish(running, "results/1", Progress(5))
+        assert not database.shards.finish(running, "results/1", ShardProgress(5))
         assert database.shards.give_back(running, "released") is None
         assert database.shards.claim(shards[0], 5, "w") is None
 
@@ -296,7 +296,7 @@ class TestSteering:
         for status_now in ("planning", "exporting"):
             with pytest.raises(Conflict, match=f"is {status_now} and cannot be deleted; cancel it first"):
                 database.datasets.delete(id, T)
-            assert database.datasets.planned(claim) is (status_now == "planning")
+            assert database.datasets.mark_planned(claim) is (status_now == "planning")
             database.datasets.complete(id)
         exporting = take(database, id)
         assert database.datasets.end(exporting)
@@ -332,18 +332,18 @@ class TestShards:
         sql("UPDATE shards SET available_at = now()")
         claim = run(database, shard, "alive")
         assert (claim.epoch, claim.attempts, claim.crashes) == (dead.epoch + 1, 2, 1)
-        assert not database.shards.finish(dead, "stale", Progress(5))
+        assert not database.shards.finish(dead, "stale", ShardProgress(5))
         assert not database.shards.checkpoint(dead, "stale")
         assert database.shards.give_back(dead, "retry", BOOM) is None
-        assert database.shards.renew({shard: (dead.epoch, Progress(5))}).lost == {shard}
-        assert database.shards.finish(claim, "results", Progress(5))
+        assert database.shards.renew({shard: (dead.epoch, ShardProgress(5))}).lost == {shard}
+        assert database.shards.finish(claim, "results", ShardProgress(5))
         [row] = database.shards.all(id)
         assert row.results_key == "results"
 
     def test_the_heartbeat_carries_the_progress(self, database: Database) -> None:
         id, [shard, _] = plan(database, 50, 50)
         claim = run(database, shard)
-        renewal = database.shards.renew({shard: (claim.epoch, Progress(20, 2, 0, 300))})
+        renewal = database.shards.renew({shard: (claim.epoch, ShardProgress(20, 2, 0, 300))})
         assert (renewal.cancelled, renewal.lost) == (frozenset(), frozenset())
         progress = database.datasets.get(id, T).progress
         assert (progress.done, progress.failed, progress.left, progress.images) == (20, 2, 78, 100)
@@ -354,7 +354,7 @@ class TestShards:
         sql("UPDATE datasets SET started_at = now() - interval '10 minutes'")
         finish(database, shards[0], 600)
         claim = run(database, shards[1], "w2")
-        database.shards.renew({shards[1]: (claim.epoch, Progress(400, 0, 100, 3000))})
+        database.shards.renew({shards[1]: (claim.epoch, ShardProgress(400, 0, 100, 3000))})
         # The first: 600 in 60 s, half of it within the last minute. The second: 300 in 100 s.
         times = "started_at = now() - interval '90 s', finished_at = now() - interval '30 s'"
         sql(f"UPDATE shards SET {times} WHERE id = :id", id=shards[0])
@@ -386,7 +386,7 @@ class TestShards:
         assert [sent.id for sent in database.shards.take_due("describe+match", 1)] == shards[:1]
         assert [sent.id for sent in database.shards.take_due("describe+match", 9)] == shards[1:]
         assert database.shards.take_due("describe+match", 9) == []
-        assert database.shards.all_due() == 2
+        assert database.shards.mark_all_due() == 2
         assert len(database.shards.take_due("describe+match", 9)) == 2
 
     def test_where_an_image_is(self, database: Database) -> None:
@@ -410,10 +410,10 @@ class TestReviews:
         database.datasets.review(id, 4, ReviewRequest(author="bob", text="a cat"))
         found = database.datasets.reviews(id, range(5))
         assert [(said.author, said.verdict) for said in found[3]] == [("bob", "accepted"), ("alice", "rejected")]
-        assert database.datasets.reviewed(id) == {3: "accepted", 4: None}
+        assert database.datasets.verdicts(id) == {3: "accepted", 4: None}
         database.datasets.review(id, 3, ReviewRequest(author="bob", text="better still"))
-        assert database.datasets.reviewed(id)[3] == "accepted", "other words take back no verdict"
-        assert database.datasets.edited(id) == {3, 4}
+        assert database.datasets.verdicts(id)[3] == "accepted", "other words take back no verdict"
+        assert database.datasets.edited_images(id) == {3, 4}
         assert database.datasets.reviews(id, [0, 1]) == {}
 
     def test_saying_nothing_is_no_review(self) -> None:
@@ -428,7 +428,7 @@ class TestEarlierRuns:
         submit(database, destination="/3", source="/elsewhere")
         database.datasets.submit(request(destination="/4"), "somebody else")
         id = submit(database, destination="/5")
-        assert database.datasets.earlier(take(database, id)) == [same]
+        assert database.datasets.earlier_runs(take(database, id)) == [same]
 
 
 @pytest.mark.parametrize(

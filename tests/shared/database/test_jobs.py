@@ -11,13 +11,13 @@ import pytest
 from alembic import command
 from sqlalchemy import create_engine, text
 
-from api.embedded.servers import Postgres
-from shared.database import Claim, Database, Finish, GiveBack
+from shared.database import Database, Finish, GiveBack, JobClaim
 from shared.database.connections import driver_url
 from shared.database.workers import ServedModel
 from shared.migrations import _config, is_current
 from shared.settings import Settings
 from tests.support.plain_sql import Sql, plain_sql
+from tests.support.servers import Postgres
 from tuwen.errors import Conflict, DatabaseUnavailable, IdempotencyMismatch, InvalidRequest, NotFound, QuotaExceeded
 from tuwen.jobs import Candidate, GenerateResult, JobError, JobRequest, Kind, MatchResult, Status, StoredImage
 
@@ -41,7 +41,7 @@ def submit(database: Database, count: int = 1, tenant: str = "t", **fields: obje
     return database.jobs.submit([request(**fields)] * count, tenant=tenant).ids
 
 
-def claim(database: Database, id: UUID, worker: str = "w") -> Claim:
+def claim(database: Database, id: UUID, worker: str = "w") -> JobClaim:
     return database.jobs.claim([id], worker)[id]
 
 
@@ -375,7 +375,7 @@ class TestHousekeeping:
     def test_due_jobs_are_taken_once(self, database: Database) -> None:
         ids = submit(database, 5)
         assert database.jobs.take_due(Kind.GENERATE, 10) == []
-        assert database.jobs.all_due() == 5
+        assert database.jobs.mark_all_due() == 5
         assert database.jobs.take_due(Kind.DESCRIBE, 10) == []
         taken = [job.id for most in (2, 10, 10) for job in database.jobs.take_due(Kind.GENERATE, most)]
         assert sorted(taken) == sorted(ids)
@@ -383,7 +383,7 @@ class TestHousekeeping:
     def test_urgent_ones_are_taken_first(self, database: Database) -> None:
         submit(database, 3, priority=1)
         [urgent] = submit(database, priority=9)
-        database.jobs.all_due()
+        database.jobs.mark_all_due()
         assert [job.id for job in database.jobs.take_due(Kind.GENERATE, 1)] == [urgent]
 
     def test_dispatch_now(self, database: Database) -> None:
@@ -403,9 +403,9 @@ class TestHousekeeping:
 
     def test_one_housekeeper_leads(self, database: Database, settings: Settings) -> None:
         other = Database(settings)
-        with database.leading() as first, other.leading() as second:
+        with database.lead() as first, other.lead() as second:
             assert (first, second) == (True, False)
-        with other.leading() as later:
+        with other.lead() as later:
             assert later
         other.close()
 
@@ -458,7 +458,7 @@ class TestWebhooks:
         assert owed.job_id == other, "not held up by it"
         database.jobs.cancel(id, "t")
         [first] = database.webhooks.take(1)
-        database.webhooks.delivered(first.id)
+        database.webhooks.mark_delivered(first.id)
         database.jobs.retry(id, "t")
         database.jobs.cancel(id, "t")
         [second] = database.webhooks.take(1)
@@ -470,12 +470,12 @@ class TestWebhooks:
         for id in ids:
             database.jobs.cancel(id, "t")
         delivered, failed = database.webhooks.take(10)
-        database.webhooks.delivered(delivered.id)
-        database.webhooks.failed(failed.id, "answered 500", give_up=False)
+        database.webhooks.mark_delivered(delivered.id)
+        database.webhooks.mark_failed(failed.id, "answered 500", give_up=False)
         sql("UPDATE webhooks SET due_at = due_at - interval '1 hour'")
         [again] = database.webhooks.take(10)
         assert (again.id, again.attempts) == (failed.id, 2)
-        database.webhooks.failed(failed.id, "answered 500", give_up=True)
+        database.webhooks.mark_failed(failed.id, "answered 500", give_up=True)
         sql("UPDATE webhooks SET due_at = due_at - interval '9 hours'")
         assert database.webhooks.take(10) == []
 

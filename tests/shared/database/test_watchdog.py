@@ -13,8 +13,8 @@ from api.embedded.servers import Postgres
 from shared.database import watchdog
 from shared.database.connections import Connections
 from shared.settings import Settings
-from tests.support.api_server import eventually
-from tests.support.system import frozen, ports_here
+from tests.support.system import freeze, ports_here
+from tests.support.waiting import PATIENT, eventually
 from tuwen.errors import DatabaseUnavailable
 
 ASK = text("SELECT 1 AS answer")
@@ -37,7 +37,7 @@ def test_silence_ends_for_all_who_wait(connections: Connections, postgres: Postg
     """Those with a connection, those who wait for one of the others', and those who make a new one."""
     connections.run(ASK)
     connections.run(ASK, relaxed=True)
-    with frozen(postgres.pid), ThreadPoolExecutor(10) as people:
+    with freeze(postgres.pid), ThreadPoolExecutor(10) as people:
         told = [people.submit(refused, connections, relaxed=number % 2 > 0) for number in range(10)]
         assert all("PostgreSQL is silent" in each.result() for each in told)
     eventually(lambda: answers(connections))
@@ -53,7 +53,7 @@ def answers(connections: Connections) -> bool:
 
 def test_an_error_that_is_kept_keeps_no_connection(settings: Settings, postgres: Postgres) -> None:
     before = ports_here(postgres)
-    with frozen(postgres.pid), pytest.raises(watchdog.Silent) as caught:
+    with freeze(postgres.pid), pytest.raises(watchdog.Silent) as caught:
         watchdog.Watchdog(settings.database_url).connect(settings.database_url, connect_timeout=2)
     assert ports_here(postgres) <= before  # of earlier tests, some may have been closed meanwhile
     assert "timeout" in str(caught.value)
@@ -71,7 +71,7 @@ def test_a_transaction_that_is_cut_off_has_done_nothing(connections: Connections
 def note_twice(connections: Connections, postgres: Postgres) -> None:
     with connections.transaction() as connection:
         connection.execute(text("INSERT INTO notes VALUES ('half')"))
-        with frozen(postgres.pid):
+        with freeze(postgres.pid):
             connection.execute(text("INSERT INTO notes VALUES ('other half')"))
 
 
@@ -94,7 +94,7 @@ def test_nor_is_a_lock(connections: Connections, monkeypatch: pytest.MonkeyPatch
         waiting.start()
         waiting.join(1)
         assert waiting.is_alive()
-    waiting.join(10)
+    waiting.join(PATIENT)
     assert not waiting.is_alive()
     assert answers(connections)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.intake.dataset_places import normal, require_allowed
+from shared.intake.dataset_places import normalize, require_allowed
 from shared.settings import Settings
 from tuwen.errors import Forbidden, InvalidRequest
 
@@ -23,7 +23,7 @@ from tuwen.errors import Forbidden, InvalidRequest
     ],
 )
 def test_one_place_one_name(written: str, meant: str) -> None:
-    assert normal(written) == meant
+    assert normalize(written) == meant
 
 
 @pytest.mark.parametrize("place", ["relative", "./a", "~/a", "ftp://a/b", "s3://bucket/../other"])

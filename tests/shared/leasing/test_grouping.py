@@ -4,9 +4,8 @@ import threading
 
 import pytest
 
-from shared.leasing.grouping import Grouped
-
-PATIENT = 10.0
+from shared.leasing.grouping import GroupQueue
+from tests.support.waiting import PATIENT
 
 
 class Gate:
@@ -30,14 +29,14 @@ class Gate:
 
 def test_a_lone_item_is_done_at_once() -> None:
     gate = Gate()
-    Grouped(gate, "numbers").add(4)
+    GroupQueue(gate, "numbers").add(4)
     gate.busy()
     assert gate.groups == [[4]]
 
 
 def test_items_gather_in_order_while_a_group_is_at_work() -> None:
     gate = Gate()
-    grouped = Grouped(gate, "numbers")
+    grouped = GroupQueue(gate, "numbers")
     grouped.add(1)
     gate.busy()
     for number in range(2, 7):
@@ -49,7 +48,7 @@ def test_items_gather_in_order_while_a_group_is_at_work() -> None:
 
 def test_a_group_that_fails_is_told_and_the_next_one_follows(caplog: pytest.LogCaptureFixture) -> None:
     gate = Gate()
-    grouped = Grouped(gate, "numbers")
+    grouped = GroupQueue(gate, "numbers")
     grouped.add(13)
     gate.busy()
     grouped.add(5)
@@ -61,7 +60,7 @@ def test_a_group_that_fails_is_told_and_the_next_one_follows(caplog: pytest.LogC
 
 def test_closing_does_what_is_left() -> None:
     gate = Gate()
-    grouped = Grouped(gate, "numbers")
+    grouped = GroupQueue(gate, "numbers")
     grouped.add(1)
     gate.busy()
     grouped.add(2)
@@ -72,7 +71,7 @@ def test_closing_does_what_is_left() -> None:
 
 def test_beyond_the_most_the_oldest_are_dropped() -> None:
     gate = Gate()
-    grouped = Grouped(gate, "numbers", most=2)
+    grouped = GroupQueue(gate, "numbers", most=2)
     grouped.add(0)
     gate.busy()
     for number in (1, 2, 3):
@@ -84,7 +83,7 @@ def test_beyond_the_most_the_oldest_are_dropped() -> None:
 
 def test_nothing_is_lost_between_many_threads() -> None:
     seen: list[int] = []
-    grouped = Grouped(seen.extend, "numbers")
+    grouped = GroupQueue(seen.extend, "numbers")
 
     def add(start: int) -> None:
         for number in range(start, start + 500):

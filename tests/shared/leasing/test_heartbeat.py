@@ -15,7 +15,7 @@ from shared.leasing.cancels import CancelListener
 from shared.leasing.heartbeat import Heartbeat
 from shared.queue import CANCEL_CHANNEL, JobQueue
 from shared.settings import Settings
-from tests.support.api_server import eventually
+from tests.support.waiting import eventually
 from tuwen.jobs import JobRequest
 from workers.jobs.leases import Lease
 

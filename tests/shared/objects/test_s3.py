@@ -18,6 +18,7 @@ import pytest
 from shared.objects.storage import ObjectStore, content_key
 from shared.settings import Settings
 from tests.support.s3 import S3Server, serve_s3
+from tests.support.waiting import PATIENT
 from tuwen.errors import ConfigurationError, NotFound, StorageUnavailable
 
 DATA = os.urandom(300_000)
@@ -41,7 +42,7 @@ def prefix(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def folder(s3_server: S3Server, prefix: str) -> Path:
-    """Where the objects of the test's store lie."""
+    """The folder with the objects of the test's store."""
     return s3_server.folder / s3_server.bucket / prefix
 
 
@@ -147,7 +148,7 @@ def test_presigned_url_expires(store: ObjectStore) -> None:
     store.put("results/ab/1.png", DATA, "image/png")
     url = store.url("results/ab/1.png", ttl=0)  # lasts the shortest time there is, a second
     assert url
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENT
     while (answer := httpx.get(url)).status_code == 200 and time.monotonic() < deadline:
         time.sleep(0.2)
     assert answer.status_code in (400, 403)

@@ -14,7 +14,8 @@ from api.embedded.servers import Valkey
 from shared.database import Dispatch
 from shared.queue import JobQueue, celery_app, event_channel, queue_name
 from shared.settings import Settings
-from tests.support.system import frozen
+from tests.support.system import freeze
+from tests.support.waiting import PATIENT
 from tuwen.errors import QueueUnavailable
 from tuwen.jobs import Kind, Progress
 
@@ -46,7 +47,7 @@ def received(settings: Settings, count: int) -> list[UUID]:
         )
         with consumer:
             while len(ids) < count:
-                connection.drain_events(timeout=5)
+                connection.drain_events(timeout=PATIENT)
     return ids
 
 
@@ -79,12 +80,12 @@ def test_events_and_the_last_progress(queue: JobQueue, settings_here: Settings) 
     assert queue.progress(job) is None
     with redis.Redis.from_url(settings_here.redis_url, decode_responses=True) as client, client.pubsub() as watcher:
         watcher.subscribe(event_channel(job))
-        watcher.get_message(timeout=5)
+        watcher.get_message(timeout=PATIENT)
         told = {"step": 3, "steps": 10, "parts": [{"index": 0, "text": "a cat"}]}
         nobodys = uuid4()
         events = [(job, {"status": "running"}), (nobodys, {"progress": told}), (job, {"progress": told})]
         assert queue.announce(events) == {job}  # of the other one nobody hears
-        messages = [watcher.get_message(timeout=5) for _ in range(2)]
+        messages = [watcher.get_message(timeout=PATIENT) for _ in range(2)]
     assert [json.loads(message["data"]) for message in messages if message] == [
         {"status": "running"},
         {"progress": told},
@@ -121,7 +122,7 @@ def test_a_redis_that_is_gone_is_said_so_and_comes_back(queue: JobQueue, redis_s
 
 def test_a_frozen_redis_is_given_up_on(queue: JobQueue, redis_server: Valkey) -> None:
     queue.publish([dispatch()])
-    with frozen(redis_server.pid):
+    with freeze(redis_server.pid):
         started = time.monotonic()
         with pytest.raises(QueueUnavailable):
             queue.publish([dispatch()])

@@ -16,8 +16,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from shared.settings import Settings
 from shared.telemetry import tracing
-from tests.support.api_server import eventually, serving
+from tests.support.api_server import serving
 from tests.support.system import running_system
+from tests.support.waiting import eventually
 from tuwen.errors import ConfigurationError
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -98,9 +99,9 @@ def test_off_unless_asked_for(settings: Settings, monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
     tracing.start("test")
     assert not tracing.wanted()
-    with tracing.request("GET", {}) as span, tracing.submission(1) as carried:
+    with tracing.request_span("GET", {}) as span, tracing.submission_span(1) as carried:
         assert span is carried is None
-    assert isinstance(tracing.job("generate", CALLER, waited=1, asked=0, attributes={}), tracing.Untraced)
+    assert isinstance(tracing.start_job("generate", CALLER, waited=1, asked=0, attributes={}), tracing.Untraced)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     assert tracing.wanted()
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from typing import Any
@@ -13,13 +12,15 @@ import pytest
 from PIL import Image
 
 from shared.database.workers import ServedModel
+from shared.leasing.endings import Stopped
 from shared.settings import Settings
+from tests.support.waiting import PATIENT, eventually
 from tuwen.annotations import Annotation
 from tuwen.datasets import DatasetRequest
 from tuwen.engine import DescribeItem, MatchItem
 from tuwen.errors import EngineStartFailed, FetchFailed, FetchRefused
 from tuwen.jobs import DescribeResult, Kind, MatchResult
-from workers.datasets.annotating import Annotating, Means, Stopped, Window
+from workers.datasets.annotating import Annotating, AnnotationContext, Window
 from workers.datasets.sources import Held, SourceImage
 from workers.inference.batcher import Batcher
 
@@ -47,7 +48,7 @@ class Words:
         return True
 
     def run(self, kind: Kind, items: Sequence[Any], *_: Any) -> list[Any]:
-        self.gate.wait(20)
+        self.gate.wait(PATIENT)
         self.batches.append(list(items))
         return [self.answer(item) for item in items]
 
@@ -83,13 +84,13 @@ def image(name: str) -> SourceImage:
 
 
 class Shard:
-    """What `workers.datasets.shards` is to it."""
+    """Takes the part of `workers.datasets.shards`."""
 
     def __init__(self, batcher: Batcher, read: Callable[[SourceImage], bytes] = lambda _: png(), **wishes: Any):
         request = DatasetRequest(source="/s", destination="/d", **wishes)
-        means = Means(Settings(), batcher, MODELS, "w")
+        context = AnnotationContext(Settings(), batcher, MODELS, "w")
         self.ended: dict[int, Annotation] = {}
-        self.annotating = Annotating(means, request, read, self._end, remote=False)
+        self.annotating = Annotating(context, request, read, self._end, remote=False)
 
     def _end(self, index: int, annotation: Annotation) -> None:
         assert index not in self.ended, "an image ends once"
@@ -131,11 +132,11 @@ def test_images_share_batches_and_go_behind_every_job(batcher: Batcher, words: W
     shard = Shard(batcher)
     running = threading.Thread(target=lambda: shard.run(20))
     running.start()
-    until(lambda: batcher.waiting >= 16)
+    eventually(lambda: batcher.waiting >= 16)
     job = batcher.submit(DescribeItem(np.zeros((8, 8, 3), np.uint8), "zh"), priority=0)
     words.gate.set()
-    job.result(20)
-    running.join(20)
+    job.result(PATIENT)
+    running.join(PATIENT)
     assert len(shard.ended) == 20
     batch_of_the_job = next(n for n, batch in enumerate(words.batches) if any(item.language == "zh" for item in batch))
     assert batch_of_the_job <= 1, "the next one after that which was running"
@@ -189,9 +190,9 @@ def test_stop_ends_it_soon(batcher: Batcher, words: Words) -> None:
 
     running = threading.Thread(target=run)
     running.start()
-    until(lambda: batcher.waiting > 0)
+    eventually(lambda: batcher.waiting > 0)
     shard.annotating.stop()
-    running.join(20)
+    running.join(PATIENT)
     assert len(outcome) == 1
     words.gate.set()
 
@@ -209,10 +210,10 @@ def test_a_batcher_that_stops_gives_the_shard_back(batcher: Batcher, words: Word
 
     running = threading.Thread(target=run)
     running.start()
-    until(lambda: batcher.waiting > 0)
+    eventually(lambda: batcher.waiting > 0)
     threading.Timer(0.2, words.gate.set).start()
     batcher.stop(5)
-    running.join(20)
+    running.join(PATIENT)
     assert isinstance(outcome[0], Stopped)
 
 
@@ -229,17 +230,10 @@ def test_memory_for_pixels_is_bounded() -> None:
     waiting.start()
     assert not entered.wait(0.1)
     window.leave(60)
-    assert entered.wait(20)
+    assert entered.wait(PATIENT)
     window.leave(60)
     window.enter(1000)  # larger than all there is, but alone
     window.close()
     with pytest.raises(Stopped):
         window.enter(1)
     waiting.join()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)

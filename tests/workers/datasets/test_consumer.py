@@ -21,9 +21,9 @@ from shared.database.shards import ShardDispatch
 from shared.leasing.consumer import TaskConsumer
 from shared.objects.storage import ObjectStore
 from shared.queue import PREVIEWS_LIST, SHARD_TASK, JobQueue, celery_app, priority_keys, shard_kinds, shards_queue
-from shared.queue.events import DONE, Outcome, failed, put_back
+from shared.queue.events import DONE, Outcome, failed, retried
 from shared.settings import Settings
-from tests.support.api_server import eventually
+from tests.support.waiting import PATIENT, eventually
 from tuwen.errors import DatabaseUnavailable
 from tuwen.jobs import Status
 from workers.datasets.previews import Previews
@@ -80,7 +80,7 @@ class Taken:
         self.arguments.append(arguments)
         if self.outcome() is not None:
             begin()
-        self.gate.wait(20)
+        self.gate.wait(PATIENT)
         return self.outcome()
 
 
@@ -90,7 +90,7 @@ def taken(settings: Settings) -> Iterator[Taken]:
     yield taken
     taken.gate.set()
     taken.consumer.stop()
-    taken.consumer.join(20)
+    taken.consumer.join(PATIENT)
 
 
 def publish(queue: JobQueue, *priorities: int) -> list[UUID]:
@@ -116,7 +116,7 @@ def test_the_most_urgent_first_and_none_prefetched(queue: JobQueue, taken: Taken
     [
         (lambda: DONE, "SUCCESS"),
         (lambda: failed("boom"), "FAILURE"),
-        (lambda: put_back("paused"), "RETRY"),
+        (lambda: retried("paused"), "RETRY"),
         (lambda: Outcome(Status.CANCELLED), "REVOKED"),
     ],
 )

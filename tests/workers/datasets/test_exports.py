@@ -23,14 +23,15 @@ from pycocotools.coco import COCO
 
 from shared.settings import Settings
 from tests.support.pictures import picture
-from tuwen.annotations import Annotation, Caption, Drop, DropReason, Provenance, Recognition, Review, standing
+from tests.support.waiting import PATIENT
+from tuwen.annotations import Annotation, Caption, Drop, DropReason, Provenance, Recognition, Review, standing_reviews
 from tuwen.datasets import ExportFormat
 from tuwen.errors import Conflict, DestinationUnusable, NotFound, StorageUnavailable
 from tuwen.jobs import JobError, RecognizedObject
 from workers.datasets.exports import MARKER, Summary, write
 from workers.datasets.exports.files import file_name
 from workers.datasets.exports.words import chosen_words, tags
-from workers.datasets.lookahead import mapped
+from workers.datasets.lookahead import map_ahead
 from workers.datasets.sources import SourceImage, open_source
 
 SETTINGS = Settings()
@@ -253,9 +254,9 @@ def test_what_still_holds_of_what_people_said() -> None:
     newest = said("Cy", verdict="accepted")
     words, older = said("Bo", text="b", language="en"), said("Ann", text="a", language="en", verdict="rejected")
     chinese = said("Ann", text="甲", language="zh")
-    assert standing([newest, words, chinese, older]) == (newest, words, chinese)
-    assert standing([words, older]) == (words, older), "its verdict still holds"
-    assert standing([]) == ()
+    assert standing_reviews([newest, words, chinese, older]) == (newest, words, chinese)
+    assert standing_reviews([words, older]) == (words, older), "its verdict still holds"
+    assert standing_reviews([]) == ()
 
 
 def test_recognition_alone_becomes_tags() -> None:
@@ -443,7 +444,7 @@ def test_full_disk_is_a_clear_error_and_leaves_nothing(source: Path, tmp_path: P
     answer = spawn.SimpleQueue()
     process = spawn.Process(target=_export_with_little_room, args=(str(source), str(tmp_path / "out"), form, answer))
     process.start()
-    process.join(60)
+    process.join(PATIENT)
     assert "full" in answer.get()
     assert {path.name for path in tmp_path.iterdir()} == {"source"}
 
@@ -470,7 +471,9 @@ def test_results_come_in_order_from_an_endless_stream() -> None:
             yield taken
             taken += 1
 
-    assert list(islice(mapped(lambda number: number * 2, endless(), threads=3, ahead=5), 100)) == list(range(0, 200, 2))
+    assert list(islice(map_ahead(lambda number: number * 2, endless(), threads=3, ahead=5), 100)) == list(
+        range(0, 200, 2)
+    )
     assert taken < 110
 
 

@@ -17,9 +17,9 @@ from shared.settings import Settings
 from tests.support.pictures import picture
 from tuwen.annotations import Annotation, Caption, DropReason, Provenance
 from tuwen.datasets import Filters
-from workers.datasets.duplicates import Duplicates, Examined, difference, examined, fingerprint
+from workers.datasets.duplicates import Duplicates, Examined, difference, examine, fingerprint
 from workers.datasets.estimate import Estimate, estimate
-from workers.datasets.filters import after, before
+from workers.datasets.filters import drop_after_models, drop_before_models
 from workers.datasets.sources import SourceImage, open_source
 
 SETTINGS = Settings()
@@ -47,7 +47,7 @@ def caption(**fields: Any) -> Caption:
     ],
 )
 def test_size_and_aspect(filters: dict[str, Any], size: tuple[int, int], reason: DropReason | None) -> None:
-    drop = before(Filters(**filters), Annotation(name="x", width=size[0], height=size[1]))
+    drop = drop_before_models(Filters(**filters), Annotation(name="x", width=size[0], height=size[1]))
     assert (drop.reason if drop else None) == reason
 
 
@@ -63,7 +63,7 @@ def test_size_and_aspect(filters: dict[str, Any], size: tuple[int, int], reason:
     ],
 )
 def test_what_the_models_say(filters: dict[str, Any], said: dict[str, Any], reason: DropReason | None) -> None:
-    drop = after(Filters(**filters), Annotation(name="x", captions=(caption(**said),)))
+    drop = drop_after_models(Filters(**filters), Annotation(name="x", captions=(caption(**said),)))
     assert (drop.reason if drop else None) == reason
 
 
@@ -111,11 +111,11 @@ def test_near_hashes_are_found_wherever_they_differ() -> None:
     with Duplicates() as duplicates:
         hashes = [int.from_bytes(rng.bytes(32)) for _ in range(300)]
         for number, bits in enumerate(hashes):
-            assert duplicates.drop(looked(f"{number}", bits, number)) is None
+            assert duplicates.check(looked(f"{number}", bits, number)) is None
         for number, bits in enumerate(hashes):
             flipped = rng.choice(256, 11, replace=False)  # one for each band but one
             near = bits ^ sum(1 << int(bit) for bit in flipped)
-            drop = duplicates.drop(looked("copy", near, 1000 + number))
+            drop = duplicates.check(looked("copy", near, 1000 + number))
             assert drop is not None
             assert drop.reason is DropReason.NEAR_DUPLICATE
             assert drop.detail == f"looks like {number} (11 of 256 bits differ)"
@@ -127,19 +127,19 @@ def test_images_with_the_same_sky_do_not_hide_a_copy() -> None:
     hashes = [sky | int.from_bytes(rng.bytes(29)) for _ in range(600)]
     with Duplicates() as duplicates:
         for number, bits in enumerate(hashes):
-            assert duplicates.drop(looked(f"{number}", bits, number)) is None
+            assert duplicates.check(looked(f"{number}", bits, number)) is None
         for number in (0, 300, 599):
-            drop = duplicates.drop(looked("copy", hashes[number] ^ 1, 1000 + number))
+            drop = duplicates.check(looked("copy", hashes[number] ^ 1, 1000 + number))
             assert drop is not None
             assert drop.detail == f"looks like {number} (1 of 256 bits differ)"
-        assert duplicates.drop(looked("of a single colour", 0, 5000)) is None
+        assert duplicates.check(looked("of a single colour", 0, 5000)) is None
 
 
 def test_first_of_equal_files_stays() -> None:
     with Duplicates() as duplicates:
-        assert duplicates.drop(looked("first", 1, 1)) is None
+        assert duplicates.check(looked("first", 1, 1)) is None
         for _ in range(2):
-            drop = duplicates.drop(looked("second", 1, 1))
+            drop = duplicates.check(looked("second", 1, 1))
             assert drop is not None
             assert (drop.reason, drop.detail) == (DropReason.DUPLICATE, "the same bytes as first")
 
@@ -164,9 +164,9 @@ def source_folder(tmp_path: Path) -> Path:
 def test_entries_are_examined_in_order(tmp_path: Path) -> None:
     with open_source(str(source_folder(tmp_path)), SETTINGS) as source:
         entries = list(source.images())
-        found = list(examined(entries, source.read, SETTINGS))
+        found = list(examine(entries, source.read, SETTINGS))
         assert [each.entry for each in found] == entries
-        exact = list(examined(entries, source.read, SETTINGS, how="exact"))
+        exact = list(examine(entries, source.read, SETTINGS, how="exact"))
     assert [each.sha256 for each in exact] == [each.sha256 for each in found]
     assert {each.looks for each in exact} == {None}
     errors = {each.entry.name: each.error.code for each in found if each.error}
@@ -207,7 +207,7 @@ def test_dry_run_can_be_called_off(tmp_path: Path) -> None:
         raise CalledOff
 
     with open_source(str(source_folder(tmp_path)), SETTINGS) as source, pytest.raises(CalledOff):
-        estimate(source, SETTINGS, Filters(), wanted=no)
+        estimate(source, SETTINGS, Filters(), require_wanted=no)
 
 
 def test_no_torch_to_read_and_write_data_sets() -> None:

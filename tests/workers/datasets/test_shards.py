@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,20 @@ from PIL import Image
 from shared.database import Database
 from shared.database.shards import ShardClaim
 from shared.database.workers import ServedModel
+from shared.leasing.endings import Stopped
 from shared.objects.datasets import AtRisk, all_images, plan_key, read_plan, read_results, results_key, write_results
 from shared.objects.storage import ObjectStore
 from shared.queue import JobQueue, celery_app
 from shared.queue.events import DONE
 from shared.settings import Settings
 from tests.support.fakes import painted
+from tests.support.waiting import PATIENT, eventually
 from tuwen.annotations import Annotation, DropReason
 from tuwen.datasets import DatasetRequest, DatasetStatus, ReviewRequest, ShardStatus
 from tuwen.errors import SourceUnusable
 from tuwen.jobs import Kind
-from workers.datasets.annotating import Stopped
 from workers.datasets.planning import SAMPLE, Planner
-from workers.datasets.shards import STRIKES, Shards
+from workers.datasets.shards import STRIKES, ShardRunner
 from workers.inference.batcher import Batcher
 from workers.inference.process import EngineProcess
 
@@ -43,7 +43,7 @@ MODELS = {kind: ServedModel(spec, f"revision of {kind}") for kind, spec in FAKES
 
 @pytest.fixture(scope="module")
 def batcher() -> Iterator[Batcher]:
-    batcher = Batcher([EngineProcess(FAKES, "cpu", batch_timeout=60)])
+    batcher = Batcher([EngineProcess(FAKES, "cpu", batch_timeout=PATIENT)])
     batcher.start()
     yield batcher
     batcher.stop(0)
@@ -62,9 +62,9 @@ class Installation:
         self.database = Database(settings)
         self.store = ObjectStore.open(settings)
         self.queue = JobQueue(settings)
-        self.shards = Shards(settings, celery_app(settings), "w@test", batcher, on_broken=lambda: None)
+        self.shards = ShardRunner(settings, celery_app(settings), "w@test", batcher, on_broken=lambda: None)
         self.shards._models = MODELS
-        self.shards._heartbeat.start()
+        self.shards._consumer._heartbeat.start()
 
     def paint(self, name: str, trick: str = "nothing", size: int = 8) -> Path:
         path = self.source / name
@@ -85,7 +85,7 @@ class Installation:
         except Stopped:
             self.database.datasets.put_off(claim)
             raise
-        assert self.database.datasets.planned(claim)
+        assert self.database.datasets.mark_planned(claim)
 
     def planned(self, **wishes: Any) -> UUID:
         id = self.submit(**wishes)
@@ -96,7 +96,7 @@ class Installation:
         return [sent.id for sent in self._due(id)]
 
     def _due(self, id: UUID) -> list[Any]:
-        self.database.shards.all_due()
+        self.database.shards.mark_all_due()
         kinds = "+".join(self.database.datasets.request(id).kinds)
         return self.database.shards.take_due(kinds, 1000)
 
@@ -134,7 +134,9 @@ class TestPlanning:
         id = here.planned(shard_size=3)
         shards = here.database.shards.all(id)
         assert [(shard.number, shard.images) for shard in shards] == [(0, 3), (1, 3), (2, 1)]
-        names = [planned.blank().name for shard in shards for planned in read_plan(here.store, shard.plan_key)]
+        names = [
+            planned.blank_annotation().name for shard in shards for planned in read_plan(here.store, shard.plan_key)
+        ]
         assert names == [f"{number}.png" for number in range(7)]
 
     def test_names_in_any_script(self, here: Installation) -> None:
@@ -384,9 +386,9 @@ class TestResuming:
         ended: list[Any] = []
         worker = threading.Thread(target=lambda: ended.append(here.shards.run(nobody_told, str(shard), 5)))
         worker.start()
-        until(lambda: here.database.datasets.get(id, T).progress.done > 0)
+        eventually(lambda: here.database.datasets.get(id, T).progress.done > 0)
         here.database.datasets.pause(id, T)
-        worker.join(30)
+        worker.join(PATIENT)
         [outcome] = ended
         assert outcome.event == "task-retried"
         [row] = here.database.shards.all(id)
@@ -450,7 +452,7 @@ class TestEarlierRuns:
         plans = [
             planned for shard in here.database.shards.all(second) for planned in read_plan(here.store, shard.plan_key)
         ]
-        new = [planned.blank().name for planned in plans if planned.annotation is None]
+        new = [planned.blank_annotation().name for planned in plans if planned.annotation is None]
         assert sorted(new) == ["1.png", "new.png"]
         here.run(second)
         after = here.found(second)
@@ -485,10 +487,3 @@ def _crashed(claim: ShardClaim) -> tuple[Any, dict[str, Any]]:
 
     statement = """UPDATE shards SET status = 'queued', crashes = 1, lease_until = NULL, worker = NULL WHERE id = :id"""
     return text(statement), {"id": claim.id}
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

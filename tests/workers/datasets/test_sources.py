@@ -10,10 +10,12 @@ import subprocess
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
@@ -32,8 +34,8 @@ from tuwen.errors import (
     TuwenError,
     UrlForbidden,
 )
-from workers.datasets.sources import Entry, Problem, SourceImage, SourceProblem, open_source
-from workers.datasets.sources.columns import inside, safe_name
+from workers.datasets.sources import Problem, SourceEntry, SourceImage, SourceProblem, open_source
+from workers.datasets.sources.columns import path_below, safe_name
 from workers.datasets.sources.recognition import expand_braces
 from workers.datasets.sources.seen import Seen, SortedNames
 
@@ -49,7 +51,7 @@ def put(folder: Path, files: Mapping[str, bytes | str]) -> Path:
     return folder
 
 
-def listed(uri: object, **options: Any) -> list[Entry]:
+def listed(uri: object, **options: Any) -> list[SourceEntry]:
     """All entries; the images read back by a source that has never listed anything, from a line of a plan."""
     with open_source(str(uri), SETTINGS, **options) as source:
         entries = list(source.images())
@@ -57,15 +59,15 @@ def listed(uri: object, **options: Any) -> list[Entry]:
     return entries
 
 
-def images(entries: list[Entry]) -> dict[str, SourceImage]:
+def images(entries: list[SourceEntry]) -> dict[str, SourceImage]:
     return {entry.name: entry for entry in entries if isinstance(entry, SourceImage)}
 
 
-def problems(entries: list[Entry]) -> list[tuple[str, str]]:
+def problems(entries: list[SourceEntry]) -> list[tuple[str, str]]:
     return [(entry.name, entry.code.value) for entry in entries if isinstance(entry, SourceProblem)]
 
 
-def contents(uri: object, entries: list[Entry], **options: Any) -> dict[str, bytes]:
+def contents(uri: object, entries: list[SourceEntry], **options: Any) -> dict[str, bytes]:
     with open_source(str(uri), SETTINGS, **options) as source:
         return {image.name: source.read(SourceImage.from_json(image.to_json())) for image in images(entries).values()}
 
@@ -137,11 +139,26 @@ def test_pipes_broken_links_and_links_to_folders_are_problems(tmp_path: Path) ->
     assert sorted(images(entries)) == ["fine.png", "linked.png"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_folder_without_permission_is_a_problem(tmp_path: Path) -> None:
-    put(tmp_path, {"fine.png": A, "secret/x.png": B})
-    (tmp_path / "secret").chmod(0)
-    assert problems(listed(tmp_path)) == [("secret", "unreadable")]
+def test_folder_without_permission_is_a_problem() -> None:
+    with TemporaryDirectory() as name:  # pytest's own folders are for root alone, where it is root that runs it
+        folder = Path(name)
+        folder.chmod(0o755)
+        put(folder, {"fine.png": A, "secret/x.png": B})
+        (folder / "secret").chmod(0)
+        with ordinary_user():
+            assert problems(listed(folder)) == [("secret", "unreadable")]
+
+
+@contextmanager
+def ordinary_user() -> Iterator[None]:
+    """Root, who may read everything, becomes `nobody` for a while."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 def test_folder_that_cannot_be_listed_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -570,7 +587,7 @@ def test_braces() -> None:
     ],
 )
 def test_paths_stay_inside(value: str, path: str | None) -> None:
-    assert inside(value, "/data", "base") == path
+    assert path_below(value, "/data", "base") == path
 
 
 def test_safe_names_stay_apart() -> None:

@@ -22,7 +22,7 @@ from tuwen.jobs import DescribeResult, MatchResult, RecognizeResult
 from workers.engines.checkpoint import locate
 from workers.engines.clip import ClipMatcher, ClipRecognizer
 from workers.engines.diffusers import DiffusersGenerator
-from workers.engines.placement import Unheard
+from workers.engines.placement import UnobservedRun
 from workers.engines.transformers import UNSETTLED, TransformersDescriber, _Watch
 from workers.inference.policy import Policy
 from workers.scenes.lexicon import OBJECTS
@@ -57,7 +57,7 @@ def copied(tiny: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]
     return lambda name: Path(shutil.copytree(tiny(name), tmp_path / name))
 
 
-class Listening(Unheard):
+class Listening(UnobservedRun):
     """Hears the progress, and watches these items; cancels all items once `patience` steps were told."""
 
     def __init__(self, patience: int = 10**6, watched: Sequence[int] = ()):
@@ -81,7 +81,7 @@ def photo(seed: int, width: int = 40, height: int = 24) -> Pixels:
 
 
 def picture(engine: Any, **wanted: Any) -> Pixels:
-    [made] = engine.run([GenerateItem(**{"prompt": PROMPT, "seed": 1, "steps": 2, **wanted})], Unheard())
+    [made] = engine.run([GenerateItem(**{"prompt": PROMPT, "seed": 1, "steps": 2, **wanted})], UnobservedRun())
     assert isinstance(made, Picture), made
     return made.pixels
 
@@ -98,8 +98,8 @@ def distance(one: Pixels, other: Pixels) -> int:
 def test_a_picture_does_not_depend_on_its_neighbours(loaded: Load, name: str) -> None:
     engine = loaded(DiffusersGenerator, name)
     items = [GenerateItem(prompt, seed, steps=3) for seed, prompt in enumerate([PROMPT, "a red dog", "photo of grass"])]
-    together = engine.run(items, Unheard())
-    alone = [engine.run([item], Unheard())[0] for item in items]
+    together = engine.run(items, UnobservedRun())
+    alone = [engine.run([item], UnobservedRun())[0] for item in items]
     assert all(distance(a.pixels, b.pixels) <= 1 for a, b in zip(together, alone, strict=True))
     assert distance(together[0].pixels, together[1].pixels) > 50
     assert together[0].pixels.shape == (32, 32, 3)
@@ -130,7 +130,7 @@ def test_another_scheduler_makes_another_picture(loaded: Load) -> None:
     ancestral = loaded(DiffusersGenerator, "stable_diffusion", "?scheduler=EulerAncestral")
     assert distance(plain, picture(ancestral, steps=4)) > 1
     # It draws noise in every step; that too is the image's own.
-    pair = ancestral.run([GenerateItem(PROMPT, seed, steps=4) for seed in (7, 1)], Unheard())
+    pair = ancestral.run([GenerateItem(PROMPT, seed, steps=4) for seed in (7, 1)], UnobservedRun())
     assert distance(pair[1].pixels, picture(ancestral, steps=4)) <= 1
 
 
@@ -149,7 +149,7 @@ def test_a_lora_changes_the_picture_by_its_strength(loaded: Load, tmp_path: Path
 def test_the_end_of_a_long_prompt_is_quoted(loaded: Load) -> None:
     engine = loaded(DiffusersGenerator, "stable_diffusion_xl")
     long = "a black cat " * 5 + "on snow"
-    [cut, short] = engine.run([GenerateItem(long, 1, steps=1), GenerateItem(PROMPT, 1, steps=1)], Unheard())
+    [cut, short] = engine.run([GenerateItem(long, 1, steps=1), GenerateItem(PROMPT, 1, steps=1)], UnobservedRun())
     assert short.warnings == ()
     assert cut.warnings == (
         "the model's text encoder takes 16 tokens; this end of the prompt was not read: “cat on snow”",
@@ -158,7 +158,7 @@ def test_the_end_of_a_long_prompt_is_quoted(loaded: Load) -> None:
 
 def test_a_prompt_that_one_of_the_encoders_takes_whole_is_not_cut(loaded: Load) -> None:
     engine = loaded(DiffusersGenerator, "stable_diffusion_3")
-    [made] = engine.run([GenerateItem("a black cat " * 5, 1, steps=1)], Unheard())
+    [made] = engine.run([GenerateItem("a black cat " * 5, 1, steps=1)], UnobservedRun())
     assert made.warnings == ()
 
 
@@ -176,7 +176,7 @@ def test_a_size_that_cannot_be_made_is_refused_with_those_that_can(
 ) -> None:
     engine = loaded(DiffusersGenerator, name)
     [field] = size
-    [answer] = engine.run([GenerateItem(PROMPT, 1, steps=1, **size)], Unheard())
+    [answer] = engine.run([GenerateItem(PROMPT, 1, steps=1, **size)], UnobservedRun())
     assert isinstance(answer, InvalidRequest)
     assert answer.field == f"input.{field}"
     assert allowed in str(answer)
@@ -197,7 +197,7 @@ def test_each_step_is_told_and_the_next_one_is_not_taken_once_nobody_waits(loade
 def test_what_is_no_picture_is_an_error_that_says_so(tiny: Callable[[str], Path], value: float, said: str) -> None:
     engine = load(DiffusersGenerator, f"diffusers:{tiny('stable_diffusion')}")
     engine.pipeline.vae.decoder.conv_out.bias.data.fill_(value)
-    [answer] = engine.run([GenerateItem(PROMPT, 1, steps=1)], Unheard())
+    [answer] = engine.run([GenerateItem(PROMPT, 1, steps=1)], UnobservedRun())
     assert isinstance(answer, EngineError)
     assert said in str(answer)
     assert "dtype=float32" in str(answer)
@@ -215,8 +215,8 @@ def test_a_text_does_not_depend_on_its_neighbours(loaded: Load, name: str, seeds
         DescribeItem(photo(index, *size), style="tags" if index else "short", max_tokens=8, seed=seed)
         for index, (size, seed) in enumerate(zip(sizes, seeds, strict=True))
     ]
-    together = engine.run(items, Unheard())
-    alone = [engine.run([item], Unheard())[0] for item in items]
+    together = engine.run(items, UnobservedRun())
+    alone = [engine.run([item], UnobservedRun())[0] for item in items]
     assert [each.text for each in together] == [each.text for each in alone]
     assert [each.confidence for each in together] == pytest.approx([each.confidence for each in alone], rel=1e-3)
     assert len({each.text for each in together}) > 1
@@ -236,7 +236,7 @@ def test_a_model_with_few_positions_writes_no_more_than_it_can(tiny: Callable[[s
     engine = load(TransformersDescriber, f"transformers:{tiny('blip')}")
     end = engine.model.config.text_config.sep_token_id
     engine.model.text_decoder.cls.predictions.decoder.bias.data[end] = -1e4
-    [made] = engine.run([DescribeItem(photo(0), max_tokens=500)], Unheard())
+    [made] = engine.run([DescribeItem(photo(0), max_tokens=500)], UnobservedRun())
     assert made.tokens == engine.positions - 2 < 64
     assert "the most that this model writes" in made.warnings[0]
 
@@ -246,7 +246,7 @@ def test_lots_are_drawn_by_the_seed(loaded: Load, name: str) -> None:
     engine = loaded(TransformersDescriber, name)
 
     def text(seed: int | None) -> str:
-        [made] = engine.run([DescribeItem(photo(0), max_tokens=8, seed=seed)], Unheard())
+        [made] = engine.run([DescribeItem(photo(0), max_tokens=8, seed=seed)], UnobservedRun())
         return str(made.text)
 
     assert text(5) == text(5)
@@ -283,7 +283,7 @@ def test_a_growing_text_holds_back_what_the_tokenizer_may_still_join(
     tokenizer.add_tokens(sorted(set(words)))
     tokenizer.clean_up_tokenization_spaces = True
     ids = torch.tensor(tokenizer.convert_tokens_to_ids([*words, *["[PAD]"] * UNSETTLED]))
-    watch = _Watch(Unheard(), [None], 64, engine._text)
+    watch = _Watch(UnobservedRun(), [None], 64, engine._text)
     whole = engine._text(ids, 0)
     parts = [watch._settled(ids[:count]) for count in range(1, len(ids) + 1)]
     assert all(whole.startswith(part) for part in parts), (whole, parts)
@@ -296,7 +296,7 @@ def test_a_growing_text_has_no_half_characters(loaded: Load) -> None:
     text = "一只黑猫🐈‍⬛在草地上"
     ids = engine.processor.tokenizer(text, return_tensors="pt")["input_ids"][0]
     assert len(ids) == len(text.encode())  # each byte is a token of this tokenizer
-    watch = _Watch(Unheard(), [None], 64, engine._text)
+    watch = _Watch(UnobservedRun(), [None], 64, engine._text)
     parts = [watch._settled(ids[:count]) for count in range(1, len(ids) + 1)]
     assert all(text.startswith(part) for part in parts)
     assert len(set(parts)) >= len(text) - 2
@@ -317,7 +317,7 @@ def test_a_chat_model_is_asked_by_language_and_style_or_in_words_of_ones_own(loa
 
 def test_a_captioner_continues_what_it_is_given_and_says_that_it_knows_one_language(loaded: Load) -> None:
     engine = loaded(TransformersDescriber, "blip", "?prompt=a photo of")
-    [made] = engine.run([DescribeItem(photo(0), language="zh", max_tokens=4)], Unheard())
+    [made] = engine.run([DescribeItem(photo(0), language="zh", max_tokens=4)], UnobservedRun())
     assert made.text.startswith("a photo of ")
     assert made.language == "en"
     assert "this captioner writes English whatever is asked" in made.warnings
@@ -329,7 +329,7 @@ def test_a_captioner_given_different_beginnings_continues_each_as_if_alone(loade
     items = [DescribeItem(photo(1), prompt=prompt, max_tokens=8) for prompt in begun]
     run = Listening(watched=range(5))
     together = engine.run(items, run)
-    assert [each.text for each in together] == [engine.run([item], Unheard())[0].text for item in items]
+    assert [each.text for each in together] == [engine.run([item], UnobservedRun())[0].text for item in items]
     assert all(each.text.startswith(prompt) for each, prompt in zip(together, begun, strict=True))
     for each, parts in zip(together, run.parts.values(), strict=True):
         assert max((part for part in parts if part), key=len) in each.text
@@ -337,7 +337,7 @@ def test_a_captioner_given_different_beginnings_continues_each_as_if_alone(loade
 
 def test_a_beginning_that_leaves_a_captioner_no_room_is_cut_and_quoted(loaded: Load) -> None:
     [made] = loaded(TransformersDescriber, "blip").run(
-        [DescribeItem(photo(1), prompt="a black cat on snow " * 8, max_tokens=500)], Unheard()
+        [DescribeItem(photo(1), prompt="a black cat on snow " * 8, max_tokens=500)], UnobservedRun()
     )
     assert made.text.startswith("a black cat on snow " * 6)
     assert "takes 32 tokens; this end of the prompt was not read: “a black cat" in "\n".join(made.warnings)
@@ -346,7 +346,7 @@ def test_a_beginning_that_leaves_a_captioner_no_room_is_cut_and_quoted(loaded: L
 def test_not_a_number_is_no_text(tiny: Callable[[str], Path]) -> None:
     engine = load(TransformersDescriber, f"transformers:{tiny('qwen2_vl')}")
     engine.model.lm_head.weight.data.fill_(float("nan"))
-    [answer] = engine.run([DescribeItem(photo(0), max_tokens=2)], Unheard())
+    [answer] = engine.run([DescribeItem(photo(0), max_tokens=2)], UnobservedRun())
     assert isinstance(answer, EngineError)
     assert "not-a-number" in str(answer)
 
@@ -358,15 +358,15 @@ def test_not_a_number_is_no_text(tiny: Callable[[str], Path]) -> None:
 def test_a_score_does_not_depend_on_its_neighbours(loaded: Load, name: str) -> None:
     engine = loaded(ClipMatcher, name)
     items = [MatchItem(photo(index), text) for index, text in enumerate([PROMPT, "a red dog", "grass"])]
-    together = [answer.score for answer in engine.run(items, Unheard())]
-    alone = [engine.run([item], Unheard())[0].score for item in items]
+    together = [answer.score for answer in engine.run(items, UnobservedRun())]
+    alone = [engine.run([item], UnobservedRun())[0].score for item in items]
     assert together == pytest.approx(alone, abs=1e-4)
     assert len(set(together)) == 3
 
 
 def test_siglips_score_is_the_models_own_probability(loaded: Load) -> None:
     engine = loaded(ClipMatcher, "siglip")
-    [mine] = engine.run([MatchItem(photo(0), PROMPT)], Unheard())
+    [mine] = engine.run([MatchItem(photo(0), PROMPT)], UnobservedRun())
     encoders = engine.encoders
     inputs = encoders.processor(
         images=photo(0), text=[PROMPT], padding="max_length", max_length=16, return_tensors="pt"
@@ -376,18 +376,18 @@ def test_siglips_score_is_the_models_own_probability(loaded: Load) -> None:
 
 def test_clips_score_follows_its_cosine(loaded: Load) -> None:
     items = [MatchItem(photo(0), text) for text in (PROMPT, "a red dog", "grass")]
-    scores = [each.score for each in loaded(ClipMatcher, "clip").run(items, Unheard())]
+    scores = [each.score for each in loaded(ClipMatcher, "clip").run(items, UnobservedRun())]
     encoders = loaded(ClipMatcher, "clip").encoders
     inputs = encoders.processor(images=photo(0), text=[item.text for item in items], padding=True, return_tensors="pt")
     cosines = (encoders.model(**inputs).logits_per_image[0] / encoders.model.logit_scale.exp()).tolist()
     assert sorted(range(3), key=scores.__getitem__) == sorted(range(3), key=cosines.__getitem__)
     centred = loaded(ClipMatcher, "clip", f"?midpoint={cosines[0]}&steepness=10")
-    assert centred.run(items[:1], Unheard())[0].score == pytest.approx(0.5, abs=1e-3)
+    assert centred.run(items[:1], UnobservedRun())[0].score == pytest.approx(0.5, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", MATCHERS)
 def test_the_end_of_a_long_text_is_quoted(loaded: Load, name: str) -> None:
-    [cut] = loaded(ClipMatcher, name).run([MatchItem(photo(0), "a black cat " * 6)], Unheard())
+    [cut] = loaded(ClipMatcher, name).run([MatchItem(photo(0), "a black cat " * 6)], UnobservedRun())
     assert isinstance(cut, MatchResult)
     assert "takes 16 tokens; this end of the text was not read: “" in cut.warnings[0]
     assert cut.warnings[0].endswith("black cat”")
@@ -396,8 +396,8 @@ def test_the_end_of_a_long_text_is_quoted(loaded: Load, name: str) -> None:
 @pytest.mark.parametrize("name", MATCHERS)
 def test_recognition_needs_no_labels_of_ones_own(loaded: Load, name: str) -> None:
     engine = loaded(ClipRecognizer, name, "?threshold=0")
-    together = engine.run([RecognizeItem(photo(0)), RecognizeItem(photo(1))], Unheard())
-    [alone] = engine.run([RecognizeItem(photo(1))], Unheard())
+    together = engine.run([RecognizeItem(photo(0)), RecognizeItem(photo(1))], UnobservedRun())
+    [alone] = engine.run([RecognizeItem(photo(1))], UnobservedRun())
     assert isinstance(alone, RecognizeResult)
     assert together[1].confidence == pytest.approx(alone.confidence, abs=1e-4)
     assert [each.name for each in together[1].objects] == [each.name for each in alone.objects]
@@ -411,21 +411,21 @@ def test_recognition_needs_no_labels_of_ones_own(loaded: Load, name: str) -> Non
 
 def test_labels_of_ones_own_are_what_is_found(loaded: Load, tmp_path: Path) -> None:
     [found] = loaded(ClipRecognizer, "clip", "?threshold=0&labels=red cat|snow").run(
-        [RecognizeItem(photo(0))], Unheard()
+        [RecognizeItem(photo(0))], UnobservedRun()
     )
     assert {each.name for each in found.objects} == {"red cat", "snow"}
     assert sum(each.confidence for each in found.objects) == pytest.approx(1, abs=1e-3)
     assert found.scene is None
     file = tmp_path / "labels.json"
     file.write_text(json.dumps({"objects": [["traffic light", "红绿灯"]], "attributes": {"state": ["red", "green"]}}))
-    [found] = loaded(ClipRecognizer, "clip", f"?labels={file}").run([RecognizeItem(photo(0))], Unheard())
+    [found] = loaded(ClipRecognizer, "clip", f"?labels={file}").run([RecognizeItem(photo(0))], UnobservedRun())
     [light] = found.objects
     assert (light.name, light.name_zh, light.action) == ("traffic light", "红绿灯", None)
     assert light.attributes["state"] in ("red", "green")
 
 
 def test_nothing_is_found_below_the_threshold(loaded: Load) -> None:
-    [found] = loaded(ClipRecognizer, "clip", "?threshold=1.1").run([RecognizeItem(photo(0))], Unheard())
+    [found] = loaded(ClipRecognizer, "clip", "?threshold=1.1").run([RecognizeItem(photo(0))], UnobservedRun())
     assert found.objects == ()
     assert found.out_of_domain
 
@@ -443,7 +443,7 @@ def test_an_engine_tells_its_size_and_the_limit_of_a_batch(loaded: Load, engine:
     assert 100_000 < tiny.weights() < 10_000_000
     assert tiny.batch_limit(tiny.example()) >= 2
     assert loaded(engine, name, "?batch=3").batch_limit(tiny.example()) == 3
-    assert len(tiny.run([tiny.example()] * 2, Unheard())) == 2
+    assert len(tiny.run([tiny.example()] * 2, UnobservedRun())) == 2
 
 
 def test_larger_pictures_and_longer_texts_share_a_batch_with_fewer(loaded: Load) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tuwen.jobs import DescribeResult
 from workers.engines.checkpoint import locate
 from workers.engines.clip import ClipMatcher
 from workers.engines.diffusers import DiffusersGenerator
-from workers.engines.placement import Unheard
+from workers.engines.placement import UnobservedRun
 from workers.engines.transformers import TransformersDescriber
 from workers.inference.policy import Policy
 
@@ -75,14 +74,14 @@ def texts(count: int, **wanted: Any) -> list[Item]:
 def test_no_text_waits_for_the_compiler(tiny: Callable[[str], Path]) -> None:
     batches = [texts(count, max_tokens=9) for count in (1, 2, 5)] + [texts(1, prompt="what is it?")]
     plain = load(TransformersDescriber, f"transformers:{tiny('qwen2_vl')}")
-    expected = [plain.run(items, Unheard()) for items in batches]
+    expected = [plain.run(items, UnobservedRun()) for items in batches]
     engine = load(TransformersDescriber, f"transformers:{tiny('qwen2_vl')}?compile=default")
     assert isinstance(engine, Compilable)
     engine.compile()
     ready = graphs()
     assert ready > 1  # for a single text, and for more
     for items, answers in zip(batches, expected, strict=True):
-        assert all(map(alike, engine.run(items, Unheard()), answers))
+        assert all(map(alike, engine.run(items, UnobservedRun()), answers))
     assert graphs() == ready
 
 
@@ -93,32 +92,31 @@ def test_pictures_are_compiled_for_the_batches_that_are_measured_and_for_no_job(
     """On a GPU the size of a batch is found after the start, by running larger and larger ones."""
     batches = [pictures(1), pictures(2), pictures(4), pictures(2, width=48), pictures(1, guidance=1.0)]
     plain = load(DiffusersGenerator, f"diffusers:{tiny('stable_diffusion_3')}")
-    expected = [plain.run(items, Unheard()) for items in batches]
+    expected = [plain.run(items, UnobservedRun()) for items in batches]
     engine = load(DiffusersGenerator, f"diffusers:{tiny('stable_diffusion_3')}?compile=default&batch=1")
     assert graphs() == 0
     engine.compile()
     one = graphs()
-    engine.run(pictures(2), Unheard())
+    engine.run(pictures(2), UnobservedRun())
     assert graphs() == one > 0
     monkeypatch.setattr(engine.batch, "measure", lambda run, room: run(2))
     engine.calibrate(0)
     ready = graphs()
     assert ready > one
     for items, answers in zip(batches, expected, strict=True):
-        assert all(map(alike, engine.run(items, Unheard()), answers))
+        assert all(map(alike, engine.run(items, UnobservedRun()), answers))
     assert graphs() == ready
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile generates C++ for the CPU, which needs g++")
+@pytest.mark.needs("g++")  # torch.compile generates C++ for the CPU
 @pytest.mark.skipif(" " in torch.__file__, reason="torch.compile links nothing that lies under a path with a space")
-@pytest.mark.timeout(600)  # a minute on a quiet machine
 def test_compiled_for_real(tiny: Callable[[str], Path]) -> None:
     plain = load(DiffusersGenerator, f"diffusers:{tiny('stable_diffusion_3')}")
-    [expected] = plain.run(pictures(1), Unheard())
+    [expected] = plain.run(pictures(1), UnobservedRun())
     engine = load(DiffusersGenerator, f"diffusers:{tiny('stable_diffusion_3')}?compile=default&batch=1")
     engine.compile()
     assert graphs() == 1
-    [made] = engine.run(pictures(1), Unheard())
+    [made] = engine.run(pictures(1), UnobservedRun())
     assert alike(made, expected)
     assert graphs() == 1
 

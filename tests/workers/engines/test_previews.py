@@ -22,10 +22,10 @@ from shared.model_specs import parse_models
 from tuwen.engine import PREVIEW_SIDE, GenerateItem, Picture, SoFar
 from workers.engines.checkpoint import locate
 from workers.engines.diffusers import DiffusersGenerator
-from workers.engines.placement import Unheard
+from workers.engines.placement import UnobservedRun
 from workers.engines.previews import Colours, _decoded, clean
 from workers.inference.policy import Policy
-from workers.jobs.pictures import PREVIEW_LENGTH, preview
+from workers.jobs.pictures import PREVIEW_LENGTH, preview_url
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -41,7 +41,7 @@ def engine(tiny: Callable[[str], Path]) -> Callable[[str], DiffusersGenerator]:
     return cache(loaded)
 
 
-class Watching(Unheard):
+class Watching(UnobservedRun):
     """Sees what there is of each item after each step."""
 
     def __init__(self, count: int):
@@ -170,7 +170,7 @@ def test_a_picture_that_a_checker_has_to_see_first_is_not_previewed(tiny: Callab
 def test_a_preview_is_a_small_url(noisy: bool) -> None:
     lot = np.random.default_rng(1)
     pixels = lot.integers(0, 256, (128, 128, 3), np.uint8) if noisy else np.full((128, 96, 3), 200, np.uint8)
-    url = preview(pixels)
+    url = preview_url(pixels)
     assert len(url) <= PREVIEW_LENGTH
     head, _, data = url.partition(",")
     assert head == "data:image/webp;base64"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,17 +20,18 @@ from api.embedded.processes import choose_port
 from api.embedded.servers import Valkey
 from shared.queue import SHARD_TASK
 from shared.settings import Settings
-from tests.support.annotation import annotate, over, paint
+from tests.support.annotation import annotate, paint, wait_until_over
+from tests.support.browser import chromium, open_page
 from tests.support.fakes import painted
 from tests.support.plain_sql import Sql
 from tests.support.system import TENANT, Process, System, running_system
+from tests.support.waiting import PATIENT, eventually
 from tuwen.datasets import ShardStatus
 from tuwen.errors import ConfigurationError
 from tuwen.jobs import Status
 from workers.flower.app import run_flower
 
 PASSWORD = "correct horse"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ class Flower:
         self.process = process
         self.url = f"http://127.0.0.1:{settings.flower_port}"
         self.auth = ("tuwen", PASSWORD) if settings.flower_password else None
-        self._client = httpx.Client(base_url=self.url, trust_env=False, timeout=20)
+        self._client = httpx.Client(base_url=self.url, trust_env=False, timeout=PATIENT)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return self._client.get(path, **{"auth": self.auth, **options})
@@ -67,13 +66,6 @@ class Flower:
 
     def close(self) -> None:
         self._client.close()
-
-
-def eventually(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, f"waited too long for {what}"
-        time.sleep(0.1)
 
 
 @contextmanager
@@ -123,11 +115,11 @@ def test_jobs_have_their_true_state_run_time_worker_and_error(system: System, tm
     with flower_beside(system, tmp_path) as flower:
         good, bad, broken = system.submit("a cat", "reject it", "fail badly")
         [running] = system.submit("sleep 20")
-        system.running([running])
+        system.wait_until_running([running])
         [waiting] = system.submit("sleep 0.1")
         flower.shows(running, "STARTED")
         system.database.jobs.cancel(running, TENANT)
-        system.finished([good, bad, broken, running, waiting])
+        system.wait_until_finished([good, bad, broken, running, waiting])
 
         flower.shows(good, "SUCCESS")
         task = flower.task(good)
@@ -170,7 +162,7 @@ def test_housekeeping_does_not_crowd_jobs_out(system: System, tmp_path: Path) ->
     with flower_beside(system, tmp_path) as flower:
         system.worker("gpu")
         system.housekeeper()
-        system.finished([id])  # so the housekeeper has worked: nobody else publishes it again
+        system.wait_until_finished([id])  # so the housekeeper has worked: nobody else publishes it again
         flower.shows(id, "SUCCESS")
         names = {task["name"] for task in flower.get("/api/tasks").json().values()}
         assert names == {"tuwen.generate"}
@@ -200,7 +192,7 @@ def test_it_acts_on_nothing(system: System, tmp_path: Path) -> None:
         page = flower.get(f"/worker/{name}").text
         assert "Shut Down" not in page
     assert worker.alive
-    assert system.finished([id])[0].status is Status.SUCCEEDED
+    assert system.wait_until_finished([id])[0].status is Status.SUCCEEDED
 
 
 def test_password_guards_everything_but_the_health_check(system: System, tmp_path: Path) -> None:
@@ -256,7 +248,7 @@ def test_no_page_shows_the_password_of_redis(system: System, valkey: Valkey, tmp
     system.worker("gpu")
     [name] = [row.name for row in system.database.workers.alive()]
     [id] = system.submit("a cat")
-    system.finished([id])
+    system.wait_until_finished([id])
     with flower_beside(system, tmp_path) as flower:
         eventually(lambda: name in flower.get("/api/workers", params={"refresh": True}).json(), "the worker")
         for path in ("/", "/broker", "/tasks", f"/worker/{name}", "/api/workers?refresh=1", "/metrics"):
@@ -274,10 +266,10 @@ def test_redis_restarts(system: System, valkey: Valkey, tmp_path: Path) -> None:
         [before] = system.submit("a cat")
         flower.shows(before, "SUCCESS")
         [meanwhile] = system.submit("sleep 5")
-        system.running([meanwhile])
+        system.wait_until_running([meanwhile])
         valkey.kill()
         # Its end is said to nobody but PostgreSQL.
-        system.finished([meanwhile])
+        system.wait_until_finished([meanwhile])
         valkey.start()
         [after] = system.submit("a dog")
         flower.shows(after, "SUCCESS")
@@ -294,7 +286,7 @@ def test_flower_restarts(system: System, tmp_path: Path) -> None:
         flower.shows(meanwhile, "STARTED")
         worker = flower.task(before)["worker"]
     [unheard] = system.submit("reject it")
-    system.finished([meanwhile, unheard])
+    system.wait_until_finished([meanwhile, unheard])
     with flower_beside(system, tmp_path) as flower:
         assert flower.task(before)["worker"] == worker
         flower.shows(meanwhile, "SUCCESS")
@@ -322,7 +314,7 @@ def test_flower_restarts_while_shards_run(settings: Settings, sql: Sql, tmp_path
         system.worker("gpu")
         system.housekeeper()
         early = annotate(system, paint(tmp_path / "early", range(32)), tmp_path / "out-early", shard_size=16)
-        over(system, early)
+        wait_until_over(system, early)
         with flower_beside(system, tmp_path) as flower:
             for id in shards(early):  # ended before Flower was there
                 flower.shows(id, "SUCCESS")
@@ -330,12 +322,12 @@ def test_flower_restarts_while_shards_run(settings: Settings, sql: Sql, tmp_path
                 assert flower.task(id)["worker"].startswith("gpu@")
                 assert flower.task(id)["runtime"] > 0
             slow = annotate(system, sleepers(tmp_path / "slow", 288), tmp_path / "out-slow", shard_size=144)
-            system.until(lambda: ShardStatus.RUNNING in shards(slow).values(), "a running shard")
+            system.wait_until(lambda: ShardStatus.RUNNING in shards(slow).values(), "a running shard")
             first, second = shards(slow)
             flower.shows(first, "STARTED")
-        system.until(lambda: shards(slow)[second] is ShardStatus.RUNNING, "the other shard")
+        system.wait_until(lambda: shards(slow)[second] is ShardStatus.RUNNING, "the other shard")
         system.database.datasets.cancel(slow, TENANT)
-        system.until(lambda: shards(slow)[second] is ShardStatus.CANCELLED, "the end of the other shard")
+        system.wait_until(lambda: shards(slow)[second] is ShardStatus.CANCELLED, "the end of the other shard")
         with flower_beside(system, tmp_path) as flower:
             flower.shows(first, "SUCCESS")
             flower.shows(second, "REVOKED")
@@ -344,27 +336,25 @@ def test_flower_restarts_while_shards_run(settings: Settings, sql: Sql, tmp_path
 def test_it_is_killed(system: System, tmp_path: Path) -> None:
     system.worker("gpu")
     [id] = system.submit("a cat")
-    system.finished([id])
+    system.wait_until_finished([id])
     with pytest.raises(AssertionError), flower_beside(system, tmp_path) as flower:
         flower.process.signal(signal.SIGKILL)
     with flower_beside(system, tmp_path) as flower:
         flower.shows(id, "SUCCESS")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; install one (Debian: apt install chromium)")
+@pytest.mark.needs("chromium")
 def test_page(system: System, tmp_path: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
     system.worker("gpu")
-    with flower_beside(system, tmp_path, flower_password=PASSWORD) as flower, sync_playwright() as playwright:
+    with flower_beside(system, tmp_path, flower_password=PASSWORD) as flower, chromium() as browser:
         good, bad = system.submit("a cat", "reject it")
-        system.finished([good, bad])
+        system.wait_until_finished([good, bad])
         flower.shows(good, "SUCCESS")
         flower.shows(bad, "FAILURE")
-        # Chromium's own sandbox needs rights that containers commonly lack; the only page it opens is ours.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(
-            http_credentials={"username": "tuwen", "password": PASSWORD}, viewport={"width": 1600, "height": 800}
+        page = open_page(
+            browser,
+            http_credentials={"username": "tuwen", "password": PASSWORD},
+            viewport={"width": 1600, "height": 800},
         )
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
@@ -383,5 +373,4 @@ def test_page(system: System, tmp_path: Path) -> None:
         page.goto(f"{flower.url}/workers")
         page.get_by_role("row").filter(has_text="gpu@").first.wait_for()
         page.screenshot(path=tmp_path / "workers.png")
-        browser.close()
     assert not problems

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -20,13 +19,14 @@ from redis.exceptions import RedisError
 from sqlalchemy import create_engine, text
 
 from api.embedded.servers import Postgres, Valkey
-from api.openai.documents import key_of
 from shared.database import Database, Finish
 from shared.database.connections import driver_url
 from shared.objects.datasets import plan_key, preview_key, results_key
 from shared.objects.storage import ObjectStore, content_key, file_key
+from shared.openai.documents import key_of
 from shared.queue import WEBHOOKS_TASK, JobQueue, celery_app, event_channel
 from shared.settings import Settings
+from tests.support.waiting import PATIENT, eventually
 from tuwen.datasets import DatasetRequest
 from tuwen.errors import DatabaseUnavailable
 from tuwen.jobs import JobRequest, Kind, MatchResult, Status
@@ -150,16 +150,9 @@ def flower_ear(app: Celery, client: redis.Redis) -> Iterator[list[dict[str, Any]
                 receiver.capture(limit=None, timeout=None, wakeup=False)
 
         threading.Thread(target=listen, daemon=True).start()
-        wait_for(lambda: client.pubsub_numpat())
+        eventually(lambda: client.pubsub_numpat())
         yield events
         receiver.should_stop = True
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "waited 20 s"
-        time.sleep(0.02)
 
 
 def test_lost_jobs_are_announced_to_watchers_and_flower(house: House, settings: Settings) -> None:
@@ -168,11 +161,11 @@ def test_lost_jobs_are_announced_to_watchers_and_flower(house: House, settings: 
     house.later("lease_until")
     with redis.Redis.from_url(settings.redis_url, decode_responses=True) as client, client.pubsub() as watcher:
         watcher.subscribe(event_channel(lost))
-        watcher.get_message(timeout=5)
+        watcher.get_message(timeout=PATIENT)
         with flower_ear(house.app, client) as events:
             house.keeper.housekeep()
-            wait_for(lambda: events)
-        message = watcher.get_message(timeout=5)
+            eventually(lambda: events)
+        message = watcher.get_message(timeout=PATIENT)
         assert message is not None
         assert message["data"] == '{"status": "queued"}'
     assert [(event["type"], event["uuid"]) for event in events] == [("task-retried", str(lost))]
@@ -183,7 +176,7 @@ def test_only_one_housekeeper_acts(house: House, settings: Settings) -> None:
     [id] = house.submit()
     house.database.jobs.claim([id], "w")
     house.later("lease_until")
-    with Database(settings).leading():
+    with Database(settings).lead():
         house.keeper.housekeep()
         assert house.status(id) is Status.RUNNING
     house.keeper.housekeep()
@@ -203,7 +196,7 @@ def test_leases_that_ran_out_while_postgresql_was_away_are_not_held_against_work
     house.later("lease_until")
     house.keeper.housekeep()
     assert house.status(id) is Status.RUNNING, "its worker has not had the time to renew it"
-    wait_for(lambda: house.keeper.housekeep() or house.status(id) is Status.QUEUED)
+    eventually(lambda: house.keeper.housekeep() or house.status(id) is Status.QUEUED)
     house.close()
 
 
@@ -236,7 +229,7 @@ def test_orphaned_objects_are_collected_and_nothing_else(house: House, tmp_path:
 def test_a_large_storage_is_collected_a_part_at_a_time(
     house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each go looks at four of ten, and the third begins anew: what came meanwhile is found by the next search."""
+    """Each run looks at four of ten, and the third begins again: the next search finds what came meanwhile."""
     monkeypatch.setattr(collection, "AT_ONCE", 4)
     monkeypatch.setattr(collection, "PAGE", 2)
     keys = [file_key(TENANT, f"{number:064x}") for number in range(5)]
@@ -314,16 +307,16 @@ def test_a_task_that_is_still_at_it_is_not_started_again(house: House) -> None:
     def deliver_slowly() -> None:
         calls.append(1)
         entered.set()
-        release.wait(20)
+        release.wait(PATIENT)
 
     house.keeper.deliver_webhooks = deliver_slowly  # type: ignore[method-assign]
     define(house.app, house.keeper, interval=5)
     deliver = house.app.tasks[WEBHOOKS_TASK]
     first = threading.Thread(target=deliver)
     first.start()
-    assert entered.wait(20)
+    assert entered.wait(PATIENT)
     deliver()
     release.set()
-    first.join(20)
+    first.join(PATIENT)
     deliver()
     assert len(calls) == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -12,22 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.waiting import PATIENT, eventually
 from tuwen.engine import GenerateItem, Item, MatchItem, Partial, Picture
 from tuwen.errors import EngineCrashed, EngineError, EngineHung, EngineStartFailed, OutOfMemory, TuwenError
 from tuwen.jobs import Kind, MatchResult
 from workers.inference import batcher as module
 from workers.inference.batcher import Batcher
-from workers.inference.waiting import PATIENCE, Entry, Waiting
-
-PATIENT = 20.0
-"""Seconds after which something that ought to happen is held not to happen."""
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENT
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)
+from workers.inference.waiting import PATIENCE, PendingItem, Waiting
 
 
 def picture(prompt: str) -> Picture:
@@ -401,7 +391,7 @@ def test_when_the_engine_goes_down_the_whole_batch_is_told_and_the_rest_runs_on_
     assert d.finish(*futures) == [error.__name__] * 3 + ["c", "d"]
     assert len({id(future.exception()) for future in futures[:3]}) == 3, "they must not share a traceback"
     assert d.engine.starts == 2
-    assert d.batcher.healthy
+    assert d.batcher.reason is None
 
 
 def test_items_still_to_be_retried_when_the_engine_goes_down_are_not_blamed(desk: Callable[..., Desk]) -> None:
@@ -432,7 +422,7 @@ def test_the_engine_is_warm_again_before_anybody_asks(desk: Callable[..., Desk])
 
     d = desk(act=act)
     assert d.finish(d.plug) == ["EngineCrashed"]
-    until(lambda: d.engine.starts == 2)
+    eventually(lambda: d.engine.starts == 2)
 
 
 def test_a_restart_that_fails_is_told_to_those_who_wait_and_tried_again(
@@ -447,11 +437,11 @@ def test_a_restart_that_fails_is_told_to_those_who_wait_and_tried_again(
 
     d = desk(limit=1, act=act)
     d.engine.start_failures = [EngineStartFailed("no weights")]
-    assert d.batcher.healthy
+    assert d.batcher.reason is None
     futures = [d.ask("killer"), d.ask("a"), d.ask("b")]
     assert d.finish(*futures) == ["EngineCrashed", "EngineStartFailed", "EngineStartFailed"]
-    until(lambda: d.engine.starts == 3)
-    until(lambda: d.batcher.healthy)
+    eventually(lambda: d.engine.starts == 3)
+    eventually(lambda: d.batcher.reason is None)
     assert told(d.ask("c")) == "c"
 
 
@@ -466,7 +456,7 @@ def test_while_the_engine_cannot_be_had_the_batcher_says_why(
     d = desk(act=act)
     d.engine.start_failures = [EngineStartFailed("no weights")]
     d.finish(d.plug)
-    until(lambda: not d.batcher.healthy)
+    eventually(lambda: d.batcher.reason is not None)
     assert d.batcher.reason == "no weights"
     waiting = d.ask("a")
     d.batcher.stop(PATIENT)  # ends the pause
@@ -613,7 +603,7 @@ def test_stop_lets_the_running_batch_finish_and_releases_the_rest(desk: Callable
 
 def test_stop_takes_no_longer_than_its_grace(desk: Callable[..., Desk]) -> None:
     d = desk()
-    d.batcher.stop(0.01)  # the engine would run for ever
+    d.batcher.stop(0.01)  # the engine would run forever
     assert told(d.plug) == "Released"
     assert d.engine.starts == 1
 
@@ -660,7 +650,7 @@ def pair() -> Iterator[tuple[Batcher, HandDrivenEngine, HandDrivenEngine]]:
     batcher.start()
     for engine_busy in range(2):
         batcher.submit(GenerateItem("plug", seed=0, steps=engine_busy))
-        until(lambda count=engine_busy + 1: len(first.batches) + len(second.batches) == count)
+        eventually(lambda count=engine_busy + 1: len(first.batches) + len(second.batches) == count)
     assert first.batches == second.batches == [["plug"]]
     yield batcher, first, second
     first.open()
@@ -676,7 +666,7 @@ def test_whichever_engine_is_free_takes_the_next_batch(pair: Pair) -> None:
     futures = [batcher.submit(GenerateItem(prompt, seed=0)) for prompt in "abcdef"]
     second.let()
     second.entered()
-    until(lambda: second.batches[-1] == list("abcd"))
+    eventually(lambda: second.batches[-1] == list("abcd"))
     first.open()
     assert [told(future) for future in futures[4:]] == ["e", "f"]
     second.open()
@@ -686,17 +676,17 @@ def test_whichever_engine_is_free_takes_the_next_batch(pair: Pair) -> None:
 
 def test_what_an_idle_engine_can_do_is_left_to_it() -> None:
     waiting = Waiting()
-    leaders: list[Entry | None] = []
-    idle = threading.Thread(target=lambda: leaders.append(waiting.next_leader(lambda _: True)))
+    leaders: list[PendingItem | None] = []
+    idle = threading.Thread(target=lambda: leaders.append(waiting.take_leader(lambda _: True)))
     idle.start()
-    until(lambda: waiting._idle == 1)
-    with waiting._lock:  # all at once, as seen by whoever is served first
-        entries = [Entry(GenerateItem(prompt, seed=0), 5, False) for prompt in "abcd"]
+    eventually(lambda: waiting._idle == 1)
+    with waiting._lock:  # all at once, for the thread that is served first
+        entries = [PendingItem(GenerateItem(prompt, seed=0), 5, False) for prompt in "abcd"]
         waiting._entries.extend(entries)
-    leader = waiting.next_leader(lambda _: True)
+    leader = waiting.take_leader(lambda _: True)
     assert leader is entries[0]
-    assert waiting.riders(leader, limit=8) == entries[1:2]
-    waiting.add(Entry(GenerateItem("e", seed=0), 5, False))
+    assert waiting.take_followers(leader, limit=8) == entries[1:2]
+    waiting.add(PendingItem(GenerateItem("e", seed=0), 5, False))
     idle.join(PATIENT)
     assert leaders == entries[2:3]
 
@@ -705,7 +695,7 @@ def test_the_end_of_one_engine_is_not_the_end_of_the_others_batch(pair: Pair) ->
     batcher, first, second = pair
     kept = batcher.submit(GenerateItem("kept", seed=0, steps=1))
     first.let()
-    until(lambda: first.batches[-1] == ["kept"])
+    eventually(lambda: first.batches[-1] == ["kept"])
 
     def crash(prompts: list[str]) -> list[Any]:
         if "lost" in prompts:
@@ -716,7 +706,7 @@ def test_the_end_of_one_engine_is_not_the_end_of_the_others_batch(pair: Pair) ->
     lost = batcher.submit(GenerateItem("lost", seed=0, steps=2))
     second.open()
     assert told(lost) == "EngineCrashed"
-    until(lambda: second.starts == 2)
+    eventually(lambda: second.starts == 2)
     first.let()
     assert told(kept) == "kept"
     assert first.starts == 1
@@ -736,7 +726,7 @@ def test_stopping_ends_every_engine_and_releases_what_outlasts_the_grace(pair: P
     batcher, first, second = pair
     first.let()  # one plug comes to its end
     waiting = batcher.submit(GenerateItem("late", seed=0))
-    until(lambda: first.batches[-1] == ["late"])
+    eventually(lambda: first.batches[-1] == ["late"])
     batcher.stop(0.1)
     assert told(waiting) == "Released"
     assert not first.alive

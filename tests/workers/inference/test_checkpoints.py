@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.fakes import painted
+from tests.support.waiting import PATIENT
 from tuwen.engine import DescribeItem, GenerateItem, MatchItem, Picture
 from tuwen.errors import ContentRefused, EngineStartFailed, UnknownModel
 from tuwen.jobs import DescribeResult, Kind, MatchResult
 from workers.inference.policy import Policy
 from workers.inference.process import EngineProcess
-
-PATIENT = 120.0
 
 
 def process_with(specs: dict[Kind, str], **policy: object) -> EngineProcess:
@@ -95,7 +94,7 @@ def test_an_engine_that_does_another_thing_is_refused_before_anything_is_loaded(
 
 def test_the_safety_filter_judges_prompts_and_pictures() -> None:
     process = process_with(
-        {Kind.GENERATE: "import:tests.support.fakes:NullGenerator"}, safety="import:tests.support.fakes:judge"
+        {Kind.GENERATE: "import:tests.support.fakes:NullGenerator"}, safety="import:tests.support.fakes:refuse"
     )
     process.start()
     try:
@@ -114,7 +113,7 @@ def test_the_safety_filter_judges_prompts_and_pictures() -> None:
 
 def test_a_preview_that_the_safety_filter_cannot_judge_is_not_shown() -> None:
     process = process_with(
-        {Kind.GENERATE: "import:tests.support.fakes:Puppet"}, safety="import:tests.support.fakes:judge"
+        {Kind.GENERATE: "import:tests.support.fakes:Puppet"}, safety="import:tests.support.fakes:refuse"
     )
     process.start()
     half = (

@@ -26,7 +26,7 @@ def key(name: str) -> Key:
 
 
 class Weighty(NullGenerator):
-    """As large as its name says."""
+    """An engine as large as its name says."""
 
     def __init__(self, name: str):
         super().__init__("cpu")

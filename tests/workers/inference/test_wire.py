@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from workers.inference.wire import LARGE, Wire, wire
+from workers.inference.wire import LARGE, Wire, open_wire
 
 
 @pytest.fixture(scope="module")
 def ends() -> Iterator[tuple[Wire, Wire]]:
-    ours, theirs = wire(multiprocessing.get_context("spawn"))
+    ours, theirs = open_wire(multiprocessing.get_context("spawn"))
     yield ours, theirs
     ours.close()
     theirs.close()
@@ -73,7 +73,7 @@ def test_what_cannot_be_pickled_leaves_the_wire_usable(ends: tuple[Wire, Wire]) 
 
 
 def test_the_end_of_the_wire_is_noticed() -> None:
-    ours, theirs = wire(multiprocessing.get_context("spawn"))
+    ours, theirs = open_wire(multiprocessing.get_context("spawn"))
     theirs.close()
     assert ours.poll()
     with pytest.raises(EOFError):
@@ -85,8 +85,8 @@ def test_the_end_of_the_wire_is_noticed() -> None:
 
 @pytest.mark.parametrize("size", [1 << 20, 0], ids=["send", "receive"])
 def test_a_silent_other_end_blocks_no_longer_than_the_bound(size: int) -> None:
-    ours, theirs = wire(multiprocessing.get_context("spawn"))
-    ours.bound(0.05)
+    ours, theirs = open_wire(multiprocessing.get_context("spawn"))
+    ours.set_timeout(0.05)
     with pytest.raises(BlockingIOError):
         ours.send("x" * size) if size else ours.receive()
     ours.close()

@@ -12,9 +12,9 @@ import pytest
 from tuwen.engine import DescribeItem, GenerateItem, Item, MatchItem, Output, Picture, RecognizeItem
 from tuwen.errors import EngineError, OutOfMemory
 from tuwen.jobs import DescribeResult, GenerateInput, MatchResult, RecognizedObject, RecognizeResult
-from workers.jobs.correspondence import describe, draw
+from workers.jobs.correspondence import describe, generate
 from workers.jobs.pairs import report
-from workers.jobs.stages import Stages, play
+from workers.jobs.stages import Stages, run_stages
 
 GREY = np.full((4, 4, 3), 128, np.uint8)
 
@@ -57,7 +57,7 @@ class Engines:
                 return RecognizeResult(objects=(dog, cat), scene="grass", relation="left", confidence=0.7)
 
     def finish(self, stages: Stages[Any]) -> Any:
-        future = play(stages, self.submit)
+        future = run_stages(stages, self.submit)
         while not future.done():
             self.answer()
         return future.result()
@@ -75,7 +75,7 @@ class TestStages:
             answers = yield [MatchItem(picture.pixels, "") for picture in pictures if isinstance(picture, Picture)]
             return [answer.score for answer in answers if isinstance(answer, MatchResult)]
 
-        future = play(stages(), engines.submit)
+        future = run_stages(stages(), engines.submit)
         assert [number for _, number, _ in engines.asked] == [0, 1]
         assert [type(item) for item in engines.answer()] == [GenerateItem] * 2
         assert not future.done()
@@ -83,14 +83,14 @@ class TestStages:
         assert future.result() == [0.01, 0.02]
 
     def test_the_first_failure_is_the_outcome_and_the_rest_is_called_off(self, engines: Engines) -> None:
-        future = play(_two_at_once(), engines.submit)
+        future = run_stages(_two_at_once(), engines.submit)
         (_, _, first), (_, _, second) = engines.asked
         first.set_exception(OutOfMemory("too big"))
         assert isinstance(future.exception(), OutOfMemory)
         assert second.cancelled()
 
     def test_cancelling_calls_off_what_is_under_way(self, engines: Engines) -> None:
-        future = play(_two_at_once(), engines.submit)
+        future = run_stages(_two_at_once(), engines.submit)
         future.cancel()
         assert all(call.cancelled() for _, _, call in engines.asked)
 
@@ -108,7 +108,7 @@ class TestStages:
             future.set_exception(EngineError("stopping"))
             return future
 
-        assert isinstance(play(_two_at_once(), submit).exception(), EngineError)
+        assert isinstance(run_stages(_two_at_once(), submit).exception(), EngineError)
 
 
 def _two_at_once() -> Stages[None]:
@@ -120,30 +120,30 @@ class TestCandidates:
         return GenerateInput(prompt="a cat", **fields)
 
     def test_the_best_comes_first_and_alone_has_its_picture(self, engines: Engines) -> None:
-        drawn = engines.finish(draw(GenerateItem("a cat", 7), self.wanted(candidates=3)))
-        assert [(sketch.seed, sketch.score) for sketch in drawn.sketches] == [(9, 0.09), (8, 0.08), (7, 0.07)]
-        assert [sketch.picture is not None for sketch in drawn.sketches] == [True, False, False]
+        drawn = engines.finish(generate(GenerateItem("a cat", 7), self.wanted(candidates=3)))
+        assert [(image.seed, image.score) for image in drawn.images] == [(9, 0.09), (8, 0.08), (7, 0.07)]
+        assert [image.picture is not None for image in drawn.images] == [True, False, False]
         assert not drawn.fell_short
 
     def test_all_are_kept_when_asked(self, engines: Engines) -> None:
-        drawn = engines.finish(draw(GenerateItem("a cat", 7), self.wanted(candidates=3, keep="all")))
-        assert [int(sketch.picture.pixels[0, 0, 0]) for sketch in drawn.sketches] == [9, 8, 7]
+        drawn = engines.finish(generate(GenerateItem("a cat", 7), self.wanted(candidates=3, keep="all")))
+        assert [int(image.picture.pixels[0, 0, 0]) for image in drawn.images] == [9, 8, 7]
 
     def test_rounds_go_on_until_one_is_good_enough(self, engines: Engines) -> None:
         wanted = self.wanted(candidates=2, min_score=0.1, rounds=4)
-        drawn = engines.finish(draw(GenerateItem("a cat", 7), wanted))
-        assert sorted(sketch.seed for sketch in drawn.sketches) == [7, 8, 9, 10]
-        assert drawn.sketches[0].score == 0.1
+        drawn = engines.finish(generate(GenerateItem("a cat", 7), wanted))
+        assert sorted(image.seed for image in drawn.images) == [7, 8, 9, 10]
+        assert drawn.images[0].score == 0.1
         assert not drawn.fell_short
 
     def test_rounds_come_to_an_end(self, engines: Engines) -> None:
         wanted = self.wanted(min_score=0.9, rounds=3)
-        drawn = engines.finish(draw(GenerateItem("a cat", 7), wanted))
-        assert [sketch.seed for sketch in drawn.sketches] == [9, 8, 7]
+        drawn = engines.finish(generate(GenerateItem("a cat", 7), wanted))
+        assert [image.seed for image in drawn.images] == [9, 8, 7]
         assert drawn.fell_short
 
     def test_seeds_wrap_around(self, engines: Engines) -> None:
-        future = play(draw(GenerateItem("a cat", 2**63 - 1), self.wanted(candidates=2)), engines.submit)
+        future = run_stages(generate(GenerateItem("a cat", 2**63 - 1), self.wanted(candidates=2)), engines.submit)
         assert [item.seed for item, _, _ in engines.asked if isinstance(item, GenerateItem)] == [2**63 - 1, 0]
         future.cancel()
 
@@ -157,7 +157,7 @@ class TestRerank:
         assert result.score == max(caption.score for caption in result.captions)
 
     def test_the_first_caption_is_the_most_probable(self, engines: Engines) -> None:
-        play(describe(DescribeItem(GREY), 3), engines.submit)
+        run_stages(describe(DescribeItem(GREY), 3), engines.submit)
         assert [item.seed for item, _, _ in engines.asked if isinstance(item, DescribeItem)] == [None, 1, 2]
 
 

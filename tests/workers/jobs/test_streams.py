@@ -16,8 +16,9 @@ from openai import OpenAI
 from PIL import Image
 
 from shared.settings import Settings
-from tests.support.api_server import png, serving
+from tests.support.api_server import png
 from tests.support.system import System, running_system
+from tests.support.waiting import PATIENT
 from tuwen.client import Client
 from tuwen.jobs import (
     DescribeInput,
@@ -44,12 +45,6 @@ def system(module_settings: Settings, tiny: Callable[[str], Path]) -> Iterator[S
     with running_system(module_settings, module_settings.data_dir, **models) as system:
         system.worker()
         yield system
-
-
-@pytest.fixture(scope="module")
-def url(system: System) -> Iterator[str]:
-    with serving(system.settings) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +146,7 @@ def test_openais_client_sees_partial_images(url: str) -> None:
 def test_events_have_the_form_that_is_documented(url: str, client: Client) -> None:
     job = client.submit(JobRequest(input=DescribeInput(image=picture(), max_tokens=TOKENS)))
     name, forms = "", set()
-    with httpx.stream("GET", f"{url}/v1/jobs/{job.id}/events", timeout=60) as answer:
+    with httpx.stream("GET", f"{url}/v1/jobs/{job.id}/events", timeout=PATIENT) as answer:
         for line in answer.iter_lines():
             field, _, value = line.partition(": ")
             name = value if field == "event" else name

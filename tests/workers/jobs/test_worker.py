@@ -27,6 +27,7 @@ from shared.settings import Settings
 from shared.telemetry.metrics import BATCH_SIZE, JOBS_FINISHED, redis_key
 from tests.support.fakes import painted, seed_colour
 from tests.support.system import TENANT, Process, System, running_system
+from tests.support.waiting import PATIENT
 from tuwen.jobs import (
     DescribeResult,
     GenerateResult,
@@ -38,8 +39,6 @@ from tuwen.jobs import (
     RecognizeResult,
     Status,
 )
-
-pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture
@@ -60,7 +59,7 @@ def run(system: System, **fields: Any) -> Job:
     """Submit one job by its input's fields and wait for its end."""
     attempts = fields.pop("max_attempts", None)
     [id] = submit(system, [fields], max_attempts=attempts)
-    [job] = system.finished([id])
+    [job] = system.wait_until_finished([id])
     return job
 
 
@@ -110,13 +109,13 @@ def test_each_kind(system: System, tmp_path: Path) -> None:
     assert matched.result.score == 0.25
 
     with redis.Redis.from_url(system.settings.redis_url, decode_responses=True) as client:
-        system.until(lambda: client.hget(redis_key(JOBS_FINISHED), "match/succeeded") == "1", "figures")
+        system.wait_until(lambda: client.hget(redis_key(JOBS_FINISHED), "match/succeeded") == "1", "figures")
         assert client.hget(redis_key(BATCH_SIZE), "generate/1.0") == "1"
 
 
 def test_the_same_job_again_makes_the_same_picture(system: System) -> None:
     [id] = submit(system, [{"kind": "generate", "prompt": "cat"}])
-    [job] = system.finished([id])
+    [job] = system.wait_until_finished([id])
     assert isinstance(job.result, GenerateResult)
     assert job.result.seed == id.int % 2**63
 
@@ -154,7 +153,7 @@ def test_a_failing_download_is_tried_again_until_attempts_are_spent(system: Syst
 def test_only_the_guilty_fail(system: System) -> None:
     """One waits in the engine while the others gather behind it to share a batch."""
     ids = system.submit("sleep 1", *["cat"] * 5, "reject", "fail", "nan", "oom", *["dog"] * 5, max_attempts=1)
-    jobs = system.finished(ids)
+    jobs = system.wait_until_finished(ids)
     failed = {job.input["prompt"]: job.error.code for job in jobs if job.error}
     assert failed == {
         "reject": "engine_error",
@@ -168,11 +167,11 @@ def test_only_the_guilty_fail(system: System) -> None:
 
 def test_progress_can_be_watched(system: System) -> None:
     [id] = system.submit("sleep 5")
-    system.until(lambda: system.queue.progress(id), "progress")
+    system.wait_until(lambda: system.queue.progress(id), "progress")
     progress = system.queue.progress(id)
     assert isinstance(progress, Progress)
     assert 1 <= progress.step <= progress.steps == 10
-    system.finished([id])
+    system.wait_until_finished([id])
 
 
 def test_the_parent_process_has_no_torch(settings: Settings, tmp_path: Path) -> None:
@@ -195,7 +194,7 @@ def test_memory_halving_keeps_every_job(settings: Settings, tmp_path: Path) -> N
     with running_system(settings, tmp_path, generate=fake, kinds=(Kind.GENERATE,)) as system:
         ids = system.submit(*["cat"] * 40)
         system.worker()
-        assert {job.status for job in system.finished(ids)} == {Status.SUCCEEDED}
+        assert {job.status for job in system.wait_until_finished(ids)} == {Status.SUCCEEDED}
 
 
 @pytest.mark.parametrize(
@@ -232,7 +231,9 @@ def test_a_worker_that_cannot_be_warm_does_not_start(
 def test_a_worker_with_a_wrong_setting_says_which(settings: Settings, variable: str, value: str, said: str) -> None:
     environment = os.environ | as_environment(settings) | {"TUWEN_GENERATE": "import:tests.support.fakes:NullGenerator"}
     command = [sys.executable, "-m", "workers", "worker", "--kinds", "generate"]
-    process = subprocess.run(command, env=environment | {variable: value}, capture_output=True, text=True, timeout=100)
+    process = subprocess.run(
+        command, env=environment | {variable: value}, capture_output=True, text=True, timeout=PATIENT
+    )
     assert process.returncode == 1
     assert said in process.stderr
     assert "Traceback" not in process.stderr
@@ -244,9 +245,9 @@ def test_messages_hold_the_job_id_alone(system: System) -> None:
         seen: list[str] = []
         listener = threading.Thread(target=lambda: seen.extend(_commands(monitor, until="finished")), daemon=True)
         listener.start()
-        system.finished(system.submit("秘密 secret prompt"))
+        system.wait_until_finished(system.submit("秘密 secret prompt"))
         client.publish("done", "finished")
-        listener.join(60)
+        listener.join(PATIENT)
     assert any("tuwen.generate" in command for command in seen)
     assert not [command for command in seen if "secret prompt" in command or "秘密" in json.dumps(command)]
 

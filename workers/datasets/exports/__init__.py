@@ -1,4 +1,4 @@
-"""What a data set becomes: files that training programs read, written as a stream, whole or not at all.
+"""Exports of a data set: files that training programs read, written as a stream, complete or not at all.
 
 Beside every export, errors.jsonl and dropped.jsonl list each image that is not in it, with the reason.
 """
@@ -18,7 +18,7 @@ from tuwen.errors import NotFound, TuwenError
 from tuwen.jobs import JobError
 from tuwen.version import __version__
 from workers.datasets.exports.coco import Coco
-from workers.datasets.exports.destination import MARKER, staged, translated, write_marker
+from workers.datasets.exports.destination import MARKER, stage, translate_errors, write_marker
 from workers.datasets.exports.files import Lines
 from workers.datasets.exports.imagefolder import ImageFolder
 from workers.datasets.exports.jsonl import JsonLines
@@ -27,9 +27,9 @@ from workers.datasets.exports.parquet import Parquet
 from workers.datasets.exports.webdataset import WebDataset
 from workers.datasets.exports.words import chosen_words, drop_of, failure_of
 from workers.datasets.exports.writers import Exported, NameTaken, Writer
-from workers.datasets.lookahead import mapped
+from workers.datasets.lookahead import map_ahead
 from workers.datasets.sources.images import SourceImage
-from workers.datasets.sources.recognition import normal
+from workers.datasets.sources.recognition import normalise
 
 __all__ = ["MARKER", "Summary", "write"]
 
@@ -61,11 +61,11 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """An image on its way out; its file only where that is wanted."""
+    """An image to export, with its file where the format needs it."""
 
     annotation: Annotation
     failure: JobError | None
-    """Why it is not to be exported."""
+    """Why the image is not exported."""
     data: bytes = b""
     format: str = ""
 
@@ -88,25 +88,25 @@ def write(
     source itself; everything else needs a place of its own.
 
     Raises:
-        DestinationUnusable: it lies in the source, or holds what is not this run's.
+        DestinationUnusable: it lies in the source, or holds files of another run.
         Conflict: another export into it is under way.
-        StorageUnavailable: the disk is full, or the place does not answer; the destination is as it was.
+        StorageUnavailable: the disk is full, or the place does not answer; the destination is unchanged.
     """
-    target = normal(destination)
-    if destination_format == "kohya" and target == normal(source) and not target.startswith("s3://"):
+    target = normalise(destination)
+    if destination_format == "kohya" and target == normalise(source) and not target.startswith("s3://"):
         folder = Path(target)
-        with translated(target):
+        with translate_errors(target):
             (folder / IN_PLACE).mkdir(exist_ok=True)
             writer = SidecarsInPlace(folder / IN_PLACE, folder, overwrite=overwrite)
             summary = _write(annotated, folder / IN_PLACE, writer, settings, read, overwrite)
             write_marker(folder / IN_PLACE, run=run, source=target, format=destination_format)
         return summary
-    with staged(destination, source, run, settings, overwrite=overwrite) as folder:
+    with stage(destination, source, run, settings, overwrite=overwrite) as folder:
         summary = _write(annotated, folder, _WRITERS[destination_format](folder), settings, read, overwrite)
         write_marker(
             folder,
             run=run,
-            source=normal(source),
+            source=normalise(source),
             format=destination_format,
             exported=summary.exported,
             dropped=summary.dropped,
@@ -121,16 +121,16 @@ def _write(
 ) -> Summary:
     number = dropped = failed = 0
 
-    def loaded(pair: Annotated) -> _Loaded:
+    def load(pair: Annotated) -> _Loaded:
         annotation, image = pair
         failure = failure_of(annotation)
         if failure is None and drop_of(annotation) is None and writer.wants_images:
-            return _loaded(annotation, image, settings, read)
+            return _load(annotation, image, settings, read)
         return _Loaded(annotation, failure)
 
     with Lines(folder / "errors.jsonl") as errors, Lines(folder / "dropped.jsonl") as drops:
         try:
-            for each in mapped(loaded, annotated, threads=_READERS):
+            for each in map_ahead(load, annotated, threads=_READERS):
                 annotation = each.annotation
                 drop = drop_of(annotation)
                 if each.failure is not None:
@@ -154,20 +154,20 @@ def _write(
     return Summary(number, dropped, failed)
 
 
-def _loaded(annotation: Annotation, image: SourceImage | None, settings: Settings, read: Read) -> _Loaded:
-    """The image's file, and what it is; the reason where it cannot be read any more."""
+def _load(annotation: Annotation, image: SourceImage | None, settings: Settings, read: Read) -> _Loaded:
+    """Read the image's file and its format; or say why it cannot be read any more."""
     try:
         if image is None:
             raise NotFound("the source has no such image")
-        data = _patiently(lambda: read(image))
+        data = _retry_read(lambda: read(image))
         return _Loaded(annotation, None, data, inspect(data, settings).format)
     except TuwenError as error:
         failure = JobError(code=error.code, detail=f"not exported: {error}", retryable=error.retryable)
         return _Loaded(annotation, failure)
 
 
-def _patiently(read: Callable[[], bytes]) -> bytes:
-    """An image that was there a while ago is worth a second look, not an endless one."""
+def _retry_read(read: Callable[[], bytes]) -> bytes:
+    """Read, and retry a few times where that may help: the image was there a while ago."""
     for pause in _PAUSES:
         try:
             return read()

@@ -19,17 +19,20 @@ _INFO = {"description": "captions by tuwen", "version": __version__}
 
 
 class Coco:
+    """Writes captions.json into a folder."""
+
     wants_images = False
 
     def __init__(self, folder: Path) -> None:
         self._captions = 0
-        # The file has all images before all annotations, and neither fit into memory: the second list is appended.
+        # The file has all images before all annotations, and memory may hold neither: the second list is appended.
         self._rest = folder / ".annotations"
         self._images = (folder / "captions.json").open("w", encoding="utf-8")
         self._annotations = self._rest.open("w", encoding="utf-8")
         self._images.write('{"info": ' + json.dumps(_INFO) + ', "licenses": [], "images": [')
 
     def write(self, exported: Exported) -> None:
+        """Write an image and its captions."""
         known, id = exported.annotation, exported.number + 1
         image: dict[str, Any] = {"id": id, "file_name": known.name, "width": known.width, "height": known.height}
         extra = {"sha256": known.sha256, "custom_id": known.custom_id, "metadata": known.metadata or None}
@@ -41,6 +44,7 @@ class Coco:
             self._annotations.write(_element(annotation, first=self._captions == 1))
 
     def close(self) -> None:
+        """Append the annotations to the images and finish the file."""
         self._annotations.close()
         self._images.write('\n], "annotations": [')
         with self._rest.open(encoding="utf-8") as rest:
@@ -55,7 +59,7 @@ def _element(value: dict[str, Any], *, first: bool) -> str:
 
 
 def _said(words: Words, known: Annotation) -> list[dict[str, Any]]:
-    """The chosen words first, then the others, each with its author and what is known of it."""
+    """List the chosen words first, then the others, each with its author and what is known of it."""
     chosen: dict[str, Any] = {"caption": words.text, "author": words.author, "language": words.language}
     if words.caption is not None:
         chosen |= _described(words.caption)

@@ -1,7 +1,7 @@
-"""Where an export goes: a folder that appears whole or not at all, or the prefix of a bucket.
+"""The destination of an export: a folder that appears complete or not at all, or the prefix of a bucket.
 
 All is written to a folder beside the destination, which then takes its name. `tuwen.json` in it says which run it
-holds, so that no run overwrites what is not its own.
+holds, so that no run overwrites another's files.
 """
 
 from __future__ import annotations
@@ -23,33 +23,35 @@ from obstore.store import S3Store
 from shared.objects.storage import open_bucket
 from shared.settings import Settings
 from tuwen.errors import Conflict, DestinationUnusable, StorageUnavailable
-from workers.datasets.sources.recognition import normal
+from workers.datasets.sources.recognition import normalise
 
 MARKER = "tuwen.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def staged(destination: str, source: str, run: str, settings: Settings, *, overwrite: bool) -> Iterator[Path]:
-    """A new folder to write the export into; when the block ends well, the destination is that folder.
+def stage(destination: str, source: str, run: str, settings: Settings, *, overwrite: bool) -> Iterator[Path]:
+    """Make a new folder to write the export into; when the block succeeds, it becomes the destination.
 
     Raises:
-        DestinationUnusable: it lies in the source, is no folder, or holds what is not this run's.
+        DestinationUnusable: it lies in the source, is not a folder, or holds files of another run.
         Conflict: another export into it is under way.
         StorageUnavailable: the disk is full, or the bucket does not answer.
     """
-    target = normal(destination)
-    require_apart(target, normal(source))
+    target = normalise(destination)
+    require_apart(target, normalise(source))
     owner = Owner(run, overwrite)
-    with translated(target):
+    with translate_errors(target):
         if target.startswith("s3://"):
-            yield from _staged_for_bucket(target, owner, settings)
+            yield from _stage_bucket(target, owner, settings)
         else:
-            yield from _staged_for_folder(Path(target), owner)
+            yield from _stage_folder(Path(target), owner)
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
+    """The run that an export belongs to, and whether it may replace another's."""
+
     run: str
     overwrite: bool
 
@@ -81,15 +83,15 @@ def require_apart(target: str, source: str) -> None:
 
 
 def write_marker(folder: Path, **marker: Any) -> None:
-    """Says in `folder` whose it is: `run` and `source` are what `Owner` asks for."""
+    """Write into `folder` which run it belongs to; `Owner` reads `run` and `source`."""
     (folder / MARKER).write_text(json.dumps(marker, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _staged_for_folder(target: Path, owner: Owner) -> Iterator[Path]:
+def _stage_folder(target: Path, owner: Owner) -> Iterator[Path]:
     _require_usable(target, owner)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.parent / f".{target.name}.{owner.run}"
-    with _locked(target.parent / f".{target.name}.lock", target):
+    with _lock(target.parent / f".{target.name}.lock", target):
         shutil.rmtree(staging, ignore_errors=True)  # of an export that was killed
         staging.mkdir()
         try:
@@ -112,7 +114,7 @@ def _require_usable(target: Path, owner: Owner) -> None:
 
 
 def _replace(target: Path, staging: Path) -> None:
-    """The only moment in which the destination is missing is between two renames."""
+    """Put `staging` in the place of `target`, which is missing only between two renames."""
     old = target.parent / f".{target.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -122,8 +124,8 @@ def _replace(target: Path, staging: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path, target: Path) -> Iterator[None]:
-    """One export at a time; the lock of one that is killed goes with it."""
+def _lock(path: Path, target: Path) -> Iterator[None]:
+    """Allow one export at a time; the lock of a killed one is released with its process."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,13 +137,13 @@ def _locked(path: Path, target: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _staged_for_bucket(target: str, owner: Owner, settings: Settings) -> Iterator[Path]:
+def _stage_bucket(target: str, owner: Owner, settings: Settings) -> Iterator[Path]:
     store = open_bucket(target.removeprefix("s3://"), settings, settings.s3_endpoint)
     _require_usable_prefix(store, target, owner)
     folder = settings.data_dir / "exports"
     folder.mkdir(parents=True, exist_ok=True)
     staging = folder / owner.run
-    with _locked(folder / f"{owner.run}.lock", staging):
+    with _lock(folder / f"{owner.run}.lock", staging):
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:
@@ -162,7 +164,7 @@ def _require_usable_prefix(store: S3Store, target: str, owner: Owner) -> None:
 
 
 def _upload(staging: Path, store: S3Store) -> None:
-    """The marker goes first from an old export and last with a new one: without it, the prefix is not whole."""
+    """Delete the marker first and write the new one last: a prefix without a marker is incomplete."""
     obstore.delete(store, MARKER)
     fresh = sorted(path for path in staging.rglob("*") if path.is_file() and path.name != MARKER)
     names = set()
@@ -178,8 +180,8 @@ def _upload(staging: Path, store: S3Store) -> None:
 
 
 @contextmanager
-def translated(target: str) -> Iterator[None]:
-    """What goes wrong in writing to `target`, as errors of ours."""
+def translate_errors(target: str) -> Iterator[None]:
+    """Translate errors of writing to `target` into the project's own."""
     try:
         yield
     except OSError as error:

@@ -17,7 +17,7 @@ _SUFFIXES = {"jpeg": ".jpg", "tiff": ".tif"}
 def file_name(name: str, format: str) -> str:  # noqa: A002
     """`name` as the path of a file: with a suffix, and no part longer than file systems allow.
 
-    `format` is what the bytes are, as `ImageInfo.format` says it.
+    `format` is the format of the bytes, as in `ImageInfo.format`.
     """
     suffix = _SUFFIXES.get(format, f".{format}")
     named = name if is_image_name(name) else f"{name}{suffix}"
@@ -25,7 +25,7 @@ def file_name(name: str, format: str) -> str:  # noqa: A002
 
 
 def suffix_of(format: str) -> str:  # noqa: A002
-    """Without the dot, as webdataset's keys have it."""
+    """The file suffix of a format, without the dot, as in webdataset's keys."""
     return _SUFFIXES.get(format, format).lstrip(".")
 
 
@@ -40,13 +40,14 @@ def _shortened(part: str) -> str:
 
 
 class Lines:
-    """A file of JSON lines that is made when the first line comes, if `always` does not ask for it."""
+    """A file of JSON lines; it is created with the first line, or at once if `always`."""
 
     def __init__(self, path: Path, *, always: bool = False) -> None:
         self._path = path
         self._file = path.open("w", encoding="utf-8", newline="\n") if always else None
 
     def write(self, line: dict[str, Any]) -> None:
+        """Write one line, and create the file if it does not exist yet."""
         if self._file is None:
             self._file = self._path.open("w", encoding="utf-8", newline="\n")
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")

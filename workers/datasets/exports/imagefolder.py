@@ -14,6 +14,8 @@ from workers.datasets.exports.writers import Exported, NameTaken
 
 
 class ImageFolder:
+    """Writes images and metadata.jsonl into a folder."""
+
     wants_images = True
 
     def __init__(self, folder: Path) -> None:
@@ -21,8 +23,9 @@ class ImageFolder:
         self._lines = Lines(folder / "metadata.jsonl", always=True)
 
     def write(self, exported: Exported) -> None:
+        """Write an image and its row. Raises `NameTaken`."""
         name = file_name(exported.annotation.name, exported.format)
-        place(self._folder, name, exported.data)
+        write_image(self._folder, name, exported.data)
         whole = record(exported.number, exported.annotation, exported.words)
         # The record is one string: readers take the columns from the first rows, and what differs there fails later.
         row = {"file_name": name, **flat(exported.annotation, exported.words)}
@@ -32,7 +35,7 @@ class ImageFolder:
         self._lines.close()
 
 
-def place(folder: Path, name: str, data: bytes) -> None:
+def write_image(folder: Path, name: str, data: bytes) -> None:
     """Write an image under its name, unless another has it, as a file or as a folder.
 
     Raises:

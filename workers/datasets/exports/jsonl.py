@@ -10,12 +10,15 @@ from workers.datasets.exports.writers import Exported
 
 
 class JsonLines:
+    """Writes annotations.jsonl into a folder."""
+
     wants_images = False
 
     def __init__(self, folder: Path) -> None:
         self._lines = Lines(folder / "annotations.jsonl", always=True)
 
     def write(self, exported: Exported) -> None:
+        """Write the record of one image."""
         self._lines.write(record(exported.number, exported.annotation, exported.words))
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from workers.datasets.exports.files import file_name
-from workers.datasets.exports.imagefolder import place
+from workers.datasets.exports.imagefolder import write_image
 from workers.datasets.exports.jsonl import JsonLines
 from workers.datasets.exports.writers import Exported, NameTaken
 from workers.datasets.sources.seen import Seen
@@ -25,11 +25,12 @@ class Sidecars:
         self._records = JsonLines(folder)
 
     def write(self, exported: Exported) -> None:
+        """Write an image, its sidecar and its record. Raises `NameTaken`."""
         name = file_name(exported.annotation.name, exported.format)
         sidecar = self._folder / sidecar_name(name)
         if sidecar.exists():
             raise NameTaken(f"{sidecar_name(name)!r} is the caption of another image")
-        place(self._folder, name, exported.data)
+        write_image(self._folder, name, exported.data)
         sidecar.write_text(one_line(exported.words.text), encoding="utf-8")
         self._records.write(exported)
 
@@ -49,6 +50,7 @@ class SidecarsInPlace:
         self._written = Seen()
 
     def write(self, exported: Exported) -> None:
+        """Write the sidecar, unless there is one that may not be replaced, and the record. Raises `NameTaken`."""
         name = sidecar_name(exported.annotation.name)
         if not self._written.add(name):
             raise NameTaken(f"{name!r} is the caption of another image")
@@ -65,9 +67,10 @@ class SidecarsInPlace:
 
 
 def sidecar_name(name: str) -> str:
+    """The name of an image's sidecar: its own with the suffix .txt."""
     return f"{name.rpartition('.')[0] or name}.txt"
 
 
 def one_line(text: str) -> str:
-    """sd-scripts take the first line, unless told otherwise."""
+    """Join the lines of a text, because sd-scripts read only the first line by default."""
     return " ".join(text.split())

@@ -18,12 +18,14 @@ from workers.datasets.exports.words import Words, flat
 from workers.datasets.exports.writers import Exported
 
 _LARGEST_GROUP = 64 * 2**20
-"""Bytes of images in a row group: what a reader holds at once."""
+"""Most bytes of images in a row group, which a reader holds at once."""
 _MOST_ROWS = 1000
 _LARGEST_FILE = 512 * 2**20
 
 
 class Parquet:
+    """Writes Parquet files into the subfolder data of a folder."""
+
     wants_images = True
 
     def __init__(self, folder: Path) -> None:
@@ -41,12 +43,14 @@ class Parquet:
         self._writer: Any = None
 
     def write(self, exported: Exported) -> None:
+        """Add an image and its columns to the current row group."""
         self._rows.append(_row(exported))
         self._group += len(exported.data)
         if self._group >= _LARGEST_GROUP or len(self._rows) >= _MOST_ROWS:
             self._flush()
 
     def close(self) -> None:
+        """Write the last row group and finish the file."""
         if self._rows or self._writer is None:
             self._flush()
         self._writer.close()
@@ -93,7 +97,7 @@ def _schema() -> Any:
         "reviews": text,
         "metadata": text,
     }
-    # What `datasets` cannot tell from the types: that the bytes are an image.
+    # `datasets` cannot tell from the types that the bytes are an image.
     features = {name: _feature(kind) for name, kind in columns.items()} | {"image": {"_type": "Image"}}
     return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 

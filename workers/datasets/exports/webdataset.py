@@ -20,6 +20,8 @@ _MOST = 10_000
 
 
 class WebDataset:
+    """Writes numbered tars into a folder."""
+
     wants_images = True
 
     def __init__(self, folder: Path) -> None:
@@ -29,7 +31,8 @@ class WebDataset:
         self._samples = 0
 
     def write(self, exported: Exported) -> None:
-        tar = self._roomy()
+        """Write a sample: the image, its text and its record."""
+        tar = self._open_tar_with_room()
         key = f"{exported.number:09d}"
         whole = record(exported.number, exported.annotation, exported.words)
         _add(tar, f"{key}.{suffix_of(exported.format)}", exported.data)
@@ -41,7 +44,7 @@ class WebDataset:
         if self._tar is not None:
             self._tar.close()
 
-    def _roomy(self) -> tarfile.TarFile:
+    def _open_tar_with_room(self) -> tarfile.TarFile:
         if self._tar is not None and self._tar.offset < _LARGEST and self._samples < _MOST:
             self._tar.members.clear()  # type: ignore[attr-defined]  # tarfile remembers every one
             return self._tar

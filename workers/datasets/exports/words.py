@@ -1,4 +1,4 @@
-"""What an export says of an image: which words, whose, and the whole record beside them."""
+"""The text that an export has for an image: which words, whose, and the whole record beside them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tuwen.jobs import JobError
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """The caption of an image, and who is answerable for it."""
+    """The caption of an image, and who wrote it."""
 
     text: str
     language: str
     author: str
     """A person's name, `source` for words that came with the image, or `model`."""
     caption: Caption | None = None
-    """The model's, where it is the author."""
+    """The model's caption, where the model is the author."""
     provenance: Provenance | None = None
 
 
 def chosen_words(annotation: Annotation, *, overwrite: bool) -> Words:
-    """A person's words before all others; then those that came with the image, unless they are to be overwritten; then
-    the model's best; then what was recognised, as tags. A person's words in one language take the place of the model's
-    in that language only."""
+    """Choose the words to export: a person's before all others; then those that came with the image, unless they are to
+    be overwritten; then the model's best; then what was recognised, as tags. A person's words in one language replace
+    the model's in that language only."""
     from_source = bool(annotation.existing) and not (overwrite and (annotation.captions or annotation.recognition))
     replaced = annotation.captions[0].language if annotation.captions and not from_source else None
     for review in annotation.reviews:
@@ -57,7 +57,7 @@ def tags(recognition: Recognition) -> str:
 
 
 def drop_of(annotation: Annotation) -> Drop | None:
-    """Why the image is left out: a filter's reason, or a person's."""
+    """Return why the image is left out: a filter's reason or a person's; None if it is not."""
     if annotation.drop is not None:
         return annotation.drop
     judged = next((review for review in annotation.reviews if review.verdict is not None), None)
@@ -67,12 +67,12 @@ def drop_of(annotation: Annotation) -> Drop | None:
 
 
 def failure_of(annotation: Annotation) -> JobError | None:
-    """Why there is nothing of the image to export: its error, unless a person has said what the models could not."""
+    """Return why there is nothing to export: the image's error, unless a person wrote what the models could not."""
     return None if annotation.decoded and annotation.worded else annotation.error
 
 
 def record(number: int, annotation: Annotation, words: Words) -> dict[str, Any]:
-    """Everything that is known of an image, as JSON: the place in the export, the words, and all they come from."""
+    """All that is known of an image, as JSON: its number in the export, the words, and where they come from."""
     known = annotation.model_dump(mode="json", exclude_none=True)
     said = {"number": number, "text": words.text, "language": words.language, "author": words.author}
     return {"name": known.pop("name"), **said, **known}

@@ -1,4 +1,4 @@
-"""What a writer of one format is: it is given one image after the other, numbered from 0 without gaps."""
+"""The interface of a format's writer, which gets one image after the other, numbered from 0 without gaps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workers.datasets.exports.words import Words
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """One image on its way out."""
+    """One image to export."""
 
     number: int
     annotation: Annotation
@@ -19,7 +19,7 @@ class Exported:
     data: bytes
     """The image's file; empty for writers that do not want it."""
     format: str
-    """What the file is: png, jpeg…; empty likewise."""
+    """The file's format: png, jpeg…; empty for the same writers."""
 
 
 class NameTaken(Exception):
@@ -27,10 +27,12 @@ class NameTaken(Exception):
 
 
 class Writer(Protocol):
+    """Writes one export; implementations take the folder in their constructor."""
+
     wants_images: bool
 
     def write(self, exported: Exported) -> None:
-        """Raises `NameTaken`; then the number is given again."""
+        """Write one image. Raises `NameTaken`; then the next image gets the same number."""
 
     def close(self) -> None:
-        """The last image is written: finish the files."""
+        """Finish the files after the last image."""

@@ -1,4 +1,4 @@
-"""Where images come from: one entry after the other, in a stable order, never all in memory.
+"""Sources of images: one entry after the other, in a stable order, never all in memory.
 
 `open_source` recognises what a path or S3 prefix is; `Source.images` lists it; `Reader` reads single images elsewhere.
 """
@@ -13,12 +13,12 @@ from shared.settings import Settings
 from tuwen.datasets import SourceFormat
 from tuwen.errors import ImageCorrupt, PayloadTooLarge, SourceUnusable
 from workers.datasets.sources.columns import clean, plain
-from workers.datasets.sources.images import Entry, Held, Problem, SourceImage, SourceProblem, require_size
+from workers.datasets.sources.images import Held, Problem, SourceEntry, SourceImage, SourceProblem, require_size
 from workers.datasets.sources.reading import Reader
 from workers.datasets.sources.recognition import Recognised, recognise
 from workers.datasets.sources.seen import Seen
 
-__all__ = ["Entry", "Held", "Problem", "Reader", "Source", "SourceImage", "SourceProblem", "open_source"]
+__all__ = ["Held", "Problem", "Reader", "Source", "SourceEntry", "SourceImage", "SourceProblem", "open_source"]
 
 
 class Source:
@@ -27,30 +27,31 @@ class Source:
     def __init__(self, found: Recognised, settings: Settings) -> None:
         self.format = found.format
         self._uri = found.uri
-        self._list: Callable[[], Iterator[Entry]] = found.entries
+        self._list: Callable[[], Iterator[SourceEntry]] = found.entries
         self._settings = settings
         self._reader = found.reader
 
-    def images(self) -> Iterator[Entry]:
+    def images(self) -> Iterator[SourceEntry]:
         """All images, and all rows that cannot be one, in the same order at every call on an unchanged source.
 
         Raises:
-            SourceUnusable: there is nothing in it, or nothing of it can be read.
+            SourceUnusable: it is empty, or nothing in it can be read.
             StorageUnavailable: the place does not answer.
         """
         entries = 0
         with Seen() as names:
             for entry in self._list():
                 entries += 1
-                yield self._vetted(entry, names)
+                yield self._vet(entry, names)
         if not entries:
             raise SourceUnusable(f"there is no image in {self._uri}", field="source")
 
     def read(self, image: SourceImage) -> bytes:
-        """As `Reader.read`, which other processes use."""
+        """Read one image, as `Reader.read` does in other processes."""
         return self._reader.read(image)
 
     def close(self) -> None:
+        """Close the source's reader."""
         self._reader.close()
 
     def __enter__(self) -> Self:
@@ -59,7 +60,7 @@ class Source:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _vetted(self, entry: Entry, names: Seen) -> Entry:
+    def _vet(self, entry: SourceEntry, names: Seen) -> SourceEntry:
         if isinstance(entry, SourceProblem):
             return SourceProblem(clean(entry.name), entry.code, clean(entry.detail))
         name = clean(entry.name)
@@ -71,7 +72,7 @@ class Source:
             except (ImageCorrupt, PayloadTooLarge) as error:
                 return SourceProblem(name, Problem(error.code), str(error))
         if name == entry.name and not entry.captions and not entry.metadata:
-            return entry  # as most are; a copy of each costs more than to look
+            return entry  # as most are: copying costs more than looking
         return replace(entry, name=name, captions=tuple(map(clean, entry.captions)), metadata=plain(entry.metadata))
 
 
@@ -84,15 +85,15 @@ def open_source(
     image_column: str | None = None,
     caption_column: str | None = None,
 ) -> Source:
-    """The source that `uri` names: a file or folder of this machine, or `s3://BUCKET/PREFIX`.
+    """Open the source that `uri` names: a file or folder of this machine, or `s3://BUCKET/PREFIX`.
 
     `root` is the folder or `s3://BUCKET/PREFIX` that the paths in a list or COCO file start from and must not leave,
-    by default the file's own folder. The columns are those of a table, where their names leave a doubt.
+    by default the file's own folder. The columns are those of a table, for tables whose column names are ambiguous.
 
     Raises:
-        SourceUnusable: there is no such thing, it cannot be read, or it is unclear what it is; `field` is the
+        SourceUnusable: it does not exist, cannot be read, or its format is unclear; `field` is the
             argument that would make it clear.
-        ConfigurationError: S3 is not configured as it has to be.
+        ConfigurationError: S3 is not configured correctly.
         StorageUnavailable: the place does not answer.
     """
     return Source(recognise(uri, settings, format, root, image_column, caption_column), settings)

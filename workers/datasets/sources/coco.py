@@ -11,34 +11,34 @@ from typing import Any, BinaryIO
 
 from tuwen.errors import ConfigurationError, SourceUnusable
 from workers.datasets.sources.columns import Columns, Lookup, clean
-from workers.datasets.sources.images import Entry
+from workers.datasets.sources.images import SourceEntry
 from workers.datasets.sources.places import Place
 from workers.datasets.sources.rows import Row
 from workers.datasets.sources.seen import temporary_database
 
 
-def list_coco(lookup: Lookup, home: Place) -> Iterator[Entry]:
+def list_coco(lookup: Lookup, home: Place) -> Iterator[SourceEntry]:
     """The entries of `images`, each with its captions and the names of the categories in it.
 
     Raises:
-        SourceUnusable: the file is not COCO's JSON, or not all of it.
+        SourceUnusable: the file is not COCO's JSON, or is incomplete.
     """
     path = lookup.table
     said = temporary_database()
     said.execute("CREATE TABLE said (image, number INTEGER, caption TEXT, category, PRIMARY KEY (image, number))")
     try:
         with home.open(path) as file:
-            names = {_plain(item, "id"): item.get("name") for item in _items(file, "categories.item", path)}
+            names = {_plain(item, "id"): item.get("name") for item in _read_items(file, "categories.item", path)}
         with home.open(path) as file:
             said.executemany(
                 "INSERT INTO said VALUES (?, ?, ?, ?)",
                 (
                     (_plain(item, "image_id"), number, _plain(item, "caption"), _plain(item, "category_id"))
-                    for number, item in enumerate(_items(file, "annotations.item", path))
+                    for number, item in enumerate(_read_items(file, "annotations.item", path))
                 ),
             )
         with home.open(path) as file:
-            for number, image in enumerate(_items(file, "images.item", path)):
+            for number, image in enumerate(_read_items(file, "images.item", path)):
                 key = _plain(image, "id")
                 found = said.execute(
                     "SELECT caption, category FROM said WHERE image = ? ORDER BY number", (key,)
@@ -56,12 +56,12 @@ _COLUMNS = Columns("file_name", "captions")
 
 
 def _value(image: dict[str, Any]) -> Any:
-    """COCO's own files have both; a local file is nearer than Flickr."""
+    """The file name or the URL. COCO's own files have both; a local file is nearer than Flickr."""
     return image.get("file_name") or image.get("coco_url") or image.get("url")
 
 
 def _plain(item: dict[str, Any], field: str) -> Any:
-    """What a database can hold of what a stranger wrote; an id beyond 64 bits is one as text."""
+    """A field's value as SQLite can hold it; an id beyond 64 bits becomes text."""
     value = item.get(field)
     if isinstance(value, int) and abs(value) >= 2**63:
         return str(value)
@@ -73,7 +73,7 @@ def _row(image: dict[str, Any], captions: list[Any], categories: list[Any], wher
     return Row(kept | {"captions": captions} | ({"categories": categories} if categories else {}), where)
 
 
-def _items(file: BinaryIO, prefix: str, path: str) -> Iterator[dict[str, Any]]:
+def _read_items(file: BinaryIO, prefix: str, path: str) -> Iterator[dict[str, Any]]:
     try:
         import ijson
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Which column of a table names the image, and what its value leads to."""
+"""The columns of a table that name images and captions, and the images that their values name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import httpx
 from shared.intake.fetch import vet_url
 from shared.settings import Settings
 from tuwen.errors import NotFound, SourceUnusable, StorageUnavailable, UrlForbidden
-from workers.datasets.sources.images import Entry, Held, Problem, SourceImage, SourceProblem
+from workers.datasets.sources.images import Held, Problem, SourceEntry, SourceImage, SourceProblem
 from workers.datasets.sources.places import File, Place
 from workers.datasets.sources.rows import Row
 
@@ -30,12 +30,14 @@ _UNSAFE = re.compile(r"[\x00-\x1f\x7f<>:\"\\|?*%]")
 
 @dataclass(frozen=True, slots=True)
 class Columns:
+    """Names of the columns with the image and, if there is one, its caption."""
+
     image: str
     caption: str | None
 
 
 def choose_columns(names: list[str], image: str | None, caption: str | None) -> Columns:
-    """The columns that are asked for, or the ones whose names say what they are.
+    """Choose the columns that are asked for, or those with well-known names.
 
     Raises:
         SourceUnusable: there is no such column, or several could be meant.
@@ -57,7 +59,7 @@ def choose_columns(names: list[str], image: str | None, caption: str | None) -> 
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """How the values of a table become images: `place` is where paths start from, `table` where the rows are."""
+    """Turns values of a table into images: `place` is where paths start from, `table` the file with the rows."""
 
     settings: Settings
     place: Place
@@ -69,8 +71,8 @@ class Lookup:
     image_column: str | None = None
     caption_column: str | None = None
 
-    def entries(self, rows: Iterator[Row | SourceProblem]) -> Iterator[Entry]:
-        """The images of a table. Rows that follow each other and name one image are one, with several captions.
+    def entries(self, rows: Iterator[Row | SourceProblem]) -> Iterator[SourceEntry]:
+        """Yield the images of a table. Consecutive rows that name one image become one, with several captions.
 
         Raises:
             SourceUnusable: no column names the image.
@@ -105,8 +107,8 @@ class Lookup:
         if held is not None:
             yield held
 
-    def entry(self, value: Any, row: Row, columns: Columns) -> Entry:
-        """What one row says."""
+    def entry(self, value: Any, row: Row, columns: Columns) -> SourceEntry:
+        """Return the image that a row names, or why it names none."""
         found = self.find(value, row, columns.image)
         if isinstance(found, SourceProblem):
             return found
@@ -128,7 +130,7 @@ class Lookup:
         )
 
     def find(self, value: Any, row: Row, column: str) -> File | SourceProblem:
-        """Where the image is that a value names: a path, a URL, a data URL, or the bytes themselves."""
+        """Find the image that a value names: by a path, a URL, a data URL, or the bytes themselves."""
         if isinstance(value, Mapping):
             name = value.get("path") or value.get("url")
             if value.get("bytes") is None:
@@ -150,7 +152,7 @@ class Lookup:
         return File(url_name(parsed), url, None, Held.URL)
 
     def _path(self, value: str, row: Row) -> File | SourceProblem:
-        path = inside(value.removeprefix("file://"), self.root, self.base)
+        path = path_below(value.removeprefix("file://"), self.root, self.base)
         if path is None:
             return SourceProblem(f"{value} ({row.where})", Problem.OUTSIDE, f"the path leads out of {self.root}")
         if not self.place.near:
@@ -167,7 +169,7 @@ class Lookup:
         return safe_name(str(custom_id or name or f"{row.where.rpartition(' ')[2]:0>9}"))
 
 
-def inside(value: str, root: str, base: str = "") -> str | None:
+def path_below(value: str, root: str, base: str = "") -> str | None:
     """The path below `root` that `value` names, absolute or from the folder `base` of it; None if it leads out."""
     if value.startswith(("/", "s3://")):
         if not root:
@@ -224,7 +226,7 @@ def plain(value: Any) -> Any:
 
 
 def clean(text: str) -> str:
-    """`text` with what is no character written out, as `\\xff` is."""
+    """`text` with bytes that are no characters escaped, such as `\\xff`."""
     if text.isascii():
         return text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
     try:

@@ -21,6 +21,7 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def is_image_name(name: str) -> bool:
+    """Whether a file's suffix is that of an image, in upper or lower case."""
     dot = name.rfind(".")
     return dot >= 0 and name[dot:].lower() in IMAGE_SUFFIXES
 
@@ -41,7 +42,7 @@ class Held(StrEnum):
 
 
 class Problem(StrEnum):
-    """Why a row is no image. Where reading fails for the same reason, the code is that error's (tuwen/errors.py)."""
+    """Why a row names no image. Where reading fails for the same reason, that error has the same code."""
 
     NOT_FOUND = "not_found"
     EMPTY = "image_corrupt"
@@ -56,7 +57,7 @@ class Problem(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """Enough to read the image in another process, and all that the source says of it.
+    """An image of a source: enough to read it in another process, and all that the source says of it.
 
     A plan has a line of JSON for each.
     """
@@ -77,7 +78,7 @@ class SourceImage:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """One line. ASCII, because file names need not be UTF-8."""
+        """Return one line of JSON, in ASCII because file names need not be UTF-8."""
         return json.dumps({key: value for key, value in self._fields() if value not in (None, (), {})})
 
     def _fields(self) -> Iterator[tuple[str, Any]]:
@@ -86,11 +87,12 @@ class SourceImage:
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Self:
+        """Restore an image from a line that `to_json` made."""
         return cls.from_fields(json.loads(line))
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
-        """As `from_json`, from the object that the line held."""
+        """Restore an image from the JSON object of a plan's line."""
         fields = dict(fields)
         fields["held"] = Held(fields["held"])
         fields["captions"] = tuple(fields.get("captions", ()))
@@ -99,21 +101,23 @@ class SourceImage:
 
 @dataclass(frozen=True, slots=True)
 class SourceProblem:
+    """A row or file of a source that is not an image, and why."""
+
     name: str
-    """What the source calls it; neither unique nor fit for a path."""
+    """The source's own name for it; neither unique nor fit for a path."""
     code: Problem
     detail: str
 
 
-Entry = SourceImage | SourceProblem
+SourceEntry = SourceImage | SourceProblem
 
 
 def require_size(size: int, settings: Settings) -> None:
-    """Refuse by the size alone, before a byte is read.
+    """Refuse an image by its size alone, before a byte is read.
 
     Raises:
-        ImageCorrupt: nothing is in it.
-        PayloadTooLarge: more than `settings.max_image_bytes`.
+        ImageCorrupt: it is empty.
+        PayloadTooLarge: it has more than `settings.max_image_bytes`.
     """
     if size == 0:
         raise ImageCorrupt("the image is empty")

@@ -10,20 +10,20 @@ from dataclasses import replace
 from typing import Any
 
 from workers.datasets.sources.columns import Columns, Lookup, safe_name
-from workers.datasets.sources.images import Entry, Problem, SourceImage, SourceProblem
+from workers.datasets.sources.images import Problem, SourceEntry, SourceImage, SourceProblem
 from workers.datasets.sources.places import Place
 from workers.datasets.sources.rows import Row, read_rows
 
 _COLUMNS = Columns("body", None)
 
 
-def list_requests(lookup: Lookup, home: Place) -> Iterator[Entry]:
-    """The image of each request, named by its `custom_id`."""
+def list_requests(lookup: Lookup, home: Place) -> Iterator[SourceEntry]:
+    """Yield the image of each request, named by its `custom_id`."""
     for row in read_rows(home, lookup.table):
         yield row if isinstance(row, SourceProblem) else _entry(lookup, row)
 
 
-def _entry(lookup: Lookup, row: Row) -> Entry:
+def _entry(lookup: Lookup, row: Row) -> SourceEntry:
     custom_id, body = row.values.get("custom_id"), row.values.get("body")
     if not isinstance(custom_id, str) or not custom_id:
         return SourceProblem(row.where, Problem.INVALID, "the request has no custom_id")

@@ -1,4 +1,4 @@
-"""Where files lie: a local folder, the prefix of a bucket, or a zip; read in the same way.
+"""Places that hold files: a local folder, the prefix of a bucket, or a zip; read in the same way.
 
 Paths are relative to the place, with / between their parts. Names of local files need not be UTF-8; such bytes are
 lone surrogates in the path, as everywhere in Python.
@@ -48,28 +48,29 @@ class File:
 
 
 class Place(Protocol):
-    """Methods raise `NotFound` where there is no such file, `StorageUnavailable` where the place does not work."""
+    """A place with files. Methods raise `NotFound` for a missing file, `StorageUnavailable` where the place fails."""
 
     near: bool
     """Whether looking at a file costs next to nothing."""
 
     def walk(self) -> Iterator[File | SourceProblem]:
-        """All files below, in an order that does not change; hidden ones are left out."""
+        """Yield all files below the place, in an order that does not change; hidden ones are left out."""
 
-    def find(self, path: str) -> File: ...
+    def find(self, path: str) -> File:
+        """Find the file at `path`, with its size and version."""
 
     def load(self, path: str, settings: Settings) -> bytes:
-        """The whole file; raises as `require_size` does before a byte is read."""
+        """Read the whole file; raises what `require_size` raises before a byte is read."""
 
     def read(self, path: str, offset: int, length: int) -> bytes:
-        """Up to `length` bytes from `offset` on; fewer where the file ends."""
+        """Read up to `length` bytes from `offset` on; fewer where the file ends."""
 
     def open(self, path: str) -> BinaryIO:
-        """The file for reading, buffered and seekable."""
+        """Open the file for reading, buffered and seekable."""
 
 
 def open_place(uri: str, settings: Settings) -> Folder | Bucket:
-    """The folder or `s3://BUCKET/PREFIX` that `uri` names; whether it exists is not asked.
+    """Open the folder or `s3://BUCKET/PREFIX` that `uri` names, without checking that it exists.
 
     Raises:
         ConfigurationError: the S3 settings are wrong.
@@ -80,6 +81,7 @@ def open_place(uri: str, settings: Settings) -> Folder | Bucket:
 
 
 def exists(place: Place, path: str) -> bool:
+    """Whether the place has a file at `path`."""
     try:
         place.find(path)
     except NotFound:
@@ -87,8 +89,8 @@ def exists(place: Place, path: str) -> bool:
     return True
 
 
-def sidecar(place: Place, path: str) -> str | None:
-    """The caption that lies beside an image as `<name>.txt`, where looking for it costs nothing."""
+def read_sidecar(place: Place, path: str) -> str | None:
+    """Read the caption beside an image, `<name>.txt`, where looking for it costs nothing."""
     if not place.near:
         return None
     try:
@@ -100,12 +102,15 @@ def sidecar(place: Place, path: str) -> str | None:
 
 
 class Folder:
+    """A folder of this machine."""
+
     near = True
 
     def __init__(self, root: str) -> None:
         self._root = str(Path(root or ".").absolute())
 
     def walk(self) -> Iterator[File | SourceProblem]:
+        """Yield files folder by folder, in the order of their names' bytes; problems stand for what cannot be read."""
         # A stack of siblings instead of recursion: folders can be nested deeper than Python's stack.
         levels: list[Iterator[str]] = [iter(("",))]
         while levels:
@@ -120,34 +125,38 @@ class Folder:
                 yield SourceProblem(folder or self._root, Problem.UNREADABLE, f"cannot list the folder: {_why(error)}")
                 continue
             for path in files:
-                yield self._found(path)
+                yield self._find_or_problem(path)
             levels.append(iter(folders))
 
     def find(self, path: str) -> File:
-        with _translated(path):
+        """Find a regular file."""
+        with _translate_errors(path):
             found = os.stat(self._whole(path))  # noqa: PTH116 - a Path for each of 100 million files costs
         if not stat.S_ISREG(found.st_mode):
             raise NotFound(f"{path!r} is not a file")
         return File(path, path, found.st_size, version=f"{found.st_mtime_ns:x}")
 
     def load(self, path: str, settings: Settings) -> bytes:
+        """Read a whole file."""
         size = self.find(path).size or 0
         require_size(size, settings)
         return self.read(path, 0, size)
 
     def read(self, path: str, offset: int, length: int) -> bytes:
-        with _translated(path), Path(self._whole(path)).open("rb", buffering=0) as file:
+        """Read a part of a file with one system call."""
+        with _translate_errors(path), Path(self._whole(path)).open("rb", buffering=0) as file:
             return os.pread(file.fileno(), length, offset)
 
     def open(self, path: str) -> BinaryIO:
-        self.find(path)  # a pipe would block for ever
-        with _translated(path):
+        """Open a file for reading, buffered."""
+        self.find(path)  # a pipe would block forever
+        with _translate_errors(path):
             return Path(self._whole(path)).open("rb", buffering=_BUFFER)
 
     def _scan(self, folder: str, files: SortedNames, folders: SortedNames) -> Iterator[SourceProblem]:
         with os.scandir(self._whole(folder)) as entries:
             for entry in entries:
-                if hidden(entry.name):
+                if is_hidden(entry.name):
                     continue
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if not entry.is_dir():
@@ -157,7 +166,7 @@ class Folder:
                 else:  # it may lead in a circle
                     yield SourceProblem(path, Problem.UNREADABLE, "links to folders are not followed")
 
-    def _found(self, path: str) -> File | SourceProblem:
+    def _find_or_problem(self, path: str) -> File | SourceProblem:
         try:
             return self.find(path)
         except NotFound as error:
@@ -170,35 +179,41 @@ class Folder:
 
 
 class Bucket:
+    """A bucket of an S3 service, or a prefix of it."""
+
     near = False
 
     def __init__(self, store: S3Store) -> None:
         self._store = store
 
     def walk(self) -> Iterator[File | SourceProblem]:
+        """Yield objects in the order of their keys' bytes."""
         # Services list in the order of the keys' bytes, page by page (ListObjectsV2).
-        with _translated("the bucket"):
+        with _translate_errors("the bucket"):
             for page in obstore.list(self._store, chunk_size=1000):
                 for meta in page:
                     path = meta["path"]
-                    if not any(map(hidden, path.split("/"))):
+                    if not any(map(is_hidden, path.split("/"))):
                         yield _object(meta)
 
     def find(self, path: str) -> File:
-        with _translated(path):
+        """Find an object with one HEAD request."""
+        with _translate_errors(path):
             return _object(obstore.head(self._store, path))
 
     def load(self, path: str, settings: Settings) -> bytes:
-        with _translated(path):
+        """Read a whole object with one GET request."""
+        with _translate_errors(path):
             answer = obstore.get(self._store, path)
         require_size(answer.meta["size"], settings)
-        with _translated(path):
+        with _translate_errors(path):
             return bytes(answer.bytes())
 
     def read(self, path: str, offset: int, length: int) -> bytes:
+        """Read a part of an object with one request for a range."""
         if length == 0:
             return b""
-        with _translated(path):
+        with _translate_errors(path):
             try:
                 return bytes(obstore.get_range(self._store, path, start=offset, length=length))
             except BaseError as error:
@@ -208,11 +223,12 @@ class Bucket:
             return _cut(obstore.get(self._store, path).stream(), offset, length)
 
     def open(self, path: str) -> BinaryIO:
+        """Open an object as a seekable file that asks for one range after the other."""
         return io.BufferedReader(_Object(self, path, self.find(path).size or 0), _BUFFER)
 
 
 def _cut(chunks: Iterable[Buffer], offset: int, length: int) -> bytes:
-    """`length` bytes from `offset` on, of what comes in chunks; no more is fetched than that takes."""
+    """Cut `length` bytes from `offset` on out of a stream of chunks; it fetches no more than that takes."""
     found, position = bytearray(), 0
     for chunk in chunks:
         view = memoryview(chunk)
@@ -258,13 +274,13 @@ class _Object(io.RawIOBase):
         return length
 
 
-def hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """Whether the name is that of something kept for a program's own use."""
     return (name.startswith(".") and name not in (".", "..")) or name == "__MACOSX"
 
 
 @contextmanager
-def _translated(path: str) -> Iterator[None]:
+def _translate_errors(path: str) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -274,6 +290,6 @@ def _translated(path: str) -> Iterator[None]:
 
 
 def _why(error: Exception) -> str:
-    """In a few words: what the service answers can be a page of XML."""
+    """The error's reason in one line: a service may answer with a page of XML."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return text.splitlines()[0][:200]

@@ -1,4 +1,4 @@
-"""The bytes of an image that a source named, read in any process."""
+"""Reading the bytes of an image that a source named, in any process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shared.settings import Settings
 from tuwen.errors import ImageCorrupt, NotFound
 from workers.datasets.sources.images import Held, SourceImage, require_size
 from workers.datasets.sources.places import open_place
-from workers.datasets.sources.rows import json_object, open_parquet
+from workers.datasets.sources.rows import open_parquet, parse_json_object
 
 _LOCAL_HEADER = Struct("<4s5HIIIHH")  # of a zip's member: APPNOTE.TXT 4.3.7
 _STORED, _DEFLATED = 0, 8
@@ -24,7 +24,7 @@ _STORED, _DEFLATED = 0, 8
 class Reader:
     """Reads images by their entries alone; the source itself is not listed or examined.
 
-    Thread-safe, but for images in the cells of a Parquet file.
+    It is thread-safe, except for images in the cells of a Parquet file.
     """
 
     def __init__(self, root: str, settings: Settings, *, home: str | None = None) -> None:
@@ -36,26 +36,27 @@ class Reader:
         self._row_group: tuple[tuple[str, int], Any] | None = None
 
     def read(self, image: SourceImage) -> bytes:
-        """The file of the image, at most `settings.max_image_bytes`.
+        """Read the file of the image, at most `settings.max_image_bytes`.
 
         Raises:
-            NotFound: it is not there any more.
-            ImageCorrupt, PayloadTooLarge: by its size, before it is read.
+            NotFound: the file does not exist any more.
+            ImageCorrupt, PayloadTooLarge: its size is wrong; mostly found before it is read.
             StorageUnavailable: the place does not answer.
             UrlForbidden, FetchRefused, FetchFailed: as `Fetcher.get`.
         """
         ways: dict[Held, Callable[[SourceImage], bytes]] = {
             Held.FILE: lambda image: self._root.load(image.path, self._settings),
-            Held.PART: self._part,
-            Held.ZIPPED: self._zipped,
-            Held.CELL: self._cell,
-            Held.URL: self._url,
+            Held.PART: self._read_part,
+            Held.ZIPPED: self._read_zipped,
+            Held.CELL: self._read_cell,
+            Held.URL: self._read_url,
         }
         data = ways[image.held](image)
         require_size(len(data), self._settings)
         return data
 
     def close(self) -> None:
+        """Close the connections to web servers."""
         if self._fetcher is not None:
             self._fetcher.close()
 
@@ -67,7 +68,7 @@ class Reader:
     ) -> None:
         self.close()
 
-    def _part(self, image: SourceImage) -> bytes:
+    def _read_part(self, image: SourceImage) -> bytes:
         offset, length = _extent(image)
         require_size(length, self._settings)
         data = self._home.read(image.path, offset, length)
@@ -75,14 +76,14 @@ class Reader:
             raise ImageCorrupt("the archive ends within the image")
         return data
 
-    def _zipped(self, image: SourceImage) -> bytes:
+    def _read_zipped(self, image: SourceImage) -> bytes:
         offset, length = _extent(image)
         header = self._home.read(image.path, offset, _LOCAL_HEADER.size)
         if len(header) < _LOCAL_HEADER.size:
             raise ImageCorrupt("the archive ends before the image")
         signature, _, _, method, *_, name, extra = _LOCAL_HEADER.unpack(header)
         if signature != b"PK\3\4":
-            raise ImageCorrupt("the archive is damaged, or another one than it was")
+            raise ImageCorrupt("the archive is damaged, or was replaced after it was listed")
         data = self._home.read(image.path, offset + _LOCAL_HEADER.size + name + extra, length)
         if method == _STORED:
             return data
@@ -95,13 +96,13 @@ class Reader:
         except zlib.error as error:
             raise ImageCorrupt("the archive is damaged within the image") from error
 
-    def _url(self, image: SourceImage) -> bytes:
+    def _read_url(self, image: SourceImage) -> bytes:
         if self._fetcher is None:
             self._fetcher = Fetcher(self._settings)
         return self._fetcher.get(image.path)
 
-    def _cell(self, image: SourceImage) -> bytes:
-        value = self._parquet_cell(image) if image.path.endswith(".parquet") else self._json_cell(image)
+    def _read_cell(self, image: SourceImage) -> bytes:
+        value = self._read_parquet_cell(image) if image.path.endswith(".parquet") else self._read_json_cell(image)
         if isinstance(value, dict):
             value = value.get("bytes")
         if isinstance(value, bytes):
@@ -114,12 +115,12 @@ class Reader:
         except (binascii.Error, ValueError) as error:
             raise ImageCorrupt("the data URL is not base64") from error
 
-    def _json_cell(self, image: SourceImage) -> Any:
+    def _read_json_cell(self, image: SourceImage) -> Any:
         offset, length = _extent(image)
-        values = json_object(self._home.read(image.path, offset, length))
+        values = parse_json_object(self._home.read(image.path, offset, length))
         return None if values is None else first_data_url(values.get(image.column or ""))
 
-    def _parquet_cell(self, image: SourceImage) -> Any:
+    def _read_parquet_cell(self, image: SourceImage) -> Any:
         row = image.offset or 0
         with self._home.open(image.path) as file:
             table = open_parquet(file, image.path)

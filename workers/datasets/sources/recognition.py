@@ -1,4 +1,4 @@
-"""What a path or S3 prefix is: by its name first, by its content where that leaves a doubt."""
+"""Recognition of a source's format: by the name of the path or S3 prefix, then by its content where that is unclear."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tuwen.datasets import SourceFormat
 from tuwen.errors import NotFound, SourceUnusable
 from workers.datasets.sources.coco import list_coco
 from workers.datasets.sources.columns import Lookup
-from workers.datasets.sources.images import Entry, is_image_name
+from workers.datasets.sources.images import SourceEntry, is_image_name
 from workers.datasets.sources.openai import list_requests
 from workers.datasets.sources.places import File, Place, open_place
 from workers.datasets.sources.reading import Reader
-from workers.datasets.sources.rows import LONGEST_LINE, json_object, read_rows
+from workers.datasets.sources.rows import LONGEST_LINE, parse_json_object, read_rows
 from workers.datasets.sources.tars import list_tars
 from workers.datasets.sources.tree import has_metadata, list_tree
 from workers.datasets.sources.zips import Zip
@@ -38,9 +38,11 @@ _ENOUGH = 1000
 
 @dataclass(frozen=True, slots=True)
 class Recognised:
+    """A source whose format is known: how to list its entries, and how to read their images."""
+
     uri: str
     format: SourceFormat
-    entries: Callable[[], Iterator[Entry]]
+    entries: Callable[[], Iterator[SourceEntry]]
     reader: Reader
 
 
@@ -52,20 +54,20 @@ def recognise(
     image_column: str | None,
     caption_column: str | None,
 ) -> Recognised:
-    """Raises as `workers.datasets.sources.open_source` does."""
-    uri = normal(uri)
+    """Recognise what `uri` names. Raises what `workers.datasets.sources.open_source` raises."""
+    uri = normalise(uri)
     if (numbered := _BRACES.search(uri)) is not None:
-        return _many_tars(uri, numbered.start(), settings)
-    folder, name = _divided(uri, settings)
+        return _recognise_tars(uri, numbered.start(), settings)
+    folder, name = _divide(uri, settings)
     if name is None:
-        found = _folder_format(open_place(folder, settings), uri) if wanted == "auto" else wanted
+        found = _recognise_folder_format(open_place(folder, settings), uri) if wanted == "auto" else wanted
         if found not in ("folder", "imagefolder", "webdataset"):
             raise SourceUnusable(f"{uri} is a folder: give the file that is of the format {found}", field="source")
         place = open_place(folder, settings)
         lookup = Lookup(settings, place, folder, image_column=image_column, caption_column=caption_column)
         reader = Reader(folder, settings)
         if found == "webdataset":
-            return Recognised(uri, found, lambda: list_tars(place, _tars_in(place)), reader)
+            return Recognised(uri, found, lambda: list_tars(place, _list_tars_in(place)), reader)
         if found == "imagefolder" and not has_metadata(lookup):
             raise SourceUnusable(f"{uri} has no metadata.jsonl, .csv or .parquet: set format to folder", field="format")
         return Recognised(uri, found, lambda: list_tree(lookup), reader)
@@ -74,7 +76,7 @@ def recognise(
             f"{name} is compressed as a whole, so no single image can be read: unpack it", field="source"
         )
     home = open_place(folder, settings)
-    start = normal(root) if root is not None else folder
+    start = normalise(root) if root is not None else folder
     lookup = Lookup(
         settings,
         open_place(start, settings),
@@ -83,19 +85,21 @@ def recognise(
         image_column=image_column,
         caption_column=caption_column,
     )
-    return _file(uri, home, name, lookup, wanted, Reader(start, settings, home=folder))
+    return _recognise_file(uri, home, name, lookup, wanted, Reader(start, settings, home=folder))
 
 
-def normal(uri: str) -> str:
-    """The URI as absolute paths are compared with it: a local path is absolute, and nothing ends with a slash."""
+def normalise(uri: str) -> str:
+    """Return the URI in the form that paths are compared with: a local path is absolute, nothing ends with a slash."""
     if uri.startswith("s3://"):
         return uri.rstrip("/")
     return str(Path(uri.removeprefix("file://")).absolute())
 
 
-def _file(uri: str, home: Place, name: str, lookup: Lookup, wanted: SourceFormat, reader: Reader) -> Recognised:
-    found = _file_format(home, name) if wanted == "auto" else wanted
-    lists: dict[SourceFormat, Callable[[], Iterator[Entry]]] = {
+def _recognise_file(
+    uri: str, home: Place, name: str, lookup: Lookup, wanted: SourceFormat, reader: Reader
+) -> Recognised:
+    found = _recognise_file_format(home, name) if wanted == "auto" else wanted
+    lists: dict[SourceFormat, Callable[[], Iterator[SourceEntry]]] = {
         "zip": lambda: list_tree(replace(lookup, place=Zip(home, name), root="")),
         "webdataset": lambda: list_tars(home, (name,)),
         "coco": lambda: list_coco(lookup, home),
@@ -108,11 +112,11 @@ def _file(uri: str, home: Place, name: str, lookup: Lookup, wanted: SourceFormat
     return Recognised(uri, found, lists[found], reader)
 
 
-def _divided(uri: str, settings: Settings) -> tuple[str, str | None]:
-    """The place to open and the file in it; None where the URI is itself a folder or a prefix with objects below.
+def _divide(uri: str, settings: Settings) -> tuple[str, str | None]:
+    """Divide a URI into the place and the file in it; None where it is itself a folder, or a prefix with objects below.
 
     Raises:
-        SourceUnusable: there is neither.
+        SourceUnusable: it names nothing that can be read.
     """
     parent, _, name = uri.rpartition("/")
     if not uri.startswith("s3://"):
@@ -141,8 +145,8 @@ def _divided(uri: str, settings: Settings) -> tuple[str, str | None]:
     return uri, None
 
 
-def _folder_format(place: Place, uri: str) -> SourceFormat:
-    """webdataset where only tars lie; a folder of images where none does."""
+def _recognise_folder_format(place: Place, uri: str) -> SourceFormat:
+    """Recognise webdataset where the folder holds tars and no images; otherwise it is a folder of images."""
     tars = images = False
     for found in islice(place.walk(), _ENOUGH):
         if isinstance(found, File):
@@ -153,26 +157,26 @@ def _folder_format(place: Place, uri: str) -> SourceFormat:
     return "webdataset" if tars else "folder"
 
 
-def _file_format(home: Place, name: str) -> SourceFormat:
+def _recognise_file_format(home: Place, name: str) -> SourceFormat:
     suffix = name.rpartition(".")[2].lower()
     if suffix in ("jsonl", "ndjson"):
         with home.open(name) as file:
-            first = json_object(file.readline(LONGEST_LINE)) or {}
+            first = parse_json_object(file.readline(LONGEST_LINE)) or {}
         return "openai" if isinstance(first.get("body"), dict) and "custom_id" in first else "list"
     if suffix in _BY_SUFFIX:
         return _BY_SUFFIX[suffix]
     if is_image_name(name):
         raise SourceUnusable(f"{name} is one image: `tuwen describe` takes single ones", field="source")
-    raise SourceUnusable(f"what {name} is, its name does not say: set format", field="format")
+    raise SourceUnusable(f"the name of {name} does not say its format: set format", field="format")
 
 
-def _tars_in(place: Place) -> Iterator[str]:
+def _list_tars_in(place: Place) -> Iterator[str]:
     for found in place.walk():
         if isinstance(found, File) and found.name.endswith(".tar"):
             yield found.path
 
 
-def _many_tars(uri: str, first_brace: int, settings: Settings) -> Recognised:
+def _recognise_tars(uri: str, first_brace: int, settings: Settings) -> Recognised:
     folder, _, pattern = uri[:first_brace].rpartition("/")
     pattern += uri[first_brace:]
     if not pattern.endswith(".tar"):
@@ -182,7 +186,7 @@ def _many_tars(uri: str, first_brace: int, settings: Settings) -> Recognised:
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """`{08..10}` is 08, 09, 10, as in a shell; several count like digits.
+    """Expand `{08..10}` to 08, 09, 10, as in a shell; several braces count like digits.
 
     Raises:
         SourceUnusable: there are more than a million, or a range runs backwards.

@@ -20,33 +20,35 @@ _DELIMITERS = ",\t;|"
 
 @dataclass(frozen=True, slots=True)
 class Row:
+    """One row of a table, and where it is."""
+
     values: Mapping[str, Any]
     where: str
-    """For messages: `list.csv, line 7`."""
+    """The row's place, for messages: `list.csv, line 7`."""
     offset: int = 0
-    """From where to read this row again: its first byte in JSON lines, its number in Parquet."""
+    """The position from which to read this row again: its first byte in JSON lines, its number in Parquet."""
     length: int | None = None
 
 
 def read_rows(place: Place, path: str) -> Iterator[Row | SourceProblem]:
-    """The rows of a table, by its suffix: .txt, .csv, .tsv, .jsonl, .ndjson, .parquet."""
+    """Yield the rows of a table, by its suffix: .txt, .csv, .tsv, .jsonl, .ndjson, .parquet."""
     suffix = path.rpartition(".")[2].lower()
     with place.open(path) as file:
         if suffix == "parquet":
-            yield from _parquet(file, path)
+            yield from _read_parquet(file, path)
         elif suffix in ("jsonl", "ndjson"):
-            yield from _json_lines(file, path)
+            yield from _read_json_lines(file, path)
         elif suffix in ("csv", "tsv"):
-            yield from _csv(file, path)
+            yield from _read_csv(file, path)
         else:
-            yield from _lines(file, path)
+            yield from _read_lines(file, path)
 
 
 def open_parquet(file: BinaryIO, path: str) -> Any:
-    """A `pyarrow.parquet.ParquetFile`.
+    """Open a table as a `pyarrow.parquet.ParquetFile`.
 
     Raises:
-        SourceUnusable: the file is none.
+        SourceUnusable: the file is not a complete Parquet file.
         ConfigurationError: pyarrow is missing.
     """
     try:
@@ -60,34 +62,35 @@ def open_parquet(file: BinaryIO, path: str) -> Any:
         raise SourceUnusable(f"{path!r} is not a whole Parquet file") from error
 
 
-def decoded(line: bytes) -> str:
-    """Text of a list; bytes that are not UTF-8 may still be somebody's file name."""
+def decode_line(line: bytes) -> str:
+    """Decode a line of a list; bytes that are not UTF-8 may still be a file name."""
     return line.decode("utf-8", "surrogateescape")
 
 
-def _lines(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
-    for number, (line, _) in enumerate(_bounded(file), 1):
+def _read_lines(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
+    for number, (line, _) in enumerate(_read_bounded_lines(file), 1):
         where = f"{path}, line {number}"
         if line is None:
             yield SourceProblem(where, Problem.INVALID, "the line is too long")
-        elif text := decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip("\r\n"):
+        elif text := decode_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip("\r\n"):
             yield Row({"path": text}, where)
 
 
-def _json_lines(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
-    for number, (line, offset) in enumerate(_bounded(file), 1):
+def _read_json_lines(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
+    for number, (line, offset) in enumerate(_read_bounded_lines(file), 1):
         where = f"{path}, line {number}"
         if line is None:
             yield SourceProblem(where, Problem.INVALID, "the line is too long")
         elif not line.strip():
             continue
-        elif (values := json_object(line)) is None:
+        elif (values := parse_json_object(line)) is None:
             yield SourceProblem(where, Problem.INVALID, "the line is no JSON object")
         else:
             yield Row(values, where, offset, len(line))
 
 
-def json_object(line: bytes) -> dict[str, Any] | None:
+def parse_json_object(line: bytes) -> dict[str, Any] | None:
+    """Parse a line of JSON; None where it is not an object."""
     try:
         values = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
     except (ValueError, RecursionError):
@@ -95,8 +98,8 @@ def json_object(line: bytes) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def _csv(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
-    head = decoded(file.readline(LONGEST_LINE))
+def _read_csv(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
+    head = decode_line(file.readline(LONGEST_LINE))
     file.seek(0)
     delimiter = max(_DELIMITERS, key=head.count) if any(mark in head for mark in _DELIMITERS) else ","
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -120,7 +123,7 @@ def _csv(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
             yield SourceProblem(where, Problem.INVALID, f"{len(cells)} values under {len(columns)} columns")
 
 
-def _parquet(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
+def _read_parquet(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
     table = open_parquet(file, path)
     # Leaf by leaf, so that planning does not read the pictures that are in the table.
     leaves = [table.schema.column(number) for number in range(len(table.schema))]
@@ -129,7 +132,7 @@ def _parquet(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
     number = 0
     for batch in table.iter_batches(batch_size=1000, columns=wanted):
         for values in batch.to_pylist():
-            # `read_cell` finds the bytes again by the number of the row
+            # `Reader` finds the bytes again by the number of the row
             inline = {column: {**(values.get(column) or {}), "bytes": ...} for column in pictures}
             yield Row(values | inline, f"{path}, row {number + 1}", number)
             number += 1
@@ -139,8 +142,8 @@ def _is_text(leaf: Any) -> bool:
     return str(leaf.logical_type.type) in ("STRING", "JSON", "ENUM")
 
 
-def _bounded(file: BinaryIO) -> Iterator[tuple[bytes | None, int]]:
-    """Each line and where it begins; None for one that is longer than memory should hold."""
+def _read_bounded_lines(file: BinaryIO) -> Iterator[tuple[bytes | None, int]]:
+    """Yield each line and where it begins; None for a line that is longer than memory should hold."""
     offset = 0
     while line := file.readline(LONGEST_LINE + 1):
         size = len(line)

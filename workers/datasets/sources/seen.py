@@ -10,7 +10,7 @@ from typing import Self
 
 
 def temporary_database(cache: int = 4) -> sqlite3.Connection:
-    """A database of this process alone, gone when closed; `cache` MB of it are in memory, the rest on disk."""
+    """Make a database of this process alone, gone when closed; `cache` MB of it are in memory, the rest on disk."""
     database = sqlite3.connect("", isolation_level=None)
     database.execute(f"PRAGMA cache_size = -{cache * 1000}")
     database.execute("PRAGMA journal_mode = OFF")
@@ -19,20 +19,21 @@ def temporary_database(cache: int = 4) -> sqlite3.Connection:
 
 
 class Seen:
-    """A set of names, of which 128 bits each are kept."""
+    """A set of names that keeps 128 bits of each."""
 
     def __init__(self) -> None:
         self._database = temporary_database()
         self._database.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
 
     def add(self, name: str) -> bool:
-        """Whether `name` is new."""
+        """Add `name`. Returns whether it is new."""
         return self._database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (_digest(name),)).rowcount == 1
 
     def __contains__(self, name: str) -> bool:
         return self._database.execute("SELECT 1 FROM seen WHERE digest = ?", (_digest(name),)).fetchone() is not None
 
     def close(self) -> None:
+        """Delete the temporary database."""
         self._database.close()
 
     def __enter__(self) -> Self:
@@ -51,12 +52,13 @@ class SortedNames:
         self._database: sqlite3.Connection | None = None
 
     def add(self, name: str) -> None:
+        """Add a name; to be done before the names are read."""
         self._names.append(os.fsencode(name))
         if len(self._names) >= self._few:
             self._spill()
 
     def __iter__(self) -> Iterator[str]:
-        """The names, once."""
+        """Yield the names; this can be done once."""
         if self._database is None:
             self._names.sort()
             names = iter(self._names)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tuwen.errors import NotFound, SourceUnusable
-from workers.datasets.sources.columns import CAPTION_COLUMNS, inside, texts
-from workers.datasets.sources.images import Entry, Held, Problem, SourceImage, SourceProblem, is_image_name
-from workers.datasets.sources.places import Place, hidden
+from workers.datasets.sources.columns import CAPTION_COLUMNS, path_below, texts
+from workers.datasets.sources.images import Held, Problem, SourceEntry, SourceImage, SourceProblem, is_image_name
+from workers.datasets.sources.places import Place, is_hidden
 
 _LARGEST_TEXT = 2**20  # bytes
 _TEXTS = ("txt", "caption", "text", "cap")
@@ -37,8 +37,8 @@ class _Sample:
             yield replace(image, size=image.length, captions=captions, metadata=self.metadata)
 
 
-def list_tars(place: Place, paths: Iterable[str]) -> Iterator[Entry]:
-    """The images of all tars, in their order. A tar that is missing or cut short is a problem of its own."""
+def list_tars(place: Place, paths: Iterable[str]) -> Iterator[SourceEntry]:
+    """Yield the images of all tars, in order. A tar that is missing or cut short becomes a problem of its own."""
     for path in paths:
         try:
             yield from _list_tar(place, path)
@@ -46,10 +46,10 @@ def list_tars(place: Place, paths: Iterable[str]) -> Iterator[Entry]:
             yield SourceProblem(path, Problem.DAMAGED, str(error))
 
 
-def _list_tar(place: Place, path: str) -> Iterator[Entry]:
+def _list_tar(place: Place, path: str) -> Iterator[SourceEntry]:
     sample = _Sample("")
     version = place.find(path).version
-    for member in _members(place, path):
+    for member in _read_members(place, path):
         if isinstance(member, SourceProblem):
             yield from sample.entries()
             sample = _Sample("")
@@ -74,8 +74,8 @@ class _Member:
     size: int
 
 
-def _members(place: Place, path: str) -> Iterator[_Member | SourceProblem]:
-    """The files of a tar. What follows a damaged header cannot be found, and is reported as one problem."""
+def _read_members(place: Place, path: str) -> Iterator[_Member | SourceProblem]:
+    """Yield the files of a tar. What follows a damaged header cannot be found, and is reported as one problem."""
     size = place.find(path).size or 0
     with place.open(path) as file:
         position = 0
@@ -91,8 +91,8 @@ def _members(place: Place, path: str) -> Iterator[_Member | SourceProblem]:
                     if found is None:
                         break
                     position = tar.offset
-                    name = inside(found.name, "")
-                    if not found.isfile() or any(map(hidden, found.name.removeprefix("./").split("/"))):
+                    name = path_below(found.name, "")
+                    if not found.isfile() or any(map(is_hidden, found.name.removeprefix("./").split("/"))):
                         continue
                     if found.offset_data + found.size > size:
                         yield SourceProblem(f"{path}/{found.name}", Problem.DAMAGED, "the tar ends within this file")
@@ -115,7 +115,7 @@ def _cut_short(path: str, position: int) -> SourceProblem:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Key and suffix, as webdataset divides a name."""
+    """Divide a name into key and suffix, as webdataset does."""
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
     return f"{folder}{slash}{stem}", suffix.lower()

@@ -12,16 +12,16 @@ from dataclasses import replace
 
 from tuwen.errors import SourceUnusable
 from workers.datasets.sources.columns import Lookup
-from workers.datasets.sources.images import Entry, SourceImage, SourceProblem, is_image_name
-from workers.datasets.sources.places import File, exists, sidecar
+from workers.datasets.sources.images import SourceEntry, SourceImage, SourceProblem, is_image_name
+from workers.datasets.sources.places import File, exists, read_sidecar
 from workers.datasets.sources.rows import read_rows
 from workers.datasets.sources.seen import Seen
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
-def list_tree(lookup: Lookup) -> Iterator[Entry]:
-    """Every image below `lookup.place`, in a stable order."""
+def list_tree(lookup: Lookup) -> Iterator[SourceEntry]:
+    """Yield every image below `lookup.place`, in a stable order."""
     place = lookup.place
     with Seen() as folders, Seen() as named:
         last, tables = None, False
@@ -34,20 +34,21 @@ def list_tree(lookup: Lookup) -> Iterator[Entry]:
                 last = folder
                 for ancestor in _ancestors(found.name):
                     if folders.add(ancestor):
-                        for entry in _described(lookup, ancestor, named):
+                        for entry in _list_tables(lookup, ancestor, named):
                             tables = True
                             yield entry
             if is_image_name(found.name) and not (tables and found.name in named):
-                caption = sidecar(place, found.name)
+                caption = read_sidecar(place, found.name)
                 yield _image(found, (caption,) if caption else ())
 
 
 def has_metadata(lookup: Lookup, folder: str = "") -> bool:
+    """Whether `folder` has one of the files in `TABLES`."""
     return any(exists(lookup.place, _below(folder, table)) for table in TABLES)
 
 
-def _described(lookup: Lookup, folder: str, named: Seen) -> Iterator[Entry]:
-    """The rows of the tables in `folder`; the names of their images are remembered in `named`."""
+def _list_tables(lookup: Lookup, folder: str, named: Seen) -> Iterator[SourceEntry]:
+    """Yield the rows of the tables in `folder`, and remember the names of their images in `named`."""
     for table in (_below(folder, name) for name in TABLES):
         if not exists(lookup.place, table):
             continue

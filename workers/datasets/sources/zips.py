@@ -1,4 +1,4 @@
-"""A zip as a place, so that whatever lies in it is listed as a folder is.
+"""A zip as a place, so that its files are listed like those of a folder.
 
 The central directory is in memory while the source is listed; readers need only the offset of their member.
 """
@@ -12,22 +12,24 @@ from typing import BinaryIO, cast
 
 from shared.settings import Settings
 from tuwen.errors import NotFound, SourceUnusable, StorageUnavailable
-from workers.datasets.sources.columns import inside
+from workers.datasets.sources.columns import path_below
 from workers.datasets.sources.images import Held, Problem, SourceProblem, require_size
-from workers.datasets.sources.places import File, Place, hidden
+from workers.datasets.sources.places import File, Place, is_hidden
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1  # general purpose bit 0
 
 
 class Zip:
+    """The members of a zip, by their names in it."""
+
     near = True
 
     def __init__(self, place: Place, path: str) -> None:
-        """The archive `path` of another place.
+        """Open the archive `path` of another place.
 
         Raises:
-            SourceUnusable: it is no zip, or not all of one.
+            SourceUnusable: it is not a zip, or incomplete.
         """
         self._path = path
         try:
@@ -36,33 +38,38 @@ class Zip:
             raise SourceUnusable(f"{path!r} is not a whole zip: {error}", field="source") from error
 
     def walk(self) -> Iterator[File | SourceProblem]:
+        """Yield the members in the order of the central directory; problems stand for what cannot be read."""
         for member in self._archive.infolist():
-            if member.is_dir() or any(map(hidden, member.filename.split("/"))):
+            if member.is_dir() or any(map(is_hidden, member.filename.split("/"))):
                 continue
-            name = inside(member.filename, "")
+            name = path_below(member.filename, "")
             if name is None:
                 yield SourceProblem(member.filename, Problem.OUTSIDE, "the name leads out of the archive")
             elif member.flag_bits & _ENCRYPTED:
                 yield SourceProblem(name, Problem.UNREADABLE, "the member is encrypted")
             elif member.compress_type not in _METHODS:
-                yield SourceProblem(name, Problem.UNREADABLE, "compressed by a method other than deflate: pack it anew")
+                yield SourceProblem(name, Problem.UNREADABLE, "compressed, but not by deflate: pack it again")
             else:
                 yield self._file(member, name)
 
     def find(self, path: str) -> File:
+        """Find a member."""
         return self._file(self._member(path), path)
 
     def load(self, path: str, settings: Settings) -> bytes:
+        """Read a whole member."""
         member = self._member(path)
         require_size(member.file_size, settings)
         return self.read(path, 0, member.file_size)
 
     def read(self, path: str, offset: int, length: int) -> bytes:
+        """Read a part of a member, which decompresses all that comes before it."""
         with self.open(path) as file:
             file.seek(offset)
             return file.read(length)
 
     def open(self, path: str) -> BinaryIO:
+        """Open a member for reading."""
         member = self._member(path)
         try:
             return cast("BinaryIO", self._archive.open(member))

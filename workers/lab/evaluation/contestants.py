@@ -10,7 +10,7 @@ from tuwen.engine import DescribeItem, GenerateItem, Item, MatchItem, Picture, P
 from tuwen.errors import EngineError, TuwenError
 from tuwen.jobs import DescribeResult, Language, MatchResult, RecognizeResult, Style
 from workers.engines.builtin import BuiltinDescriber, BuiltinGenerator, BuiltinMatcher, BuiltinRecognizer
-from workers.engines.placement import Unheard
+from workers.engines.placement import UnobservedRun
 
 Built = BuiltinGenerator | BuiltinDescriber | BuiltinRecognizer | BuiltinMatcher
 Result = TypeVar("Result", Picture, DescribeResult, MatchResult, RecognizeResult)
@@ -54,7 +54,7 @@ def _answers(engine: Built, items: Sequence[Item], kind: type[Result]) -> list[R
     answers: list[Result] = []
     size = engine.batch_limit(items[0]) if items else 1
     for start in range(0, len(items), size):
-        for answer in engine.run(items[start : start + size], Unheard()):
+        for answer in engine.run(items[start : start + size], UnobservedRun()):
             if isinstance(answer, TuwenError):
                 raise answer
             if not isinstance(answer, kind):

@@ -1,19 +1,18 @@
 """`tuwen evaluate` from the command to the page in a browser; the shipped judge on pictures whose truth is known."""
 
 import json
-import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from tests.support.browser import chromium, open_page
 from tests.support.compose import ROOT
+from tests.support.waiting import PATIENT
 from workers.lab.evaluation.judge import Judge
 from workers.lab.evaluation.judging import trial
 from workers.lab.evaluation.prompts import GENEVAL, prompts
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,7 @@ def report(tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
     command = [sys.executable, "-m", "api.cli", "evaluate", "--prompts", "2", "--pictures", "100", "--threads", "1"]
     command += ["--sections", "generation", "recognition", "pairs", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENT, check=False)
     assert done.returncode == 0, done.stderr
     assert "mean of the six" in done.stdout
     return out
@@ -44,21 +43,17 @@ def test_the_report_has_figures_with_intervals_and_goals(report):
     assert {"tag", "include", "prompt"} <= set(json.loads(prompts_file[0]))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; install one (Debian: apt install chromium)")
+@pytest.mark.needs("chromium")
 def test_the_page_stands_alone_and_fits_the_window(report):
-    from playwright.sync_api import sync_playwright
-
     asked = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
+    with chromium() as browser:
+        page = open_page(browser, viewport={"width": 1200, "height": 900})
         page.on("request", lambda request: asked.append(request.url))
         page.goto((report / "report.html").as_uri())
         assert page.get_by_role("heading", name="Generated pictures").is_visible()
         assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth === 64)")
         assert page.evaluate("document.images.length") > 100
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        browser.close()
     assert all(url.startswith(("file:", "data:")) for url in asked)
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.support.waiting import PATIENT
 from workers.lab.world.render import render
 from workers.scenes.grammar import caption, sample_scene
 
 
 def tuwen(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "api.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENT, check=False)
 
 
 def test_a_model_is_trained_on_a_folder_of_pictures(tmp_path: Path) -> None:

@@ -19,18 +19,15 @@ from workers.lab.training.loop import (
     Average,
     Outcome,
     Validation,
+    autocast,
     train,
 )
-from workers.lab.training.progress import Progress
 from workers.lab.training.recipe import Recipe
 
 RECIPE = Recipe(steps=24, learning_rate=1e-2, warmup=4, log_every=4, validate_every=8, checkpoint_every=5, ema=0.9)
 
 
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They would take most of the time; `test_training_progress.py` looks at them."""
-    monkeypatch.setattr(Progress, "draw", lambda _: None)
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 def make_model() -> nn.Module:
@@ -124,18 +121,47 @@ def test_a_run_killed_between_checkpoints_ends_like_an_uncut_one(tmp_path: Path)
     assert steps == sorted(set(steps))
 
 
-def test_parts_of_a_step_add_up_to_one_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("bf16", "tolerance"),
+    [
+        # Only the order of the sums differs.
+        pytest.param(False, 1e-5, id="float32"),
+        # Gradients are rounded to 8 bits before they are averaged, so they are off by 2⁻⁸ at most, and what AdamW does
+        # to a weight in each of 24 steps is off by the learning rate times that.
+        pytest.param(True, 24 * 1e-2 * 2**-8, id="bfloat16"),
+    ],
+)
+def test_parts_of_a_step_add_up_to_one_batch(
+    tmp_path: Path, bf16: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def whole(step: int) -> tuple[Tensor, Tensor]:
         pairs = [batch(3 * step + part) for part in range(3)]
         return torch.cat([inputs for inputs, _ in pairs]), torch.cat([sums for _, sums in pairs])
 
+    # Whatever this processor has: where it has no matrix units for it, torch emulates bfloat16.
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     models = []
     for parts, batches in ((3, batch), (1, whole)):
         torch.manual_seed(7)
         models.append(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1)))
-        train(models[-1], squares, batches, replace(RECIPE, parts=parts), tmp_path / str(parts))
+        train(models[-1], squares, batches, replace(RECIPE, parts=parts, bf16=bf16), tmp_path / str(parts))
     for name, weight in models[0].state_dict().items():
-        torch.testing.assert_close(models[1].state_dict()[name], weight, rtol=0, atol=1e-5)
+        torch.testing.assert_close(models[1].state_dict()[name], weight, rtol=0, atol=tolerance)
+
+
+def test_mixed_precision_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for unit in ("amx_bf16", "avx512_bf16"):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda unit=unit: {unit: True, "avx2": True})
+        assert precision() == torch.bfloat16
+        assert precision(wanted=False) == torch.float32
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, "avx2": True})
+    assert precision() == torch.float32
+
+
+def precision(wanted: bool = True) -> torch.dtype:
+    """The type in which the loop multiplies matrices on the processor."""
+    with autocast(torch.device("cpu"), wanted):
+        return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
 
 
 def test_a_slice_ends_with_its_time_budget_and_a_checkpoint(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from workers.lab.training.__main__ import parser, run
 from workers.lab.training.folds import folds, summary
 from workers.lab.training.own import describer, matcher
 from workers.lab.training.own.runs import TRAINABLE, described, train_own
-from workers.lab.training.progress import Progress
 from workers.lab.world.render import render
 from workers.models.text import UNKNOWN, Vocabulary, unknown_words, vocabulary
 from workers.scenes.grammar import Scene, Thing, caption, sample_scene
@@ -29,9 +28,7 @@ from workers.scenes.lexicon import KEYS
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Progress, "draw", lambda _: None)
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 @pytest.fixture(scope="module")

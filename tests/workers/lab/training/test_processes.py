@@ -59,7 +59,7 @@ def test_a_process_killed_at_any_moment_goes_on_to_the_same_result(tmp_path: Pat
 
 
 def step_of(run: Path) -> int:
-    """Of the latest checkpoint."""
+    """The step of the latest checkpoint."""
     return max((int(folder.name.removeprefix("checkpoint-")) for folder in run.glob("checkpoint-*")), default=0)
 
 

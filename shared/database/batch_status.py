@@ -1,4 +1,4 @@
-"""What a batch is: a file of requests, worked off in the background. Pure types, no I/O."""
+"""Types of batches, files of requests that are processed in the background. Pure types, no I/O."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class BatchStatus(StrEnum):
-    """As OpenAI names them."""
+    """States of a batch, with OpenAI's names."""
 
     VALIDATING = "validating"
     FAILED = "failed"

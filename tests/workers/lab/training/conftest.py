@@ -1,0 +1,13 @@
+"""What tests of training share."""
+
+from __future__ import annotations
+
+import pytest
+
+from workers.lab.training.progress import Progress
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves would take most of the time; `test_progress.py` looks at them."""
+    monkeypatch.setattr(Progress, "draw", lambda _: None)

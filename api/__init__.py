@@ -1,1 +1,5 @@
-"""The thin producer: HTTP API, client, command line, embedded system. Never imports torch or `workers`."""
+"""The thin producer: HTTP API, command line, embedded system. Never imports torch or `workers`."""
+
+from tuwen.installation import require_visible
+
+require_visible("shared")

@@ -125,6 +125,7 @@ def _device() -> str:
 
 def relaunch(processes: int) -> None:
     """The same command by so many processes of this host."""
+    os.environ["PYTHONSAFEPATH"] = "1"  # here and in what it starts: a folder of the user's must not hide ours
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     os.execv(sys.executable, [*torchrun, "-m", "workers.lab.training", *sys.argv[1:]])  # noqa: S606
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tuwen.errors import ConfigurationError
 
-_INSTALLED = Path(__file__).resolve().parents[1]
-"""Where all packages of this installation are."""
+_INSTALLED = Path(__file__).absolute().parents[1]
+"""Where all packages of this installation are. Not resolved: some installers link every file to a place of its own."""
 
 
 def require_visible(package: str, path: Sequence[str] | None = None) -> None:
@@ -24,7 +24,7 @@ def require_visible(package: str, path: Sequence[str] | None = None) -> None:
         ConfigurationError: something else hides it; the message says what, and what to do.
     """
     found = _find(package, path)
-    if found is not None and found.resolve() != _INSTALLED / package:
+    if found is not None and found.resolve() != (_INSTALLED / package).resolve():
         raise ConfigurationError(
             f"{found} hides Tuwen's own package {package!r} in {_INSTALLED}: "
             f"take {found.parent} out of PYTHONPATH, or start from another folder, or rename {found.name}"

@@ -235,6 +235,10 @@ def test_with_its_distribution_the_laboratory_is_found(wheels: dict[str, Path], 
     done = python(tmp_path / "both/bin/tuwen", "train", "--help", cwd=project, path=[tmp_path / "both"], site=True)
     assert done.returncode == 0, done.stderr
     assert "--schedule" in done.stdout
+    # torchrun starts processes of its own, which have to find ours, too.
+    shared_out = ("train", "recognizer", "--processes", "2", "--device", "cpu", "--data", "nowhere")
+    done = python(tmp_path / "both/bin/tuwen", *shared_out, cwd=project, path=[tmp_path / "both"], site=True)
+    assert f"{project / 'nowhere'} cannot be read" in done.stderr + done.stdout
 
 
 @pytest.mark.parametrize("name", ["api", "shared"])
@@ -250,6 +254,18 @@ def test_a_folder_that_hides_ours_is_named(
     said = f"{project / name} hides Tuwen's own package {name!r} in {installed}: take {project} out of PYTHONPATH"
     assert done.stderr.startswith(f"error: {said}")
     assert done.stderr.count("\n") == 1, "one sentence and no traceback"
+
+
+def test_an_installation_whose_files_are_links_hides_nothing(tmp_path: Path, brought: Callable[[str], Path]) -> None:
+    for package in ("api", "shared", "tuwen"):
+        (tmp_path / package).mkdir()
+        for number, file in enumerate((ROOT / package).glob("*.py")):
+            cached = tmp_path / f"{package}-{number}" / package / file.name
+            cached.parent.mkdir(parents=True)
+            cached.write_bytes(file.read_bytes())
+            (tmp_path / package / file.name).symlink_to(cached)
+    done = python("-c", "import api, shared", cwd=tmp_path, path=[tmp_path, brought("")])
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_module_that_is_started_beside_a_folder_that_hides_ours_says_so(

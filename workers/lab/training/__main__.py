@@ -75,7 +75,8 @@ def _best_device() -> str:
 
 
 def relaunch(processes: int) -> None:
-    """Replaces this process by torchrun, which runs the same command in several processes of this host."""
+    """Replace this process by torchrun, which runs the same command in several processes of this host."""
+    os.environ["PYTHONSAFEPATH"] = "1"  # here and in what it starts: a folder of the user's must not hide ours
     torchrun = [
         sys.executable,
         "-m",

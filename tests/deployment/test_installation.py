@@ -29,8 +29,9 @@ from PIL import Image
 from api.embedded.addresses import Addresses, as_environment
 from shared.database import Database
 from shared.settings import Settings
-from tests.support.api_server import FakeWorker, eventually, png, serving
+from tests.support.api_server import FakeWorker, png, serving
 from tests.support.compose import ROOT
+from tests.support.waiting import eventually
 from tuwen.version import __version__
 
 ENGINE = '''
@@ -352,7 +353,7 @@ def test_the_whole_system_runs_in_such_a_project_with_an_engine_of_its_own(
         )
     try:
         deadline = time.monotonic() + 150
-        while not Addresses.of(tmp_path / "data"):
+        while not Addresses.read(tmp_path / "data"):
             assert up.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)

@@ -17,7 +17,8 @@ import pytest
 
 import tuwen
 from shared.settings import Settings
-from tests.support.api_server import FakeWorker, eventually, png, serving
+from tests.support.api_server import FakeWorker, png, serving
+from tests.support.waiting import eventually
 from tuwen import AsyncClient, Client
 from tuwen.blocking import complete
 from tuwen.dataset_client import AsyncDatasetClient, DatasetClient

@@ -1,6 +1,6 @@
 """The embedded system of `tuwen up`: servers, API, workers, housekeeper and Flower, started and supervised together.
 
-Everything it keeps is in one data folder:
+Everything it keeps is in one data folder, which other users cannot read:
 
     lock          held by every process of the system, so that only one system at a time uses the folder
     system.json   the addresses, for the other commands on this machine; holds passwords (mode 0600)
@@ -29,6 +29,7 @@ from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
 from api.embedded.addresses import Addresses, as_environment
+from api.embedded.folders import make_private
 from api.embedded.processes import Lock, await_end, choose_port, last_lines, rotate, spawn
 from api.embedded.servers import Postgres, Valkey
 from shared.database import Database
@@ -239,8 +240,12 @@ class System:
             self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
             # The last processes of a system whose supervisor was killed may still be ending.
             free = self._lock.acquire(timeout=0 if self._lock.owner() else 15)
+            if free:
+                make_private(self.data)
         except OSError as error:
-            raise ConfigurationError(f"cannot use the data folder {self.data}: {error.strerror}") from error
+            self._lock.release()
+            where = error.filename or self.data
+            raise ConfigurationError(f"cannot use the data folder {where}: {error.strerror}") from error
         if free:
             # An earlier run that was killed left this file.
             Addresses.withdraw(self.data)

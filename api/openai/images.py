@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from api.http.auth import Caller, CallerDep
 from api.http.reference import json_body
 from api.openai.errors import RESPONSES, OpenAIRoute
-from api.openai.waiting import follow_or_cancel, start, wait_until_done
+from api.openai.requests import follow_or_cancel, start, wait_until_done
 from api.producer.resources import BaseUrlDep, Resources, ResourcesDep
 from shared.intake.validation import parse
 from shared.openai.errors import body, error_of_job

@@ -14,9 +14,9 @@ from starlette.responses import Response, StreamingResponse
 
 from api.http.auth import CallerDep
 from api.http.reference import json_body, problems
+from api.producer.job_waiting import follow, wait_until_over
 from api.producer.resources import BaseUrlDep, Resources, ResourcesDep
 from api.producer.submission import submit
-from api.producer.waiting import follow, wait_until_over
 from api.routes.files import serve
 from shared.intake.validation import parse
 from tuwen.errors import Conflict, InvalidRequest, NotFound

@@ -27,7 +27,7 @@ from tuwen.jobs import JobError
 from workers.datasets.access import open_allowed
 from workers.datasets.estimate import estimate
 from workers.datasets.exporting import export
-from workers.datasets.planning import Planner
+from workers.datasets.planning import DatasetPlanner
 from workers.datasets.previews import Previews
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class DatasetKeeper:
 
     def _plan(self, run: DatasetRun) -> None:
         claim = run.claim
-        Planner(self._settings, self._database, self._store, self._queue, claim, run.require_wanted).plan()
+        DatasetPlanner(self._settings, self._database, self._store, self._queue, claim, run.require_wanted).plan()
         self._database.datasets.mark_planned(claim)
         # All of its shards may be over by now.
         for id in self._database.datasets.complete(claim.id):

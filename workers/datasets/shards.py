@@ -34,7 +34,7 @@ from tuwen.errors import EngineStartFailed, NotFound, QueueUnavailable, TuwenErr
 from tuwen.jobs import JobError, Kind
 from workers.datasets.access import open_allowed
 from workers.datasets.annotating import Annotating, AnnotationContext
-from workers.datasets.sources import Held, Source, SourceImage
+from workers.datasets.sources import HeldAs, Source, SourceImage
 from workers.inference.batcher import Batcher
 
 log = logging.getLogger(__name__)
@@ -294,7 +294,7 @@ class ShardRun:
 
 def _is_remote(claim: ShardClaim, plan: Sequence[Planned]) -> bool:
     first = next((planned.image for planned in plan if planned.image is not None), {})
-    return claim.request.source.startswith("s3://") or first.get("held") == Held.URL
+    return claim.request.source.startswith("s3://") or first.get("held") == HeldAs.URL
 
 
 def _kept(planned: Planned, line: Line, *, again: bool) -> Annotation | None:

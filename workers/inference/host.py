@@ -35,7 +35,7 @@ from workers.inference.messages import (
     WATCHED,
     Answer,
     Answers,
-    Batch,
+    BatchRequest,
     Failed,
     Limit,
     LimitQuestion,
@@ -202,7 +202,7 @@ class _Host:
             if not self.send(reply):
                 return
 
-    def reply(self, request: Batch | LimitQuestion) -> Answers | Limit | Failed | Lost:
+    def reply(self, request: BatchRequest | LimitQuestion) -> Answers | Limit | Failed | Lost:
         kind = request.kind
         try:
             if isinstance(request, LimitQuestion):

@@ -155,7 +155,7 @@ class EngineProcess:
             EngineError: the batch failed as a whole.
         """
         with self._busy:
-            batch = messages.Batch(kind, tuple(items))
+            batch = messages.BatchRequest(kind, tuple(items))
             answers: list[Answer] = self._ask(batch, on_progress, cancelled, watched).answers
             return answers
 
@@ -218,7 +218,7 @@ class EngineProcess:
 
     def _ask(
         self,
-        request: messages.Batch | messages.LimitQuestion,
+        request: messages.BatchRequest | messages.LimitQuestion,
         on_progress: OnProgress = _ignore_progress,
         cancelled: Callable[[int], bool] = _never,
         watched: Callable[[int], bool] = _never,
@@ -249,7 +249,7 @@ class EngineProcess:
 
     def _exchange(
         self,
-        request: messages.Batch | messages.LimitQuestion,
+        request: messages.BatchRequest | messages.LimitQuestion,
         on_progress: OnProgress,
         cancelled: Callable[[int], bool],
         watched: Callable[[int], bool],
@@ -257,7 +257,7 @@ class EngineProcess:
         child = self._child
         if child is None:
             raise EOFError
-        count = len(request.items) if isinstance(request, messages.Batch) else 0
+        count = len(request.items) if isinstance(request, messages.BatchRequest) else 0
         self._set_flags(count, _never, watched)
         child.wire.send(request)
 

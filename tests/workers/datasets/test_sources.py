@@ -34,7 +34,7 @@ from tuwen.errors import (
     TuwenError,
     UrlForbidden,
 )
-from workers.datasets.sources import Problem, SourceEntry, SourceImage, SourceProblem, open_source
+from workers.datasets.sources import RowProblem, SourceEntry, SourceImage, SourceProblem, open_source
 from workers.datasets.sources.columns import path_below, safe_name
 from workers.datasets.sources.recognition import expand_braces
 from workers.datasets.sources.seen import Seen, SortedNames
@@ -612,5 +612,5 @@ def test_every_problem_of_reading_has_the_code_of_its_error() -> None:
         for inner in kind.__subclasses__():
             yield from codes(inner)
 
-    own = {Problem.OUTSIDE, Problem.DUPLICATE, Problem.INVALID, Problem.UNREADABLE, Problem.DAMAGED}
-    assert {problem.value for problem in Problem if problem not in own} <= set(codes(TuwenError))
+    own = {RowProblem.OUTSIDE, RowProblem.DUPLICATE, RowProblem.INVALID, RowProblem.UNREADABLE, RowProblem.DAMAGED}
+    assert {problem.value for problem in RowProblem if problem not in own} <= set(codes(TuwenError))

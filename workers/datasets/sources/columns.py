@@ -16,8 +16,8 @@ import httpx
 from shared.intake.fetch import vet_url
 from shared.settings import Settings
 from tuwen.errors import NotFound, SourceUnusable, StorageUnavailable, UrlForbidden
-from workers.datasets.sources.images import Held, Problem, SourceEntry, SourceImage, SourceProblem
-from workers.datasets.sources.places import File, Place
+from workers.datasets.sources.images import HeldAs, RowProblem, SourceEntry, SourceImage, SourceProblem
+from workers.datasets.sources.places import Place, PlacedFile
 from workers.datasets.sources.rows import Row
 
 IMAGE_COLUMNS = (
@@ -97,7 +97,7 @@ class Lookup:
                 if fresh:
                     held = replace(held, captions=held.captions + fresh)
                 else:
-                    yield SourceProblem(f"{entry.name} ({row.where})", Problem.DUPLICATE, "the same image again")
+                    yield SourceProblem(f"{entry.name} ({row.where})", RowProblem.DUPLICATE, "the same image again")
                 continue
             if held is not None:
                 yield held
@@ -129,40 +129,40 @@ class Lookup:
             metadata={key: value for key, value in row.values.items() if key not in used and value is not None},
         )
 
-    def find(self, value: Any, row: Row, column: str) -> File | SourceProblem:
+    def find(self, value: Any, row: Row, column: str) -> PlacedFile | SourceProblem:
         """Find the image that a value names: by a path, a URL, a data URL, or the bytes themselves."""
         if isinstance(value, Mapping):
             name = value.get("path") or value.get("url")
             if value.get("bytes") is None:
                 return self.find(name, row, column)
-            return File(self._cell_name(row, name), self.table, None, Held.CELL, row.offset, row.length, column)
+            return PlacedFile(self._cell_name(row, name), self.table, None, HeldAs.CELL, row.offset, row.length, column)
         if not isinstance(value, str) or not value.strip():
-            return SourceProblem(row.where, Problem.INVALID, "the row names no image")
+            return SourceProblem(row.where, RowProblem.INVALID, "the row names no image")
         if value.startswith("data:"):
-            return File(self._cell_name(row, None), self.table, None, Held.CELL, row.offset, row.length, column)
+            return PlacedFile(self._cell_name(row, None), self.table, None, HeldAs.CELL, row.offset, row.length, column)
         if value.startswith(("http://", "https://")):
             return self._url(value)
         return self._path(value, row)
 
-    def _url(self, url: str) -> File | SourceProblem:
+    def _url(self, url: str) -> PlacedFile | SourceProblem:
         try:
             parsed = vet_url(url, self.settings)
         except UrlForbidden as error:
-            return SourceProblem(url, Problem.URL_FORBIDDEN, str(error))
-        return File(url_name(parsed), url, None, Held.URL)
+            return SourceProblem(url, RowProblem.URL_FORBIDDEN, str(error))
+        return PlacedFile(url_name(parsed), url, None, HeldAs.URL)
 
-    def _path(self, value: str, row: Row) -> File | SourceProblem:
+    def _path(self, value: str, row: Row) -> PlacedFile | SourceProblem:
         path = path_below(value.removeprefix("file://"), self.root, self.base)
         if path is None:
-            return SourceProblem(f"{value} ({row.where})", Problem.OUTSIDE, f"the path leads out of {self.root}")
+            return SourceProblem(f"{value} ({row.where})", RowProblem.OUTSIDE, f"the path leads out of {self.root}")
         if not self.place.near:
-            return File(path, path, None)
+            return PlacedFile(path, path, None)
         try:
             return self.place.find(path)
         except NotFound as error:
-            return SourceProblem(f"{value} ({row.where})", Problem.NOT_FOUND, str(error))
+            return SourceProblem(f"{value} ({row.where})", RowProblem.NOT_FOUND, str(error))
         except StorageUnavailable as error:
-            return SourceProblem(f"{value} ({row.where})", Problem.UNREADABLE, str(error))
+            return SourceProblem(f"{value} ({row.where})", RowProblem.UNREADABLE, str(error))
 
     def _cell_name(self, row: Row, name: Any) -> str:
         custom_id = row.values.get("custom_id")

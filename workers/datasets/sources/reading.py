@@ -13,7 +13,7 @@ from typing import Any, Self
 from shared.intake.fetch import Fetcher
 from shared.settings import Settings
 from tuwen.errors import ImageCorrupt, NotFound
-from workers.datasets.sources.images import Held, SourceImage, require_size
+from workers.datasets.sources.images import HeldAs, SourceImage, require_size
 from workers.datasets.sources.places import open_place
 from workers.datasets.sources.rows import open_parquet, parse_json_object
 
@@ -44,12 +44,12 @@ class Reader:
             StorageUnavailable: the place does not answer.
             UrlForbidden, FetchRefused, FetchFailed: as `Fetcher.get`.
         """
-        ways: dict[Held, Callable[[SourceImage], bytes]] = {
-            Held.FILE: lambda image: self._root.load(image.path, self._settings),
-            Held.PART: self._read_part,
-            Held.ZIPPED: self._read_zipped,
-            Held.CELL: self._read_cell,
-            Held.URL: self._read_url,
+        ways: dict[HeldAs, Callable[[SourceImage], bytes]] = {
+            HeldAs.FILE: lambda image: self._root.load(image.path, self._settings),
+            HeldAs.PART: self._read_part,
+            HeldAs.ZIPPED: self._read_zipped,
+            HeldAs.CELL: self._read_cell,
+            HeldAs.URL: self._read_url,
         }
         data = ways[image.held](image)
         require_size(len(data), self._settings)

@@ -22,6 +22,7 @@ from uuid import UUID
 
 from redis import Redis
 from redis.exceptions import RedisError
+from sqlalchemy import Connection
 from uuid_utils.compat import uuid7
 
 from shared.database import Database, Dispatch
@@ -273,7 +274,7 @@ class BatchRunner:
             advance()
             return
 
-        def note(connection: Any, ids: list[UUID]) -> None:
+        def note(connection: Connection, ids: list[UUID]) -> None:
             jobs = [
                 Line(request.number, request.custom_id, id, request.response_format)
                 for request, id in zip(requests, ids, strict=True)

@@ -16,7 +16,7 @@ from shared.database.datasets import DatasetClaim
 from shared.database.shards import Renewal
 from shared.leasing.consumer import LeasedConsumer, TaskConsumer
 from shared.leasing.endings import INTERNAL, Stopped
-from shared.leasing.heartbeat import Heartbeat
+from shared.leasing.heartbeat import Heartbeat, Held
 from shared.objects.storage import ObjectStore
 from shared.queue import DATASET_TASK, DATASETS_QUEUE, JobQueue
 from shared.queue.events import DONE, Outcome, failed, retried
@@ -42,20 +42,12 @@ MAX_ATTEMPTS = 10
 """Most attempts at planning or exporting one data set."""
 
 
-class DatasetRun:
+class DatasetRun(Held[DatasetClaim]):
     """One data set while it is planned or exported here."""
 
     def __init__(self, claim: DatasetClaim):
-        self.claim = claim
+        super().__init__(claim)
         self._stopped = threading.Event()
-
-    @property
-    def id(self) -> UUID:
-        return self.claim.id
-
-    @property
-    def epoch(self) -> int:
-        return self.claim.epoch
 
     def stop(self) -> None:
         """Make `require_wanted` raise Stopped from now on. Any thread may call this."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from typing import Any
@@ -30,7 +30,7 @@ from shared.database.batch_status import BatchStatus
 from shared.database.batches import BatchClaim, Line, NewDocument
 from shared.database.shards import Renewal
 from shared.intake.admission import Admission
-from shared.leasing.heartbeat import Heartbeat
+from shared.leasing.heartbeat import Heartbeat, Held
 from shared.objects.storage import ObjectStore
 from shared.openai.batch_lines import (
     LineRequest,
@@ -73,19 +73,8 @@ _BLOCK = 2**20
 _MOST_PROBLEMS = 20
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
+class _Step(Held[BatchClaim]):
     """A batch while a step of it is done here."""
-
-    batch: BatchClaim
-
-    @property
-    def id(self) -> UUID:
-        return self.batch.id
-
-    @property
-    def epoch(self) -> int:
-        return self.batch.epoch
 
     def stop(self) -> None:
         """Nothing is to be done: the step is bounded, and what it writes under a lost lease is refused."""

@@ -98,3 +98,11 @@ class Lost:
 
     detail: str
     trace: str
+
+
+Request = BatchRequest | LimitQuestion
+"""What the worker sends."""
+Reply = Answers | Limit | Failed | Lost
+"""What ends a request."""
+Message = Loading | Ready | Step | Reply
+"""What the engine process sends."""

@@ -86,11 +86,6 @@ class SourceImage:
         return ((name, getattr(self, name)) for name in self.__slots__)
 
     @classmethod
-    def from_json(cls, line: str | bytes) -> Self:
-        """Restore an image from a line that `to_json` made."""
-        return cls.from_fields(json.loads(line))
-
-    @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
         """Restore an image from the JSON object of a plan's line."""
         fields = dict(fields)

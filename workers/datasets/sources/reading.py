@@ -115,12 +115,12 @@ class Reader:
         except (binascii.Error, ValueError) as error:
             raise ImageCorrupt("the data URL is not base64") from error
 
-    def _read_json_cell(self, image: SourceImage) -> Any:
+    def _read_json_cell(self, image: SourceImage) -> object:
         offset, length = _extent(image)
         values = parse_json_object(self._home.read(image.path, offset, length))
         return None if values is None else first_data_url(values.get(image.column or ""))
 
-    def _read_parquet_cell(self, image: SourceImage) -> Any:
+    def _read_parquet_cell(self, image: SourceImage) -> object:
         row = image.offset or 0
         with self._home.open(image.path) as file:
             table = open_parquet(file, image.path)
@@ -138,7 +138,7 @@ class Reader:
         return self._row_group[1][row].as_py()
 
 
-def first_data_url(value: Any) -> str | None:
+def first_data_url(value: object) -> str | None:
     """The first string below `value` that is a data URL."""
     if isinstance(value, str):
         return value if value.startswith("data:") else None

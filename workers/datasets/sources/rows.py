@@ -7,11 +7,14 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tuwen.errors import ConfigurationError, SourceUnusable
 from workers.datasets.sources.images import RowProblem, SourceProblem
 from workers.datasets.sources.places import Place
+
+if TYPE_CHECKING:
+    from pyarrow import parquet
 
 LONGEST_LINE = 64 * 2**20
 """Bytes; a row may hold an image as base64."""
@@ -44,7 +47,7 @@ def read_rows(place: Place, path: str) -> Iterator[Row | SourceProblem]:
             yield from _read_lines(file, path)
 
 
-def open_parquet(file: BinaryIO, path: str) -> Any:
+def open_parquet(file: BinaryIO, path: str) -> parquet.ParquetFile:
     """Open a table as a `pyarrow.parquet.ParquetFile`.
 
     Raises:
@@ -138,7 +141,7 @@ def _read_parquet(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
             number += 1
 
 
-def _is_text(leaf: Any) -> bool:
+def _is_text(leaf: parquet.ColumnSchema) -> bool:
     return str(leaf.logical_type.type) in ("STRING", "JSON", "ENUM")
 
 

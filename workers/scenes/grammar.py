@@ -93,10 +93,6 @@ class Scene:
         return self if order == sorted(order) else self.reversed()
 
 
-EXAMPLE = Scene((Thing("cat", "black", "jumping"),), "grass", seed=1)
-"""The picture that everything is tried with first."""
-
-
 def possible_actions(object_: str, place: str) -> tuple[str | None, ...]:
     """Actions that make sense for an object at a place; None is standing still (or being a thing)."""
     if object_ not in ANIMALS:

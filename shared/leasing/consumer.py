@@ -123,8 +123,10 @@ class TaskConsumer:
 
 
 class LeasedConsumer(Generic[Work]):
-    """A `TaskConsumer` whose work is held under leases: what a message names is claimed, renewed while it is done, and
-    stopped when somebody cancels it, when another process has it, or when this process ends.
+    """A `TaskConsumer` whose work is held under leases.
+
+    What a message names is claimed, renewed while it is done, and stopped when somebody cancels it, when another
+    process has it, or when this process ends.
     """
 
     def __init__(
@@ -138,9 +140,9 @@ class LeasedConsumer(Generic[Work]):
         """Take work from the queues of `consumer`, which is given what to do with a message.
 
         Args:
-            claim: given the arguments of a message; answers what is now this process's to do, the outcome where there
-                is nothing to do any more, None where the message meant nothing.
-            do: does it; whatever way it ends is the outcome.
+            claim: is given the arguments of a message; returns the work that is now this process's, the outcome when
+                nothing is left to do, or None when the message meant nothing.
+            do: does the work and returns its outcome, whatever happens.
         """
         self._consumer = consumer(self.run)
         self._heartbeat = heartbeat

@@ -151,9 +151,10 @@ def test_every_function_is_in_the_file_beside_it() -> None:
         for head, rows in tables(page):
             for row in rows:
                 match head[:2]:
-                    case ["file", "functions"]:
-                        files, names = linked_files(page, row[0]), CODE.findall(row[1])
+                    case ["step", "file"]:
+                        files, names = linked_files(page, row[1]), CODE.findall(row[2])
                         assert files, row
+                        assert names, row
                     case ["word", _]:
                         files, names = linked_files(page, row[2]), CODE.findall(row[2])
                         names = names if files else []
@@ -165,6 +166,38 @@ def test_every_function_is_in_the_file_beside_it() -> None:
                 wrong += [(name, row) for name in names if not any(name in defined(file) for file in files)]
     assert wrong == []
     assert count > 150
+
+
+def ways() -> Iterator[list[list[str]]]:
+    """The steps of the way of a job, and of the way of a data set."""
+    way: list[list[str]] = []
+    for head, rows in tables(ARCHITECTURE):
+        if head[0] != "step":
+            continue
+        if rows[0][0] == "1" and way:
+            yield way
+            way = []
+        way += rows
+    yield way
+
+
+def test_a_reader_finds_each_step_in_the_file_of_the_one_that_calls_it() -> None:
+    lost = []
+    for way in ways():
+        for number, row in enumerate(way, 1):
+            step = re.fullmatch(r"(\d+)(?: ([←⇠]) (\d+))?", row[0])
+            assert step, row
+            assert int(step[1]) == number
+            assert (step[2] is None) == (number == 1)
+            if step[2] is None:
+                continue
+            assert 1 <= int(step[3]) < number
+            if step[2] == "←":
+                [caller] = linked_files(ARCHITECTURE, way[int(step[3]) - 1][1])
+                called = [name.rpartition(".")[2] for name in CODE.findall(row[2])]
+                if not any(re.search(rf"\b{name}\b", caller.read_text()) for name in called):
+                    lost.append(row)
+    assert lost == []
 
 
 # ── floors ────────────────────────────────────────────────────────────────────────────────────────

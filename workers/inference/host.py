@@ -68,6 +68,9 @@ TRIAL = 8
 PR_SET_PDEATHSIG = 1
 """The option's number in <linux/prctl.h>."""
 
+_BROUGHT_BY = {"worker": ("safetensors", "torch"), "models": ("diffusers", "huggingface_hub", "transformers")}
+"""What engines need, by the extra that brings it."""
+
 OUTPUTS: dict[Kind, type[Any]] = {
     Kind.GENERATE: Picture,
     Kind.DESCRIBE: DescribeResult,
@@ -326,8 +329,9 @@ def _import(module: str, name: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except ModuleNotFoundError as error:
-        if error.name in ("diffusers", "huggingface_hub", "transformers"):
-            raise EngineStartFailed(f"{error.name} is not installed here: pip install 'tuwen[models]'") from error
+        for extra, packages in _BROUGHT_BY.items():
+            if error.name in packages:
+                raise EngineStartFailed(f"{error.name} is not installed here: pip install 'tuwen[{extra}]'") from error
         raise
 
 

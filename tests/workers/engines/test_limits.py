@@ -6,7 +6,7 @@ import pytest
 from tuwen.engine import GenerateItem
 from workers.lab.evaluation.contestants import Contestants
 from workers.lab.evaluation.outside import crops, pages, photographs, strangers
-from workers.lab.training.data import pictures
+from workers.lab.training.data import draw_pictures
 from workers.models.text import unknown_words
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -22,7 +22,7 @@ def contestants():
 
 @pytest.fixture(scope="module")
 def drawn():
-    return pictures("seen", 60, seed=9002)
+    return draw_pictures("seen", 60, seed=9002)
 
 
 @pytest.fixture(scope="module")

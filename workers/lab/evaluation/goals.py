@@ -11,6 +11,8 @@ from workers.lab.evaluation.prompts import COLUMNS
 
 @dataclass(frozen=True, slots=True)
 class Goal:
+    """One figure, what it has to reach at least, and what it aims at."""
+
     what: str
     least: float
     aim: float
@@ -22,16 +24,23 @@ class Goal:
 
     @property
     def verdict(self) -> str:
+        """How far the figure got: "aim", "reached" or "missed"."""
+
         def reached(bound: float) -> bool:
             return self.measured <= bound if self.unit else self.measured >= bound
 
-        return "aim" if reached(self.aim) else "reached" if reached(self.least) else "missed"
+        if reached(self.aim):
+            return "aim"
+        return "reached" if reached(self.least) else "missed"
 
 
 SHARES: dict[str, dict[str, tuple[float, float]]] = {
     "recognition macro-F1": {"seen": (0.97, 0.995), "unseen": (0.90, 0.98)},
     "caption scene-graph F1": {"seen": (0.95, 0.99), "unseen": (0.85, 0.97)},
-    "GenEval protocol (closed domain), mean of six tags, @1": {"seen": (0.75, 0.96), "unseen": (0.60, 0.90)},
+    "GenEval protocol (closed domain), mean of six tags, @1": {
+        "seen": (0.75, 0.96),
+        "unseen": (0.60, 0.90),
+    },
     "the same, best of 4 by the matcher": {"seen": (0.85, 0.98), "unseen": (0.70, 0.95)},
     "R-precision (1 of 100)": {"seen": (0.90, 0.99), "unseen": (0.90, 0.99)},
     "judge on true renders": {"seen": (0.98, 0.995), "unseen": (0.98, 0.995)},

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from workers.lab.training.checkpoint import save_weights
-from workers.lab.training.data import pictures
+from workers.lab.training.data import draw_pictures
 from workers.lab.training.generator import (
     GeneratorRecipe,
     Rivals,
     paintings,
-    planning,
+    plan_loss,
     reconstruction,
     texts,
     train_generator,
@@ -121,7 +121,7 @@ def test_planning_steps_lower_the_loss() -> None:
     batch = texts(32, seed=1)(0)
     losses = []
     for _ in range(8):
-        loss, _ = planning(planner, batch)
+        loss, _ = plan_loss(planner, batch)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -133,7 +133,7 @@ def test_painting_steps_lower_the_loss() -> None:
     torch.manual_seed(0)
     painter = Painter(SHAPE)
     optimiser = torch.optim.AdamW(painter.parameters(), lr=2e-3)
-    plans, noise, truth = paintings(pictures("train", 8, seed=1), 8, seed=1)(0)
+    plans, noise, truth = paintings(draw_pictures("train", 8, seed=1), 8, seed=1)(0)
     losses = []
     for _ in range(8):
         loss = reconstruction(painter(plans, noise), truth)
@@ -147,7 +147,7 @@ def test_painting_steps_lower_the_loss() -> None:
 def test_batches_depend_on_the_step_alone() -> None:
     for one, two in zip(texts(4, seed=1)(7), texts(4, seed=1)(7), strict=True):
         assert torch.equal(one, two)
-    data = pictures("train", 8, seed=1)
+    data = draw_pictures("train", 8, seed=1)
     for one, two in zip(paintings(data, 4, seed=1)(7), paintings(data, 4, seed=1)(7), strict=True):
         assert torch.equal(one, two)
 
@@ -177,7 +177,7 @@ def test_rivals_pull_each_for_its_own_part() -> None:
     """The critic's loss gives the painter no gradient, nor the painter's loss the critic."""
     torch.manual_seed(0)
     rivals = Rivals(Painter(SHAPE), Discriminator(SHAPE.plan))
-    batch = paintings(pictures("train", 4, seed=1), 4, seed=1)(0)
+    batch = paintings(draw_pictures("train", 4, seed=1), 4, seed=1)(0)
     parts = rivals(*batch, 1.0, 1.0)
     painter, critic = (list(part.parameters()) for part in (rivals.painter, rivals.discriminator))
 
@@ -197,7 +197,7 @@ def test_a_generator_is_trained_in_slices_and_put_together(tmp_path: Path) -> No
     recipe = GeneratorRecipe(
         steps=2, planner_steps=2, rival_steps=2, batch=2, planner_batch=2, planner_judged=2, validate_every=1
     )
-    data, judged = pictures("train", 4, seed=1), pictures("validation", 2, seed=1)
+    data, judged = draw_pictures("train", 4, seed=1), draw_pictures("validation", 2, seed=1)
     slices = 0
     while not train_generator(data, judged, tmp_path, recipe, minutes=0).finished:
         slices += 1
@@ -212,9 +212,9 @@ def test_losses_are_finite_in_mixed_precision() -> None:
     """As they are computed on processors with native bfloat16, and on GPUs."""
     torch.manual_seed(0)
     planner, rivals = Planner(SHAPE), Rivals(Painter(SHAPE), Discriminator(SHAPE.plan))
-    batch = paintings(pictures("train", 4, seed=1), 4, seed=1)(0)
+    batch = paintings(draw_pictures("train", 4, seed=1), 4, seed=1)(0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = [planning(planner, texts(2, seed=1)(0))[0], *rivals(*batch, 1.0, 1.0).values()]
+        losses = [plan_loss(planner, texts(2, seed=1)(0))[0], *rivals(*batch, 1.0, 1.0).values()]
     torch.stack(losses).sum().backward()
     assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses)
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in rivals.parameters())

@@ -39,7 +39,6 @@ CODE = re.compile(r"`([^`]+)`")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 VARIABLE = re.compile(r"TUWEN_[A-Z0-9_]*[A-Z0-9]")
 OPTION = re.compile(r"(?<![\w-])--?[A-Za-z][\w-]*")
-NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)?")
 
 OF_OTHERS = {"TUWEN_URL", "TUWEN_API_KEY", "TUWEN_BIND"}
 """Variables that are no settings: two options of the command, and one of docker-compose.yml."""
@@ -166,6 +165,13 @@ def test_every_function_is_in_the_file_beside_it() -> None:
                 wrong += [(name, row) for name in names if not any(name in defined(file) for file in files)]
     assert wrong == []
     assert count > 150
+
+
+@pytest.mark.parametrize("page", [ARCHITECTURE, ROOT / "docs" / "glossary.md", ROOT / "CONTRIBUTING.md"])
+def test_every_method_that_is_named_exists(page: Path) -> None:
+    ours = {name for top in TOPS - {"docs"} for file in (ROOT / top).rglob("*.py") for name in defined(file)}
+    named = {span for span in spans(page) if re.fullmatch(r"_?[A-Z]\w*[a-z]\w*\.\w+", span)}
+    assert named - ours == set()
 
 
 def ways() -> Iterator[list[list[str]]]:

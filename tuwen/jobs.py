@@ -198,6 +198,7 @@ class Candidate(_Strict):
     seed: int
     score: Score
     image: StoredImage | None = Field(None, description="null when the image was not kept")
+    revised_prompt: Word | None = Field(None, description="as in the result; null when the image was not kept")
 
 
 class GenerateResult(_Strict):
@@ -210,6 +211,9 @@ class GenerateResult(_Strict):
     candidates: tuple[Candidate, ...] = Field((), description="all images that were drawn and scored, the best first")
     fell_short: bool = Field(False, description="whether no candidate reached min_score; the image is the best of them")
     unknown_words: tuple[Word, ...] = Field((), description="words of the prompt that the model does not know")
+    revised_prompt: Word | None = Field(
+        None, description="what was drawn, in the model's own words, with what the prompt left open; none: not told"
+    )
     warnings: Warnings = ()
 
 

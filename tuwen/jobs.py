@@ -200,6 +200,7 @@ class Candidate(FrozenModel):
     seed: int
     score: Score
     image: StoredImage | None = Field(None, description="null when the image was not kept")
+    revised_prompt: Word | None = Field(None, description="as in the result; null when the image was not kept")
 
 
 class GenerateResult(FrozenModel):
@@ -212,6 +213,9 @@ class GenerateResult(FrozenModel):
     candidates: tuple[Candidate, ...] = Field((), description="all images that were drawn and scored, the best first")
     fell_short: bool = Field(False, description="whether no candidate reached min_score; the image is the best of them")
     unknown_words: tuple[Word, ...] = Field((), description="words of the prompt that the model does not know")
+    revised_prompt: Word | None = Field(
+        None, description="what was drawn, in the model's own words, with what the prompt left open; none: not told"
+    )
     warnings: Warnings = ()
 
 

@@ -124,7 +124,8 @@ def outcome(job: Job) -> str:
     match job.result:
         case GenerateResult() as made:
             words = f"; the model does not know {', '.join(made.unknown_words)}" if made.unknown_words else ""
-            return f"{made.image.width}×{made.image.height}, seed {made.seed}{_score_text(made)}{words}"
+            size = f"{made.image.width}×{made.image.height}"
+            return f"{size}, seed {made.seed}{_score_text(made)}{words}{_drawn_text(made)}"
         case DescribeResult() as said:
             score = "" if said.score is None else f"  (score {said.score:.3f})"
             return said.text + _doubt(said.confidence, said.out_of_domain) + score
@@ -145,6 +146,12 @@ def outcome(job: Job) -> str:
 
 
 _RELATIONS = {"left": "left of", "right": "right of"}
+
+
+def _drawn_text(made: GenerateResult) -> str:
+    """A line with what was drawn, in the model's words, and one for each warning."""
+    drawn = f"\ndrawn: {made.revised_prompt}" if made.revised_prompt else ""
+    return drawn + "".join(f"\nwarning: {warning}" for warning in made.warnings)
 
 
 def _score_text(made: GenerateResult) -> str:

@@ -19,7 +19,7 @@ from api.openai.requests import follow_or_cancel, start, wait_until_done
 from api.producer.resources import BaseUrlDep, Resources, ResourcesDep
 from shared.intake.validation import parse
 from shared.openai.errors import body, error_of_job
-from shared.openai.images import ImagesRequest, answer, image_base64, stored_images
+from shared.openai.images import ImagesRequest, answer, image_base64, revised_prompts, stored_images
 from tuwen.jobs import Job, Progress, Status
 
 router = APIRouter(prefix="/v1/images", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
@@ -60,10 +60,11 @@ async def _events(resources: Resources, caller: Caller, job: Job, partial_images
             yield _error(body(error_of_job(news)))
         else:
             [image] = stored_images(news)
-            described = {
+            described: dict[str, Any] = {
                 "b64_json": await run_sync(image_base64, resources.store, image),
                 "size": f"{image.width}x{image.height}",
                 "output_format": "png",
+                **revised_prompts(news)[0],
                 # OpenAI's type requires these counts, but nothing here counts tokens of pictures.
                 "usage": {
                     "input_tokens": 0,

@@ -47,6 +47,8 @@ SHARES: dict[str, dict[str, tuple[float, float]]] = {
 }
 """Least and aim, by the split of the combinations."""
 OUTSIDE = (0.95, 0.99)
+HONOURED = (0.90, 0.98)
+NOT_SILENT = (0.95, 1.0)
 MILLISECONDS = {"image": (500.0, 50.0), "caption": (200.0, 20.0)}
 
 
@@ -57,6 +59,15 @@ def goals(report: Mapping[str, Any]) -> list[Goal]:
     found.sort(key=lambda goal: order.index(goal.what.split(": ")[0]))
     for model, told in report.get("outside", {}).items():
         found.append(Goal(f"out-of-domain AUROC: {model}", *OUTSIDE, told["auroc_mean_of_kinds"]))
+    if "by_hand" in report:
+        shares = report["by_hand"]["held_out"]["feasible"]
+        honoured, wrong = shares["honoured"], shares["silently wrong"]
+        what = "hand-written feasible prompts, held out"
+        found.append(
+            Goal(f"{what}: honoured in all of 8", *HONOURED, honoured["value"], honoured["low"], honoured["high"])
+        )
+        not_wrong = (1 - wrong[key] for key in ("value", "high", "low"))
+        found.append(Goal(f"{what}: honoured or said", *NOT_SILENT, *not_wrong))
     speed: Mapping[str, Any] = report.get("speed", {})
     for name, bounds in MILLISECONDS.items() if speed else ():
         taken = speed["threads"][str(speed["cores"])][name]["median_ms"]

@@ -19,7 +19,17 @@ import torch
 
 from tuwen.jobs import RecognizeResult
 from tuwen.version import __version__
-from workers.lab.evaluation import description, distances, generation, judging, outside, pairs, recognition, speed
+from workers.lab.evaluation import (
+    by_hand,
+    description,
+    distances,
+    generation,
+    judging,
+    outside,
+    pairs,
+    recognition,
+    speed,
+)
 from workers.lab.evaluation.contestants import Contestants
 from workers.lab.evaluation.goals import goals
 from workers.lab.evaluation.judge import WEIGHTS, Judge
@@ -33,6 +43,7 @@ DATA_SEED = 9001
 SECTIONS = (
     "judge",
     "generation",
+    "by_hand",
     "recognition",
     "description",
     "pope",
@@ -108,6 +119,7 @@ class Evaluation:
         measure: dict[str, Callable[[], dict[str, Any]]] = {
             "judge": lambda: judging.figures(self.sizes.prompts, self.judge),
             "generation": self._generation,
+            "by_hand": lambda: by_hand.figures(self.contestants.generator, self.judge),
             "recognition": self._recognition,
             "description": self._description,
             "pope": self._pope,

@@ -119,6 +119,33 @@ def _nothing_wrong(section: Report) -> Table:
     return Table("Images with nothing wrong, by number of atoms and by language", ("", *COLUMNS), rows)
 
 
+def _by_hand(section: Report) -> Iterator[Table]:
+    names = {"development": "development", "held_out": "held out"}
+
+    def counted(figure: Mapping[str, float] | None) -> str:
+        return f"{as_text(figure)} of {figure['count']}" if figure else "–"
+
+    rows = [
+        [f"{kind}, {names[name]}", *(counted(found[kind].get(o)) for o in ("honoured", "said", "silently wrong"))]
+        for kind in ("feasible", "infeasible")
+        for name, found in section.items()
+    ]
+    rows += [
+        [f"{what}, {names[name]}", counted(figure), "", ""]
+        for name, found in section.items()
+        for what, figure in (
+            ("single pictures that are right", found["pictures"]),
+            ("true renders accepted in all of 8", found["ceiling"]["prompts"]),
+        )
+    ]
+    yield Table(
+        "Prompts written by hand",
+        ("", "honoured in all of 8 seeds", "said", "silently wrong"),
+        rows,
+        "Said: refused, or with warnings or unknown words. Nothing but what was asked for may be seen.",
+    )
+
+
 def _recognition(section: Report) -> Iterator[Table]:
     heads = ("", "accuracy", "macro precision", "macro recall", "macro-F1")
     for column in COLUMNS:
@@ -257,6 +284,7 @@ def _distances(section: Report) -> Iterator[Table]:
 
 _SECTIONS = {
     "generation": _generation,
+    "by_hand": _by_hand,
     "recognition": _recognition,
     "folds": _folds,
     "description": _description,

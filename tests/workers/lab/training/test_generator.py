@@ -24,7 +24,18 @@ from workers.lab.training.generator import (
 )
 from workers.lab.world.latents import BACKGROUND_SIZE, INSTANCE_SIZE, LATENT_SIZE
 from workers.models.discriminator import Discriminator
-from workers.models.generator import CELLS, THINGS, Generator, Painter, Planner, Shape, onto_canvas, things
+from workers.models.generator import (
+    CELLS,
+    OPEN,
+    PLACE,
+    THINGS,
+    Generator,
+    Painter,
+    Planner,
+    Shape,
+    onto_canvas,
+    things,
+)
 from workers.models.text import vocabulary
 from workers.scenes.grammar import SLOT_SIZES, Scene, Thing, slots
 
@@ -91,6 +102,64 @@ def test_things_of_a_plan_are_listed_with_their_cells() -> None:
     assert kinds[0, :2].tolist() == [pair[0, 0:4].tolist(), pair[0, 5:9].tolist()]
     # The first stands to the left of the second, even before anything is learnt.
     assert CELLS[cells[0, 0]][0] < CELLS[cells[0, 1]][0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "relation", "cells"),
+    [
+        ((1, 0), 0, [0]),
+        ((2, 0), 0, [1, 2]),
+        ((4, 0), 0, [6, 7, 8, 9]),
+        ((1, 1), 0, [10, 11]),
+        ((1, 1), 4, [18, 19]),
+        ((2, 1), 0, [3, 4, 5]),
+        ((1, 3), 0, [6, 7, 8, 9]),
+        ((2, 1), 1, [6, 8, 13]),
+        ((1, 2), 3, [16, 8, 9]),
+        ((2, 2), 2, [7, 9, 6, 8]),
+        ((3, 3), 0, [6, 7, 8, 9]),
+    ],
+)
+def test_things_have_cells_of_their_own(counts: tuple[int, int], relation: int, cells: list[int]) -> None:
+    first, second = counts
+    _, found, present = things(torch.tensor([[1, 1, 0, 1, first, 2 * (second > 0), 1, 0, 1, second, 1, relation]]))
+    assert found[present].tolist() == cells
+
+
+@pytest.mark.parametrize("relation", range(1, 5))
+@pytest.mark.parametrize("counts", [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_cells_stand_in_the_relation(counts: tuple[int, int], relation: int) -> None:
+    _, cells, present = things(torch.tensor([[1, 1, 0, 1, counts[0], 2, 1, 0, 1, counts[1], 1, relation]]))
+    middles = torch.tensor(CELLS)[cells[present], :2]
+    axis, sign = divmod(relation - 1, 2)
+    apart = middles[counts[0] :, None, axis] - middles[None, : counts[0], axis]
+    assert (apart * (1 - 2 * sign) > 0.1).all()
+
+
+def test_what_is_settled_is_planned_and_the_rest_is_the_planners(generator: Generator) -> None:
+    known = torch.full((3, len(SHAPE.plan)), OPEN)
+    known[0] = plan(Scene((Thing("dog", "white", None, "small", 2),), "snow"))
+    known[1, 1] = 5
+    said = tokens(*TEXTS[:3])
+    planned, noise = generator.plan(said, [1, 2, 3], known)
+    free, same_noise = generator.plan(said, [1, 2, 3])
+    assert planned[0].tolist() == known[0].tolist()
+    assert (planned[1, 0], planned[1, 1]) == (free[1, 0], 5)
+    assert planned[2].tolist() == free[2].tolist()
+    assert noise.equal(same_noise)
+
+
+def test_a_place_alone_has_nothing_in_it(generator: Generator) -> None:
+    snow = torch.zeros(2, len(SHAPE.plan), dtype=torch.long)
+    snow[:, PLACE] = 3
+    planned, noise = generator.plan(tokens("snow", "snow"), [1, 2], snow)
+    assert not things(planned)[2].any()
+    cat = plan(Scene((Thing("cat", "black"),), "snow"))
+    with torch.no_grad():
+        empty = generator.painter(planned, noise)
+        mixed = generator.painter(torch.cat([cat, planned[1:]]), noise)
+    assert (mixed[1] - empty[1]).abs().max() < 1e-4
+    assert (mixed[0] - empty[0]).abs().max() > 1e-2
 
 
 def test_any_plan_can_be_painted(generator: Generator) -> None:

@@ -30,6 +30,7 @@ from tuwen.jobs import (
 if TYPE_CHECKING:
     from api.cli.doctor import Finding
     from api.embedded.stack import Event, System
+    from shared.database.keys import ApiKey
 
 # Results go to standard output, and everything else, such as progress, to standard error.
 out = Console(highlight=False, soft_wrap=True)
@@ -226,7 +227,7 @@ def print_json(value: Job | Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def print_keys(keys: Iterable[Any]) -> None:
+def print_keys(keys: Iterable[ApiKey]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("id", "name", "tenant", "quota", "created", "revoked"):
         table.add_column(column, no_wrap=column == "id")

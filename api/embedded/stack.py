@@ -31,7 +31,7 @@ from redis.exceptions import RedisError
 
 from api.embedded.addresses import Addresses, as_environment
 from api.embedded.folders import make_private
-from api.embedded.processes import Lock, await_end, choose_port, last_lines, rotate, spawn
+from api.embedded.processes import ChildProcess, Lock, await_end, choose_port, last_lines, rotate, spawn
 from api.embedded.servers import Postgres, Valkey, kept_password
 from shared.database import Database
 from shared.migrations import migrate
@@ -74,7 +74,7 @@ class Supervised(Protocol):
     def ready(self) -> bool: ...
 
 
-class Service:
+class Service(ChildProcess):
     """One of our own processes: `python -m …` with its settings in the environment."""
 
     def __init__(
@@ -94,7 +94,6 @@ class Service:
         self._environment = environment
         self._lock = lock
         self._ready = ready
-        self._process: subprocess.Popen[bytes] | None = None
         self._started_at = datetime.now(UTC)
 
     def start(self) -> Self:
@@ -109,14 +108,6 @@ class Service:
             death_signal=signal.SIGKILL,
         )
         return self
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def exit_code(self) -> int | None:
-        return self._process.poll() if self._process else None
 
     def ready(self) -> bool:
         return self._ready(self._started_at)

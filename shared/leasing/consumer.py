@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Generic
+from typing import Generic
 
 from celery import Celery
 from kombu.exceptions import KombuError
@@ -114,7 +114,7 @@ class TaskConsumer:
         if outcome is not None:
             self._send_event(id, outcome.event, runtime=time.monotonic() - started, **outcome.details)
 
-    def _send_event(self, id: str, event: str, **details: Any) -> None:
+    def _send_event(self, id: str, event: str, **details: object) -> None:
         try:
             with self._app.events.default_dispatcher(hostname=self._hostname) as dispatcher:
                 dispatcher.send(event, uuid=id, **details)
@@ -162,7 +162,7 @@ class LeasedConsumer(Generic[Work]):
         self._consumer.join(timeout)
         self._heartbeat.close()
 
-    def run(self, begin: Callable[[], None], *arguments: Any) -> Outcome | None:
+    def run(self, begin: Callable[[], None], *arguments: object) -> Outcome | None:
         """Do what a message asks for, if it is to be done; `begin` is called when that is known."""
         work = self._claim(*arguments)
         if work is None or isinstance(work, Outcome):

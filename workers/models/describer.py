@@ -130,7 +130,7 @@ def write(
         last = (chosen % size).view(-1)
         each = torch.cat([each[origin], log_p[origin, last][:, None]], 1)
         ids = torch.cat([ids[origin], last[:, None]], 1)
-        state = tuple((h[:, origin], c[:, origin]) for h, c in state)  # type: ignore[assignment]
+        state = tuple((h[:, origin], c[:, origin]) for h, c in state)  # type: ignore[assignment]  # as long as before
         ended = ended[origin] | (last == END)
         if bool(ended.all()) or not step(count):
             break

@@ -79,7 +79,7 @@ class Recognizer(nn.Module):
         self.trunk = Trunk(width)
         self.parts = nn.Sequential(nn.Conv2d(near, width, 1), nn.ReLU(), nn.Dropout2d(dropout))
         self.evidence = nn.Conv2d(width, objects, 1)
-        nn.init.constant_(self.evidence.bias, -log(4 * GRID**2) - 1.0)  # type: ignore[arg-type]
+        nn.init.constant_(self.evidence.bias, -log(4 * GRID**2) - 1.0)  # type: ignore[arg-type]  # it has one
         self.gaze = nn.Conv2d(width, objects, 1)
         self.values = nn.Linear(width, width)
         self.tints = nn.Sequential(nn.Conv2d(stem, near, 1), nn.ReLU())

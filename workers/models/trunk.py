@@ -64,7 +64,7 @@ class Trunk(nn.Module):
         self.near = nn.Sequential(Block(width // 4, width // 2, 2), Block(width // 2, width // 2))
         self.far = nn.Sequential(Block(width // 2, width, 2), Block(width, width))
         # Convolutions on processors are faster with this layout.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         self.places = nn.Parameter(torch.randn(GRID * GRID, width) * 0.02)
         self.norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, 4, batch_first=True)

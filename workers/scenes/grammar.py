@@ -93,10 +93,6 @@ class Scene:
         return self if order == sorted(order) else self.reversed()
 
 
-EXAMPLE = Scene((Thing("cat", "black", "jumping"),), "grass", seed=1)
-"""The picture that everything is tried with first."""
-
-
 def possible_actions(object_: str, place: str) -> tuple[str | None, ...]:
     """Actions that make sense for an object at a place; None is standing still (or being a thing)."""
     if object_ not in ANIMALS:
@@ -230,7 +226,7 @@ SLOTS = (
     "place",
     "relation",
 )
-SLOT_SIZES = tuple(len(KEYS[name.rstrip("_12")]) + 1 for name in SLOTS)  # type: ignore[index]
+SLOT_SIZES = tuple(len(KEYS[name.rstrip("_12")]) + 1 for name in SLOTS)  # type: ignore[index]  # every slot is one of these keys
 
 
 def slots(scene: Scene) -> NDArray[np.int64]:
@@ -320,10 +316,10 @@ class _Plain(np.random.Generator):
     def __init__(self) -> None:
         super().__init__(np.random.PCG64(0))
 
-    def random(self, *_: object, **__: object) -> float:  # type: ignore[override]
+    def random(self, *_: object, **__: object) -> float:  # type: ignore[override]  # always one number
         return 0.0
 
-    def integers(self, *_: object, **__: object) -> int:  # type: ignore[override]
+    def integers(self, *_: object, **__: object) -> int:  # type: ignore[override]  # always one number
         return 0
 
 

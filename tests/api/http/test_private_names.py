@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import httptools
 import pytest
 from uvicorn import Config
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -39,7 +38,7 @@ USES: dict[str, Callable[[], bool]] = {
         takes(HttpToolsProtocol.on_headers_complete, "self")
         and takes(HttpToolsProtocol.on_body, "self", "body")
         and takes(HttpToolsProtocol.on_message_complete, "self")
-        and hasattr(httptools.HttpRequestParser, "should_upgrade")
+        and mentions(HttpToolsProtocol.on_headers_complete, "self.parser.should_upgrade()")
     ),
     "`cycle` is the request that was parsed last, and ends with on_response_complete": lambda: (
         mentions(HttpToolsProtocol.on_headers_complete, "self.cycle = RequestResponseCycle(")

@@ -27,6 +27,11 @@ class Lease:
     def epoch(self) -> int:
         return self.claim.epoch
 
+    @property
+    def stopped(self) -> bool:
+        """Whether nobody waits for the work any more."""
+        return self._stopped
+
     def watch(self, work: Future[Any]) -> None:
         """Have `work` cancelled when the lease stops, or now if it has."""
         with self._guard:

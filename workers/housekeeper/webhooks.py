@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any
 
 from standardwebhooks.webhooks import Webhook
 
 from shared.database import Database
+from shared.database.webhooks import DueWebhook
 from shared.intake.fetch import Fetcher
 from shared.settings import Settings
 from tuwen.errors import TuwenError
@@ -46,7 +46,7 @@ def deliver(settings: Settings, database: Database, fetcher: Fetcher) -> int:
     return tried
 
 
-def _deliver_one(signers: Sequence[Webhook], database: Database, fetcher: Fetcher, owed: Any) -> None:
+def _deliver_one(signers: Sequence[Webhook], database: Database, fetcher: Fetcher, owed: DueWebhook) -> None:
     now = datetime.now(UTC)
     body = json.dumps(
         {

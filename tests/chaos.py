@@ -22,7 +22,7 @@ from rich.console import Console
 from api.embedded.servers import Postgres, Valkey
 from shared.migrations import migrate
 from shared.settings import Settings
-from tests.support.system import Process, System, freeze, running_system
+from tests.support.system import Process, System, freeze, gone, running_system
 from tuwen.errors import DatabaseUnavailable
 from tuwen.jobs import GenerateResult, Status
 
@@ -41,6 +41,8 @@ class Chaos:
         self.housekeepers = [system.housekeeper() for _ in range(2)]
         self.frozen: list[Process] = []
         self.deeds: Counter[str] = Counter()
+        self.poisons: list[UUID] = []
+        """Jobs that kill each worker that runs them."""
 
     def misdeed(self) -> None:
         deeds: dict[str, Callable[[], None]] = {
@@ -51,6 +53,8 @@ class Chaos:
             "killed Valkey": self._restart_valkey,
             "killed PostgreSQL": self._restart_postgres,
             "froze PostgreSQL": self._freeze_postgres,
+            "took the storage away": self._take_storage_away,
+            "submitted a job that kills its workers": self._submit_poison,
         }
         name = self.dice.choice(list(deeds))
         deeds[name]()
@@ -100,6 +104,18 @@ class Chaos:
             time.sleep(self.dice.uniform(0, 3 * self.system.settings.lease))
         self.system.wait_until(self.system.has_database, "PostgreSQL")
 
+    def _take_storage_away(self) -> None:
+        with gone(self.system.settings):
+            time.sleep(self.dice.uniform(0, 4 * self.system.settings.lease))
+
+    def _submit_poison(self) -> None:
+        if self.poisons:
+            return  # one is enough: until it is quarantined, it takes a worker with it every few seconds
+        try:
+            self.poisons += self.system.submit("murder", max_attempts=20)
+        except DatabaseUnavailable:
+            self.deeds["found no PostgreSQL for a poison"] += 1
+
 
 def submit(system: System, dice: random.Random) -> list[UUID]:
     prompts = [dice.choice(["cat", "cat", "cat", "sleep 0.5", "sleep 1"]) for _ in range(dice.randrange(1, 40))]
@@ -109,20 +125,31 @@ def submit(system: System, dice: random.Random) -> list[UUID]:
         return []
 
 
-def verdict(system: System, ids: list[UUID]) -> bool:
+def verdict(system: System, ids: list[UUID], poisons: list[UUID]) -> bool:
     jobs = [job for start in range(0, len(ids), 500) for job in system.jobs(ids[start : start + 500])]
     console.print(f"{len(jobs)} jobs: {dict(Counter(job.status.value for job in jobs))}")
     console.print(f"attempts: {dict(sorted(Counter(job.attempts for job in jobs).items()))}")
-    wrong = [
+    wrong = [job for job in system.jobs(poisons) if job.status is not Status.QUARANTINED]
+    wrong += [
         job
         for job in jobs
-        # Three crashes of its worker quarantine an innocent job too: said, not lost.
+        # Enough crashes of its worker under its own batches quarantine an innocent job too: said, not lost.
         if job.status not in (Status.SUCCEEDED, Status.QUARANTINED)
         or (isinstance(job.result, GenerateResult) and job.result.seed != job.id.int % 2**63)
     ]
     for job in wrong[:10]:
         console.print(job)
     return not wrong
+
+
+def wait_until_finished(chaos: Chaos, ids: list[UUID]) -> None:
+    """Wait until all of these jobs are over; some of them still kill workers."""
+
+    def finished() -> bool:
+        chaos.repair()
+        return all(status.terminal for status in chaos.system.statuses(ids))
+
+    chaos.system.wait_until(finished, f"the end of {len(ids)} jobs", patience=1200)
 
 
 def main() -> int:
@@ -149,8 +176,8 @@ def main() -> int:
                     chaos.repair()
                     time.sleep(dice.uniform(1, 6))
                 console.print(f"{sum(chaos.deeds.values())} misdeeds: {dict(chaos.deeds)}")
-                system.wait_until_finished(ids)
-                return 0 if verdict(system, ids) else 1
+                wait_until_finished(chaos, ids + chaos.poisons)
+                return 0 if verdict(system, ids, chaos.poisons) else 1
 
 
 if __name__ == "__main__":

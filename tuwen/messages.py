@@ -139,3 +139,6 @@ class Readiness(BaseModel):
         description="degraded: Redis is unavailable, so jobs are accepted and stored, but start late"
     )
     components: dict[str, State]
+    problems: dict[str, str] | None = Field(
+        None, description="while it is not ready: what is wrong with each part that failed"
+    )

@@ -51,7 +51,7 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
     hostname = f"{name or settings.device.replace(':', '-')}@{platform.node()}"
     engines = _build_engines(settings)
     recorder = Recorder()
-    batcher = Batcher(engines, on_batch=recorder.record_batch)
+    batcher = Batcher(engines, on_batch=recorder.record_batch, on_running=lambda claims: runner.tell_running(claims))
     # While each engine works on one batch, the same number of jobs is prepared for the next.
     at_once = settings.concurrency * len(engines)
     runner = Runner(settings, hostname, batcher, at_once, on_broken=_stop_consuming, recorder=recorder)

@@ -29,6 +29,8 @@ from tuwen.errors import ConfigurationError, NotFound, TuwenError
 
 POSTGRES = 18
 FREE_SPACE = 2 * 2**30
+NO_SPACE = 64 * 2**20
+"""Bytes on the disk below which PostgreSQL, Redis and the storage fail soon or already do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +144,9 @@ def _disk(settings: Settings) -> Finding:
     folder = settings.data_dir.absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
-    found = f"{free / 2**30:.0f} GiB free at {folder}"
-    return Finding("disk", found, "make room, or choose another --data" if free < FREE_SPACE else "", serious=False)
+    found = f"{free / 2**30:.1f} GiB free at {folder}"
+    advice = "make room, or choose another --data" if free < FREE_SPACE else ""
+    return Finding("disk", found, advice, serious=free < NO_SPACE)
 
 
 def _embedded_servers() -> Finding:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -19,10 +22,36 @@ from shared.objects.dataset_index import DatasetIndex
 from shared.objects.storage import ObjectStore
 from shared.queue import JobQueue
 from shared.settings import Settings
+from tuwen.errors import StorageUnavailable
 
 _HEAVY_AT_ONCE = 2
 _LONGEST = 60.0
 """Seconds that an SQL statement of a request may take; steering a data set of a million shards takes longest."""
+_FRESH, _FAILED = 5.0, 1.0
+"""Seconds for which storage that worked, or failed, is not looked at again."""
+
+
+class StorageCheck:
+    """Whether storage works, by a look that counts for some seconds: load balancers ask often, and a look writes."""
+
+    def __init__(self, store: ObjectStore):
+        self._store = store
+        self._turn = threading.Lock()
+        self._until = 0.0
+        self._failure: StorageUnavailable | None = None
+
+    def require(self) -> None:
+        """Raise StorageUnavailable unless storage worked when it was last looked at."""
+        with self._turn:
+            if time.monotonic() >= self._until:
+                try:
+                    self._store.check()
+                    self._failure = None
+                except StorageUnavailable as error:
+                    self._failure = error
+                self._until = time.monotonic() + (_FAILED if self._failure else _FRESH)
+            if self._failure:
+                raise copy(self._failure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +61,7 @@ class Resources:
     settings: Settings
     database: Database
     store: ObjectStore
+    storage_check: StorageCheck
     admission: Admission
     events: JobEvents
     outbox: Outbox
@@ -60,7 +90,9 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         index = DatasetIndex(database, store)
         admission = Admission(settings, database, store)
         heavy = CapacityLimiter(_HEAVY_AT_ONCE)
-        yield Resources(settings, database, store, admission, events, outbox, keyring, index, heavy)
+        yield Resources(
+            settings, database, store, StorageCheck(store), admission, events, outbox, keyring, index, heavy
+        )
     finally:
         await events.close()
         outbox.close()

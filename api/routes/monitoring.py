@@ -57,17 +57,25 @@ async def health() -> Health:
 )
 async def readiness(resources: ResourcesDep) -> Response:
     """Without Redis, jobs are still accepted and stored, so the process stays ready when Redis is down."""
-    database, store, redis = await asyncio.gather(
-        _state(_run_check(resources.database.check)),
-        _state(_run_check(resources.store.check)),
-        _state(resources.events.ping()),
+    problems = {
+        "postgresql": _problem(_run_check(resources.database.check)),
+        "storage": _problem(_run_check(resources.storage_check.require)),
+        "redis": _problem(resources.events.ping()),
+    }
+    found = dict(zip(problems, await asyncio.gather(*problems.values()), strict=True))
+    components: dict[str, State] = {part: "failed" if problem else "ok" for part, problem in found.items()}
+    failed = "failed" in (components["postgresql"], components["storage"])
+    degraded: Literal["ready", "degraded"] = "ready" if components["redis"] == "ok" else "degraded"
+    readiness = Readiness(
+        status="failed" if failed else degraded,
+        components=components,
+        problems={part: problem for part, problem in found.items() if problem} if failed else None,
     )
-    components: dict[str, State] = {"postgresql": database, "storage": store, "redis": redis}
-    failed = "failed" in (database, store)
-    status: Literal["ready", "degraded", "failed"] = "failed" if failed else "ready" if redis == "ok" else "degraded"
-    readiness = Readiness(status=status, components=components)
     return Response(
-        readiness.model_dump_json(), 503 if failed else 200, {"Cache-Control": "no-store"}, "application/json"
+        readiness.model_dump_json(exclude_none=True),
+        503 if failed else 200,
+        {"Cache-Control": "no-store"},
+        "application/json",
     )
 
 
@@ -76,13 +84,16 @@ async def _run_check(check: Callable[[], None]) -> None:
         await run_sync(check, abandon_on_cancel=True, limiter=_checkers)
 
 
-async def _state(check: Awaitable[None]) -> State:
+async def _problem(check: Awaitable[None]) -> str | None:
+    """What is wrong with a part of the system; None when it works."""
     try:
         await check
-    except (TuwenError, TimeoutError) as error:
+    except TimeoutError:
+        return f"no answer within {_PATIENCE:g} s"
+    except TuwenError as error:
         log.debug("not ready: %s", error)
-        return "failed"
-    return "ok"
+        return str(error)
+    return None
 
 
 @router.get("/v1/models", response_model=Models, summary="List the models", responses=problems(401))

@@ -53,6 +53,10 @@ def translate_errors() -> Iterator[None]:
     except (sqlalchemy_errors.OperationalError, sqlalchemy_errors.InterfaceError) as error:
         if isinstance(error.orig, Silent):
             raise unavailable() from error
+        if isinstance(error.orig, psycopg.errors.DiskFull):
+            raise DatabaseUnavailable(
+                "The disk with PostgreSQL's data is full, so nothing was written: make room there.", retry_after=30
+            ) from error
         if isinstance(error.orig, psycopg.errors.QueryCanceled):
             raise DatabaseUnavailable("PostgreSQL took too long to answer; try again.", retry_after=10) from error
         raise DatabaseUnavailable("PostgreSQL does not answer; try again.", retry_after=2) from error

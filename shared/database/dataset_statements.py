@@ -63,12 +63,15 @@ END = text("""
     RETURNING id
 """)
 
-# Not finished, and to be tried again. The backoff doubles up to five minutes; an interruption has no backoff.
+# Not finished, and to be tried again. The backoff doubles up to five minutes; an interruption has no backoff. Neither
+# it nor an outage counts as an attempt.
 PUT_OFF = text("""
     UPDATE datasets SET
         worker = NULL, lease_until = NULL, error_code = CAST(:code AS text), error_detail = CAST(:detail AS text),
-        attempts = attempts - (CAST(:code AS text) IS NULL)::int,
-        available_at = now() + CASE WHEN CAST(:code AS text) IS NULL THEN 0
+        attempts = attempts - (CAST(:code AS text) IS NULL OR :outage)::int,
+        available_at = now() + CASE
+            WHEN CAST(:code AS text) IS NULL THEN 0
+            WHEN :outage THEN LEAST(60, 6 * :backoff)
             ELSE LEAST(300, :backoff * 2 ^ (attempts - 1)) END * interval '1 second'
     WHERE id = :id AND epoch = :epoch AND status IN ('planning', 'exporting')
     RETURNING id
@@ -220,7 +223,7 @@ FINISH = text("""
 _SETTLE = """
     UPDATE shards SET
         status = v.next,
-        attempts = shards.attempts - (v.reason = 'released')::int,
+        attempts = shards.attempts - (v.reason IN ('released', 'outage'))::int,
         crashes = shards.crashes + (v.reason = 'crash')::int,
         available_at = CASE WHEN v.next = 'queued' THEN now() + v.backoff ELSE shards.available_at END,
         dispatch_due_at = CASE WHEN v.next = 'queued' THEN now() + v.backoff END,
@@ -233,10 +236,12 @@ _SETTLE = """
         SELECT given.*,
             CASE
                 WHEN d.status NOT IN ('planning', 'running') THEN 'cancelled'
-                WHEN given.reason <> 'released' AND s.attempts >= :max_attempts THEN 'failed'
+                WHEN given.reason NOT IN ('released', 'outage') AND s.attempts >= :max_attempts THEN 'failed'
                 ELSE 'queued'
             END AS next,
-            CASE WHEN given.reason = 'released' THEN interval '0'
+            CASE given.reason
+                WHEN 'released' THEN interval '0'
+                WHEN 'outage' THEN LEAST(60, 2 * :backoff) * interval '1 second'
                 ELSE LEAST(60, :backoff * 2 ^ (s.attempts - 1)) * interval '1 second'
             END AS backoff
         FROM ({given}) AS given JOIN shards AS s USING (id) JOIN datasets AS d ON d.id = s.dataset_id

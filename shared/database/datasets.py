@@ -330,9 +330,12 @@ class Datasets:
         }
         return bool(self._run(transitions.END, {"id": claim.id, "epoch": claim.epoch, **values}))
 
-    def put_off(self, claim: DatasetClaim, error: JobError | None = None) -> bool:
-        """Give a data set back that was not finished: it was interrupted, or failed for a reason that may pass."""
-        values = {"code": error and error.code, "detail": error and error.detail}
+    def put_off(self, claim: DatasetClaim, error: JobError | None = None, *, outage: bool = False) -> bool:
+        """Give a data set back that was not finished: it was interrupted, or failed for a reason that may pass.
+
+        Only an error that is no `outage` costs an attempt.
+        """
+        values = {"code": error and error.code, "detail": error and error.detail, "outage": outage}
         return bool(
             self._run(
                 transitions.PUT_OFF,

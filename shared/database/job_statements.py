@@ -16,8 +16,9 @@ from sqlalchemy import text
 _SETTLE = """
     UPDATE jobs SET
         status = v.next,
-        attempts = jobs.attempts - (v.reason = 'released')::int,
+        attempts = jobs.attempts - (v.reason IN ('released', 'lost'))::int,
         crashes = jobs.crashes + (v.reason = 'crash')::int,
+        losses = jobs.losses + (v.reason = 'lost')::int,
         available_at = CASE WHEN v.next = 'queued' THEN now() + v.backoff ELSE jobs.available_at END,
         dispatch_due_at = CASE WHEN v.next = 'queued' THEN now() + v.backoff END,
         finished_at = CASE WHEN v.next <> 'queued' THEN now() END,
@@ -32,11 +33,12 @@ _SETTLE = """
                 WHEN given.reason = 'cancelled' OR j.cancel_requested_at IS NOT NULL THEN 'cancelled'
                 WHEN j.deadline_at <= now() THEN 'expired'
                 WHEN given.reason = 'crash' AND j.crashes + 1 >= :max_crashes THEN 'quarantined'
-                WHEN given.reason <> 'released' AND j.attempts >= j.max_attempts THEN 'failed'
+                WHEN given.reason NOT IN ('released', 'lost') AND j.attempts >= j.max_attempts THEN 'failed'
                 ELSE 'queued'
             END AS next,
             CASE given.reason
                 WHEN 'released' THEN interval '0'
+                WHEN 'lost' THEN interval '0'
                 WHEN 'crash' THEN LEAST(300, :backoff * 2 ^ j.crashes) * interval '1 second'
                 ELSE LEAST(300, :backoff * 2 ^ (j.attempts - 1)) * interval '1 second'
             END AS backoff
@@ -91,7 +93,7 @@ CLAIM = text("""
         status = 'running', epoch = epoch + 1, attempts = attempts + 1, worker = :worker,
         lease_until = now() + :lease * interval '1 second', started_at = now(), dispatch_due_at = NULL
     FROM wanted WHERE jobs.id = wanted.id
-    RETURNING jobs.id, epoch, tenant, kind, model, priority, request, attempts, crashes, trace,
+    RETURNING jobs.id, epoch, tenant, kind, model, priority, request, attempts, crashes, losses, trace,
         EXTRACT(EPOCH FROM now() - available_at)::float8 AS waited
 """)
 
@@ -130,19 +132,28 @@ GIVE_BACK = text(
 )
 
 # The rows are locked while they are selected, so that each is judged as it is now: its worker may be renewing the
-# lease or finishing, and the row is then skipped.
+# lease or finishing, and the row is then skipped. Of the jobs of a worker that died, those of its running batch are
+# suspects. All are where it told of none, as a worker of an early release does; and so is a job that so many workers
+# died of without a batch of it that it must be to blame.
 RESCUE = text(
     _with_webhooks(
         _SETTLE.format(
             given="""
-    SELECT id, epoch, CASE WHEN lost THEN 'crash' ELSE 'late' END AS reason,
-        CASE WHEN lost THEN 'worker_lost' END AS error_code,
-        CASE WHEN lost THEN 'The worker ' || worker || ' stopped answering while it ran this job.' END AS error_detail,
-        CASE WHEN lost THEN true END AS error_retryable
+    SELECT id, epoch, CASE WHEN NOT lost THEN 'late' WHEN suspect THEN 'crash' ELSE 'lost' END AS reason,
+        CASE WHEN lost AND suspect THEN 'worker_lost' END AS error_code,
+        CASE WHEN lost AND suspect
+            THEN 'The worker ' || worker || ' stopped answering while it ran this job.' END AS error_detail,
+        CASE WHEN lost AND suspect THEN true END AS error_retryable
     FROM (
-        SELECT id, epoch, worker, lease_until < now() AS lost
+        SELECT id, epoch, worker, lease_until < now() AS lost,
+            losses >= :most_losses
+            OR NOT EXISTS (SELECT FROM running_batches AS b WHERE b.worker = jobs.worker)
+            OR EXISTS (
+                SELECT FROM running_batches AS b, unnest(b.jobs, b.epochs) AS told (id, epoch)
+                WHERE b.worker = jobs.worker AND told.id = jobs.id AND told.epoch = jobs.epoch
+            ) AS suspect
         FROM jobs WHERE status = 'running' AND (lease_until < now() OR deadline_at <= now())
-        LIMIT 1000 FOR UPDATE SKIP LOCKED
+        LIMIT 1000 FOR UPDATE OF jobs SKIP LOCKED
     ) AS overdue
 """
         )

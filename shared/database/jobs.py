@@ -27,6 +27,12 @@ from shared.settings import Settings
 from tuwen.errors import Conflict, IdempotencyMismatch, NotFound, QuotaExceeded
 from tuwen.jobs import Job, JobError, JobRequest, JobResult, Kind, Status, Tenant
 
+SUSPICIOUS_LOSSES = 3
+"""Workers that may die with a job in their hands, but in no batch, before it is run apart from all others."""
+
+MOST_LOSSES = 10
+"""Workers that may die so before the job is to blame for the next one: it is as likely as in the running batch."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
@@ -54,6 +60,13 @@ class JobClaim:
     """Seconds from the moment the job could have run to the claim."""
     trace: str | None = None
     """`traceparent` of the request that submitted the job."""
+    losses: int = 0
+    """Workers that died while they had the job, but not in their running batch."""
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the job may be what took a worker or an engine down."""
+        return self.crashes > 0 or self.losses >= SUSPICIOUS_LOSSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +382,7 @@ class Jobs:
                 status=Status.QUEUED.value,
                 attempts=0,
                 crashes=0,
+                losses=0,
                 available_at=func.now(),
                 dispatch_due_at=func.now() + seconds(self._settings.redispatch_after),
                 deadline_at=func.now() + seconds(JobRow.deadline),
@@ -395,7 +409,8 @@ class Jobs:
 
     def rescue(self) -> dict[UUID, Status]:
         """Take back running jobs whose lease or deadline has passed."""
-        return {row.id: Status(row.status) for row in self._run(transitions.RESCUE, self._settling)}
+        values = {**self._settling, "most_losses": MOST_LOSSES}
+        return {row.id: Status(row.status) for row in self._run(transitions.RESCUE, values)}
 
     def expire_queued(self) -> list[UUID]:
         """End queued jobs past their deadline."""

@@ -175,9 +175,12 @@ class Shards:
         return bool(self._run(transitions.FINISH, {"id": claim.id, "epoch": claim.epoch, **values}))
 
     def give_back(
-        self, claim: ShardClaim, reason: Literal["released", "retry"], error: JobError | None = None
+        self, claim: ShardClaim, reason: Literal["released", "retry", "outage"], error: JobError | None = None
     ) -> ShardStatus | None:
-        """Settle a shard that was not finished; returns its new state, None when it was no longer this worker's."""
+        """Settle a shard that was not finished; returns its new state, None when it was no longer this worker's.
+
+        Only `retry` costs an attempt; an `outage` has a pause, and what is `released` may run at once.
+        """
         values = {
             "id": claim.id,
             "epoch": claim.epoch,

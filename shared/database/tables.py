@@ -13,13 +13,15 @@ from sqlalchemy import (
     DateTime,
     ForeignKey,
     Index,
+    Integer,
     MetaData,
     UniqueConstraint,
+    Uuid,
     false,
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from shared.database.batch_status import BatchStatus
@@ -71,6 +73,8 @@ class JobRow(Base):
     attempts: Mapped[int] = mapped_column(server_default="0")
     max_attempts: Mapped[int]
     crashes: Mapped[int] = mapped_column(server_default="0")
+    losses: Mapped[int] = mapped_column(server_default="0")
+    """Workers that died while they had the job, but not in their running batch; these cost it nothing."""
 
     # dispatch: the job must not run before `available_at`, and is published again after `dispatch_due_at`
     available_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -272,6 +276,20 @@ class WorkerRow(Base):
     state: Mapped[str]
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class RunningBatchRow(Base):
+    """The jobs that one process of a worker runs now: what it dies of is among them. It stays when the worker dies."""
+
+    __tablename__ = "running_batches"
+
+    run: Mapped[UUID] = mapped_column(primary_key=True)
+    """One start of a worker: another one may take its name before anybody has seen that it died."""
+    worker: Mapped[str]
+    jobs: Mapped[list[Any]] = mapped_column(ARRAY(Uuid), server_default="{}")
+    epochs: Mapped[list[Any]] = mapped_column(ARRAY(Integer), server_default="{}")
+    """Of each of the jobs, the epoch of its claim."""
+    told_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class DatasetRow(Base):

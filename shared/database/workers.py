@@ -5,14 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from uuid import UUID
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.database.connections import Connections, seconds
 from shared.database.tables import WorkerRow
 from shared.settings import Settings
 from tuwen.jobs import Kind
+
+_TELL_RUNNING = text("""
+    INSERT INTO running_batches (run, worker, jobs, epochs)
+    VALUES (:run, :worker, CAST(:jobs AS uuid[]), CAST(:epochs AS int[]))
+    ON CONFLICT (run) DO UPDATE SET jobs = EXCLUDED.jobs, epochs = EXCLUDED.epochs, told_at = now()
+""")
+
+# An idle worker tells nothing for hours: its row stays, unless the worker was started again since.
+_FORGET_RUNNING = text("""
+    DELETE FROM running_batches AS b WHERE told_at < now() - interval '1 hour' AND (
+        NOT EXISTS (SELECT FROM workers WHERE name = b.worker)
+        OR EXISTS (SELECT FROM running_batches AS later WHERE later.worker = b.worker AND later.told_at > b.told_at)
+    )
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +89,14 @@ class Workers:
         alive = WorkerRow.seen_at > func.now() - seconds(self._lease)
         return self._fetch(WorkerState, select(WorkerRow.__table__).where(alive).order_by(WorkerRow.name))
 
+    def tell_running(self, run: UUID, worker: str, jobs: Mapping[UUID, int]) -> None:
+        """Note which jobs (id → epoch) this start of a worker is about to run in a batch, and that it runs no others.
+
+        Need not wait for the disk: it is read when the worker dies, and matters only if PostgreSQL does not.
+        """
+        told = {"jobs": list(jobs), "epochs": list(jobs.values())}
+        self._run(_TELL_RUNNING, {"run": run, "worker": worker, **told}, relaxed=True)
+
     def mark_seen(self, worker: str) -> None:
         """Note that the worker has just sent a heartbeat."""
         self._run(update(WorkerRow).where(WorkerRow.name == worker).values(seen_at=func.now()), relaxed=True)
@@ -81,3 +104,4 @@ class Workers:
     def forget(self) -> None:
         """Delete workers that died without unregistering, an hour after their last heartbeat."""
         self._run(delete(WorkerRow).where(WorkerRow.seen_at < func.now() - seconds(3600)))
+        self._run(_FORGET_RUNNING)

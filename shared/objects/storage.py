@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from errno import ENOTDIR
+from errno import EACCES, EDQUOT, ENOSPC, ENOTDIR, EPERM, EROFS
 from hashlib import sha256
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Self, cast
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, S3Store
 
 from shared.settings import Settings
@@ -50,11 +50,25 @@ _LONGEST_SIGNATURE = timedelta(days=7)  # the limit of AWS Signature Version 4
 _CHUNK = 256 * 1024
 _LISTED_AT_ONCE = 1000  # the number that S3 lists, or deletes, in one request
 _SPOOLED = 8 * 2**20
+_PROBE_KEY = "readiness/probe"
+_PROBE = b"tuwen\n" * 2048  # more than a file system keeps in the entry of a file, which it writes to a full disk too
 
 # Keys are ASCII without leading dots, so that a key is the same text in a URL, a file name and a listing, and so that
 # `..` and obstore's own temporary names (`key#1`) are no keys.
 _SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,127}"
 _KEY = re.compile(rf"(?=.{{1,512}}\Z){_SEGMENT}(?:/{_SEGMENT})*", re.ASCII)
+
+
+_AWAY = 5.0
+"""Seconds after which another attempt at a storage that is away makes sense."""
+_MISSING_FOLDER = "the storage folder is missing: mount or create it again"
+_FOLDER_FAILURES = {
+    ENOSPC: "the disk of the storage folder is full: make room there",
+    EDQUOT: "the storage folder's quota of disk space is used up: raise it, or make room there",
+    EROFS: "the disk of the storage folder is read-only",
+    EACCES: "the storage folder does not let us in: give this process's user the right to read and write in it",
+    EPERM: "the storage folder cannot be changed: it is protected, or belongs to another user",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +78,10 @@ class StoredObject:
     key: str
     size: int
     last_modified: datetime
+
+
+class StorageRefused(StorageUnavailable):
+    """The storage answers and will not serve us until a setting is corrected: wrong credentials, or no such bucket."""
 
 
 def content_key(prefix: str, data: bytes, suffix: str = "") -> str:
@@ -111,6 +129,7 @@ class ObjectStore:
     def put(self, key: str, data: bytes, media_type: str) -> None:
         """Write or replace an object. Readers see the old or the new bytes, never a part."""
         _require_key(key)
+        self._require_folder()
         # A folder refuses attributes; a bucket needs the type, since it serves the presigned URLs itself.
         attributes: Attributes | None = None if self._root else {"Content-Type": media_type}
         with self._translate_errors(key):
@@ -160,6 +179,7 @@ class ObjectStore:
         As with `put`, readers never see a part of it, even when `chunks` raises.
         """
         _require_key(key)
+        self._require_folder()
         attributes: Attributes | None = None if self._root else {"Content-Type": media_type}
         with SpooledTemporaryFile(max_size=_SPOOLED) as file:
             # The chunks are not passed on to obstore directly: they may come from it, and it cannot read while it
@@ -249,14 +269,21 @@ class ObjectStore:
         with self._translate_errors(key):
             return obstore.sign(self._signer, "GET", key, lifetime)
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether this is a local folder: there, a failure that lasts is never a busy service's."""
+        return self._root is not None
+
     def check(self) -> None:
-        """Check that the store can be used now, with one access check or one empty listing; raises otherwise."""
-        if self._root is not None:
-            if not os.access(self._root, os.R_OK | os.W_OK | os.X_OK):
-                raise StorageUnavailable("the storage folder is missing or cannot be written")
-            return
-        for _ in self.list("readiness"):
-            return
+        """Check that objects can be written and read now: one small object each way.
+
+        Raises:
+            StorageRefused: they cannot, until a setting is corrected.
+            StorageUnavailable: they cannot now.
+        """
+        self.put(_PROBE_KEY, _PROBE, "text/plain")
+        if self.get(_PROBE_KEY) != _PROBE:
+            raise StorageUnavailable("the object storage does not keep what is written", retry_after=_AWAY)
 
     def _chunks(self, key: str, chunks: obstore.BytesStream) -> Iterator[bytes]:
         with self._translate_errors(key):
@@ -269,12 +296,17 @@ class ObjectStore:
             yield
         except FileNotFoundError as error:
             if self._store_is_missing(error):
-                raise StorageUnavailable("the storage folder or bucket does not exist") from error
+                raise self._failure(error) from error
             raise NotFound(f"no object {key!r}") from error
         except (BaseError, OSError) as error:
-            if self._root is not None and f"(os error {ENOTDIR})" in str(error):
+            if self._root is not None and f"(os error {ENOTDIR})" in str(error) and self._root.is_dir():
                 raise NotFound(f"no object {key!r}") from error  # the key continues below an object
-            raise StorageUnavailable("object storage failed or did not answer") from error
+            raise self._failure(error) from error
+
+    def _require_folder(self) -> None:
+        """Raise when the folder is gone: a write would make it again, beside the objects that are elsewhere now."""
+        if self._root is not None and not self._root.is_dir():
+            raise StorageUnavailable(_MISSING_FOLDER, retry_after=_AWAY)
 
     def _store_is_missing(self, error: FileNotFoundError) -> bool:
         """Tell a missing store (or a proxy's 404 page) from a missing object, which arrive as the same error."""
@@ -282,6 +314,25 @@ class ObjectStore:
             return not self._root.is_dir()
         # S3 says in the body which of the two it is; an answer to HEAD has no body, and counts as a missing object.
         return "<Code>NoSuchKey</Code>" not in str(error) and " HEAD " not in str(error)
+
+    def _failure(self, error: Exception) -> StorageUnavailable:
+        """The error as people may see it: what is wrong with the store, and what to do about it."""
+        said = str(error)
+        if self._root is None:
+            if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+                return StorageRefused(
+                    "the object storage refuses our credentials: correct TUWEN_S3_ACCESS_KEY_ID and "
+                    "TUWEN_S3_SECRET_ACCESS_KEY, or give their owner the right to read and write"
+                )
+            if "<Code>NoSuchBucket</Code>" in said:
+                return StorageRefused("the bucket does not exist: create it, or correct TUWEN_STORAGE_URL")
+            return StorageUnavailable("object storage failed or did not answer", retry_after=_AWAY)
+        if not self._root.is_dir():
+            return StorageUnavailable(_MISSING_FOLDER, retry_after=_AWAY)
+        for code, what in _FOLDER_FAILURES.items():
+            if f"(os error {code})" in said or getattr(error, "errno", None) == code:
+                return StorageUnavailable(what, retry_after=_AWAY)
+        return StorageUnavailable("the storage folder failed", retry_after=_AWAY)
 
 
 def _open_folder(place: str) -> LocalStore:

@@ -46,6 +46,8 @@ def _translate_errors() -> Iterator[None]:
     try:
         yield
     except (KombuError, RedisError, OSError) as error:
+        if "MISCONF" in str(error):  # what it answers to every write once its own writes fail
+            raise QueueUnavailable("Redis cannot write to its disk: make room there.", retry_after=30) from error
         raise QueueUnavailable("Redis does not answer; try again.", retry_after=2) from error
 
 

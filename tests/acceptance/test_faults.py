@@ -45,7 +45,7 @@ def test_worker_is_killed_in_a_batch(system: System) -> None:
     system.housekeeper()
     worker = system.worker("first")
     ids = submit(system, *[SLOW] * 40)
-    system.wait_until_running(ids, at_least=16)
+    system.wait_until(lambda: any(map(system.queue.progress, ids)), "a batch that runs")
     worker.kill()
     system.worker("second")
     jobs = system.wait_until_finished(ids)
@@ -213,3 +213,26 @@ def _envelope(headers: dict, body: object, content_type: str, queue: str) -> dic
             "delivery_tag": str(uuid4()),
         },
     }
+
+
+def test_a_job_that_kills_its_worker_condemns_no_other(system: System) -> None:
+    """What was in the running batch is suspect and runs alone; all else goes back as if nothing had been."""
+    system.housekeeper()
+    worker = system.worker()
+    ids = submit(system, *["cat"] * 50, "murder", *["cat"] * 50)
+    poison = ids[50]
+    deaths = 0
+    while any(not status.terminal for status in system.statuses(ids)):
+        if not worker.alive:
+            deaths += 1
+            worker = system.start("worker", "--name", "w")
+        time.sleep(0.2)
+    jobs = {job.id: job for job in system.jobs(ids)}
+    dead = jobs.pop(poison)
+    assert (dead.status, dead.attempts, deaths) == (Status.QUARANTINED, 3, 3)
+    assert dead.error is not None
+    assert dead.error.code == "worker_lost"
+    assert {job.status for job in jobs.values()} == {Status.SUCCEEDED}
+    charged = [job for job in jobs.values() if job.attempts > 1]
+    assert len(charged) <= 15, "those that shared its first batch, which holds 16"
+    assert {job.attempts for job in charged} <= {2}, "and they only once"

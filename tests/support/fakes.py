@@ -11,6 +11,7 @@ or text asks by its first word, an image by being `painted(trick)`, a plain colo
     nan               answers with not-a-number, for the whole batch
     reject            fails alone: an `EngineError` in its place, the others are answered
     oom               does not fit into memory, not even alone
+    murder            kills its worker, and so itself, with SIGKILL
     lose              loses the device's context, as after a CUDA device-side assertion
 
 A prompt that begins with `revise` is drawn as what follows, with the seed as a number before it, and says so.
@@ -52,6 +53,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "reject": (130, 10, 10),
     "oom": (10, 130, 10),
     "lose": (10, 10, 130),
+    "murder": (130, 130, 10),
 }
 
 
@@ -235,6 +237,9 @@ def perform(items: Sequence[Item], run: Run, answer: Any) -> list[Output | Tuwen
     tricks = {_trick(item): item for item in items}
     if "crash" in tricks:
         os.kill(os.getpid(), signal.SIGKILL)
+    if "murder" in tricks:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(3600)
     if "exit" in tricks:
         os._exit(3)
     if "hang" in tricks:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import http.client
 import shutil
 import socket
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from shared.settings import Settings
 from tests.support.waiting import PATIENT
@@ -54,6 +59,79 @@ def serve_s3(folder: Path) -> Iterator[S3Server]:
     finally:
         process.terminate()
         process.wait(PATIENT)
+
+
+class FickleS3:
+    """An S3 service in front of another one, that misbehaves as it is told.
+
+    `mood`: None passes everything on; a number is the HTTP status of every answer; "silent" answers nothing for
+    longer than a client waits; "refused" closes every connection.
+    """
+
+    def __init__(self, server: S3Server):
+        self.mood: int | str | None = None
+        self.asked = 0
+        """Requests that were not passed on."""
+        self._behind = urlsplit(server.endpoint)
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http.daemon_threads = True
+        self.server = replace(server, endpoint=f"http://127.0.0.1:{self._http.server_address[1]}")
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        fickle = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                mood = fickle.mood
+                if mood is None:
+                    self._pass_on(body)
+                    return
+                fickle.asked += 1
+                if mood == "silent":
+                    time.sleep(60)
+                if isinstance(mood, str):
+                    self.close_connection = True
+                    return
+                text = b"<Error><Code>Fickle</Code></Error>"
+                self.send_response(mood)
+                self.send_header("content-length", str(len(text)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(text)
+
+            def _pass_on(self, body: bytes) -> None:
+                behind = http.client.HTTPConnection(str(fickle._behind.hostname), fickle._behind.port, timeout=60)
+                # The host's name is part of what is signed, so it is passed on as the client wrote it.
+                behind.request(self.command, self.path, body=body, headers=dict(self.headers.items()))
+                answer = behind.getresponse()
+                text = answer.read()
+                self.send_response(answer.status)
+                for name, value in answer.getheaders():
+                    if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
+                        self.send_header(name, value)
+                length = answer.getheader("content-length") if self.command == "HEAD" else str(len(text))
+                if length is not None:
+                    self.send_header("content-length", length)
+                self.end_headers()
+                self.wfile.write(text)
+                behind.close()
+
+            def __getattr__(self, name: str) -> Any:
+                if name.startswith("do_"):  # one for each method of HTTP
+                    return self._answer
+                raise AttributeError(name)
+
+            def log_message(self, *_: Any) -> None: ...
+
+        return Handler
 
 
 def _rclone() -> str:

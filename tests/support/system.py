@@ -184,6 +184,20 @@ def freeze(pid: int) -> Iterator[None]:
             process.resume()
 
 
+@contextmanager
+def gone(settings: Settings) -> Iterator[None]:
+    """Take the folder of the object storage away within the block; what is in its place is no folder."""
+    folder = Path(settings.storage_url.removeprefix("file://"))
+    away = folder.with_name(f"{folder.name} away")
+    folder.rename(away)
+    folder.touch()
+    try:
+        yield
+    finally:
+        folder.unlink()
+        away.rename(folder)
+
+
 def ports_here(server: Server) -> set[int]:
     """Local ports of all connections that this process has to the server."""
     connections = psutil.Process().net_connections()

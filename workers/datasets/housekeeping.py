@@ -17,12 +17,13 @@ from shared.database.shards import Renewal
 from shared.leasing.consumer import LeasedConsumer, TaskConsumer
 from shared.leasing.endings import INTERNAL, Stopped
 from shared.leasing.heartbeat import Heartbeat, Held
+from shared.leasing.patience import retry_outages
 from shared.objects.storage import ObjectStore
 from shared.queue import DATASET_TASK, DATASETS_QUEUE, JobQueue
 from shared.queue.events import DONE, Outcome, failed, retried
 from shared.settings import Settings
 from tuwen.datasets import DatasetStatus, ShardStatus
-from tuwen.errors import QueueUnavailable, TuwenError
+from tuwen.errors import QueueUnavailable, TuwenError, Unavailable
 from tuwen.jobs import JobError
 from workers.datasets.access import open_allowed
 from workers.datasets.estimate import estimate
@@ -113,6 +114,12 @@ class DatasetKeeper:
         except Stopped:
             self._database.datasets.put_off(claim)
             return retried("stopped")
+        except Unavailable as error:
+            # Neither the data set nor who asked for it is to blame, however long it lasts.
+            log.warning("data set %s is put off: %s", claim.id, error)
+            reason = JobError(code=error.code, detail=str(error), retryable=True)
+            retry_outages(lambda: self._database.datasets.put_off(claim, reason, outage=True), self._settings.lease)
+            return retried(reason.detail)
         except TuwenError as error:
             return self._fail(claim, error.code, str(error), error.retryable)
         except Exception:

@@ -11,7 +11,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Literal
 from uuid import UUID
 
 from celery import Celery
@@ -19,18 +20,19 @@ from celery import Celery
 from shared.database import Database
 from shared.database.shards import Renewal, ShardClaim, ShardProgress
 from shared.database.workers import ServedModel
-from shared.leasing.consumer import LeasedConsumer, TaskConsumer
+from shared.leasing.consumer import POLL, LeasedConsumer, TaskConsumer
 from shared.leasing.endings import INTERNAL, Stopped
 from shared.leasing.heartbeat import Heartbeat, Held
 from shared.leasing.patience import retry_outages
 from shared.objects.datasets import AtRisk, Line, Planned, read_plan, read_results, results_key, write_results
+from shared.objects.gate import StorageGate
 from shared.objects.storage import ObjectStore
 from shared.queue import SHARD_TASK, JobQueue, shard_kinds, shards_queue
 from shared.queue.events import DONE, Outcome, retried
 from shared.settings import Settings
 from tuwen.annotations import Annotation
 from tuwen.datasets import ShardStatus
-from tuwen.errors import EngineStartFailed, NotFound, QueueUnavailable, TuwenError
+from tuwen.errors import EngineStartFailed, NotFound, QueueUnavailable, StorageUnavailable, TuwenError, Unavailable
 from tuwen.jobs import JobError, Kind
 from workers.datasets.access import open_allowed
 from workers.datasets.annotating import Annotating, AnnotationContext
@@ -59,7 +61,7 @@ class ShardRunner:
     def __init__(
         self, settings: Settings, app: Celery, worker: str, batcher: Batcher, *, on_broken: Callable[[], None]
     ):
-        """`on_broken` is called when the engine cannot be started any more."""
+        """`on_broken` is called when the engine cannot be started any more, or storage refuses this worker for good."""
         self._settings = settings
         self._worker = worker
         self._batcher = batcher
@@ -68,6 +70,8 @@ class ShardRunner:
         self._database = Database(settings, pool_size=settings.shards_at_once)
         self._queue = JobQueue(settings)
         self._store = ObjectStore.open(settings)
+        self._storage = StorageGate(self._store.check, on_refused=on_broken)
+        self._stopping = threading.Event()
         self._sources = _OpenSources(settings)
         queues = [shards_queue(kinds) for kinds in shard_kinds(settings.kinds)]
         threads = settings.shards_at_once if queues else 0
@@ -86,11 +90,13 @@ class ShardRunner:
 
     def stop(self, timeout: float) -> None:
         """Give back what runs, its results so far stored, within `timeout` seconds."""
+        self._stopping.set()
         self._consumer.stop(timeout)
 
     def close(self) -> None:
         """Release what is held; call it after the last shard."""
         self._sources.close()
+        self._storage.close()
         self._queue.close()
         self._database.close()
 
@@ -106,10 +112,13 @@ class ShardRunner:
         if not isinstance(shard_id, str) or not isinstance(priority, int):
             raise TypeError("a message for a shard names it and its priority")
         id = UUID(shard_id)
+        while not self._storage.wait(POLL):
+            if self._stopping.is_set():
+                return None  # the housekeeper publishes it again
         claim = retry_outages(lambda: self._database.shards.claim(id, priority, self._worker), self._settings.lease)
         if claim is None:
             return Outcome(ShardStatus.CANCELLED) if self._database.shards.cancelled(id) else None
-        return ShardRun(self._settings, self._database, self._store, claim)
+        return ShardRun(self._settings, self._database, self._store, self._storage, claim)
 
     def _run_to_end(self, shard: ShardRun) -> Outcome | None:
         """Do the work; whatever happens, the outcome says so."""
@@ -125,6 +134,13 @@ class ShardRunner:
                 log.critical("the engine does not start any more: %s", error)
                 self._on_broken()
             return self._give_back(shard, None)
+        except Unavailable as error:
+            if shard.stopped:
+                return self._give_back(shard, None)
+            if isinstance(error, StorageUnavailable):
+                self._storage.is_outage(error)  # otherwise it is the source that is away
+            log.warning("shard %s is put off: %s", claim.id, error)
+            return self._give_back(shard, JobError(code=error.code, detail=str(error), retryable=True), outage=True)
         except TuwenError as error:
             return self._give_back(shard, JobError(code=error.code, detail=str(error), retryable=True))
         except Exception:
@@ -133,11 +149,12 @@ class ShardRunner:
 
     def _finish(self, shard: ShardRun) -> Outcome | None:
         claim = shard.claim
-        key = shard.store()
+        key = shard.store_at_last()
         if not retry_outages(lambda: self._database.shards.finish(claim, key, shard.progress), self._settings.lease):
             return None  # another worker has it by now
         if claim.results_key not in (None, key):
-            self._store.delete(claim.results_key)
+            with suppress(StorageUnavailable):  # it is collected as an orphan
+                self._store.delete(claim.results_key)
         for id in retry_outages(lambda: self._database.datasets.complete(claim.dataset_id), self._settings.lease):
             try:
                 self._queue.publish_datasets([id])
@@ -145,13 +162,14 @@ class ShardRunner:
                 log.warning("the housekeeper will find out that %s is complete: %s", id, error)
         return DONE
 
-    def _give_back(self, shard: ShardRun, error: JobError | None) -> Outcome | None:
+    def _give_back(self, shard: ShardRun, error: JobError | None, *, outage: bool = False) -> Outcome | None:
+        reason: Literal["released", "retry", "outage"] = "outage" if outage else "retry" if error else "released"
         try:
             shard.checkpoint()
         except TuwenError as again:
             log.warning("shard %s is given back without its results so far: %s", shard.claim.id, again)
         status = retry_outages(
-            lambda: self._database.shards.give_back(shard.claim, "retry" if error else "released", error),
+            lambda: self._database.shards.give_back(shard.claim, reason, error),
             self._settings.lease,
         )
         if status is ShardStatus.FAILED:
@@ -165,8 +183,11 @@ class ShardRunner:
 class ShardRun(Held[ShardClaim]):
     """One claimed shard while it runs here: its plan, and a line of results for each image that has one."""
 
-    def __init__(self, settings: Settings, database: Database, store: ObjectStore, claim: ShardClaim):
+    def __init__(
+        self, settings: Settings, database: Database, store: ObjectStore, storage: StorageGate, claim: ShardClaim
+    ):
         super().__init__(claim)
+        self._storage = storage
         self._settings = settings
         self._database = database
         self._store = store
@@ -191,6 +212,11 @@ class ShardRun(Held[ShardClaim]):
             annotating = self._annotating
         if annotating is not None:
             annotating.stop()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody asked for the end of this run."""
+        return self._stopped
 
     def annotate(self, context: AnnotationContext, source: Source) -> None:
         """Annotate every image of the plan that has no result.
@@ -217,6 +243,10 @@ class ShardRun(Held[ShardClaim]):
         """Write all results in one object. Returns its key."""
         write_results(self._store, self._key, self._lines)
         return self._key
+
+    def store_at_last(self) -> str:
+        """Write all results however long storage is away, unless the run is stopped. Returns their key."""
+        return self._storage.retry(self.store, lambda: not self._stopped)
 
     def checkpoint(self) -> None:
         """Store the results so far, so that another worker can continue."""
@@ -264,7 +294,7 @@ class ShardRun(Held[ShardClaim]):
             group = todo[start : start + size]
             for index, _, _ in group:
                 self._lines[index] = AtRisk(alone=size == 1, strikes=self._strikes(index))
-            self.checkpoint()
+            self._storage.retry(self.checkpoint, lambda: not self._stopped)
             for index, _, _ in group:
                 self._lines[index] = None
             annotating.run(group, alone=size == 1, tick=self._tick)
@@ -280,8 +310,16 @@ class ShardRun(Held[ShardClaim]):
         return _strikes(self._before[index])
 
     def _tick(self) -> None:
-        if time.monotonic() - self._stored > CHECKPOINT:
+        if time.monotonic() - self._stored <= CHECKPOINT:
+            return
+        try:
             self.checkpoint()
+        except Unavailable as error:
+            # The results stay in memory; the work goes on, and the next time may be better.
+            log.warning("the results so far of shard %s are not stored yet: %s", self.id, error)
+            if isinstance(error, StorageUnavailable):
+                self._storage.report(error)
+            self._stored = time.monotonic()
 
 
 def _is_remote(claim: ShardClaim, plan: Sequence[Planned]) -> bool:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from copy import copy
 from itertools import chain, repeat
 from queue import SimpleQueue
@@ -73,14 +74,25 @@ class Batcher:
     Args:
         engines: after `start`, one thread of the batcher drives each of them.
         on_batch: called with `(kind, size, seconds)` after each batch, in those threads.
+        on_running: called with the owners of all items that are about to run, before a batch begins, and without
+            those of an engine that has no work: whoever reads it after the process has died knows what it died of. The
+            batch begins when this returns.
     """
 
-    def __init__(self, engines: Sequence[BatchEngine], on_batch: Callable[[Kind, int, float], None] | None = None):
+    def __init__(
+        self,
+        engines: Sequence[BatchEngine],
+        on_batch: Callable[[Kind, int, float], None] | None = None,
+        on_running: Callable[[Sequence[Hashable]], None] | None = None,
+    ):
         self._waiting = Schedule()
+        self._running = _RunningOwners(on_running or _ignore_owners)
         # A thread of its own delivers answers: their callbacks take time, and the engine gets its next batch first.
         self._answers: SimpleQueue[tuple[PendingItem, Output | Exception] | None] = SimpleQueue()
         self._delivery = threading.Thread(target=self._deliver, name="batcher-answers", daemon=True)
-        self._drivers = [_EngineDriver(engine, self._waiting, self._answers, on_batch) for engine in engines]
+        self._drivers = [
+            _EngineDriver(engine, self._waiting, self._answers, on_batch, self._running) for engine in engines
+        ]
 
     @property
     def reason(self) -> str | None:
@@ -116,6 +128,9 @@ class Batcher:
         alone: bool = False,
         on_progress: OnProgress | None = None,
         watched: Callable[[], bool] | None = None,
+        *,
+        owner: Hashable = None,
+        apart: bool = False,
     ) -> Future[Output]:
         """Have an engine run `item` in some batch.
 
@@ -125,6 +140,8 @@ class Batcher:
             on_progress: called with `(step, steps, part)`: the steps of the batch, and the item's partial output where
                 it is watched. It runs in the batcher's thread and must not block.
             watched: asked now and then whether somebody wants to see the item's partial output.
+            owner: what `on_running` is told of the item; None is not told.
+            apart: run the item alone, and while the caller is within `run_apart`.
 
         Returns:
             The future of the answer. Cancelling it before then takes the item out, or tells the engine that nobody
@@ -136,10 +153,23 @@ class Batcher:
             - EngineStartFailed: an engine went down earlier and does not come back; the item is not to blame.
             - TuwenError: what the engine says about this item.
         """
-        entry = PendingItem(item, priority, alone, on_progress, watched)
+        entry = PendingItem(item, priority, alone, on_progress, watched, owner=owner, apart=apart)
         if not self._waiting.add(entry):
             entry.settle(Released())
         return entry.future
+
+    @contextmanager
+    def run_apart(self, owner: Hashable) -> Iterator[None]:
+        """Let no engine run anything within the block but items that are submitted `apart`.
+
+        For work that may take the whole process down: `on_running` is told of `owner` alone, before the block begins.
+        """
+        with self._waiting.only_apart():
+            self._running.be_alone(owner)
+            try:
+                yield
+            finally:
+                self._running.be_alone(None)
 
     def stop(self, grace: float) -> None:
         """Release what waits, let the running batches finish within `grace` seconds, then end the engines.
@@ -164,6 +194,48 @@ class Batcher:
             entry.settle(outcome)
 
 
+def _ignore_owners(_owners: Sequence[Hashable]) -> None: ...
+
+
+class _RunningOwners:
+    """Whose items run, on all engines together."""
+
+    def __init__(self, tell: Callable[[Sequence[Hashable]], None]):
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._owners: dict[object, tuple[Hashable, ...]] = {}
+        self._told: frozenset[Hashable] = frozenset()
+
+    def begin(self, driver: object, group: Sequence[PendingItem]) -> None:
+        """Tell, before they run, whose items are the driver's now."""
+        owners = tuple(entry.owner for entry in group if entry.owner is not None)
+        with self._lock:
+            self._owners[driver] = owners
+            self._tell_changes()
+
+    def rest(self, driver: object) -> None:
+        """Tell that the driver has nothing to run."""
+        with self._lock:
+            self._owners.pop(driver, None)
+            self._tell_changes()
+
+    def be_alone(self, owner: Hashable) -> None:
+        """Tell of this owner, and of none of the batches that are over; of nobody when it is None."""
+        with self._lock:
+            self._owners = {self: (owner,)} if owner is not None else {}
+            self._tell_changes()
+
+    def _tell_changes(self) -> None:
+        running = frozenset(owner for owners in self._owners.values() for owner in owners)
+        if running == self._told:
+            return
+        try:
+            self._tell(list(running))
+            self._told = running
+        except Exception:
+            logger.exception("nobody could be told what runs")
+
+
 class _EngineDriver:
     """One engine and the thread that drives it: takes batches out of `waiting`, puts the outcomes into `answers`."""
 
@@ -173,8 +245,10 @@ class _EngineDriver:
         waiting: Schedule,
         answers: SimpleQueue[tuple[PendingItem, Output | Exception] | None],
         on_batch: Callable[[Kind, int, float], None] | None,
+        running: _RunningOwners,
     ):
         self.engine = engine
+        self._running = running
         self.thread = threading.Thread(target=self._drive, name="batcher", daemon=True)
         self.reason: str | None = None
         self._waiting = waiting
@@ -193,10 +267,15 @@ class _EngineDriver:
 
     def _drive(self) -> None:
         while (leader := self._waiting.take_leader(self.engine.is_warm)) is not None:
-            if not self.engine.alive:
-                self._put_back([leader])
-            elif batch := self._gather(leader):
-                self._serve(batch)
+            try:
+                if not self.engine.alive:
+                    self._put_back([leader])
+                elif batch := self._gather(leader):
+                    self._serve(batch)
+                if not self.engine.alive or not self._waiting:
+                    self._running.rest(self)
+            finally:
+                self._waiting.end_turn()
             if not self.engine.alive:
                 self._revive()
 
@@ -204,6 +283,15 @@ class _EngineDriver:
         """Take the leader's batch; an empty list when its limit is unknown or the leader was cancelled."""
         try:
             limit = self._limit(leader)
+        except (EngineCrashed, EngineHung) as error:
+            if not leader.asked_in_vain:
+                # Nothing ran: the engine has died by itself. Should the question itself kill it, the next one tells.
+                leader.asked_in_vain = True
+                logger.error("the engine went down between two batches: %s", error)
+                self._put_back([leader])
+            else:
+                leader.settle(error)
+            return []
         except Exception as error:
             logger.exception("the engine did not say how many items a batch may hold")
             leader.settle(_public_error(error))
@@ -284,6 +372,7 @@ class _EngineDriver:
         def watched(index: int) -> bool:
             return group[index].watched()
 
+        self._running.begin(self, group)
         kind = group[0].item.kind
         started = time.perf_counter()
         answers = self.engine.run(kind, [entry.item for entry in group], tell, cancelled, watched)

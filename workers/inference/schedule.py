@@ -5,15 +5,17 @@ pass follow it, more urgent ones first, up to the engine's limit. Among items of
 whose model is loaded go first, so that models are not swapped for every other job, and then the older ones. One batch
 in `PATIENCE` is led by the oldest item of all when it has been passed over that often: the rest moves on under any
 stream of urgent work, or of work for another model.
+
+An item that is suspected of taking its whole process down runs apart: no other batch runs on any engine meanwhile.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count
 
 from tuwen.engine import Item, Output, Partial
@@ -42,18 +44,25 @@ class PendingItem:
         alone: bool,
         on_progress: OnProgress | None = None,
         watched: Callable[[], bool] | None = None,
+        *,
+        owner: Hashable = None,
+        apart: bool = False,
     ):
         self.item = item
+        self.owner = owner
+        self.apart = apart
         self.priority = priority
         self.on_progress = on_progress
         self.watched = watched or _never
         self.future: Future[Output] = Future()
         self.limit_key: Hashable = (item.kind, item.batch_key)
-        self.batch_key: Hashable = (self.limit_key, id(self)) if alone else self.limit_key
+        self.batch_key: Hashable = (self.limit_key, id(self)) if alone or apart else self.limit_key
         self.number = 0
         """Grows from entry to entry: the smaller, the older."""
         self.batches_before = 0
         """How many batches there had been when this entry arrived."""
+        self.asked_in_vain = False
+        """Whether an engine went down while it was asked how many such items a batch may hold."""
         self.outcome: Output | Exception | None = None
         """The outcome of the engine's last attempt."""
 
@@ -72,6 +81,7 @@ class Schedule:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._arrival = threading.Condition(self._lock)
+        self._quiet = threading.Condition(self._lock)
         self.closed = threading.Event()
         """Set for good by `close`, with the lock held."""
         # All guarded by the lock. The oldest first; none is added once it is closed.
@@ -80,6 +90,8 @@ class Schedule:
         self._batches = 0
         self._last_turn_of_the_oldest = 0
         self._idle = 0
+        self._running = 0
+        self._apart = False
 
     def __len__(self) -> int:
         return sum(not entry.future.cancelled() for entry in self._entries)
@@ -114,23 +126,47 @@ class Schedule:
         with self._lock:
             self.closed.set()
             self._arrival.notify_all()
+            self._quiet.notify_all()
         return self.take_all()
 
     def take_leader(self, is_warm: Callable[[Item], bool]) -> PendingItem | None:
         """Wait for work; take out the entry whose batch is next on an engine with these warm models.
 
-        None when it is closed.
+        None when it is closed. Otherwise `end_turn` is to be called when the batch is over.
         """
         with self._lock:
             self._idle += 1
-            while not self._wanted() and not self.closed.is_set():
+            while not self._takeable() and not self.closed.is_set():
                 self._arrival.wait()
             self._idle -= 1
             if self.closed.is_set():
                 return None
             leader = self._first(is_warm)
             self._entries.remove(leader)
+            self._running += 1
             return leader
+
+    def end_turn(self) -> None:
+        """Note that the batch of a leader is over."""
+        with self._lock:
+            self._running -= 1
+            self._quiet.notify_all()
+
+    @contextmanager
+    def only_apart(self) -> Iterator[None]:
+        """Wait until no batch runs; within the block only entries that run apart are taken out."""
+        with self._lock:
+            # One after the other. When it is closed, no entry is taken out any more.
+            self._quiet.wait_for(lambda: not self._apart)
+            self._apart = True
+            self._quiet.wait_for(lambda: self._running == 0 or self.closed.is_set())
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._apart = False
+                self._quiet.notify_all()
+                self._arrival.notify_all()
 
     def take_followers(self, leader: PendingItem, limit: int) -> list[PendingItem]:
         """Take out the entries that share the leader's batch of at most `limit` items; idle engines keep a fair
@@ -146,12 +182,17 @@ class Schedule:
             return taken
 
     def _first(self, is_warm: Callable[[Item], bool]) -> PendingItem:
-        oldest = self._entries[0]
+        entries = self._takeable()
+        oldest = entries[0]
         if self._batches - max(oldest.batches_before, self._last_turn_of_the_oldest) >= PATIENCE:
             self._last_turn_of_the_oldest = self._batches
             return oldest
         # max takes the first of equal ones, which is the oldest.
-        return max(self._entries, key=lambda entry: (entry.priority, is_warm(entry.item)))
+        return max(entries, key=lambda entry: (entry.priority, is_warm(entry.item)))
+
+    def _takeable(self) -> Sequence[PendingItem]:
+        wanted = self._wanted()
+        return [entry for entry in wanted if entry.apart] if self._apart else wanted
 
     def _wanted(self) -> Sequence[PendingItem]:
         self._entries = [entry for entry in self._entries if not entry.future.cancelled()]

@@ -19,6 +19,11 @@ class Lease(Held[JobClaim]):
         self._stopped = False
         self._work: Future[Any] | None = None
 
+    @property
+    def stopped(self) -> bool:
+        """Whether nobody waits for the work any more."""
+        return self._stopped
+
     def watch(self, work: Future[Any]) -> None:
         """Have `work` cancelled when the lease stops, or now if it has."""
         with self._guard:

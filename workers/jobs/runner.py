@@ -18,6 +18,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from pydantic import TypeAdapter
+from uuid_utils.compat import uuid7
 
 from shared.database import Database, Finish, GiveBack, JobClaim
 from shared.database.shards import Renewal
@@ -29,23 +30,27 @@ from shared.leasing.endings import INTERNAL
 from shared.leasing.grouping import GroupQueue
 from shared.leasing.heartbeat import Heartbeat
 from shared.leasing.patience import retry_outages
-from shared.objects.storage import ObjectStore, file_key
+from shared.objects.gate import StorageGate
+from shared.objects.storage import ObjectStore, StorageRefused, file_key
 from shared.queue import JobQueue
 from shared.queue.tasks import JobMessage
 from shared.settings import Settings
 from shared.telemetry import tracing
 from shared.telemetry.metrics import Recorder
-from tuwen.engine import DescribeItem, GenerateItem, Item, MatchItem, Output, Picture, Pixels, RecognizeItem
+from tuwen.engine import DescribeItem, GenerateItem, Item, MatchItem, Output, Picture, RecognizeItem
 from tuwen.errors import (
+    DatabaseUnavailable,
     EngineCrashed,
     EngineHung,
     EngineStartFailed,
+    FetchFailed,
+    StorageUnavailable,
     TuwenError,
+    Unavailable,
 )
 from tuwen.jobs import (
     DescribeInput,
     GenerateInput,
-    ImageSource,
     JobError,
     JobInput,
     JobResult,
@@ -99,15 +104,18 @@ class Runner:
         on_broken: Callable[[], None],
         recorder: Recorder,
     ):
-        """`on_broken` is called when the engine cannot be started any more: this worker is of no further use."""
+        """`on_broken` is called when this worker is of no further use: its engine cannot be started any more, or
+        storage refuses it for good."""
         self._settings = settings
         self._worker = worker
+        self._start_id = uuid7()
         self._batcher = batcher
         self._on_broken = on_broken
         self._recorder = recorder
         self._database = Database(settings)
         self._queue = JobQueue(settings)
         self._store = ObjectStore.open(settings)
+        self._storage = StorageGate(self._store.check, on_refused=on_broken)
         self._fetcher = Fetcher(settings)
         self._heartbeat = Heartbeat(
             self._renew,
@@ -121,6 +129,7 @@ class Runner:
         self._arrivals = GroupQueue(self._claim_all, "claims")
         self._generated = GroupQueue(self._store_all, "generated")
         self._endings = GroupQueue(self._settle_all, "endings")
+        self._suspects = GroupQueue(self._run_suspects, "suspects")
         # For what waits or computes outside Python: downloads, decoding, encoding, storing.
         self._pool = ThreadPoolExecutor(at_once, "jobs")
         self._at_once = at_once
@@ -139,6 +148,7 @@ class Runner:
     def start(self, device: str, models: Mapping[Kind, ServedModel]) -> None:
         """Register this worker, whose models are warm, and start its heartbeat."""
         self._database.workers.register(self._worker, device, models)
+        self._database.workers.tell_running(self._start_id, self._worker, {})
         self._heartbeat.start()
         self._cancels.start()
 
@@ -164,11 +174,13 @@ class Runner:
         """Release what the runner holds; call it after the last job."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._arrivals.close()
+        self._suspects.close()
         self._generated.close()
         self._endings.close()
         self._cancels.close()
         self._heartbeat.close()
         self._watchers.close()
+        self._storage.close()
         try:
             self._recorder.flush(self._queue.redis)
             self._database.workers.unregister(self._worker)
@@ -197,8 +209,8 @@ class Runner:
             self._database.jobs.dispatch_now([message.job_id for message in messages])
 
     def _acquire_places(self, most: int) -> int:
-        """Wait for a free place, then take up to `most`. Returns how many; 0 when the worker stops."""
-        while not self._places.acquire(timeout=1.0):
+        """Wait for storage and a free place, then take up to `most`. Returns how many; 0 when the worker stops."""
+        while not self._acquire_place():
             if self._stopping.is_set():
                 return 0
         count = 1
@@ -208,6 +220,15 @@ class Runner:
             return count
         self._places.release(count)
         return 0
+
+    def _acquire_place(self) -> bool:
+        """Wait for a moment for a free place, while storage works: what is claimed without it could not end."""
+        if not self._storage.wait(1.0) or not self._places.acquire(timeout=1.0):
+            return False
+        if self._storage.is_open:
+            return True
+        self._places.release()  # storage went away while this waited
+        return False
 
     def _start(self, messages: Sequence[JobMessage]) -> None:
         """Claim these jobs, and start those that this worker got."""
@@ -254,22 +275,54 @@ class Runner:
         claim = run.claim
         run.trace.stage("prepare")
         try:
-            work = self._prepare(claim)
+            wanted = _INPUT.validate_python(claim.request)
+            data = self._read_image(wanted, claim)
+        except BaseException as error:  # noqa: BLE001 (becomes the job's ending, whatever it is)
+            self._end(run, self._ending_of(claim, error))
+            return
+        if claim.is_suspect:
+            self._suspects.add((run, wanted, data))
+        else:
+            self._ask(run, wanted, data)
+
+    def _ask(self, run: _JobRun, wanted: JobInput, data: bytes) -> Future[Any] | None:
+        """Ask the engine; None when that was not possible, and the job has ended."""
+        claim = run.claim
+        try:
+            work = self._prepare(wanted, data, claim)
             run.trace.stage("batch")
             submit = partial(self._submit, claim)
             future: Future[Any] = run_stages(work, submit) if isinstance(work, Generator) else submit(work)
         except BaseException as error:  # noqa: BLE001 (becomes the job's ending, whatever it is)
             self._end(run, self._ending_of(claim, error))
-            return
+            return None
         run.lease.watch(future)
         future.add_done_callback(partial(self._handle_answer, run, work))
+        return future
+
+    def _run_suspects(self, group: Sequence[tuple[_JobRun, JobInput, bytes]]) -> None:
+        """Run jobs that may take this worker down, one after the other and nothing beside them, in their own thread."""
+        for run, wanted, data in group:
+            # From here on the worker has told that it runs this job alone: decoding its image may kill, too.
+            with self._batcher.run_apart((run.claim.id, run.claim.epoch)):
+                if (future := self._ask(run, wanted, data)) is not None:
+                    _await_end(future)
+
+    def tell_running(self, owners: Sequence[Any]) -> None:
+        """Make known which claims (id, epoch) the batches hold that are about to run."""
+        try:
+            self._database.workers.tell_running(self._start_id, self._worker, dict(owners))
+        except DatabaseUnavailable as error:
+            # The batch runs all the same. Should it kill this worker, nobody is charged, and the next one tells.
+            log.debug("PostgreSQL was not told what runs: %s", error)
 
     def _submit(self, claim: JobClaim, item: Item, number: int = 0) -> Future[Output]:
         return self._batcher.submit(
             item,
             priority=claim.priority,
             # It may be the one that killed a process: it must not take others with it.
-            alone=claim.crashes > 0,
+            apart=claim.is_suspect,
+            owner=(claim.id, claim.epoch),
             on_progress=partial(self._watchers.tell_progress, claim.id, number),
             watched=partial(self._watchers.is_followed, claim.id),
         )
@@ -298,11 +351,26 @@ class Runner:
             claim = run.claim
             run.trace.stage("store")
             try:
-                result = store_images(self._store, generated)
+                # However long storage is away: the lease is renewed meanwhile.
+                result = self._storage.retry(partial(store_images, self._store, generated), partial(self._wants, run))
                 ending: Ending = Finish(claim.id, claim.epoch, result=result, result_key=result.image.key)
+            except StorageUnavailable as error:
+                ending = self._ending_without_storage(run, error)
             except BaseException as error:  # noqa: BLE001 (becomes the job's ending, whatever it is)
                 ending = self._ending_of(claim, error)
             self._end(run, ending)
+
+    def _wants(self, run: _JobRun) -> bool:
+        return not (run.lease.stopped or self._stopping.is_set())
+
+    def _ending_without_storage(self, run: _JobRun, error: StorageUnavailable) -> Ending:
+        """Return how a job ends whose result cannot be stored."""
+        claim = run.claim
+        if run.lease.stopped:
+            return GiveBack(claim.id, claim.epoch, "cancelled")
+        if self._stopping.is_set():
+            return GiveBack(claim.id, claim.epoch, "released")
+        return GiveBack(claim.id, claim.epoch, "retry", _job_error(error))
 
     def _end(self, run: _JobRun, ending: Ending) -> None:
         run.trace.stage("finish")
@@ -311,7 +379,7 @@ class Runner:
     def _ending_of(self, claim: JobClaim, error: BaseException) -> Ending:
         """Return how a job ends that has no result."""
         match error:
-            case Released():
+            case Released() | Unavailable():
                 return GiveBack(claim.id, claim.epoch, "released")
             case EngineStartFailed():
                 # Not this job's fault: another worker, or this one after its restart, can do it.
@@ -328,9 +396,10 @@ class Runner:
                 log.error("job %s failed unexpectedly", claim.id, exc_info=error)
                 return GiveBack(claim.id, claim.epoch, "retry", INTERNAL)
 
-    def _prepare(self, claim: JobClaim) -> EngineWork:
-        match _INPUT.validate_python(claim.request):
-            case GenerateInput() as wanted:
+    def _prepare(self, wanted: JobInput, data: bytes, claim: JobClaim) -> EngineWork:
+        """What the engine is to do; `data` is the encoded image, empty where there is none."""
+        match wanted:
+            case GenerateInput():
                 item = GenerateItem(
                     prompt=wanted.prompt,
                     negative_prompt=wanted.negative_prompt,
@@ -344,26 +413,45 @@ class Runner:
                     previews=wanted.previews,
                 )
                 return item if wanted.candidates == 1 and wanted.min_score is None else generate(item, wanted)
-            case DescribeInput() as wanted:
-                picture = self._load_pixels(wanted.image, claim)
+            case DescribeInput():
+                picture = pixels(data, self._settings)
                 written = DescribeItem(
                     picture, wanted.language, wanted.style, wanted.max_tokens, wanted.prompt, model=claim.model
                 )
                 return written if wanted.rerank == 1 else describe(written, wanted.rerank)
-            case RecognizeInput() as wanted:
-                return RecognizeItem(self._load_pixels(wanted.image, claim), claim.model)
-            case MatchInput() as wanted:
-                pair = MatchItem(self._load_pixels(wanted.image, claim), wanted.text, claim.model)
+            case RecognizeInput():
+                return RecognizeItem(pixels(data, self._settings), claim.model)
+            case MatchInput():
+                pair = MatchItem(pixels(data, self._settings), wanted.text, claim.model)
                 return report(pair) if wanted.report else pair
 
-    def _load_pixels(self, source: ImageSource, claim: JobClaim) -> Pixels:
+    def _read_image(self, wanted: JobInput, claim: JobClaim) -> bytes:
+        """Read the encoded image that the job is about; empty where there is none."""
+        if isinstance(wanted, GenerateInput):
+            return b""
+        source = wanted.image
         if source.url is not None:
-            data = self._fetcher.get(source.url)
-        elif source.file_id is not None:
-            data = self._store.get(file_key(claim.tenant, source.file_id))
-        else:
-            raise ValueError("base64 images are stored as files before the job is written")
-        return pixels(data, self._settings)
+            return self._fetcher.get(source.url)
+        if source.file_id is not None:
+            return self._read_file(file_key(claim.tenant, source.file_id))
+        raise ValueError("base64 images are stored as files before the job is written")
+
+    def _read_file(self, key: str) -> bytes:
+        """Read an uploaded file.
+
+        Raises:
+            StorageUnavailable: storage is away; the job is not to blame.
+            FetchFailed: storage works, and this file cannot be read.
+            NotFound
+        """
+        try:
+            return self._store.get(key)
+        except StorageUnavailable as error:
+            if not self._storage.is_outage(error) and (self._store.is_folder or isinstance(error, StorageRefused)):
+                raise FetchFailed(f"The stored image cannot be read: {error}") from error
+            # A service may answer one request and not the next.
+            self._storage.report(error)
+            raise
 
     # ── settling ──────────────────────────────────────────────────────────────────────────────────
 
@@ -405,6 +493,13 @@ class Runner:
             return
         self._recorder.record_end(run.claim.kind, status, wait=run.claim.waited, run=time.monotonic() - run.began)
         run.message.end(status, error)
+
+
+def _await_end(future: Future[Any]) -> None:
+    """Wait until a future has an answer or is cancelled; `concurrent.futures.wait` would not see the latter."""
+    over = threading.Event()
+    future.add_done_callback(lambda _: over.set())
+    over.wait()
 
 
 def _job_error(error: TuwenError) -> JobError:

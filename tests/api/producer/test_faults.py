@@ -193,6 +193,22 @@ def test_without_storage_it_is_not_ready(api: httpx.Client, settings: Settings) 
     (settings.data_dir / "objects").rename(settings.data_dir / "away")
     ready = api.get("/readyz")
     assert (ready.status_code, ready.json()["components"]["storage"]) == (503, "failed")
+    assert ready.json()["problems"] == {"storage": "the storage folder is missing: mount or create it again"}
+
+
+def test_a_storage_that_takes_nothing_is_not_ready(api: httpx.Client, settings: Settings) -> None:
+    """It can be read as before: only a write shows it."""
+    eventually(lambda: api.get("/readyz").json()["status"] == "ready")
+    probe = settings.data_dir / "objects" / "readiness" / "probe"
+    assert probe.read_bytes(), "a look at it wrote something"
+    probe.unlink()
+    probe.mkdir()
+    (probe / "in the way").touch()
+    eventually(lambda: api.get("/readyz").status_code == 503)
+    assert api.get("/readyz").json()["problems"].keys() == {"storage"}
+    (probe / "in the way").unlink()
+    probe.rmdir()
+    eventually(lambda: api.get("/readyz").status_code == 200)
 
 
 def test_it_starts_before_its_servers(settings: Settings, valkey: Valkey, postgres: Postgres) -> None:

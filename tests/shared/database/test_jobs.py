@@ -13,6 +13,7 @@ from sqlalchemy import create_engine, text
 
 from shared.database import Database, Finish, GiveBack, JobClaim
 from shared.database.connections import driver_url
+from shared.database.jobs import MOST_LOSSES, SUSPICIOUS_LOSSES
 from shared.database.workers import ServedModel
 from shared.migrations import _config, is_current
 from shared.settings import Settings
@@ -92,6 +93,12 @@ class TestSchema:
         [id] = submit(database)
         with pytest.raises(Exception, match="violates check constraint"):
             sql(f"UPDATE jobs SET {broken} WHERE id = :id", id=id)
+
+    def test_a_full_disk_is_said(self, database: Database) -> None:
+        """With the SQLSTATE of a PostgreSQL that cannot extend a file."""
+        full = text("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '53100', MESSAGE = 'could not extend file'; END $$")
+        with pytest.raises(DatabaseUnavailable, match="disk with PostgreSQL's data is full"):
+            database._connections.run(full)
 
     def test_a_heartbeat_touches_no_index(self, database: Database, sql: Sql) -> None:
         """So that PostgreSQL can keep it a heap-only update."""
@@ -365,6 +372,55 @@ class TestHousekeeping:
             rewind(sql, id, "lease_until")
             assert database.jobs.rescue() == {id: expected}
             rewind(sql, id, "available_at")
+
+    def test_only_the_running_batch_of_a_dead_worker_is_suspect(self, database: Database, sql: Sql) -> None:
+        ids = submit(database, 4, max_attempts=1)
+        held = database.jobs.claim(ids, "w")
+        run = uuid4()
+        database.workers.tell_running(run, "w", {ids[0]: held[ids[0]].epoch})
+        told = {ids[1]: held[ids[1]].epoch, ids[2]: held[ids[2]].epoch - 1}
+        database.workers.tell_running(run, "w", told)
+        # Its successor of the same name tells of another batch before anybody has noticed.
+        database.workers.tell_running(uuid4(), "w", {})
+        for id in ids:
+            rewind(sql, id, "lease_until")
+        assert set(database.jobs.rescue()) == set(ids)
+        jobs = database.jobs.get_many(ids, "t")
+        assert [job.status for job in jobs] == [Status.QUEUED, Status.FAILED, Status.QUEUED, Status.QUEUED]
+        assert [job.attempts for job in jobs] == [0, 1, 0, 0], "the others wait as if nothing had been"
+        again = database.jobs.claim(ids, "v")
+        assert sorted(again) == [ids[0], ids[2], ids[3]], "they may run at once"
+        assert {(claim.crashes, claim.losses) for claim in again.values()} == {(0, 1)}
+
+    def test_who_is_there_whenever_a_worker_dies_becomes_a_suspect(self, database: Database, sql: Sql) -> None:
+        """It may kill while it is prepared or stored, and never be in a batch."""
+        [id] = submit(database)
+        seen = []
+        while database.jobs.get(id, "t").status is Status.QUEUED:
+            held = claim(database, id)
+            seen.append((held.losses, held.is_suspect))
+            database.workers.tell_running(uuid4(), "w", {})
+            rewind(sql, id, "lease_until")
+            database.jobs.rescue()
+            rewind(sql, id, "available_at")
+        assert seen[: SUSPICIOUS_LOSSES + 1] == [(0, False), (1, False), (2, False), (3, True)]
+        assert len(seen) == MOST_LOSSES + 3
+        assert database.jobs.get(id, "t").status is Status.QUARANTINED
+        database.jobs.retry(id, "t")
+        assert not claim(database, id).is_suspect
+
+    def test_what_was_told_is_forgotten_with_its_worker(self, database: Database, sql: Sql) -> None:
+        database.workers.register("w", "cpu", {})
+        earlier, now = uuid4(), uuid4()
+        database.workers.tell_running(earlier, "w", {})
+        sql("UPDATE running_batches SET told_at = now() - interval '3 hours'")
+        database.workers.tell_running(now, "w", {})
+        sql("UPDATE running_batches SET told_at = told_at - interval '2 hours' WHERE run = :run", run=now)
+        database.workers.forget()
+        assert sql("SELECT run FROM running_batches") == [(now,)], "it is only idle"
+        database.workers.unregister("w")
+        database.workers.forget()
+        assert sql("SELECT run FROM running_batches") == []
 
     def test_queued_jobs_expire(self, database: Database, sql: Sql) -> None:
         late, timely = submit(database, 2)

@@ -249,9 +249,18 @@ def test_vanished_folder_is_a_failure_not_a_missing_object(store: ObjectStore, f
     store.put("a", b"1", "text/plain")
     store.check()
     shutil.rmtree(folder)
-    for broken in (store.check, lambda: store.get("a"), lambda: store.head("a"), lambda: store.stream("a")):
-        with pytest.raises(StorageUnavailable):
+    for broken in (
+        store.check,
+        lambda: store.get("a"),
+        lambda: store.head("a"),
+        lambda: store.stream("a"),
+        lambda: store.put("b", b"1", "text/plain"),
+        lambda: store.put_once("b", b"1", "text/plain"),
+        lambda: store.put_stream("b", iter([b"1"]), "text/plain"),
+    ):
+        with pytest.raises(StorageUnavailable, match="folder is missing"):
             broken()
+    assert not folder.exists(), "a write must not begin another store beside the objects that are elsewhere"
 
 
 def test_write_that_cannot_be_done_is_a_failure(store: ObjectStore) -> None:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 from PIL import Image
+from sqlalchemy import text
 
 from shared.database import Database
 from shared.database.shards import ShardClaim
@@ -22,6 +23,7 @@ from shared.queue import JobQueue, celery_app
 from shared.queue.events import DONE
 from shared.settings import Settings
 from tests.support.fakes import painted
+from tests.support.system import gone
 from tests.support.waiting import PATIENT, eventually
 from tuwen.annotations import Annotation, DropReason
 from tuwen.datasets import DatasetRequest, DatasetStatus, ReviewRequest, ShardStatus
@@ -398,6 +400,43 @@ class TestResuming:
         here.database.datasets.resume(id, T)
         here.run(id)
         assert all(image.ok for image in here.found(id).values())
+
+    def test_results_wait_for_storage_that_is_away(self, here: Installation) -> None:
+        here.paint("0.png")
+        for number in range(1, 40):
+            here.paint(f"{number}.png", "sleep")
+        id = here.planned()
+        [shard] = here.shard_ids(id)
+        ended: list[Any] = []
+        worker = threading.Thread(target=lambda: ended.append(here.shards.run(nobody_told, str(shard), 5)))
+        worker.start()
+        eventually(lambda: here.database.datasets.get(id, T).progress.done > 0)
+        with gone(here.settings):
+            eventually(lambda: not here.shards._storage.is_open)
+            worker.join(2)
+            assert worker.is_alive(), "it keeps what it has"
+            assert here.database.datasets.get(id, T).progress.done == 40
+        worker.join(PATIENT)
+        assert ended == [DONE]
+        assert all(image.ok for image in here.found(id).values())
+
+    def test_a_shard_whose_storage_is_away_is_put_off(self, here: Installation) -> None:
+        here.paint("0.png")
+        id = here.planned()
+        [shard] = here.shard_ids(id)
+        with gone(here.settings):
+            outcome = here.shards.run(nobody_told, str(shard), 5)
+            assert outcome is not None
+            assert outcome.event == "task-retried"
+            ended: list[Any] = []
+            other = threading.Thread(target=lambda: ended.append(here.shards.run(nobody_told, str(shard), 5)))
+            other.start()
+            other.join(2)
+            assert other.is_alive(), "nothing is claimed meanwhile"
+            [row] = here.database.shards._run(text("SELECT status, attempts, error_code FROM shards"))
+            assert tuple(row) == ("queued", 0, "storage_unavailable")
+        other.join(PATIENT)
+        assert ended == [DONE]
 
     def test_after_a_crash_small_groups_are_noted_down_first(self, here: Installation, monkeypatch: Any) -> None:
         for number in range(40):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
@@ -21,7 +22,7 @@ from shared.settings import Settings
 from tests.api.openai.test_batches import IMAGES, answers, chat_line, drawing_line, over, submit, working_off
 from tests.support.api_server import serving
 from tests.support.plain_sql import Sql
-from tests.support.system import TENANT, System, running_system
+from tests.support.system import TENANT, System, gone, running_system
 from tests.support.waiting import eventually
 from tuwen.errors import DatabaseUnavailable, QueueUnavailable
 from workers.housekeeper import batches
@@ -85,6 +86,25 @@ def test_a_housekeeper_is_killed_and_another_goes_on(client: OpenAI, system: Sys
     assert len(found) == count
     assert sql("SELECT count(*) FROM jobs") == [(count,)], "a line became two jobs"
     assert third.terminate() == 0
+
+
+def test_storage_is_away_for_a_while(client: OpenAI, system: System, sql: Sql) -> None:
+    count = 300
+    keeper = system.housekeeper()
+    worker = system.worker()
+    batch = submit(client, [chat_line(number, number % 256) for number in range(count)])
+    system.wait_until(lambda: system.database.batches.jobs_under_way(_id(batch)), "the first jobs")
+    with gone(system.settings):
+        time.sleep(3 * system.settings.lease)
+        assert row_of(system, batch).status in ("validating", "in_progress")
+    batch = over(client, batch)
+    assert batch.status == "completed"
+    assert batch.request_counts
+    assert batch.request_counts.model_dump() == {"total": count, "completed": count, "failed": 0}
+    assert len(answers(client, batch.output_file_id)) == count
+    assert sql("SELECT max(attempts) FROM jobs") == [(1,)]
+    assert keeper.alive
+    assert worker.alive
 
 
 def test_the_api_calls_for_a_housekeeper(client: OpenAI, system: System) -> None:

@@ -731,3 +731,129 @@ def test_stopping_ends_every_engine_and_releases_what_outlasts_the_grace(pair: P
     assert told(waiting) == "Released"
     assert not first.alive
     assert not second.alive
+
+
+# ── what may take the whole process down ──────────────────────────────────────────────────────────
+
+
+def test_what_runs_is_told_before_it_runs(desk: Callable[..., Desk]) -> None:
+    told_of: list[set[Any]] = []
+    d = desk(limit=2, on_running=lambda owners: told_of.append(set(owners)))
+    futures = [d.ask(name, owner=name) for name in "abc"]
+    assert d.step() == ["a", "b"]
+    assert told_of[-1] == {"a", "b"}, "c only waits"
+    assert d.step() == ["c"]
+    assert told_of[-1] == {"c"}
+    d.finish(*futures)
+    eventually(lambda: told_of[-1] == set())
+
+
+def test_what_is_told_of_several_engines_is_what_runs_on_all(desk: Callable[..., Desk]) -> None:
+    told_of: list[set[Any]] = []
+    engines = [HandDrivenEngine(limit=1), HandDrivenEngine(limit=1)]
+    batcher = Batcher(engines, on_running=lambda owners: told_of.append(set(owners)))
+    batcher.start()
+    futures = [batcher.submit(GenerateItem(name, seed=0), owner=name) for name in "ab"]
+    for engine in engines:
+        engine.entered()
+    assert told_of[-1] == {"a", "b"}
+    engines[0].let()
+    eventually(lambda: len(told_of[-1]) == 1)
+    engines[1].let()
+    eventually(lambda: told_of[-1] == set())
+    assert [future.result(PATIENT) for future in futures]
+    batcher.stop(PATIENT)
+
+
+def test_who_cannot_be_told_stops_no_batch(desk: Callable[..., Desk]) -> None:
+    def fail(_: Any) -> None:
+        raise ZeroDivisionError
+
+    d = desk(on_running=fail)
+    assert d.finish(d.ask("a", owner="a")) == ["a"]
+
+
+def test_nothing_runs_beside_what_runs_apart() -> None:
+    told_of: list[set[Any]] = []
+    engines = [HandDrivenEngine(limit=4), HandDrivenEngine(limit=4)]
+    batcher = Batcher(engines, on_running=lambda owners: told_of.append(set(owners)))
+    batcher.start()
+    plug = batcher.submit(GenerateItem("plug", seed=0), owner="plug")
+    eventually(lambda: any(engine.batches for engine in engines))
+    began, finish = threading.Event(), threading.Event()
+    answers: list[Any] = []
+
+    def run_apart() -> None:
+        with batcher.run_apart("suspect"):
+            began.set()
+            assert finish.wait(PATIENT)
+            answers.append(batcher.submit(GenerateItem("suspect", seed=0), owner="suspect", apart=True).result(PATIENT))
+
+    thread = threading.Thread(target=run_apart)
+    thread.start()
+    eventually(lambda: batcher._waiting._apart)
+    others = [batcher.submit(GenerateItem(name, seed=0), owner=name) for name in "abc"]
+    assert not began.is_set(), "the plug still runs"
+    for engine in engines:
+        engine.open()
+    assert told(plug) == "plug"
+    assert began.wait(PATIENT)
+    assert told_of[-1] == {"suspect"}, "it is told before it is even prepared"
+    assert not any(future.done() for future in others)
+    finish.set()
+    thread.join(PATIENT)
+    assert [answer.unknown_words for answer in answers] == [("suspect",)]
+    assert [told(future) for future in others] == ["a", "b", "c"]
+    batches = [batch for engine in engines for batch in engine.batches]
+    assert ["suspect"] in batches
+    batcher.stop(PATIENT)
+
+
+def test_what_waits_to_run_apart_is_released_at_the_end(desk: Callable[..., Desk]) -> None:
+    d = desk()
+    entered = threading.Event()
+
+    def run_apart() -> None:
+        with d.batcher.run_apart("suspect"):
+            entered.set()
+            future = d.batcher.submit(GenerateItem("suspect", seed=0), apart=True)
+            assert isinstance(future.exception(PATIENT), module.Released)
+
+    with ThreadPoolExecutor(1) as threads:
+        ended = threads.submit(run_apart)
+        eventually(lambda: d.batcher._waiting._apart)
+        assert not entered.is_set()
+        d.engine.open()
+        d.batcher.stop(0)
+        ended.result(PATIENT)
+
+
+def test_an_engine_that_dies_between_two_batches_is_not_the_next_ones_fault(desk: Callable[..., Desk]) -> None:
+    """It is asked first how many such items a batch may hold: nothing of theirs has run by then."""
+    d = desk()
+    asked = iter([True])
+    limit = d.engine.limit
+
+    def dies(kind: Kind, item: Item) -> int:
+        if next(asked, False):
+            d.engine.alive = False
+            raise EngineCrashed("killed while it was idle")
+        return limit(kind, item)
+
+    d.engine.limit = dies  # type: ignore[method-assign]
+    assert d.finish(*[d.ask(name, 2) for name in "ab"]) == ["a", "b"]
+    assert d.engine.starts == 2
+
+
+def test_a_question_that_kills_every_engine_is_answered_with_that(desk: Callable[..., Desk]) -> None:
+    d = desk()
+    limit = d.engine.limit
+
+    def dies(kind: Kind, item: Item) -> int:
+        if getattr(item, "steps", None) == 2:
+            d.engine.alive = False
+            raise EngineCrashed("down")
+        return limit(kind, item)
+
+    d.engine.limit = dies  # type: ignore[method-assign]
+    assert d.finish(d.ask("guilty", 2), d.ask("a", 3)) == ["EngineCrashed", "a"]

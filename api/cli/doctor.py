@@ -64,7 +64,7 @@ def examine(settings: Settings, url: str, *, embedded: bool) -> Iterator[Finding
         )
         yield Finding("system", "not running", f"start it with: tuwen up (clients look for it at {url})", serious=False)
         return
-    for look in (_redis, _postgres, _storage, _workers, _housekeeper):
+    for look in (_redis, _postgres, _storage, _workers, _housekeeper, _webhooks):
         yield from _guard(look.__name__.strip("_"), partial(look, settings))
     yield from _api(url)
 
@@ -233,3 +233,21 @@ def _api(url: str) -> Iterator[Finding]:
         return
     fine = answer.is_success
     yield Finding("api", f"{url} {'is ready' if fine else answer.text.strip()}", "" if fine else "see its log")
+
+
+def _webhooks(settings: Settings) -> Iterator[Finding]:
+    database = Database(settings, pool_size=1)
+    try:
+        figures = database.webhooks.figures()
+    finally:
+        database.close()
+    found = f"{figures.waiting} to be delivered, {figures.late} of them late; {figures.given_up} given up"
+    if figures.waiting and settings.webhook_secret is None:
+        advice = "the housekeeper delivers none without TUWEN_WEBHOOK_SECRET"
+    elif figures.late:
+        advice = f"the oldest is {figures.oldest_age:.0f} s old; see which receivers do not answer: tuwen webhooks ls"
+    elif figures.given_up:
+        advice = "once their receivers work, deliver them: tuwen webhooks retry --all"
+    else:
+        advice = ""
+    yield Finding("webhooks", found, advice, serious=False)

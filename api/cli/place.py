@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import typer
@@ -13,6 +16,9 @@ from api.embedded.addresses import Addresses
 from shared.settings import Settings
 from tuwen.client import Client
 from tuwen.errors import Unavailable
+
+if TYPE_CHECKING:
+    from shared.database import Database
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -62,3 +68,16 @@ def place(context: typer.Context) -> Place:
     """The place that the options before the command describe."""
     found: Place = context.obj
     return found
+
+
+@contextmanager
+def open_database(context: typer.Context) -> Iterator[Database]:
+    """The database of that place, for administrators who can reach it."""
+    # Imported here: SQLAlchemy would slow down the start of commands that only speak HTTP.
+    from shared.database import Database
+
+    database = Database(place(context).settings(), pool_size=1)
+    try:
+        yield database
+    finally:
+        database.close()

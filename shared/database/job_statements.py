@@ -51,9 +51,11 @@ _SETTLE = """
 _OWE_WEBHOOKS = """
     owed AS (
         INSERT INTO webhooks (id, job_id, url)
-        SELECT uuidv7(), id, webhook FROM done WHERE webhook IS NOT NULL AND status NOT IN ('queued', 'running')
+        SELECT gen_random_uuid(), id, webhook FROM done
+        WHERE webhook IS NOT NULL AND status NOT IN ('queued', 'running')
         ON CONFLICT (job_id)
-        DO UPDATE SET id = EXCLUDED.id, due_at = now(), attempts = 0, delivered_at = NULL, error = NULL
+        DO UPDATE SET
+            id = EXCLUDED.id, due_at = now(), owed_at = now(), attempts = 0, delivered_at = NULL, error = NULL
     )
 """
 

@@ -241,6 +241,10 @@ class BatchLineRow(Base):
     response_format: Mapped[str | None]
 
 
+WEBHOOK_HOST = "COALESCE(lower(substring(url from '//([^/?#]*)')), '')"
+"""SQL for the host that a webhook goes to, with the port where the URL names one; an index contains it."""
+
+
 class WebhookRow(Base):
     """A pending delivery of a webhook, written in the transaction that finished the job."""
 
@@ -251,12 +255,16 @@ class WebhookRow(Base):
     url: Mapped[str]
     attempts: Mapped[int] = mapped_column(server_default="0")
     due_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
+    owed_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """When its job ended, or when its delivery was ordered again."""
     delivered_at: Mapped[datetime | None]
     error: Mapped[str | None]
 
     __table_args__ = (
         UniqueConstraint("job_id"),
         Index("ix_webhooks_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+        Index("ix_webhooks_host", text(WEBHOOK_HOST), "due_at", postgresql_where=text("due_at IS NOT NULL")),
+        Index("ix_webhooks_undelivered", "owed_at", postgresql_where=text("delivered_at IS NULL")),
     )
 
 

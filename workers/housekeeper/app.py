@@ -19,6 +19,9 @@ from workers.housekeeper.housekeeping import Housekeeper
 
 log = logging.getLogger(__name__)
 
+WEBHOOK_GRACE = 2.0
+"""Seconds that webhooks on their way get at the end: what is cut off is delivered again, and receivers may hang."""
+
 
 def run_housekeeper(settings: Settings) -> int:
     """Run beat and the housekeeping queue until SIGTERM or SIGINT. Returns the exit status."""
@@ -42,6 +45,7 @@ def run_housekeeper(settings: Settings) -> int:
         deadline = time.monotonic() + settings.shutdown_grace
         datasets.stop(settings.shutdown_grace)
         batches.close(max(0.0, deadline - time.monotonic()))
+        housekeeper.close(max(0.0, min(WEBHOOK_GRACE, deadline - time.monotonic())))
     return consumer.exitcode or 0
 
 

@@ -7,6 +7,7 @@ import sys
 import uvicorn
 
 from api.app import create_app
+from shared.database.connections import require_supported
 from shared.settings import settings
 from tuwen.errors import ConfigurationError
 
@@ -18,6 +19,7 @@ proxies 60), so that they close it first. A request sent into a connection that 
 def main() -> int:
     try:
         app = create_app(settings())
+        require_supported(settings().database_url)
     except ConfigurationError as error:
         print(f"{error.code}: {error}", file=sys.stderr)  # noqa: T201 (a command's own words)
         return 1

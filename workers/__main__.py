@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 
+from shared.database.connections import require_supported
 from shared.settings import Settings
 from tuwen.errors import ConfigurationError, TuwenError
 from tuwen.jobs import Kind
@@ -44,6 +45,7 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
 
         print(*visible_devices(), sep="\n")
         return 0
+    require_supported(settings.database_url)
     if arguments.role == "worker":
         from workers.app import run_worker
 

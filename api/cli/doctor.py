@@ -21,13 +21,13 @@ from packaging.requirements import Requirement
 from api.embedded.processes import port_is_free
 from api.embedded.servers import embedded_servers
 from shared.database import Database
+from shared.database.connections import complaint_of_age
 from shared.migrations import is_current
 from shared.objects.storage import ObjectStore
 from shared.queue import JobQueue, connect
 from shared.settings import Settings
 from tuwen.errors import ConfigurationError, NotFound, TuwenError
 
-POSTGRES = 18
 FREE_SPACE = 2 * 2**30
 
 
@@ -179,9 +179,8 @@ def _redis(settings: Settings) -> Iterator[Finding]:
 
 def _postgres(settings: Settings) -> Iterator[Finding]:
     with psycopg.connect(settings.database_url, connect_timeout=3) as connection:
-        version = connection.info.server_version // 10_000
-    old = f"upgrade to PostgreSQL {POSTGRES} or newer" if version < POSTGRES else ""
-    yield Finding("postgres", f"PostgreSQL {version} answers", old)
+        version = connection.info.server_version
+    yield Finding("postgres", f"PostgreSQL {version // 10_000} answers", complaint_of_age(version) or "")
     if is_current(settings.database_url):
         yield Finding("schema", "current")
     else:

@@ -252,10 +252,7 @@ class Postgres(Server):
                 f"--pwfile={self.folder / 'password'}",
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
-                # This provider needs no locale of the operating system, and sorts and folds case by Unicode.
-                "--locale-provider=builtin",
-                "--builtin-locale=C.UTF-8",
-                "--locale=C",
+                *self._locale_options(),
             ],
             log=self.log,
             env=_environment(),
@@ -265,6 +262,10 @@ class Postgres(Server):
         if initdb.wait() != 0:
             raise ConfigurationError(f"initdb failed. {self.log} ends:\n{last_lines(self.log)}")
         unfinished.rename(self._cluster)
+
+    def _locale_options(self) -> list[str]:
+        # This provider needs no locale of the operating system, and sorts and folds case by Unicode.
+        return ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
 
     def _options(self) -> dict[str, object]:
         return {

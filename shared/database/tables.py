@@ -241,7 +241,7 @@ class BatchLineRow(Base):
     response_format: Mapped[str | None]
 
 
-WEBHOOK_HOST = "COALESCE(lower(substring(url from '//([^/?#]*)')), '')"
+WEBHOOK_HOST = "COALESCE(lower(substring(url, '//([^/?#]*)')), '')"
 """SQL for the host that a webhook goes to, with the port where the URL names one; an index contains it."""
 
 

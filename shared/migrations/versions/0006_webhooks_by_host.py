@@ -8,7 +8,7 @@ down_revision = "0005"
 branch_labels = None
 depends_on = None
 
-HOST = "COALESCE(lower(substring(url from '//([^/?#]*)')), '')"
+HOST = "COALESCE(lower(substring(url, '//([^/?#]*)')), '')"
 
 
 def upgrade() -> None:

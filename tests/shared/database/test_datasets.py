@@ -126,9 +126,9 @@ class TestDatasets:
         assert not database.datasets.add_shard(first, uuid4(), 0, 1, "plan", 0.0), "it was taken for dead"
         assert not database.datasets.mark_planned(first)
         assert not database.datasets.end(first)
-        renewal = database.datasets.renew({id: (first.epoch, ShardProgress())})
+        renewal = database.datasets.renew({id: first.epoch})
         assert renewal.lost == {id}
-        assert database.datasets.renew({id: (second.epoch, ShardProgress())}).lost == frozenset()
+        assert database.datasets.renew({id: second.epoch}).lost == frozenset()
         assert database.datasets.add_shard(second, uuid4(), 0, 1, "plan", 0.0)
 
     def test_no_number_is_given_twice(self, database: Database) -> None:

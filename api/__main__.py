@@ -8,6 +8,7 @@ import uvicorn
 
 from api.app import create_app
 from shared.database.connections import require_supported
+from shared.open_files import raise_open_files_limit
 from shared.settings import settings
 from tuwen.errors import ConfigurationError
 
@@ -18,6 +19,7 @@ proxies 60), so that they close it first. A request sent into a connection that 
 
 def main() -> int:
     try:
+        raise_open_files_limit()
         app = create_app(settings())
         require_supported(settings().database_url)
     except ConfigurationError as error:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import typer
 
 from api.embedded.addresses import Addresses
+from api.embedded.processes import forget_libpq_variables
 from shared.settings import Settings
 from tuwen.client import Client
 from tuwen.errors import Unavailable
@@ -32,6 +33,8 @@ class Place:
         self.system = Addresses.read(self.data)
         """The embedded system that runs on this data folder; None when none runs."""
         self.url = url or (self.system.url if self.system else DEFAULT_URL)
+        if self.system and "TUWEN_DATABASE_URL" not in os.environ:
+            forget_libpq_variables()
 
     def client(self) -> Client:
         """A client of the API; use it in a `with` block.

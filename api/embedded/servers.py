@@ -23,7 +23,7 @@ from typing import ClassVar, Self
 import psycopg
 import redis
 
-from api.embedded.processes import Lock, await_end, choose_port, last_lines, spawn
+from api.embedded.processes import LIBPQ_PREFIX, Lock, await_end, choose_port, last_lines, spawn
 from tuwen.errors import ConfigurationError
 
 READY_TIMEOUT = 60.0
@@ -328,7 +328,7 @@ def _packaged_file(package: str, pattern: str) -> Path:
 
 def _environment() -> dict[str, str]:
     """Our environment without the variables that would redirect PostgreSQL's programs (PGDATA, PGPORT, PGOPTIONS…)."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
+    return {name: value for name, value in os.environ.items() if not name.startswith(LIBPQ_PREFIX)} | {"LC_ALL": "C"}
 
 
 def _give_to_nobody(folder: Path) -> None:

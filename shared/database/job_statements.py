@@ -132,7 +132,8 @@ GIVE_BACK = text(
 )
 
 # The rows are locked while they are selected, so that each is judged as it is now: its worker may be renewing the
-# lease or finishing, and the row is then skipped.
+# lease or finishing, and the row is then skipped. `now` is the time that was compared with a monotonic clock (or NULL):
+# a clock that is set forward between that look and this statement ends nothing.
 RESCUE = text(
     _with_webhooks(
         _SETTLE.format(
@@ -142,9 +143,10 @@ RESCUE = text(
         CASE WHEN lost THEN 'The worker ' || worker || ' stopped answering while it ran this job.' END AS error_detail,
         CASE WHEN lost THEN true END AS error_retryable
     FROM (
-        SELECT id, epoch, worker, lease_until < now() AS lost
-        FROM jobs WHERE status = 'running' AND (lease_until < now() OR deadline_at <= now())
-        LIMIT 1000 FOR UPDATE SKIP LOCKED
+        SELECT id, epoch, worker, lease_until < checked.now AS lost
+        FROM jobs, (SELECT LEAST(now(), CAST(:now AS timestamptz)) AS now) AS checked
+        WHERE status = 'running' AND (lease_until < checked.now OR deadline_at <= checked.now)
+        LIMIT 1000 FOR UPDATE OF jobs SKIP LOCKED
     ) AS overdue
 """
         )
@@ -154,7 +156,7 @@ RESCUE = text(
 EXPIRE_QUEUED = text(
     _with_webhooks("""
     UPDATE jobs SET status = 'expired', finished_at = now(), dispatch_due_at = NULL
-    WHERE status = 'queued' AND deadline_at <= now()
+    WHERE status = 'queued' AND deadline_at <= LEAST(now(), CAST(:now AS timestamptz))
     RETURNING id, status, webhook
 """)
 )

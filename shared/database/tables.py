@@ -268,6 +268,18 @@ class WebhookRow(Base):
     )
 
 
+class ClockRow(Base):
+    """The one row that says how far times were shifted, because PostgreSQL's clock was set to another time."""
+
+    __tablename__ = "clock"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    shifted: Mapped[float] = mapped_column(server_default="0")
+    """Seconds, of all jumps together."""
+
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
+
+
 class WorkerRow(Base):
     """A worker as it last reported itself; the row is deleted when it stops cleanly, and becomes stale when it dies."""
 

@@ -15,6 +15,7 @@ from shared.settings import Settings
 from workers.datasets.housekeeping import DatasetKeeper
 from workers.housekeeper import housekeeping
 from workers.housekeeper.batches import BatchRunner
+from workers.housekeeper.beat import MonotonicScheduler
 from workers.housekeeper.housekeeping import Housekeeper
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def _beat(app: Celery) -> None:
     """Run Celery's beat for ever, its schedule in memory: no time needs to outlive a restart."""
     while True:
         try:
-            beat.Service(app, max_interval=1, scheduler_cls=beat.Scheduler).start()
+            beat.Service(app, max_interval=1, scheduler_cls=MonotonicScheduler).start()
         except Exception:
             log.exception("beat stopped; starting it again")
             time.sleep(1)

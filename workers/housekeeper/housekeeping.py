@@ -28,6 +28,7 @@ from tuwen.datasets import ShardStatus
 from tuwen.errors import DatabaseUnavailable, QueueUnavailable, Unavailable
 from tuwen.jobs import Kind, Status
 from workers.datasets.housekeeping import DatasetKeeper
+from workers.housekeeper.clock import ClockWatch
 from workers.housekeeper.collection import Collector
 from workers.housekeeper.webhooks import WebhookSender
 
@@ -50,9 +51,11 @@ class Housekeeper:
         self._database = Database(settings, pool_size=4)
         self._queue = JobQueue(settings)
         self._webhooks = WebhookSender(settings, self._database, Fetcher(settings))
+        self._clock = ClockWatch(self._database)
         self._generation: str | None = None
         self._trusting_from = 0.0
-        """Time of the monotonic clock until which an expired lease says nothing about its worker."""
+        """Time of the monotonic clock until which an expired lease says nothing about its worker: after an outage or a
+        jump of the clock, each needs time for a heartbeat."""
         self._collector = Collector(settings, self._database, self._queue, ObjectStore.open(settings))
 
     def housekeep(self) -> None:
@@ -68,10 +71,13 @@ class Housekeeper:
         self._sign()
 
     def _mend(self) -> None:
+        now, jumped = self._clock.look()
+        if jumped:
+            self._trusting_from = time.monotonic() + self._settings.lease
         if time.monotonic() >= self._trusting_from:
-            self._announce(self._database.jobs.rescue())
-            self._tell_flower(self._datasets.rescue())
-        self._announce(dict.fromkeys(self._database.jobs.expire_queued(), Status.EXPIRED))
+            self._announce(self._database.jobs.rescue(now))
+            self._tell_flower(self._datasets.rescue(now))
+        self._announce(dict.fromkeys(self._database.jobs.expire_queued(now), Status.EXPIRED))
         self._dispatch()
         self._datasets.keep()
 

@@ -26,8 +26,8 @@ END
 
 FROM dependencies AS app-build
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install -r base.txt -r flower.txt -r datasets.txt -r tracing.txt
-COPY README.md ./
+    pip install -r base.txt -r server.txt -r flower.txt -r datasets.txt -r tracing.txt
+COPY README.md LICENSE ./
 COPY tuwen tuwen
 COPY shared shared
 COPY api api
@@ -39,8 +39,8 @@ FROM dependencies AS worker-build
 ARG TORCH_INDEX
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
-        -r base.txt -r worker.txt -r models.txt -r datasets.txt -r tracing.txt
-COPY README.md ./
+        -r base.txt -r server.txt -r worker.txt -r models.txt -r datasets.txt -r tracing.txt
+COPY README.md LICENSE ./
 COPY tuwen tuwen
 COPY shared shared
 COPY api api

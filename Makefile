@@ -62,6 +62,7 @@ $(RUNTIME): pyproject.toml constraints.txt
 		-c constraints.txt -e '.[worker,datasets,flower,embedded]'
 	@touch $@
 
-$(DEVELOPMENT): $(RUNTIME)
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+# Both distributions of this repository, since neither comes from an index.
+$(DEVELOPMENT): $(RUNTIME) workers/lab/pyproject.toml
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]' -e workers/lab
 	@touch $@

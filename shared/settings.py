@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.model_specs import ModelSpec, parse_models
@@ -18,7 +19,7 @@ from tuwen.errors import ConfigurationError
 from tuwen.jobs import Kind
 
 
-def _split_list(value: Any) -> Any:
+def _split_list(value: object) -> object:
     """Split a list, which the environment has as `a,b`."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
@@ -172,7 +173,7 @@ class Settings(BaseSettings):
         return parse_models(getattr(self, kind.value))
 
 
-def _blame(wrong: Any) -> str:
+def _blame(wrong: ErrorDetails) -> str:
     field, *_ = wrong["loc"]
     return f"TUWEN_{str(field).upper()}: {wrong['msg'].removeprefix('Value error, ')}"
 

@@ -11,16 +11,12 @@ from enum import StrEnum
 from typing import Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from tuwen.jobs import JobError, Label, Language, RecognizedObject, Score, Style, Word
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from tuwen.jobs import FrozenModel, JobError, Label, Language, RecognizedObject, Score, Style, Word
 
 
-class Provenance(_Strict):
+class Provenance(FrozenModel):
     """How a text was produced, in enough detail to produce it again."""
 
     model: str
@@ -31,7 +27,7 @@ class Provenance(_Strict):
     created_at: datetime
 
 
-class Caption(_Strict):
+class Caption(FrozenModel):
     """A caption that a model wrote."""
 
     text: Word
@@ -45,7 +41,7 @@ class Caption(_Strict):
     scored_by: Provenance | None = None
 
 
-class Recognition(_Strict):
+class Recognition(FrozenModel):
     """What the recognize model found in an image."""
 
     objects: tuple[RecognizedObject, ...]
@@ -71,14 +67,14 @@ class DropReason(StrEnum):
     REJECTED = "rejected"
 
 
-class Drop(_Strict):
+class Drop(FrozenModel):
     """Why a filter dropped an image."""
 
     reason: DropReason
     detail: str
 
 
-class Review(_Strict):
+class Review(FrozenModel):
     """A person's review of an image; it is kept beside the model's captions and never replaces them."""
 
     id: UUID | None = Field(None, description="id with which the review can be withdrawn")
@@ -104,7 +100,7 @@ def standing_reviews(reviews: Iterable[Review]) -> tuple[Review, ...]:
     return tuple(kept)
 
 
-class Annotation(_Strict):
+class Annotation(FrozenModel):
     """One image of the source: annotated, or dropped for a reason, or failed with an error."""
 
     name: str = Field(description="name, unique in the source: a relative path with / between its parts")

@@ -1,4 +1,4 @@
-"""Data sets through the Python client.
+"""Data sets through the Python clients.
 
     with Client("http://127.0.0.1:8000") as client:
         dataset = client.datasets.submit(DatasetRequest(source="/data/photos", destination="/data/captions"))
@@ -9,13 +9,12 @@ Sources and destinations are paths on the servers' machines, not on the client's
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 from uuid import UUID
 
-import httpx
-
+from tuwen.blocking import Blocking, blocking, iterating
 from tuwen.datasets import (
     Dataset,
     DatasetPage,
@@ -26,25 +25,17 @@ from tuwen.datasets import (
     PriorityRequest,
     ReviewRequest,
 )
-from tuwen.errors import Unavailable
-
-STREAM_PATIENCE = 60.0
-"""Seconds for which a broken stream is reopened: the run continues meanwhile."""
-_PAUSE = 1.0
-
-Send = Callable[..., httpx.Response]
-ReadEvents = Callable[[str], Iterator[tuple[str, str]]]
+from tuwen.exchange import Exchange
 
 
-class DatasetClient:
-    """Data sets, as `Client.datasets`; errors of the API are raised as the client raises them."""
+class AsyncDatasetClient:
+    """`AsyncClient.datasets`; raises what the API refuses, as the client does."""
 
-    def __init__(self, send: Send, events: ReadEvents):
-        self._send = send
-        self._events = events
+    def __init__(self, exchange: Exchange):
+        self._exchange = exchange
 
-    def submit(self, request: DatasetRequest) -> Dataset:
-        """Start the annotation of a data set.
+    async def submit(self, request: DatasetRequest) -> Dataset:
+        """Have a data set annotated.
 
         Raises:
             Conflict: another one is being written to the destination.
@@ -52,102 +43,117 @@ class DatasetClient:
             InvalidRequest, Unauthorized, Unavailable
         """
         body = request.model_dump_json(exclude_defaults=True)
-        # Not retried automatically: if the first request was accepted, the API would refuse the second.
-        return self._dataset("POST", "/v1/datasets", content=body, repeatable=False)
+        # Not repeated of itself: of two, the second would be refused for the sake of the first.
+        return await self._dataset("POST", "/v1/datasets", content=body, repeatable=False)
 
-    def get(self, id: UUID) -> Dataset:
+    async def get(self, id: UUID) -> Dataset:
         """Raises NotFound."""
-        return self._dataset("GET", f"/v1/datasets/{id}")
+        return await self._dataset("GET", f"/v1/datasets/{id}")
 
-    def iter(self) -> Iterator[Dataset]:
+    async def iter(self) -> AsyncGenerator[Dataset, None]:
         """All data sets, newest first, fetched page by page."""
         cursor: str | None = None
         while True:
-            response = self._send("GET", "/v1/datasets", params={"cursor": cursor} if cursor else {})
+            response = await self._exchange.send("GET", "/v1/datasets", params={"cursor": cursor} if cursor else {})
             page = DatasetPage.model_validate_json(response.content)
-            yield from page.datasets
+            for dataset in page.datasets:
+                yield dataset
             cursor = page.next
             if cursor is None:
                 return
 
-    def pause(self, id: UUID) -> Dataset:
+    async def pause(self, id: UUID) -> Dataset:
         """Pause a data set. Like the other steering methods, raises NotFound, or Conflict when it is over."""
-        return self._dataset("POST", f"/v1/datasets/{id}/pause")
+        return await self._dataset("POST", f"/v1/datasets/{id}/pause")
 
-    def resume(self, id: UUID) -> Dataset:
-        """Resume a data set that was paused. Raises NotFound, Conflict."""
-        return self._dataset("POST", f"/v1/datasets/{id}/resume")
+    async def resume(self, id: UUID) -> Dataset:
+        return await self._dataset("POST", f"/v1/datasets/{id}/resume")
 
-    def cancel(self, id: UUID) -> Dataset:
-        """Cancel a data set; finished annotations stay. Raises NotFound, Conflict."""
-        return self._dataset("POST", f"/v1/datasets/{id}/cancel", repeatable=False)
+    async def cancel(self, id: UUID) -> Dataset:
+        return await self._dataset("POST", f"/v1/datasets/{id}/cancel", repeatable=False)
 
-    def delete(self, id: UUID) -> None:
+    async def delete(self, id: UUID) -> None:
         """Delete a data set that is over; its source and exported files stay. Raises NotFound, Conflict."""
-        self._send("DELETE", f"/v1/datasets/{id}", repeatable=False)
+        await self._exchange.send("DELETE", f"/v1/datasets/{id}", repeatable=False)
 
-    def retry(self, id: UUID, *, failed_only: bool = False) -> Dataset:
+    async def retry(self, id: UUID, *, failed_only: bool = False) -> Dataset:
         """Run the images that failed again; unless `failed_only`, also those that a cancel left undone."""
         parameters = {"failed_only": failed_only}
-        return self._dataset("POST", f"/v1/datasets/{id}/retry", params=parameters, repeatable=False)
+        return await self._dataset("POST", f"/v1/datasets/{id}/retry", params=parameters, repeatable=False)
 
-    def prioritize(self, id: UUID, priority: int) -> Dataset:
-        """Change the priority of a data set, 0 to 9 (most urgent). Raises NotFound, Conflict."""
+    async def prioritize(self, id: UUID, priority: int) -> Dataset:
         body = PriorityRequest(priority=priority).model_dump_json()
-        return self._dataset("POST", f"/v1/datasets/{id}/priority", content=body)
+        return await self._dataset("POST", f"/v1/datasets/{id}/priority", content=body)
 
-    def export(self, id: UUID, request: ExportRequest) -> Dataset:
+    async def export(self, id: UUID, request: ExportRequest) -> Dataset:
         """Export the annotations to any destination; no model runs again."""
-        return self._dataset("POST", f"/v1/datasets/{id}/export", content=request.model_dump_json(), repeatable=False)
+        return await self._dataset(
+            "POST", f"/v1/datasets/{id}/export", content=request.model_dump_json(), repeatable=False
+        )
 
-    def iter_events(self, id: UUID) -> Iterator[Dataset]:
+    async def iter_events(self, id: UUID) -> AsyncGenerator[Dataset, None]:
         """Yield the data set as it is now, and again about every second while it changes, until it is over.
 
         A stream that breaks is reopened; raises Unavailable when that does not succeed within a minute.
         """
-        give_up = time.monotonic() + STREAM_PATIENCE
-        while True:
-            try:
-                for _, data in self._events(f"/v1/datasets/{id}/events"):
-                    give_up = time.monotonic() + STREAM_PATIENCE
-                    dataset = Dataset.model_validate_json(data)
-                    yield dataset
-                    if dataset.status.terminal:
-                        return
-            except Unavailable:
-                if time.monotonic() > give_up:
-                    raise
-            time.sleep(_PAUSE)
+        async with aclosing(self._exchange.follow(f"/v1/datasets/{id}/events")) as events:
+            async for _, data in events:
+                dataset = Dataset.model_validate_json(data)
+                yield dataset
+                if dataset.status.terminal:
+                    return
 
-    def wait(self, id: UUID) -> Dataset:
+    async def wait(self, id: UUID) -> Dataset:
         """Wait until a data set is over, however it ended, and return it."""
-        dataset = self.get(id)
-        for dataset in self.iter_events(id):  # noqa: B007 (the last one is returned)
-            pass
+        dataset = await self.get(id)
+        async with aclosing(self.iter_events(id)) as states:
+            async for dataset in states:  # noqa: B007 (the last one is wanted)
+                pass
         return dataset
 
-    def iter_items(self, id: UUID, **query: Any) -> Iterator[Item]:
+    async def iter_items(self, /, id: UUID, **query: Any) -> AsyncGenerator[Item, None]:
         """Yield the images of a data set; `query` holds parameters of `GET /v1/datasets/{id}/items`."""
         cursor: str | None = None
         while True:
             parameters = query | ({"cursor": cursor} if cursor else {})
-            response = self._send("GET", f"/v1/datasets/{id}/items", params=parameters)
+            response = await self._exchange.send("GET", f"/v1/datasets/{id}/items", params=parameters)
             page = ItemPage.model_validate_json(response.content)
-            yield from page.items
+            for item in page.items:
+                yield item
             cursor = page.next
             if cursor is None:
                 return
 
-    def review(self, id: UUID, image: int, said: ReviewRequest) -> Item:
+    async def review(self, id: UUID, image: int, said: ReviewRequest) -> Item:
         """Accept or reject an image, or improve its caption."""
         path = f"/v1/datasets/{id}/items/{image}/reviews"
-        response = self._send("POST", path, content=said.model_dump_json(), repeatable=False)
+        response = await self._exchange.send("POST", path, content=said.model_dump_json(), repeatable=False)
         return Item.model_validate_json(response.content)
 
-    def withdraw(self, id: UUID, image: int, review: UUID) -> Item:
+    async def withdraw(self, id: UUID, image: int, review: UUID) -> Item:
         """Withdraw a review; the review before it counts again."""
         path = f"/v1/datasets/{id}/items/{image}/reviews/{review}"
-        return Item.model_validate_json(self._send("DELETE", path, repeatable=False).content)
+        return Item.model_validate_json((await self._exchange.send("DELETE", path, repeatable=False)).content)
 
-    def _dataset(self, method: str, path: str, **options: Any) -> Dataset:
-        return Dataset.model_validate_json(self._send(method, path, **options).content)
+    async def _dataset(self, method: str, path: str, **options: Any) -> Dataset:
+        return Dataset.model_validate_json((await self._exchange.send(method, path, **options)).content)
+
+
+class DatasetClient(Blocking[AsyncDatasetClient]):
+    """`Client.datasets`; raises what the API refuses, as the client does."""
+
+    submit = blocking(AsyncDatasetClient.submit)
+    get = blocking(AsyncDatasetClient.get)
+    iter = iterating(AsyncDatasetClient.iter)
+    pause = blocking(AsyncDatasetClient.pause)
+    resume = blocking(AsyncDatasetClient.resume)
+    cancel = blocking(AsyncDatasetClient.cancel)
+    delete = blocking(AsyncDatasetClient.delete)
+    retry = blocking(AsyncDatasetClient.retry)
+    prioritize = blocking(AsyncDatasetClient.prioritize)
+    export = blocking(AsyncDatasetClient.export)
+    iter_events = iterating(AsyncDatasetClient.iter_events)
+    wait = blocking(AsyncDatasetClient.wait)
+    iter_items = iterating(AsyncDatasetClient.iter_items)
+    review = blocking(AsyncDatasetClient.review)
+    withdraw = blocking(AsyncDatasetClient.withdraw)

@@ -12,10 +12,10 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from tuwen.annotations import Annotation, Review
-from tuwen.jobs import JobError, Kind, Label, Language, Score, Style, Text, Word
+from tuwen.jobs import FrozenModel, JobError, Kind, Label, Language, Score, Style, Text, Word
 
 
 class DatasetStatus(StrEnum):
@@ -55,14 +55,10 @@ Place = Annotated[Word, Field(min_length=1, max_length=4096)]
 """An absolute path on the workers' machines, or `s3://BUCKET/PREFIX` of the configured service."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 # ── requests ──────────────────────────────────────────────────────────────────────────────────────
 
 
-class Filters(_Strict):
+class Filters(FrozenModel):
     """Which images are exported. Dropped images are listed with their reason. A filter that is null drops none."""
 
     min_side: int | None = Field(None, ge=1, description="minimum of the shorter side, in pixels")
@@ -81,7 +77,7 @@ class Filters(_Strict):
 _PARAMETERS = frozenset(("tasks", "languages", "styles", "prompt", "max_tokens", "candidates"))
 
 
-class DatasetRequest(_Strict):
+class DatasetRequest(FrozenModel):
     """A request to annotate a data set."""
 
     source: Place
@@ -144,7 +140,7 @@ class DatasetRequest(_Strict):
 # ── what the API shows ────────────────────────────────────────────────────────────────────────────
 
 
-class WorkerProgress(_Strict):
+class WorkerProgress(FrozenModel):
     """What one worker contributes to a data set."""
 
     worker: str
@@ -152,7 +148,7 @@ class WorkerProgress(_Strict):
     images_per_second: float
 
 
-class DatasetProgress(_Strict):
+class DatasetProgress(FrozenModel):
     """Progress over the images planned so far; `planned` says whether those are all."""
 
     images: int
@@ -168,7 +164,7 @@ class DatasetProgress(_Strict):
     workers: tuple[WorkerProgress, ...] = ()
 
 
-class Dataset(_Strict):
+class Dataset(FrozenModel):
     """A data set as the API shows it."""
 
     id: UUID
@@ -184,7 +180,7 @@ class Dataset(_Strict):
     finished_at: datetime | None = None
 
 
-class Item(_Strict):
+class Item(FrozenModel):
     """One image of a data set as the API shows it."""
 
     number: int = Field(description="position in the data set, from 0, without gaps; identifies the image in paths")
@@ -192,14 +188,14 @@ class Item(_Strict):
     reviews: tuple[Review, ...] = Field((), description="all reviews of the image, the newest first")
 
 
-class DatasetPage(_Strict):
+class DatasetPage(FrozenModel):
     """Data sets, newest first."""
 
     datasets: tuple[Dataset, ...]
     next: str | None = Field(description="cursor of the next page; null on the last page")
 
 
-class ItemPage(_Strict):
+class ItemPage(FrozenModel):
     """A page of images, in the order of the list."""
 
     items: tuple[Item, ...]
@@ -208,7 +204,7 @@ class ItemPage(_Strict):
     total: int | None = Field(None, description="images of the whole list; null when unknown")
 
 
-class ExportRequest(_Strict):
+class ExportRequest(FrozenModel):
     """A request to export the annotations to another destination."""
 
     destination: Place
@@ -216,13 +212,13 @@ class ExportRequest(_Strict):
     overwrite: bool = Field(False, description="replace captions that the destination already has")
 
 
-class PriorityRequest(_Strict):
+class PriorityRequest(FrozenModel):
     """A request to change the priority of a data set."""
 
     priority: int = Field(ge=0, le=9, description="priority among data sets; 9 is most urgent")
 
 
-class ReviewRequest(_Strict):
+class ReviewRequest(FrozenModel):
     """A person's review of an image; it is kept beside the model's captions and never replaces them."""
 
     author: Label | None = Field(

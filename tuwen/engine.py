@@ -109,6 +109,8 @@ class Picture:
     unknown_words: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     """Parts of the request that were ignored, such as the end of a prompt that is too long."""
+    revised_prompt: str = ""
+    """The words that were drawn, when they differ from the prompt."""
 
 
 Output = Picture | DescribeResult | RecognizeResult | MatchResult

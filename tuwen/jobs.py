@@ -67,14 +67,16 @@ Style = Literal["short", "detailed", "tags"]
 Score = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Strict(BaseModel):
+class FrozenModel(BaseModel):
+    """Base of the models that do not change and refuse unknown fields."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 # ── requests ──────────────────────────────────────────────────────────────────────────────────────
 
 
-class ImageSource(_Strict):
+class ImageSource(FrozenModel):
     """An image named in exactly one way: an uploaded file, a public URL, or base64 data."""
 
     file_id: Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = Field(
@@ -90,7 +92,7 @@ class ImageSource(_Strict):
         return self
 
 
-class GenerateInput(_Strict):
+class GenerateInput(FrozenModel):
     """Draw an image from a prompt."""
 
     kind: Literal[Kind.GENERATE] = Kind.GENERATE
@@ -117,7 +119,7 @@ class GenerateInput(_Strict):
     )
 
 
-class DescribeInput(_Strict):
+class DescribeInput(FrozenModel):
     """Describe an image in words."""
 
     kind: Literal[Kind.DESCRIBE] = Kind.DESCRIBE
@@ -136,14 +138,14 @@ class DescribeInput(_Strict):
     )
 
 
-class RecognizeInput(_Strict):
+class RecognizeInput(FrozenModel):
     """Name the objects in an image."""
 
     kind: Literal[Kind.RECOGNIZE] = Kind.RECOGNIZE
     image: ImageSource
 
 
-class MatchInput(_Strict):
+class MatchInput(FrozenModel):
     """Measure how well a text fits an image."""
 
     kind: Literal[Kind.MATCH] = Kind.MATCH
@@ -158,7 +160,7 @@ JobInput = Annotated[
 ]
 
 
-class JobRequest(_Strict):
+class JobRequest(FrozenModel):
     """A request for a job, as a client submits it."""
 
     input: JobInput
@@ -182,7 +184,7 @@ Warnings = Annotated[
 ]
 
 
-class StoredImage(_Strict):
+class StoredImage(FrozenModel):
     """A generated image as it lies in object storage."""
 
     key: str
@@ -192,15 +194,16 @@ class StoredImage(_Strict):
     height: int
 
 
-class Candidate(_Strict):
+class Candidate(FrozenModel):
     """One of the images drawn for a prompt."""
 
     seed: int
     score: Score
     image: StoredImage | None = Field(None, description="null when the image was not kept")
+    revised_prompt: Word | None = Field(None, description="as in the result; null when the image was not kept")
 
 
-class GenerateResult(_Strict):
+class GenerateResult(FrozenModel):
     """The image that was drawn, and how."""
 
     kind: Literal[Kind.GENERATE] = Kind.GENERATE
@@ -210,10 +213,13 @@ class GenerateResult(_Strict):
     candidates: tuple[Candidate, ...] = Field((), description="all images that were drawn and scored, the best first")
     fell_short: bool = Field(False, description="whether no candidate reached min_score; the image is the best of them")
     unknown_words: tuple[Word, ...] = Field((), description="words of the prompt that the model does not know")
+    revised_prompt: Word | None = Field(
+        None, description="what was drawn, in the model's own words, with what the prompt left open; none: not told"
+    )
     warnings: Warnings = ()
 
 
-class RankedCaption(_Strict):
+class RankedCaption(FrozenModel):
     """One of several captions of an image."""
 
     text: Word
@@ -221,7 +227,7 @@ class RankedCaption(_Strict):
     score: Score
 
 
-class DescribeResult(_Strict):
+class DescribeResult(FrozenModel):
     """The text that describes the image."""
 
     kind: Literal[Kind.DESCRIBE] = Kind.DESCRIBE
@@ -240,7 +246,7 @@ class DescribeResult(_Strict):
     warnings: Warnings = ()
 
 
-class RecognizedObject(_Strict):
+class RecognizedObject(FrozenModel):
     """One object with its attributes and action; names are English, those in `*_zh` Chinese."""
 
     name: Word
@@ -255,7 +261,7 @@ class RecognizedObject(_Strict):
     count: int = 1
 
 
-class RecognizeResult(_Strict):
+class RecognizeResult(FrozenModel):
     """The objects and the scene that the image shows."""
 
     kind: Literal[Kind.RECOGNIZE] = Kind.RECOGNIZE
@@ -269,7 +275,7 @@ class RecognizeResult(_Strict):
     out_of_domain: bool = False
 
 
-class Claim(_Strict):
+class Claim(FrozenModel):
     """A single statement of a text, judged against the image by two independent models."""
 
     role: Literal["object", "count", "attribute", "action", "scene", "relation"]
@@ -285,7 +291,7 @@ class Claim(_Strict):
     score: Score = Field(description="score of this statement alone against the image, by the match model")
 
 
-class PairReport(_Strict):
+class PairReport(FrozenModel):
     """Which statements of a text an image shows."""
 
     claims: tuple[Claim, ...]
@@ -293,7 +299,7 @@ class PairReport(_Strict):
     out_of_domain: bool = Field(False, description="whether the image is outside the domain of the recognize model")
 
 
-class MatchResult(_Strict):
+class MatchResult(FrozenModel):
     """How well a text fits an image.
 
     The score is a probability, 0 to 1. That of the built-in model is calibrated on captions of which half are true and
@@ -320,7 +326,7 @@ def _make_storable(text: str) -> str:
     return text.encode(errors="replace").decode().replace("\x00", "\N{REPLACEMENT CHARACTER}")
 
 
-class JobError(_Strict):
+class JobError(FrozenModel):
     """Why a job failed."""
 
     code: str
@@ -328,7 +334,7 @@ class JobError(_Strict):
     retryable: bool = False
 
 
-class Part(_Strict):
+class Part(FrozenModel):
     """Partial output of a running job: the beginning of a text, or a small picture."""
 
     index: int = Field(
@@ -342,7 +348,7 @@ class Part(_Strict):
     )
 
 
-class Progress(_Strict):
+class Progress(FrozenModel):
     """Progress of a running job: `step` of `steps` (sampling steps or tokens)."""
 
     step: int
@@ -361,7 +367,7 @@ class Progress(_Strict):
         return self.model_copy(update={"parts": tuple(parts.values())})
 
 
-class Job(_Strict):
+class Job(FrozenModel):
     """A job as the API shows it."""
 
     id: UUID

@@ -76,12 +76,12 @@ class File(BaseModel):
     purpose: Literal["vision"] = "vision"
     status: Literal["processed"] = "processed"
 
-    @computed_field  # type: ignore[prop-decorator]
+    @computed_field  # type: ignore[prop-decorator]  # mypy allows no decorator on one
     @property
     def bytes(self) -> int:
         return self.size
 
-    @computed_field  # type: ignore[prop-decorator]
+    @computed_field  # type: ignore[prop-decorator]  # mypy allows no decorator on one
     @property
     def filename(self) -> str:
         return f"{self.id[:12]}.{self.media_type.rpartition('/')[2]}"

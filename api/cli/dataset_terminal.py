@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -115,12 +114,12 @@ def print_outcome(dataset: Dataset) -> None:
         err.print(f"[dim]retry the failed images with: tuwen datasets retry {dataset.id} --failed[/]")
 
 
-def print_estimate(estimate: Mapping[str, Any]) -> None:
+def print_estimate(estimate: Mapping[str, object]) -> None:
     """Print the estimate of a dry run."""
     _print_rows({name.replace("_", " "): escape(_figure(value)) for name, value in estimate.items()})
 
 
-def _figure(value: Any) -> str:
+def _figure(value: object) -> str:
     if isinstance(value, Mapping):
         return "\n".join(f"{name}: {_figure(inner)}" for name, inner in value.items())
     if isinstance(value, list):

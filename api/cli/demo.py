@@ -43,7 +43,7 @@ SAMPLE_TEXT = "a white rabbit running to the left of a red car on the grass"
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class DemoPicture:
     title: str
     path: Path
     source: ImageSource
@@ -77,7 +77,7 @@ def run(folder: Path) -> None:
     err.print("  To keep it running, with the API's docs on port 8000 and Flower on 5555: [bold]tuwen up[/]")
 
 
-def _draw(client: Client, folder: Path) -> list[Picture]:
+def _draw(client: Client, folder: Path) -> list[DemoPicture]:
     """Draw candidates for each prompt and return the best one of each."""
     err.print(f"\nDrawing {' and '.join(PROMPTS)}, {CANDIDATES} candidates each")
     prompts = [prompt for prompt in PROMPTS for _ in range(CANDIDATES)]
@@ -93,15 +93,15 @@ def _draw(client: Client, folder: Path) -> list[Picture]:
         best = max(range(first, first + CANDIDATES), key=scores.__getitem__)
         path = folder / f"{prompts[best]}.png"
         path.write_bytes(drawn[best])
-        pictures.append(Picture(prompts[best], path, sources[best]))
+        pictures.append(DemoPicture(prompts[best], path, sources[best]))
     return pictures
 
 
-def _upload_sample(client: Client) -> Picture:
-    return Picture("a picture file", SAMPLE, ImageSource(file_id=client.upload(SAMPLE.read_bytes()).id))
+def _upload_sample(client: Client) -> DemoPicture:
+    return DemoPicture("a picture file", SAMPLE, ImageSource(file_id=client.upload(SAMPLE.read_bytes()).id))
 
 
-def _ask(client: Client, pictures: Sequence[Picture]) -> None:
+def _ask(client: Client, pictures: Sequence[DemoPicture]) -> None:
     """Describe, recognise and match each picture, and print the results."""
     texts = (*PROMPTS, SAMPLE_TEXT)
     err.print(f"\nDescribing, recognising and matching {len(pictures)} pictures")

@@ -80,16 +80,16 @@ def _guard(subject: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Find
 
 
 def _packages() -> Iterator[Finding]:
-    """Compare installed versions with the required ones; an extra is checked when a package of it is installed."""
+    """Compare installed versions with the required ones: all of `server`, and of other extras what is installed."""
     wrong, fine = [], 0
     try:
         required = metadata.requires("tuwen") or []
     except metadata.PackageNotFoundError:
-        yield Finding("packages", "this is a folder of sources, not an installation", "pip install -e .")
+        yield Finding("packages", "this is a folder of sources, not an installation", "pip install -e '.[server]'")
         return
     for line in required:
         requirement = Requirement(line)
-        optional = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
+        optional = requirement.marker is not None and not requirement.marker.evaluate({"extra": "server"})
         try:
             installed = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
@@ -102,7 +102,7 @@ def _packages() -> Iterator[Finding]:
             wrong.append(f"{requirement.name} {installed} is not {requirement.specifier}")
     celery, kombu = metadata.version("celery"), metadata.version("kombu")
     found = f"{fine} as required; celery {celery} with kombu {kombu}"
-    yield Finding("packages", "; ".join(wrong) or found, "pip install --upgrade tuwen" if wrong else "")
+    yield Finding("packages", "; ".join(wrong) or found, "pip install --upgrade 'tuwen[server]'" if wrong else "")
 
 
 _ASK_TORCH = """

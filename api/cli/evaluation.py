@@ -8,6 +8,7 @@ import sys
 import typer
 
 from api.cli.place import place
+from tuwen.installation import require_installed, run_module
 
 app = typer.Typer()
 PANEL = "Models"
@@ -20,5 +21,6 @@ PANEL = "Models"
 def evaluate(context: typer.Context) -> None:
     """Measure the built-in models and write a report: evaluate --quick."""
     # This runs in another process, because the API side imports neither the workers nor torch.
-    command = [sys.executable, "-P", "-m", "workers.lab.evaluation", *context.args]
+    command = run_module("workers.lab.evaluation", *context.args)
+    require_installed("workers.lab.evaluation", extra="evaluation")
     os.execve(sys.executable, command, place(context).environment())  # noqa: S606

@@ -115,7 +115,8 @@ def generate(
             for number, file in enumerate(files[index * shown : (index + 1) * shown]):
                 save(file, client.result_bytes(job, candidate=number if shown > 1 else None))
             if not as_json:
-                err.print(f"  [dim]{escape(terminal.outcome(job))}[/]")
+                for line in terminal.outcome(job).splitlines():
+                    err.print(f"  [dim]{escape(line)}[/]")
 
         jobs = client.submit_many(manner.requests(inputs))
         _exit(_follow(client, jobs, labels, keep_images, manner))

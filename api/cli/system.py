@@ -16,6 +16,7 @@ from api.cli import terminal
 from api.cli.place import place
 from api.cli.terminal import err
 from shared.settings import Settings
+from tuwen.installation import run_module
 
 # The commands import what they need themselves: with SQLAlchemy, Celery and alembic every command of the program,
 # `tuwen generate` too, would take twice as long to start.
@@ -140,7 +141,7 @@ def flower(context: typer.Context) -> None:
 
 def _become(context: typer.Context, module: str, *arguments: str) -> NoReturn:
     """Replace this process by `python -m MODULE …`; the producer must not import the workers."""
-    command = [sys.executable, "-P", "-m", module, *arguments, *context.args]
+    command = run_module(module, *arguments, *context.args)
     os.execve(sys.executable, command, place(context).environment())  # noqa: S606
 
 

@@ -30,6 +30,7 @@ from tuwen.jobs import (
 if TYPE_CHECKING:
     from api.cli.doctor import Finding
     from api.embedded.stack import Event, System
+    from shared.database.keys import ApiKey
     from shared.database.webhooks import UndeliveredWebhook
 
 # Results go to standard output, and everything else, such as progress, to standard error.
@@ -124,7 +125,8 @@ def outcome(job: Job) -> str:
     match job.result:
         case GenerateResult() as made:
             words = f"; the model does not know {', '.join(made.unknown_words)}" if made.unknown_words else ""
-            return f"{made.image.width}×{made.image.height}, seed {made.seed}{_score_text(made)}{words}"
+            size = f"{made.image.width}×{made.image.height}"
+            return f"{size}, seed {made.seed}{_score_text(made)}{words}{_drawn_text(made)}"
         case DescribeResult() as said:
             score = "" if said.score is None else f"  (score {said.score:.3f})"
             return said.text + _doubt(said.confidence, said.out_of_domain) + score
@@ -145,6 +147,12 @@ def outcome(job: Job) -> str:
 
 
 _RELATIONS = {"left": "left of", "right": "right of"}
+
+
+def _drawn_text(made: GenerateResult) -> str:
+    """A line with what was drawn, in the model's words, and one for each warning."""
+    drawn = f"\ndrawn: {made.revised_prompt}" if made.revised_prompt else ""
+    return drawn + "".join(f"\nwarning: {warning}" for warning in made.warnings)
 
 
 def _score_text(made: GenerateResult) -> str:
@@ -220,7 +228,7 @@ def print_json(value: Job | Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def print_keys(keys: Iterable[Any]) -> None:
+def print_keys(keys: Iterable[ApiKey]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("id", "name", "tenant", "quota", "created", "revoked"):
         table.add_column(column, no_wrap=column == "id")

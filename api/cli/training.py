@@ -7,6 +7,8 @@ import sys
 
 import typer
 
+from tuwen.installation import require_installed, run_module
+
 app = typer.Typer()
 PANEL = "Models"
 
@@ -18,4 +20,6 @@ PANEL = "Models"
 def train(context: typer.Context) -> None:
     """Train recognizer, describer, matcher, generator or all, for example: train recognizer --data photos/."""
     # Training imports torch and the workers, which this process must not.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "workers.lab.training", *context.args])  # noqa: S606
+    command = run_module("workers.lab.training", *context.args)
+    require_installed("workers.lab.training", "torch", "matplotlib", extra="training")
+    os.execv(sys.executable, command)  # noqa: S606

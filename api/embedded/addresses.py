@@ -6,7 +6,9 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
+
+from pydantic import SecretStr
 
 from api.embedded.processes import Lock
 from shared.settings import Settings
@@ -51,8 +53,8 @@ def as_environment(settings: Settings) -> dict[str, str]:
     return {f"TUWEN_{name.upper()}": _as_text(value) for name, value in values.items() if value is not None}
 
 
-def _as_text(value: Any) -> str:
-    if hasattr(value, "get_secret_value"):
+def _as_text(value: object) -> str:
+    if isinstance(value, SecretStr):
         return str(value.get_secret_value())
     if isinstance(value, tuple):
         return ",".join(value)

@@ -105,6 +105,21 @@ def last_lines(log: Path, count: int = 5) -> str:
     return "\n".join([line for line in lines if line.strip()][-count:])
 
 
+class ChildProcess:
+    """A process that may be started again."""
+
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code as in `subprocess`: negative is the signal that killed it; None while it runs."""
+        return self._process.poll() if self._process else None
+
+
 class Lock:
     """An exclusive lock on a file, shared with the children it is passed to.
 

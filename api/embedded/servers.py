@@ -23,14 +23,14 @@ from typing import ClassVar, Self
 import psycopg
 import redis
 
-from api.embedded.processes import LIBPQ_PREFIX, Lock, await_end, choose_port, last_lines, spawn
+from api.embedded.processes import LIBPQ_PREFIX, ChildProcess, Lock, await_end, choose_port, last_lines, spawn
 from tuwen.errors import ConfigurationError
 
 READY_TIMEOUT = 60.0
 _VALKEY = "_binaries/*/valkey-server"
 
 
-class Server(ABC):
+class Server(ChildProcess, ABC):
     """A server process with a folder, a port and a password."""
 
     name: ClassVar[str]
@@ -45,7 +45,6 @@ class Server(ABC):
         self.log = log or self.folder / "server.log"
         self._port = port
         self._chosen_port = 0
-        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
         """Start the server and wait until it answers.
@@ -79,15 +78,6 @@ class Server(ABC):
             self._process.kill()
             self._process.wait()
             self._process = None
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def exit_code(self) -> int | None:
-        """The exit code as in `subprocess`: negative is the signal that killed it; None while it runs."""
-        return self._process.poll() if self._process else None
 
     @property
     def pid(self) -> int:

@@ -15,7 +15,6 @@ import os
 import platform
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -31,6 +30,7 @@ from redis.exceptions import RedisError
 
 from api.embedded.addresses import Addresses, as_environment
 from api.embedded.processes import (
+    ChildProcess,
     Lock,
     await_end,
     choose_port,
@@ -46,6 +46,7 @@ from shared.open_files import raise_open_files_limit
 from shared.queue import celery_app
 from shared.settings import Settings, is_loopback
 from tuwen.errors import ConfigurationError, Unavailable
+from tuwen.installation import run_module
 
 POLL = 0.2
 START_TIMEOUT = 90.0
@@ -81,13 +82,13 @@ class Supervised(Protocol):
     def ready(self) -> bool: ...
 
 
-class Service:
+class Service(ChildProcess):
     """One of our own processes: `python -m …` with its settings in the environment."""
 
     def __init__(
         self,
         name: str,
-        arguments: Sequence[str],
+        command: Sequence[str],
         *,
         log: Path,
         environment: Mapping[str, str],
@@ -97,18 +98,16 @@ class Service:
         """`ready` tells whether the process that was started at the given time does its work by now."""
         self.name = name
         self.log = log
-        self._arguments = arguments
+        self._command = command
         self._environment = environment
         self._lock = lock
         self._ready = ready
-        self._process: subprocess.Popen[bytes] | None = None
         self._started_at = datetime.now(UTC)
 
     def start(self) -> Self:
         self._started_at = datetime.now(UTC)
         self._process = spawn(
-            # -P: a folder named `shared` or `api` in the user's working folder must not hide ours.
-            [sys.executable, "-P", *self._arguments],
+            self._command,
             log=self.log,
             env=self._environment,
             locks=[self._lock],
@@ -117,14 +116,6 @@ class Service:
             death_signal=signal.SIGKILL,
         )
         return self
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def exit_code(self) -> int | None:
-        return self._process.poll() if self._process else None
 
     def ready(self) -> bool:
         return self._ready(self._started_at)
@@ -294,20 +285,20 @@ class System:
         self._database = Database(self.settings, pool_size=1)
 
     def _services(self) -> list[Service]:
-        services = [self._service("api", ["-m", "api"], self._api_ready)]
+        services = [self._service("api", run_module("api"), self._api_ready)]
         for device in self._devices:
             name = "worker" if len(self._devices) == 1 else f"worker-{device.replace(':', '')}"
-            arguments = ["-m", "workers", "worker", "--device", device, "--name", name]
-            services.append(self._service(name, arguments, partial(self._worker_ready, name)))
-        services.append(self._service("housekeeper", ["-m", "workers", "housekeeper"], self._housekeeper_ready))
+            command = run_module("workers", "worker", "--device", device, "--name", name)
+            services.append(self._service(name, command, partial(self._worker_ready, name)))
+        services.append(self._service("housekeeper", run_module("workers", "housekeeper"), self._housekeeper_ready))
         if self._with_flower:
-            services.append(self._service("flower", ["-m", "workers", "flower"], self._flower_ready))
+            services.append(self._service("flower", run_module("workers", "flower"), self._flower_ready))
         return services
 
-    def _service(self, name: str, arguments: Sequence[str], ready: Callable[[datetime], bool]) -> Service:
+    def _service(self, name: str, command: Sequence[str], ready: Callable[[datetime], bool]) -> Service:
         environment = os.environ | as_environment(self.settings)
         log = self._log(name)
-        return Service(name, arguments, log=log, environment=environment, lock=self._lock, ready=ready)
+        return Service(name, command, log=log, environment=environment, lock=self._lock, ready=ready)
 
     def _await_all(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT + self.settings.engine_start_timeout
@@ -415,7 +406,7 @@ def devices(named: Sequence[str]) -> list[str]:
     if "all" not in named:
         return list(dict.fromkeys(named))
     # Runs in a separate process: torch would hold memory on every GPU as long as this process lives.
-    child = subprocess.run([sys.executable, "-P", "-m", "workers", "devices"], capture_output=True, text=True)
+    child = subprocess.run(run_module("workers", "devices"), capture_output=True, text=True)
     found = child.stdout.split()
     if child.returncode or not found:
         reason = (child.stderr.strip().splitlines() or ["torch sees none here"])[-1]

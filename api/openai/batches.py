@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from anyio.to_thread import run_sync
@@ -18,6 +18,7 @@ from api.openai.documents import PREFIX, document_id
 from api.openai.errors import RESPONSES, OpenAIRoute
 from api.producer.resources import BaseUrlDep, ResourcesDep
 from shared.database.batch_status import BatchStatus
+from shared.database.batches import StoredBatch
 from shared.intake.validation import parse
 from tuwen.errors import InvalidRequest, NotFound
 from tuwen.jobs import Word
@@ -128,7 +129,7 @@ async def create(request: Request, caller: CallerDep, resources: ResourcesDep, b
     """Each line of the input file is `{"custom_id", "method": "POST", "url", "body"}`; it may have 50,000 lines."""
     asked = parse(BatchRequest, await request.body())
 
-    def add() -> Any:
+    def add() -> StoredBatch:
         try:
             document = resources.database.documents.get(document_id(asked.input_file_id), caller.tenant)
         except NotFound as error:
@@ -152,9 +153,9 @@ async def create(request: Request, caller: CallerDep, resources: ResourcesDep, b
             _DAY,
         )
 
-    row = await run_sync(add)
+    stored = await run_sync(add)
     resources.outbox.call_for_batches()
-    return _answer(_to_batch(row))
+    return _answer(_to_batch(stored))
 
 
 @router.get("", response_model=BatchPage, summary="List batches (OpenAI)")
@@ -166,10 +167,10 @@ async def list_batches(
 ) -> Response:
     """Newest first."""
     before = _batch_id(after) if after else None
-    rows = await run_sync(lambda: resources.database.batches.page(caller.tenant, after=before, limit=limit + 1))
-    data = [_to_batch(row) for row in rows[:limit]]
+    found = await run_sync(lambda: resources.database.batches.page(caller.tenant, after=before, limit=limit + 1))
+    data = [_to_batch(stored) for stored in found[:limit]]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
-    return _answer(BatchPage(data=data, first_id=first, last_id=last, has_more=len(rows) > limit))
+    return _answer(BatchPage(data=data, first_id=first, last_id=last, has_more=len(found) > limit))
 
 
 @router.get("/{batch_id}", response_model=ShownBatch, summary="Show a batch (OpenAI)")
@@ -180,9 +181,9 @@ async def show(caller: CallerDep, batch_id: str, resources: ResourcesDep) -> Res
 @router.post("/{batch_id}/cancel", response_model=ShownBatch, summary="Cancel a batch (OpenAI)")
 async def cancel(caller: CallerDep, batch_id: str, resources: ResourcesDep) -> Response:
     """The answers of requests that are finished by then are still written to the batch's files."""
-    row = await run_sync(resources.database.batches.cancel, _batch_id(batch_id), caller.tenant)
+    stored = await run_sync(resources.database.batches.cancel, _batch_id(batch_id), caller.tenant)
     resources.outbox.call_for_batches()
-    return _answer(_to_batch(row))
+    return _answer(_to_batch(stored))
 
 
 def _batch_id(text: str) -> UUID:
@@ -197,27 +198,27 @@ def _answer(model: BaseModel) -> Response:
     return JSONResponse(model.model_dump(mode="json"), headers={"Cache-Control": "no-store"})
 
 
-def _to_batch(row: Any) -> ShownBatch:
+def _to_batch(stored: StoredBatch) -> ShownBatch:
     ended = {
-        f"{status.value}_at": _unix(row.finished_at) if row.status == status.value else None
+        f"{status.value}_at": _unix(stored.finished_at) if stored.status == status.value else None
         for status in (BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED)
     }
     values = {
-        "id": f"{_PREFIX}{row.id.hex}",
-        "endpoint": row.endpoint,
-        "errors": {"data": row.problems} if row.problems else None,
-        "input_file_id": f"{PREFIX}{row.input_id.hex}",
-        "completion_window": row.completion_window,
-        "status": row.status,
-        "output_file_id": row.output_id and f"{PREFIX}{row.output_id.hex}",
-        "error_file_id": row.errors_id and f"{PREFIX}{row.errors_id.hex}",
-        "created_at": _unix(row.created_at),
-        "in_progress_at": _unix(row.in_progress_at),
-        "expires_at": _unix(row.expires_at),
-        "finalizing_at": _unix(row.finalizing_at),
-        "cancelling_at": _unix(row.cancelling_at),
-        "request_counts": {"total": row.total, "completed": row.completed, "failed": row.failed},
-        "metadata": row.labels or None,
+        "id": f"{_PREFIX}{stored.id.hex}",
+        "endpoint": stored.endpoint,
+        "errors": {"data": stored.problems} if stored.problems else None,
+        "input_file_id": f"{PREFIX}{stored.input_id.hex}",
+        "completion_window": stored.completion_window,
+        "status": stored.status,
+        "output_file_id": stored.output_id and f"{PREFIX}{stored.output_id.hex}",
+        "error_file_id": stored.errors_id and f"{PREFIX}{stored.errors_id.hex}",
+        "created_at": _unix(stored.created_at),
+        "in_progress_at": _unix(stored.in_progress_at),
+        "expires_at": _unix(stored.expires_at),
+        "finalizing_at": _unix(stored.finalizing_at),
+        "cancelling_at": _unix(stored.cancelling_at),
+        "request_counts": {"total": stored.total, "completed": stored.completed, "failed": stored.failed},
+        "metadata": stored.labels or None,
     }
     return ShownBatch.model_validate({**values, **ended})
 

@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.responses import JSONResponse, Response
 
 from api.http.auth import Caller, CallerDep
 from api.http.reference import json_body
+from api.http.streams import stream
 from api.openai.errors import RESPONSES, OpenAIRoute
-from api.openai.waiting import follow_or_cancel, start, wait_until_done
+from api.openai.requests import follow_or_cancel, start, wait_until_done
 from api.producer.resources import Resources, ResourcesDep
 from shared.intake.validation import parse
 from shared.openai.chat import ChatRequest, answer, completion_head, describe_result, finish_reason, token_usage
@@ -56,15 +58,11 @@ async def complete(request: Request, caller: CallerDep, resources: ResourcesDep)
     job = await start(resources, caller, asked.job(resources.settings), len(sent))
     if asked.stream:
         include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        return StreamingResponse(
-            _stream(resources, caller, job, include_usage=include_usage),
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-            media_type="text/event-stream",
-        )
+        return stream(_events(resources, caller, job, include_usage=include_usage))
     return JSONResponse(answer(await wait_until_done(request, resources, caller, job)))
 
 
-async def _stream(resources: Resources, caller: Caller, job: Job, *, include_usage: bool) -> AsyncIterator[bytes]:
+async def _events(resources: Resources, caller: Caller, job: Job, *, include_usage: bool) -> AsyncIterator[bytes]:
     head = completion_head(job, "chat.completion.chunk") | ({"usage": None} if include_usage else {})
 
     def chunk(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
@@ -75,7 +73,7 @@ async def _stream(resources: Resources, caller: Caller, job: Job, *, include_usa
     text = GrowingText()
     async for news in follow_or_cancel(resources, caller, job):
         if news is None:
-            yield b": still here\n\n"
+            yield KEEPALIVE_COMMENT
         elif isinstance(news, Progress):
             if delta := text.take_new(news):
                 yield chunk({"content": delta})
@@ -94,7 +92,7 @@ async def _stream(resources: Resources, caller: Caller, job: Job, *, include_usa
             yield chunk({}, finish_reason(news, result))
             if include_usage:
                 yield _data({**head, "choices": [], "usage": token_usage(result)})
-    yield b"data: [DONE]\n\n"
+    yield format_sse_event(data_str="[DONE]")
 
 
 class GrowingText:
@@ -128,4 +126,4 @@ class GrowingText:
 
 
 def _data(value: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
+    return format_sse_event(data_str=json.dumps(value, ensure_ascii=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import IO, Any, Literal
+from typing import IO, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, Field
@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 
 from api.http.auth import Caller
 from api.producer.resources import Resources
-from shared.database.batches import NewDocument
+from shared.database.batches import NewDocument, StoredDocument
 from shared.openai.documents import MEDIA_TYPE, key_of
 from tuwen.errors import InvalidRequest, NotFound
 
@@ -62,14 +62,14 @@ def _no_document() -> UUID:
     raise NotFound("There is no file with this id.")
 
 
-def to_document(row: Any) -> Document:
-    """Convert a row of `documents`."""
+def to_document(stored: StoredDocument) -> Document:
+    """Show a stored document as OpenAI's clients read it."""
     return Document(
-        id=f"{PREFIX}{row.id.hex}",
-        bytes=row.size,
-        created_at=int(row.created_at.timestamp()),
-        filename=row.filename,
-        purpose=row.purpose,
+        id=f"{PREFIX}{stored.id.hex}",
+        bytes=stored.size,
+        created_at=int(stored.created_at.timestamp()),
+        filename=stored.filename,
+        purpose=stored.purpose,
     )
 
 
@@ -92,8 +92,7 @@ def keep(resources: Resources, caller: Caller, body: IO[bytes], filename: str, p
     if not size:
         resources.store.delete(key)
         raise InvalidRequest("The file is empty.", field="file")
-    row = resources.database.documents.add(NewDocument(id, key, filename, purpose, size), caller.tenant)
-    return to_document(row)
+    return to_document(resources.database.documents.add(NewDocument(id, key, filename, purpose, size), caller.tenant))
 
 
 def _chunks(body: IO[bytes]) -> Iterator[bytes]:
@@ -101,13 +100,13 @@ def _chunks(body: IO[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def content(resources: Resources, row: Any) -> Response:
+def content(resources: Resources, document: StoredDocument) -> Response:
     """Answer with the bytes of a document, or redirect to them."""
-    url = resources.store.url(row.key, resources.settings.result_url_ttl)
+    url = resources.store.url(document.key, resources.settings.result_url_ttl)
     if url is not None:
         return RedirectResponse(url, 307, {"Cache-Control": "private, no-store"})
     return StreamingResponse(
-        resources.store.stream(row.key),
+        resources.store.stream(document.key),
         headers={"Content-Security-Policy": "default-src 'none'; sandbox"},
         media_type=MEDIA_TYPE,
     )
@@ -117,19 +116,19 @@ def page(
     resources: Resources, caller: Caller, *, purpose: str | None, after: str | None, limit: int, newest_first: bool
 ) -> DocumentPage:
     """A page of the files of batches. Raises NotFound when `after` is not an id."""
-    rows = resources.database.documents.page(
+    found = resources.database.documents.page(
         caller.tenant,
         purpose=purpose,
         after=document_id(after) if after else None,
         limit=limit + 1,
         newest_first=newest_first,
     )
-    data = [to_document(row) for row in rows[:limit]]
+    data = [to_document(stored) for stored in found[:limit]]
     return DocumentPage(
         data=data,
         first_id=data[0].id if data else None,
         last_id=data[-1].id if data else None,
-        has_more=len(rows) > limit,
+        has_more=len(found) > limit,
     )
 
 

@@ -8,16 +8,18 @@ from typing import Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.responses import JSONResponse, Response
 
 from api.http.auth import Caller, CallerDep
 from api.http.reference import json_body
+from api.http.streams import stream
 from api.openai.errors import RESPONSES, OpenAIRoute
-from api.openai.waiting import follow_or_cancel, start, wait_until_done
+from api.openai.requests import follow_or_cancel, start, wait_until_done
 from api.producer.resources import BaseUrlDep, Resources, ResourcesDep
 from shared.intake.validation import parse
 from shared.openai.errors import body, error_of_job
-from shared.openai.images import ImagesRequest, answer, image_base64, stored_images
+from shared.openai.images import ImagesRequest, answer, image_base64, revised_prompts, stored_images
 from tuwen.jobs import Job, Progress, Status
 
 router = APIRouter(prefix="/v1/images", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
@@ -36,22 +38,18 @@ async def generate(request: Request, caller: CallerDep, resources: ResourcesDep,
     asked = parse(ImagesRequest, sent)
     job = await start(resources, caller, asked.job(resources.settings), len(sent))
     if asked.stream:
-        return StreamingResponse(
-            _stream(resources, caller, job, asked.partial_images or 0),
-            headers={"Cache-Control": "no-store"},
-            media_type="text/event-stream",
-        )
+        return stream(_events(resources, caller, job, asked.partial_images or 0))
     job = await wait_until_done(request, resources, caller, job)
     return JSONResponse(
         await run_sync(answer, resources.settings, resources.store, base_url, asked.response_format, job)
     )
 
 
-async def _stream(resources: Resources, caller: Caller, job: Job, partial_images: int) -> AsyncIterator[bytes]:
+async def _events(resources: Resources, caller: Caller, job: Job, partial_images: int) -> AsyncIterator[bytes]:
     sent = 0
     async for news in follow_or_cancel(resources, caller, job):
         if news is None:
-            yield b": still here\n\n"
+            yield KEEPALIVE_COMMENT
         elif isinstance(news, Progress):
             # Previews are spaced evenly: a single one in the middle, three at the quarters.
             if sent < partial_images and news.step * (partial_images + 1) >= news.steps * (sent + 1):
@@ -62,10 +60,11 @@ async def _stream(resources: Resources, caller: Caller, job: Job, partial_images
             yield _error(body(error_of_job(news)))
         else:
             [image] = stored_images(news)
-            described = {
+            described: dict[str, Any] = {
                 "b64_json": await run_sync(image_base64, resources.store, image),
                 "size": f"{image.width}x{image.height}",
                 "output_format": "png",
+                **revised_prompts(news)[0],
                 # OpenAI's type requires these counts, but nothing here counts tokens of pictures.
                 "usage": {
                     "input_tokens": 0,
@@ -90,8 +89,8 @@ def _event(job: Job, name: str, data: dict[str, Any]) -> bytes:
         "quality": "auto",
         "background": "opaque",
     }
-    return f"event: image_generation.{name}\ndata: {json.dumps(about | data)}\n\n".encode()
+    return format_sse_event(event=f"image_generation.{name}", data_str=json.dumps(about | data))
 
 
 def _error(error: dict[str, Any]) -> bytes:
-    return f"event: error\ndata: {json.dumps({'type': 'error', 'error': error})}\n\n".encode()
+    return format_sse_event(event="error", data_str=json.dumps({"type": "error", "error": error}))

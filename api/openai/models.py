@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
@@ -11,6 +10,7 @@ from fastapi import APIRouter
 from api.http.auth import CallerDep
 from api.openai.errors import RESPONSES, OpenAIRoute
 from api.producer.resources import ResourcesDep
+from shared.database.workers import WorkerState
 from shared.openai.models import kinds_by_model
 from shared.settings import Settings
 from tuwen.errors import UnknownModel
@@ -19,13 +19,9 @@ from tuwen.messages import Model
 router = APIRouter(prefix="/v1/models", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
 
 
-def served_models(settings: Settings, workers: Sequence[Any]) -> list[Model]:
-    """Each served model once; `created` is when the first live worker began to serve it, 0 while none does.
-
-    Args:
-        workers: rows of `Workers.alive`.
-    """
-    since = int(min((row.started_at.timestamp() for row in workers), default=0))
+def served_models(settings: Settings, workers: Sequence[WorkerState]) -> list[Model]:
+    """Each served model once; `created` is when the first of the live `workers` started, 0 while none is alive."""
+    since = int(min((worker.started_at.timestamp() for worker in workers), default=0))
     return [Model(id=name, created=since, kinds=kinds) for name, kinds in kinds_by_model(settings).items()]
 
 

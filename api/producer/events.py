@@ -11,9 +11,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from anyio.to_thread import run_sync
@@ -42,6 +42,7 @@ _AWAY = 2.0
 """Seconds for which Redis is not asked again after it did not answer."""
 
 Change = Status | Progress
+Answer = TypeVar("Answer")
 
 
 class Watch:
@@ -159,10 +160,11 @@ class JobEvents:
         """Raises QueueUnavailable."""
         await self.ask(self._redis.ping())
 
-    async def ask(self, question: Any) -> Any:
+    async def ask(self, question: Awaitable[Answer]) -> Answer:
         """Await an answer of Redis; fail at once if it was silent a moment ago, so that no request waits twice."""
         if time.monotonic() < self._away_until:
-            question.close()
+            if isinstance(question, Coroutine):
+                question.close()  # nobody awaits it
             raise QueueUnavailable("Redis does not answer; try again.", retry_after=_AWAY)
         try:
             async with asyncio.timeout(2 * _ANSWER):

@@ -10,12 +10,14 @@ from uuid import UUID
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 from starlette.background import BackgroundTask
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from api.http.auth import CallerDep
 from api.http.reference import json_body, problems
+from api.http.streams import EVENTS, forbid_storing
 from api.producer.resources import Resources, ResourcesDep
 from api.routes import dataset_items
 from api.routes.dataset_items import Only, Order
@@ -44,8 +46,6 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 LOOK = 1.0
 """Seconds between two reads of a data set that a client watches."""
-QUIET = 15.0
-"""Seconds after which a quiet stream sends a comment, to show that it is alive."""
 PREVIEW_PATIENCE = 15.0
 """Seconds within which a housekeeper should make a preview."""
 _LARGEST_PAGE = 200
@@ -60,6 +60,15 @@ async def _dataset_id(dataset_id: Annotated[str, Path(json_schema_extra={"format
 
 
 DatasetId = Annotated[UUID, Depends(_dataset_id)]
+
+
+async def _watched_dataset_id(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> UUID:
+    await run_sync(resources.database.datasets.get, dataset_id, caller.tenant)
+    return dataset_id
+
+
+WatchedDatasetId = Annotated[UUID, Depends(_watched_dataset_id)]
+"""The id of a data set that exists: once a stream has begun, 404 can no longer be answered."""
 Image = Annotated[int, Path(ge=0, lt=2**62, description="number of the image in the data set")]
 
 _EXAMPLES = {
@@ -123,17 +132,30 @@ async def show(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep
 
 @router.get(
     "/{dataset_id}/events",
-    response_class=StreamingResponse,
+    response_class=EventSourceResponse,
+    dependencies=[Depends(forbid_storing)],
     summary="Watch a data set",
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **problems(401, 404)},
+    responses=EVENTS | problems(401, 404),
 )
-async def watch(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
+async def watch(
+    caller: CallerDep, dataset_id: WatchedDatasetId, resources: ResourcesDep
+) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: `state` with the whole data set and its progress, at first and then about every second while
     it changes. The stream ends after the state in which the data set is over."""
-    await run_sync(resources.database.datasets.get, dataset_id, caller.tenant)  # a 404 is only possible before
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    stream = _stream(resources, dataset_id, caller.tenant)
-    return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
+    shown: Dataset | None = None
+    while True:
+        try:
+            dataset = await run_sync(resources.database.datasets.get, dataset_id, caller.tenant)
+        except DatabaseUnavailable:
+            yield ServerSentEvent(comment="PostgreSQL does not answer")
+            await asyncio.sleep(LOOK)
+            continue
+        if dataset != shown:
+            shown = dataset
+            yield ServerSentEvent(event="state", data=dataset)
+        if dataset.status.terminal:
+            return
+        await asyncio.sleep(LOOK)
 
 
 @router.delete(
@@ -400,26 +422,3 @@ def _answer(shown: BaseModel, status: int = 200, headers: dict[str, str] | None 
     return Response(
         shown.model_dump_json(), status, {"Cache-Control": "no-store", **(headers or {})}, "application/json"
     )
-
-
-async def _stream(resources: Resources, dataset_id: UUID, tenant: Tenant) -> AsyncIterator[bytes]:
-    told = b""
-    quiet = 0.0
-    while True:
-        try:
-            dataset = await run_sync(resources.database.datasets.get, dataset_id, tenant)
-        except DatabaseUnavailable:
-            yield b": PostgreSQL does not answer\n\n"
-            await asyncio.sleep(LOOK)
-            continue
-        news = dataset.model_dump_json().encode()
-        if news != told:
-            told, quiet = news, 0.0
-            yield b"event: state\ndata: " + news + b"\n\n"
-        elif quiet >= QUIET:
-            quiet = 0.0
-            yield b": still here\n\n"
-        if dataset.status.terminal:
-            return
-        await asyncio.sleep(LOOK)
-        quiet += LOOK

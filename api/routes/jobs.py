@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
-from pydantic import BaseModel
-from starlette.responses import Response, StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.responses import Response
 
 from api.http.auth import CallerDep
 from api.http.reference import json_body, problems
+from api.http.streams import EVENTS, forbid_storing
+from api.producer.job_waiting import follow, wait_until_over
 from api.producer.resources import BaseUrlDep, Resources, ResourcesDep
 from api.producer.submission import submit
-from api.producer.waiting import follow, wait_until_over
 from api.routes.files import serve
 from shared.intake.validation import parse
 from tuwen.errors import Conflict, InvalidRequest, NotFound
-from tuwen.jobs import GenerateResult, Job, JobRequest, Kind, Progress, Status, StoredImage, Tenant
+from tuwen.jobs import GenerateResult, Job, JobRequest, Kind, Progress, Status, StoredImage
 from tuwen.messages import Accepted, Batch, JobPage
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -45,6 +46,15 @@ async def _job_id(job_id: Annotated[str, Path(json_schema_extra={"format": "uuid
 
 JobId = Annotated[UUID, Depends(_job_id)]
 """Comes after the caller in every signature, so that a caller without a key does not learn what an id looks like."""
+
+
+async def _watched_job_id(caller: CallerDep, job_id: JobId, resources: ResourcesDep) -> UUID:
+    await run_sync(resources.database.jobs.get, job_id, caller.tenant)
+    return job_id
+
+
+WatchedJobId = Annotated[UUID, Depends(_watched_job_id)]
+"""The id of a job that exists: once a stream has begun, 404 can no longer be answered."""
 IdempotencyKey = Annotated[
     str | None,
     Header(description="text of your choice: repeating the same key and body within a day gives the same job"),
@@ -222,21 +232,30 @@ async def retry(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_
 
 @router.get(
     "/{job_id}/events",
-    response_class=StreamingResponse,
+    response_class=EventSourceResponse,
+    dependencies=[Depends(forbid_storing)],
     summary="Watch a job",
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **problems(401, 404)},
+    responses=EVENTS | problems(401, 404),
 )
-async def watch(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
+async def watch(
+    caller: CallerDep, job_id: WatchedJobId, resources: ResourcesDep, base_url: BaseUrlDep
+) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: `state` with the whole job, at first and then whenever its state changes, and `progress` with
     `{"step", "steps"}` while it runs. The stream ends after the state in which the job is over.
 
     A progress may also have `parts`: `{"index", "text"}` for each text that is being written and, with `previews` in
     the input, `{"index", "preview"}` for each picture that is being drawn. Parts that have not changed are left out,
     and some models report none."""
-    await run_sync(resources.database.jobs.get, job_id, caller.tenant)  # a 404 is only possible before the stream
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    stream = _stream(resources, job_id, caller.tenant, base_url)
-    return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
+    shown: tuple[Status, int, bool] | None = None
+    async for news in follow(resources, job_id, caller.tenant):
+        if isinstance(news, Job):
+            state = (news.status, news.attempts, news.cancel_requested)
+            if state != shown:
+                shown = state
+                progress = await resources.events.progress([job_id]) if news.status is Status.RUNNING else {}
+                yield ServerSentEvent(event="state", data=_with_links(news, base_url, progress.get(job_id)))
+        elif news is not None:
+            yield ServerSentEvent(event="progress", data=news)
 
 
 @router.get(
@@ -315,20 +334,3 @@ def _preferred_wait(prefer: str | None, resources: Resources) -> float:
         if name.strip().lower() == "wait" and _SECONDS.fullmatch(seconds):
             return min(float(seconds), resources.settings.max_wait)
     return 0.0
-
-
-async def _stream(resources: Resources, job_id: UUID, tenant: Tenant, base_url: str) -> AsyncIterator[bytes]:
-    shown: tuple[Any, ...] | None = None
-    async for news in follow(resources, job_id, tenant):
-        if isinstance(news, Job):
-            state = (news.status, news.attempts, news.cancel_requested)
-            if state != shown:
-                shown = state
-                progress = await resources.events.progress([job_id]) if news.status is Status.RUNNING else {}
-                yield _event("state", _with_links(news, base_url, progress.get(job_id)))
-        else:
-            yield _event("progress", news) if news is not None else b": still here\n\n"
-
-
-def _event(name: str, data: BaseModel) -> bytes:
-    return f"event: {name}\ndata: {data.model_dump_json()}\n\n".encode()

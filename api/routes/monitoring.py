@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from html import escape
-from typing import Any, Literal
+from typing import Literal
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
@@ -26,6 +26,7 @@ from api.http.reference import problems
 from api.openai.models import served_models
 from api.producer.resources import Resources, ResourcesDep
 from shared.database import QueueState
+from shared.database.datasets import DatasetFigures
 from shared.database.webhooks import LATE, WebhookFigures
 from shared.database.workers import WorkerState
 from shared.telemetry.metrics import COUNTERS, HISTOGRAMS, distributions, redis_key
@@ -151,10 +152,10 @@ async def _gather(resources: Resources) -> list[Metric]:
     return families
 
 
-def _by_device(workers: list[Any]) -> dict[str, int]:
+def _by_device(workers: Sequence[WorkerState]) -> dict[str, int]:
     counts: dict[str, int] = {}
-    for row in workers:
-        counts[row.device] = counts.get(row.device, 0) + 1
+    for worker in workers:
+        counts[worker.device] = counts.get(worker.device, 0) + 1
     return counts
 
 
@@ -184,7 +185,7 @@ def _webhook_families(figures: WebhookFigures) -> list[Metric]:
     ]
 
 
-def _dataset_families(rows: list[Any], speed: tuple[float, float]) -> list[Metric]:
+def _dataset_families(rows: Sequence[DatasetFigures], speed: tuple[float, float]) -> list[Metric]:
     """Metrics of the data sets that are not over."""
     shards = GaugeMetricFamily("tuwen_dataset_shards", "Shards by their state", labels=["status"])
     images = GaugeMetricFamily("tuwen_dataset_images", "Images by what has become of them", labels=["state"])

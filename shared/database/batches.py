@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, delete, func, insert, select, text, update
+from sqlalchemy import Connection, Insert, delete, func, insert, select, text, update
 
 from shared.database.batch_status import BatchStatus
 from shared.database.connections import Connections, seconds
@@ -58,7 +58,7 @@ class NewDocument:
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class StoredDocument:
     """A file that is no image, as it is kept."""
 
     id: UUID
@@ -73,7 +73,7 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class StoredBatch:
     """A batch as its owner sees it."""
 
     id: UUID
@@ -134,15 +134,15 @@ class Documents:
         self._run = connections.run
         self._fetch = connections.fetch
 
-    def add(self, document: NewDocument, tenant: Tenant) -> Document:
+    def add(self, document: NewDocument, tenant: Tenant) -> StoredDocument:
         """Note a file whose object is stored."""
-        [row] = self._fetch(Document, _insertion(document, tenant).returning(DocumentRow.__table__))
+        [row] = self._fetch(StoredDocument, _insertion(document, tenant).returning(DocumentRow.__table__))
         return row
 
-    def get(self, id: UUID, tenant: Tenant) -> Document:
+    def get(self, id: UUID, tenant: Tenant) -> StoredDocument:
         """Raises NotFound also for another tenant's document."""
         rows = self._fetch(
-            Document, select(DocumentRow.__table__).where(DocumentRow.id == id, DocumentRow.tenant == tenant)
+            StoredDocument, select(DocumentRow.__table__).where(DocumentRow.id == id, DocumentRow.tenant == tenant)
         )
         if not rows:
             raise NotFound("There is no file with this id.")
@@ -150,14 +150,14 @@ class Documents:
 
     def page(
         self, tenant: Tenant, *, purpose: str | None, after: UUID | None, limit: int, newest_first: bool
-    ) -> list[Document]:
+    ) -> list[StoredDocument]:
         """Documents of a tenant, oldest or newest first."""
         query = select(DocumentRow.__table__).where(DocumentRow.tenant == tenant).limit(limit)
         if purpose is not None:
             query = query.where(DocumentRow.purpose == purpose)
         if after is not None:
             query = query.where(DocumentRow.id < after if newest_first else DocumentRow.id > after)
-        return self._fetch(Document, query.order_by(DocumentRow.id.desc() if newest_first else DocumentRow.id))
+        return self._fetch(StoredDocument, query.order_by(DocumentRow.id.desc() if newest_first else DocumentRow.id))
 
     def remove(self, id: UUID, tenant: Tenant) -> str:
         """Delete a document's row and return the key of its object, which the caller has to delete.
@@ -190,26 +190,26 @@ class Batches:
 
     # ── the client's side ─────────────────────────────────────────────────────────────────────────
 
-    def add(self, values: Mapping[str, Any], lifetime: float) -> Batch:
+    def add(self, values: Mapping[str, Any], lifetime: float) -> StoredBatch:
         """Insert a batch, which expires after `lifetime` seconds; `values` are columns of its row."""
         statement = insert(BatchRow).values(expires_at=func.now() + seconds(lifetime), **values)
-        [row] = self._fetch(Batch, statement.returning(BatchRow.__table__))
+        [row] = self._fetch(StoredBatch, statement.returning(BatchRow.__table__))
         return row
 
-    def get(self, id: UUID, tenant: Tenant) -> Batch:
+    def get(self, id: UUID, tenant: Tenant) -> StoredBatch:
         """Raises NotFound also for another tenant's batch."""
-        rows = self._fetch(Batch, select(BatchRow.__table__).where(BatchRow.id == id, BatchRow.tenant == tenant))
+        rows = self._fetch(StoredBatch, select(BatchRow.__table__).where(BatchRow.id == id, BatchRow.tenant == tenant))
         if not rows:
             raise NotFound("There is no batch with this id.")
         return rows[0]
 
-    def page(self, tenant: Tenant, *, after: UUID | None, limit: int) -> list[Batch]:
+    def page(self, tenant: Tenant, *, after: UUID | None, limit: int) -> list[StoredBatch]:
         """Batches of a tenant, the newest first."""
         query = select(BatchRow.__table__).where(BatchRow.tenant == tenant)
         query = query if after is None else query.where(BatchRow.id < after)
-        return self._fetch(Batch, query.order_by(BatchRow.id.desc()).limit(limit))
+        return self._fetch(StoredBatch, query.order_by(BatchRow.id.desc()).limit(limit))
 
-    def cancel(self, id: UUID, tenant: Tenant) -> Batch:
+    def cancel(self, id: UUID, tenant: Tenant) -> StoredBatch:
         """Request the cancellation of a batch. Raises NotFound, or Conflict when it is over."""
         wanted = update(BatchRow).where(
             BatchRow.id == id,
@@ -218,7 +218,7 @@ class Batches:
         )
         values = {"status": BatchStatus.CANCELLING.value, "cancelling_at": func.now(), "due_at": func.now()}
         # The epoch is raised, so that a step in progress does not submit more jobs.
-        rows = self._fetch(Batch, wanted.values(epoch=BatchRow.epoch + 1, **values).returning(BatchRow.__table__))
+        rows = self._fetch(StoredBatch, wanted.values(epoch=BatchRow.epoch + 1, **values).returning(BatchRow.__table__))
         if rows:
             return rows[0]
         batch = self.get(id, tenant)
@@ -295,7 +295,7 @@ class Batches:
             .join(JobRow, JobRow.id == BatchLineRow.job_id)
             .where(BatchLineRow.batch_id == id, JobRow.finished_at.is_not(None))
         )
-        return [Line(*row) for row in self._run(over.order_by(BatchLineRow.number).limit(most))]
+        return self._fetch(Line, over.order_by(BatchLineRow.number).limit(most))
 
     def jobs_under_way(self, id: UUID) -> list[UUID]:
         """Jobs of lines whose answers are not written yet."""
@@ -347,7 +347,7 @@ class Batches:
             )
 
     def _change(
-        self, id: UUID, epoch: int, connection: Connection | None = None, *, ends_step: bool = True, **values: Any
+        self, id: UUID, epoch: int, connection: Connection | None = None, *, ends_step: bool = True, **values: object
     ) -> None:
         if ends_step:
             # The lease ends with the step: a heartbeat that is under way must not put off the next one.
@@ -359,7 +359,7 @@ class Batches:
             raise Conflict("Another process works on this batch by now.")
 
 
-def _insertion(document: NewDocument, tenant: Tenant) -> Any:
+def _insertion(document: NewDocument, tenant: Tenant) -> Insert:
     return insert(DocumentRow).values(
         id=document.id,
         tenant=tenant,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
@@ -12,8 +13,9 @@ from pydantic import TypeAdapter
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    CursorResult,
     Engine,
+    Executable,
+    Row,
     SQLColumnExpression,
     create_engine,
     event,
@@ -42,7 +44,8 @@ _SESSION = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_ke
 OLDEST_RELEASE = 15
 """Of PostgreSQL, that the tests run on; nothing here may need a newer one."""
 
-Row = TypeVar("Row")
+Kept = TypeVar("Kept")
+"""A dataclass whose fields are columns."""
 
 
 @contextmanager
@@ -95,7 +98,7 @@ def driver_url(url: str) -> str:
     return make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
 
-def seconds(count: float | SQLColumnExpression[float]) -> ColumnElement[Any]:
+def seconds(count: float | SQLColumnExpression[float]) -> ColumnElement[timedelta]:
     """An interval."""
     return func.make_interval(0, 0, 0, 0, 0, 0, count)
 
@@ -134,7 +137,9 @@ class Connections:
         statement = "; ".join(f"SET {name} = '{value}'" for name, value in session.items())
 
         @event.listens_for(engine, "do_connect")
-        def _connect(_dialect: object, _record: object, arguments: Any, options: Any) -> WatchedConnection:
+        def _connect(
+            _dialect: object, _record: object, arguments: Sequence[str], options: Mapping[str, Any]
+        ) -> WatchedConnection:
             self._watchdog.require_voice()  # it may have fallen silent while this thread waited for the pool
             return self._watchdog.connect(*arguments, **options)
 
@@ -168,13 +173,15 @@ class Connections:
             with transactional.begin():
                 yield transactional
 
-    def run(self, statement: Any, values: Mapping[str, Any] | None = None, *, relaxed: bool = False) -> list[Any]:
+    def run(
+        self, statement: Executable, values: Mapping[str, object] | None = None, *, relaxed: bool = False
+    ) -> list[Row[Any]]:
         """Execute one statement and fetch what it returns."""
         with self.connection(relaxed=relaxed) as connection:
-            result: CursorResult[Any] = connection.execute(statement, values or {})
+            result = connection.execute(statement, values or {})
             return list(result.all()) if result.returns_rows else []
 
-    def fetch(self, kind: type[Row], statement: Any, values: Mapping[str, Any] | None = None) -> list[Row]:
+    def fetch(self, kind: type[Kept], statement: Executable, values: Mapping[str, object] | None = None) -> list[Kept]:
         """Execute one statement; the rows it returns as instances of the dataclass `kind`, by the names of its fields.
 
         Columns that `kind` has no field for are left out.
@@ -187,7 +194,7 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def rows_as(kind: type[Row], rows: Iterable[Any]) -> list[Row]:
+def rows_as(kind: type[Kept], rows: Iterable[Row[Any]]) -> list[Kept]:
     """Rows as instances of the dataclass `kind`, states and other enumerations made of their values."""
-    adapter: TypeAdapter[Row] = _adapter(kind)  # type: ignore[arg-type]  # classes are hashable
+    adapter: TypeAdapter[Kept] = _adapter(kind)  # type: ignore[arg-type]  # classes are hashable
     return [adapter.validate_python(dict(row._mapping)) for row in rows]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, delete, insert, select
+from sqlalchemy import Executable, Row, Select, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 from uuid_utils.compat import uuid7
 
@@ -166,18 +166,18 @@ class Datasets:
             status = self._row(id, tenant).status
             raise Conflict(f"Data set {id} is {status} and cannot be deleted; cancel it first, or wait.")
 
-    def _change(self, id: UUID, tenant: Tenant, statement: Any, what: str, **values: Any) -> None:
+    def _change(self, id: UUID, tenant: Tenant, statement: Executable, what: str, **values: object) -> None:
         if not self._run(statement, {"id": id, "tenant": tenant, **values}):
             status = self._row(id, tenant).status
             raise Conflict(f"Data set {id} is {status} and cannot be {what} now.")
 
-    def _row(self, id: UUID, tenant: Tenant) -> Any:
+    def _row(self, id: UUID, tenant: Tenant) -> Row[Any]:
         rows = self._run(_DATASETS.where(DatasetRow.id == id, DatasetRow.tenant == tenant))
         if not rows:
             raise NotFound(f"There is no data set {id}.")
         return rows[0]
 
-    def _to_dataset(self, row: Any) -> Dataset:
+    def _to_dataset(self, row: Row[Any]) -> Dataset:
         error = row.error_code and JobError(code=row.error_code, detail=row.error_detail or "")
         return Dataset(
             id=row.id,
@@ -193,7 +193,7 @@ class Datasets:
             finished_at=row.finished_at,
         )
 
-    def _progress(self, row: Any) -> DatasetProgress:
+    def _progress(self, row: Row[Any]) -> DatasetProgress:
         totals = self._run(transitions.TOTALS, {"id": row.id})[0]
         rates = self._run(transitions.RATES, {"id": row.id, "window": RATE_WINDOW}) if row.finished_at is None else []
         left = totals.images - totals.done - totals.failed
@@ -366,6 +366,6 @@ def _destination_taken(destination: str | None) -> Conflict:
     )
 
 
-def _dataset_claim(row: Any) -> DatasetClaim:
+def _dataset_claim(row: Row[Any]) -> DatasetClaim:
     request = DatasetRequest.model_validate(row.request)
     return DatasetClaim(row.id, row.epoch, row.tenant, request, DatasetStatus(row.status), row.attempts)

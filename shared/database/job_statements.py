@@ -2,9 +2,9 @@
 
     queued ──claim──▶ running ──finish──▶ succeeded | failed
       ▲                  │
-      └─────settle───────┴──▶ failed | cancelled | expired | quarantined
+      └──give back───────┴──▶ failed | cancelled | expired | quarantined
 
-`shared.database` gives them their values and says what each is for.
+`shared.database.jobs` gives the statements their values and says what each is for.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Every state transition of a job, each as one guarded statement.
-
-    queued ──claim──▶ running ──finish──▶ succeeded | failed
-      ▲                  │
-      └───give back──────┴──▶ failed | cancelled | expired | quarantined
+"""Every state transition of a job, each as one guarded statement; `job_statements` draws the state machine.
 
 A guard checks the status, and for a running job the epoch of its claim. So a worker that was presumed
 dead changes nothing when it wakes up, and a message delivered twice runs once.
@@ -18,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import Connection, Select, delete, func, select, text, update
+from sqlalchemy import Connection, Row, Select, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from uuid_utils.compat import uuid7
 
@@ -493,7 +489,7 @@ def _accepted_jobs(
     ]
 
 
-def _job(row: Any) -> Job:
+def _job(row: Row[Any]) -> Job:
     error = row.error_code and JobError(
         code=row.error_code, detail=row.error_detail or "", retryable=bool(row.error_retryable)
     )

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Row, func, select, update
 
 from shared.database import dataset_statements as transitions
 from shared.database.connections import Connections
@@ -232,7 +232,7 @@ def kinds_name(kinds: Sequence[Kind]) -> str:
     return "+".join(kind.value for kind in kinds)
 
 
-def renewal(held: Mapping[UUID, Any], rows: Sequence[Any]) -> Renewal:
+def renewal(held: Mapping[UUID, object], rows: Sequence[Row[Any]]) -> Renewal:
     """The result of a heartbeat, from the rows that the statement returned."""
     return Renewal(
         cancelled=frozenset(row.id for row in rows if row.cancelled),
@@ -240,10 +240,10 @@ def renewal(held: Mapping[UUID, Any], rows: Sequence[Any]) -> Renewal:
     )
 
 
-def _shard_claim(row: Any) -> ShardClaim:
+def _shard_claim(row: Row[Any]) -> ShardClaim:
     return ShardClaim(**{**row._mapping, "request": DatasetRequest.model_validate(row.request)})
 
 
-def _shard(row: Any) -> Shard:
+def _shard(row: Row[Any]) -> Shard:
     error = row.error_code and JobError(code=row.error_code, detail=row.error_detail or "", retryable=True)
     return Shard(row.number, row.images, ShardStatus(row.status), row.plan_key, row.results_key, error or None)

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Generic
+from typing import Generic
 
 from celery import Celery
 from kombu.exceptions import KombuError
@@ -114,7 +114,7 @@ class TaskConsumer:
         if outcome is not None:
             self._send_event(id, outcome.event, runtime=time.monotonic() - started, **outcome.details)
 
-    def _send_event(self, id: str, event: str, **details: Any) -> None:
+    def _send_event(self, id: str, event: str, **details: object) -> None:
         try:
             with self._app.events.default_dispatcher(hostname=self._hostname) as dispatcher:
                 dispatcher.send(event, uuid=id, **details)
@@ -123,8 +123,10 @@ class TaskConsumer:
 
 
 class LeasedConsumer(Generic[Work]):
-    """A `TaskConsumer` whose work is held under leases: what a message names is claimed, renewed while it is done, and
-    stopped when somebody cancels it, when another process has it, or when this process ends.
+    """A `TaskConsumer` whose work is held under leases.
+
+    What a message names is claimed, renewed while it is done, and stopped when somebody cancels it, when another
+    process has it, or when this process ends.
     """
 
     def __init__(
@@ -138,9 +140,9 @@ class LeasedConsumer(Generic[Work]):
         """Take work from the queues of `consumer`, which is given what to do with a message.
 
         Args:
-            claim: given the arguments of a message; answers what is now this process's to do, the outcome where there
-                is nothing to do any more, None where the message meant nothing.
-            do: does it; whatever way it ends is the outcome.
+            claim: is given the arguments of a message; returns the work that is now this process's, the outcome when
+                nothing is left to do, or None when the message meant nothing.
+            do: does the work and returns its outcome, whatever happens.
         """
         self._consumer = consumer(self.run)
         self._heartbeat = heartbeat
@@ -160,7 +162,7 @@ class LeasedConsumer(Generic[Work]):
         self._consumer.join(timeout)
         self._heartbeat.close()
 
-    def run(self, begin: Callable[[], None], *arguments: Any) -> Outcome | None:
+    def run(self, begin: Callable[[], None], *arguments: object) -> Outcome | None:
         """Do what a message asks for, if it is to be done; `begin` is called when that is known."""
         work = self._claim(*arguments)
         if work is None or isinstance(work, Outcome):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
@@ -15,8 +16,8 @@ from tuwen.errors import DatabaseUnavailable
 log = logging.getLogger(__name__)
 
 
-class Held(Protocol):
-    """Work under a lease: a job, a shard, a data set or a batch, as long as this process has it."""
+class Claim(Protocol):
+    """The right to do something until the lease ends; its epoch tells it from earlier and later ones."""
 
     @property
     def id(self) -> UUID: ...
@@ -24,6 +25,25 @@ class Held(Protocol):
     @property
     def epoch(self) -> int: ...
 
+
+AnyClaim = TypeVar("AnyClaim", bound=Claim, covariant=True)
+
+
+class Held(ABC, Generic[AnyClaim]):
+    """Work under a lease: a job, a shard, a data set or a batch, as long as this process has it."""
+
+    def __init__(self, claim: AnyClaim):
+        self.claim = claim
+
+    @property
+    def id(self) -> UUID:
+        return self.claim.id
+
+    @property
+    def epoch(self) -> int:
+        return self.claim.epoch
+
+    @abstractmethod
     def stop(self) -> None:
         """The work was paused or cancelled, or another process may have it by now.
 
@@ -31,7 +51,7 @@ class Held(Protocol):
         """
 
 
-Work = TypeVar("Work", bound=Held)
+Work = TypeVar("Work", bound=Held[Claim])
 
 
 class Heartbeat(Generic[Work]):

@@ -98,13 +98,14 @@ def answer(
 ) -> dict[str, Any]:
     """The answer in OpenAI's shape for a job that has succeeded. Raises StorageUnavailable."""
     images = []
+    words = revised_prompts(job)
     for index, image in enumerate(stored_images(job)):
         if response_format == "url":
             fetched_here = f"{base_url}/v1/jobs/{job.id}/image" + (f"?candidate={index}" if index else "")
             url = store.url(image.key, settings.result_url_ttl)
-            images.append({"url": url or fetched_here})
+            images.append({"url": url or fetched_here} | words[index])
         else:
-            images.append({"b64_json": image_base64(store, image)})
+            images.append({"b64_json": image_base64(store, image)} | words[index])
     first = stored_images(job)[0]
     return {
         "created": int(job.created_at.timestamp()),
@@ -120,6 +121,14 @@ def stored_images(job: Job) -> list[StoredImage]:
     if not isinstance(job.result, GenerateResult):
         raise error_of_job(job)
     return [each.image for each in job.result.candidates if each.image] or [job.result.image]
+
+
+def revised_prompts(job: Job) -> list[dict[str, str]]:
+    """OpenAI's `revised_prompt` of each image of a generate job: what was drawn, when the model reports it."""
+    if not isinstance(job.result, GenerateResult):
+        raise error_of_job(job)
+    texts = [each.revised_prompt for each in job.result.candidates if each.image] or [job.result.revised_prompt]
+    return [{"revised_prompt": text} if text else {} for text in texts]
 
 
 def image_base64(store: ObjectStore, image: StoredImage) -> str:

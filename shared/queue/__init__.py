@@ -26,7 +26,7 @@ from shared.queue.names import (
     shards_queue,
     task_name,
 )
-from shared.queue.publishing import JobEvent, JobQueue
+from shared.queue.publishing import Announcement, JobQueue
 
 __all__ = [
     "BATCHES_LIST",
@@ -41,7 +41,7 @@ __all__ = [
     "PREVIEWS_LIST",
     "SHARD_TASK",
     "WEBHOOKS_TASK",
-    "JobEvent",
+    "Announcement",
     "JobQueue",
     "celery_app",
     "connect",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 from celery import Celery, signals
 from celery.apps.worker import Worker
@@ -29,5 +28,5 @@ def celery_consumer(app: Celery, hostname: str, *, queues: list[str], threads: i
     return worker
 
 
-def _keep_our_logging(**_: Any) -> None:
+def _keep_our_logging(**_: object) -> None:
     """Celery configures logging unless somebody listens to this signal."""

@@ -26,7 +26,7 @@ BUFFER = 500
 
 class EventDispatcher(dispatcher.EventDispatcher):
     def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **{**options, "buffer_limit": BUFFER})  # type: ignore[no-untyped-call]
+        super().__init__(*args, **{**options, "buffer_limit": BUFFER})  # type: ignore[no-untyped-call]  # of kombu
         self._gathered = threading.Event()
         self._closed = False
         if self.buffer_group:
@@ -53,7 +53,7 @@ class EventDispatcher(dispatcher.EventDispatcher):
     def close(self) -> None:
         self._closed = True
         self._gathered.set()
-        super().close()  # type: ignore[no-untyped-call]
+        super().close()  # type: ignore[no-untyped-call]  # of kombu
 
     def _flush_now_and_then(self) -> None:
         while True:

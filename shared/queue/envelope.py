@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -28,9 +29,10 @@ def parse_envelope(message: bytes) -> Envelope | None:
     return Envelope(id, arguments) if id is not None and isinstance(arguments, list) else None
 
 
-def task_id(headers: Any) -> UUID | None:
+def task_id(headers: object) -> UUID | None:
     """The task's id, which is that of the job or shard; None where the headers have none."""
+    id = headers.get("id") if isinstance(headers, Mapping) else None
     try:
-        return UUID(headers["id"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return UUID(id) if isinstance(id, str) else None
+    except ValueError:
         return None

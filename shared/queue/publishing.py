@@ -37,7 +37,7 @@ from tuwen.jobs import Kind, Progress
 
 log = logging.getLogger(__name__)
 
-JobEvent = tuple[UUID, Mapping[str, Any]]
+Announcement = tuple[UUID, Mapping[str, Any]]
 """A job id with its event: `{"status": …}`, or `{"progress": …}` with the fields of `tuwen.jobs.Progress`."""
 
 
@@ -78,7 +78,7 @@ class JobQueue:
                     retry=False,
                 )
 
-    def announce(self, events: Iterable[JobEvent]) -> set[UUID]:
+    def announce(self, events: Iterable[Announcement]) -> set[UUID]:
         """Send events to the watchers of these jobs; returns the jobs that have watchers.
 
         Best effort: watchers also poll PostgreSQL, so a lost event is only late.

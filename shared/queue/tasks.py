@@ -47,7 +47,7 @@ def define(app: Celery, take: Callable[[JobMessage], None]) -> None:
     class JobTask(Task):
         Strategy: Any = staticmethod(strategy)
 
-        def run(self, *_: Any) -> None:
+        def run(self, *_: object) -> None:
             raise NotImplementedError("a job's task is run by the worker's runner")
 
     for kind in Kind:
@@ -112,7 +112,7 @@ class JobMessage:
             "worker_pid": os.getpid(),
         }
 
-    def _send_event(self, event: str, **fields: Any) -> None:
+    def _send_event(self, event: str, **fields: object) -> None:
         dispatcher = self._consumer.event_dispatcher  # another one after each reconnection, None in between
         if dispatcher is not None and dispatcher.enabled:
             dispatcher.send(event, uuid=self.id, **fields)

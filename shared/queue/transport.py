@@ -37,7 +37,7 @@ class Channel(kombu_redis.Channel):
         self._brpop_sent_at = monotonic()
         self.client.connection.send_command("BLMPOP", timeout or 0, len(keys), *keys, "RIGHT", "COUNT", count)
 
-    def _brpop_read(self, **options: Any) -> bool:
+    def _brpop_read(self, **options: object) -> bool:
         """Deliver the received messages, and drop entries that are not messages.
 
         In kombu, an entry that is not JSON, or lacks the shape of its envelope, ends the whole worker. A message is
@@ -51,7 +51,7 @@ class Channel(kombu_redis.Channel):
                 raise
         finally:
             self._in_poll = None
-            self._flush_brpop_reauth()  # type: ignore[no-untyped-call]
+            self._flush_brpop_reauth()  # type: ignore[no-untyped-call]  # of kombu
         if not answer:
             raise Empty
         key, messages = answer

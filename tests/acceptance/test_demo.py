@@ -73,7 +73,7 @@ def test_the_text_that_fits_scores_best(demo: subprocess.CompletedProcess[str]) 
 
 
 def test_nothing_is_left_running(demo: subprocess.CompletedProcess[str], folder: Path) -> None:
-    assert re.search(r"none of its \d+ processes is left", demo.stderr)
+    assert re.search(r"all of its \d+ processes have ended", demo.stderr)
     left = []
     for process in psutil.process_iter():
         try:

@@ -24,9 +24,9 @@ from PIL import Image
 from shared.settings import Settings
 from tests.bench.figures import Figure
 from tests.bench.worker import EXAMPLE_SIDE, measure_between_peers, rate
+from tests.support.scenes import EXAMPLE
 from tuwen.jobs import Kind
 from workers.lab.world.render import render
-from workers.scenes.grammar import EXAMPLE
 
 PROMPT = "a black cat on grass"
 

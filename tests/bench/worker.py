@@ -16,10 +16,10 @@ from shared.objects.storage import ObjectStore, file_key
 from shared.settings import Settings
 from tests.bench.figures import Figure
 from tests.bench.peers import measure
+from tests.support.scenes import EXAMPLE
 from tests.support.system import TENANT, System
 from tuwen.jobs import JobRequest, Kind
 from workers.lab.world.render import render
-from workers.scenes.grammar import EXAMPLE
 
 NULL = "import:tests.support.fakes:NullGenerator"
 WAITING = "import:tests.support.fakes:SlowGenerator"

@@ -208,6 +208,11 @@ def test_extras_exist_and_only_the_worker_has_torch(dockerfile: str) -> None:
         assert extra == "base" or extra in project["optional-dependencies"], extra
     stages = dict(re.findall(r"^FROM \S+ AS (\S+)$(.*?)(?=^FROM|\Z)", dockerfile, re.MULTILINE | re.DOTALL))
     wanted = {stage: "\n".join(_requirements(project, text)) for stage, text in stages.items()}
+    for stage in ("app-build", "worker-build"):
+        named = set(re.findall(r"-r (\w+)\.txt", stages[stage]))
+        assert {"base", "server"} <= named
+        assert set(re.findall(r"^tuwen\[(\w+)\]", wanted[stage], re.MULTILINE)) <= named, "an extra names others"
+        assert "tuwen-lab" not in wanted[stage]
     assert "torch" not in wanted["app-build"]
     assert "torch" in wanted["worker-build"]
     assert "flower" in wanted["app-build"]
@@ -226,8 +231,10 @@ def test_images_run_as_nobody_in_particular(dockerfile: str) -> None:
 
 
 def test_constraints_name_every_dependency() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
-    names = {re.split(r"[\[<>=!~ ]", requirement)[0].lower() for requirement in requirements} - {"tuwen"}
+    requirements: list[str] = []
+    for file in (ROOT / "pyproject.toml", ROOT / "workers/lab/pyproject.toml"):
+        project = tomllib.loads(file.read_text())["project"]
+        requirements += [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    names = {re.split(r"[\[<>=!~ ]", requirement)[0].lower() for requirement in requirements} - {"tuwen", "tuwen-lab"}
     pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert names <= pinned

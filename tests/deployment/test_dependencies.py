@@ -15,18 +15,24 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LAB: dict[str, Any] = tomllib.loads((ROOT / "workers/lab/pyproject.toml").read_text())
 OURS = {*PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"], "tests"}
+OWN_DISTRIBUTIONS = {"tuwen", "tuwen-lab"}
 
 
 def normalised(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def declared(*extras: str) -> set[str]:
-    """Distributions that pyproject.toml names for an installation with these extras."""
-    optional = PROJECT["project"]["optional-dependencies"]
-    lines = [*PROJECT["project"]["dependencies"], *(line for extra in extras for line in optional[extra])]
-    return {normalised(re.split(r"[\[<>=~!; ]", line)[0]) for line in lines}
+def declared() -> set[str]:
+    """Distributions of others that ours name, whichever extras are installed."""
+    lines = [
+        line
+        for project in (PROJECT["project"], LAB["project"])
+        for named in (project["dependencies"], *project["optional-dependencies"].values())
+        for line in named
+    ]
+    return {normalised(re.split(r"[\[<>=~!; ]", line)[0]) for line in lines} - OWN_DISTRIBUTIONS
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -44,7 +50,7 @@ def imported(file: Path) -> Iterator[str]:
 @pytest.mark.parametrize("package", sorted(OURS))
 def test_every_imported_package_is_declared(package: str) -> None:
     distributions = packages_distributions()
-    known = declared(*PROJECT["project"]["optional-dependencies"])
+    known = declared()
     undeclared: dict[str, str] = {}
     for file in sorted((ROOT / package).rglob("*.py")):
         for name in imported(file):
@@ -56,4 +62,4 @@ def test_every_imported_package_is_declared(package: str) -> None:
 def test_every_declared_package_is_pinned() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {normalised(line.partition("==")[0]) for line in lines if "==" in line}
-    assert declared(*PROJECT["project"]["optional-dependencies"]) - pinned == {"tuwen"}
+    assert declared() <= pinned

@@ -12,6 +12,8 @@ or text asks by its first word, an image by being `painted(trick)`, a plain colo
     reject            fails alone: an `EngineError` in its place, the others are answered
     oom               does not fit into memory, not even alone
     lose              loses the device's context, as after a CUDA device-side assertion
+
+A prompt that begins with `revise` is drawn as what follows, with the seed as a number before it, and says so.
 """
 
 from __future__ import annotations
@@ -80,7 +82,9 @@ class NullGenerator:
     def answer(self, item: Any) -> Output:
         if _trick(item) == "nan":
             return Picture(np.full((8, 8, 3), np.nan, np.float32))
-        return Picture(np.full((8, 8, 3), seed_colour(item.seed), np.uint8))
+        pixels = np.full((8, 8, 3), seed_colour(item.seed), np.uint8)
+        first, _, rest = item.prompt.partition(" ")
+        return Picture(pixels, (), ("revised",), f"{item.seed} {rest}") if first == "revise" else Picture(pixels)
 
 
 class NullDescriber(NullGenerator):

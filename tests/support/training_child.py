@@ -70,5 +70,5 @@ if __name__ == "__main__":
     parser.add_argument("--checkpoint-every", type=int, default=5)
     parser.add_argument("--pause", type=float, default=0.0, help="seconds before each batch")
     torch.set_num_threads(1)
-    with distributed.group(torch.device("cpu")):
+    with distributed.join(torch.device("cpu")):
         run(**vars(parser.parse_args()))

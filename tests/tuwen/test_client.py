@@ -1,9 +1,10 @@
-"""The client against a real API."""
+"""Both clients against a real API: each test runs with the one that blocks and with the one to await."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from uuid import UUID
 
@@ -11,14 +12,23 @@ import pytest
 
 from shared.settings import Settings
 from tests.support.api_server import FakeWorker, png, serving
+from tests.support.clients import Connect, connect_awaiting, losing_first_answers
 from tuwen.client import Client
-from tuwen.errors import Conflict, ImageRejected, InvalidRequest, NotFound, Unavailable, UnsupportedFormat
+from tuwen.datasets import DatasetRequest, DatasetStatus
+from tuwen.errors import Conflict, ImageRejected, InvalidRequest, NotFound, Unauthorized, Unavailable, UnsupportedFormat
 from tuwen.jobs import GenerateInput, JobRequest, Kind, Progress, Status
 
 
+@pytest.fixture(params=[Client, connect_awaiting], ids=["blocking", "awaiting"])
+def connect(request: pytest.FixtureRequest) -> Connect:
+    """Makes a client of either sort; the one to await is driven from here, so that one test does for both."""
+    made: Connect = request.param
+    return made
+
+
 @pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with serving(settings) as url, Client(url) as client:
+def client(settings: Settings, connect: Connect) -> Iterator[Client]:
+    with serving(settings) as url, connect(url) as client:
         yield client
 
 
@@ -88,12 +98,12 @@ def test_what_the_api_refuses_is_raised_as_the_api_raised_it(client: Client) -> 
         client.result_bytes(client.generate("a cat"))
 
 
-def test_a_server_that_is_away_for_a_moment_is_waited_for(settings: Settings) -> None:
+def test_a_server_that_is_away_for_a_moment_is_waited_for(settings: Settings, connect: Connect) -> None:
     with serving(settings) as url:
         port = int(url.rpartition(":")[2])
-        with Client(url) as client:
+        with connect(url) as client:
             first = client.generate("a cat")
-    with Client(url) as client:
+    with connect(url) as client:
         got: list[UUID] = []
         asking = threading.Thread(target=lambda: got.append(client.get(first.id).id))
         asking.start()
@@ -102,10 +112,65 @@ def test_a_server_that_is_away_for_a_moment_is_waited_for(settings: Settings) ->
     assert got == [first.id]
 
 
-def test_a_server_that_stays_away_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuwen.client._PAUSES", (0.01,))
-    monkeypatch.setattr("tuwen.client._STREAM_PATIENCE", 0.0)
-    with Client("http://127.0.0.1:9") as client:
+def test_a_stream_that_breaks_is_taken_up_again(settings: Settings, hand: FakeWorker, connect: Connect) -> None:
+    with ExitStack() as stack:
+        with serving(settings) as url:
+            client = stack.enter_context(connect(url))
+            job = client.generate("a cat")
+            seen = client.iter_events(job.id)
+            assert next(seen) == job
+        hand.claim(job.id)  # while nobody serves
+        stack.enter_context(serving(settings, port=int(url.rpartition(":")[2])))
+        assert next(seen).status is Status.RUNNING
+        hand.succeed(job.id, png())
+        assert [each.status for each in seen] == [Status.SUCCEEDED]
+
+
+def test_a_submission_whose_answer_was_lost_is_the_same_job(settings: Settings, connect: Connect) -> None:
+    with serving(settings) as url, losing_first_answers(url, 1) as lossy, connect(lossy) as client:
+        job = client.generate("a cat")
+        assert [each.id for each in client.iter_jobs()] == [job.id]
+
+
+def test_what_cannot_be_repeated_is_not(settings: Settings, connect: Connect) -> None:
+    with serving(settings) as url, connect(url) as client:
+        job = client.generate("a cat")
+        with losing_first_answers(url, 1) as lossy, connect(lossy) as unlucky, pytest.raises(Unavailable):
+            unlucky.cancel(job.id)
+        assert client.get(job.id).status is Status.CANCELLED
+
+
+def test_an_unlikely_key_is_refused_before_it_is_sent(connect: Connect) -> None:
+    with pytest.raises(Unauthorized), connect("http://127.0.0.1:9", "图文"):
+        pass
+
+
+def test_data_sets_are_steered(client: Client) -> None:
+    request = DatasetRequest(source="/source", destination="/out")
+    dataset = client.datasets.submit(request)
+    assert dataset.request == request
+    with pytest.raises(Conflict):
+        client.datasets.submit(request)
+    assert client.datasets.pause(dataset.id).paused
+    assert not client.datasets.resume(dataset.id).paused
+    assert client.datasets.prioritize(dataset.id, 7).priority == 7
+    other = client.datasets.submit(DatasetRequest(source="/source", destination="/elsewhere"))
+    assert [each.id for each in client.datasets.iter()] == [other.id, dataset.id]
+    assert [*client.datasets.iter_items(dataset.id, limit=5)] == []
+    seen = client.datasets.iter_events(dataset.id)
+    assert next(seen).status is DatasetStatus.PLANNING
+    assert client.datasets.cancel(dataset.id).status is DatasetStatus.CANCELLED
+    *_, last = seen
+    assert last == client.datasets.get(dataset.id) == client.datasets.wait(dataset.id)
+    client.datasets.delete(dataset.id)
+    with pytest.raises(NotFound):
+        client.datasets.get(dataset.id)
+
+
+def test_a_server_that_stays_away_is_unavailable(monkeypatch: pytest.MonkeyPatch, connect: Connect) -> None:
+    monkeypatch.setattr("tuwen.exchange.PAUSES", (0.01,))
+    monkeypatch.setattr("tuwen.exchange.STREAM_PATIENCE", 0.0)
+    with connect("http://127.0.0.1:9") as client:
         with pytest.raises(Unavailable):
             client.get(UUID(int=1))
         with pytest.raises(Unavailable):

@@ -34,7 +34,7 @@ from tuwen.errors import EngineStartFailed, InvalidRequest, TuwenError
 from tuwen.jobs import DescribeResult, JobError, Kind, MatchResult, RecognizeResult
 from tuwen.version import __version__
 from workers.datasets.filters import drop_after_models, drop_before_models
-from workers.datasets.sources import Held, SourceImage
+from workers.datasets.sources import HeldAs, SourceImage
 from workers.inference.batcher import Batcher, Released
 
 log = logging.getLogger(__name__)
@@ -250,7 +250,7 @@ class Annotating:
         work.pixels = decoded
 
     def _read_bytes(self, image: SourceImage) -> bytes:
-        if image.held is not Held.CELL:
+        if image.held is not HeldAs.CELL:
             return self._read(image)
         with self._cells:  # a reader of tables remembers the last rows
             return self._read(image)

@@ -17,7 +17,7 @@ from shared.database.datasets import DatasetClaim
 from shared.database.shards import Renewal
 from shared.leasing.consumer import LeasedConsumer, TaskConsumer
 from shared.leasing.endings import INTERNAL, Stopped
-from shared.leasing.heartbeat import Heartbeat
+from shared.leasing.heartbeat import Heartbeat, Held
 from shared.objects.storage import ObjectStore
 from shared.queue import DATASET_TASK, DATASETS_QUEUE, JobQueue
 from shared.queue.events import DONE, Outcome, failed, retried
@@ -28,7 +28,7 @@ from tuwen.jobs import JobError
 from workers.datasets.access import open_allowed
 from workers.datasets.estimate import estimate
 from workers.datasets.exporting import export
-from workers.datasets.planning import Planner
+from workers.datasets.planning import DatasetPlanner
 from workers.datasets.previews import Previews
 
 log = logging.getLogger(__name__)
@@ -43,20 +43,12 @@ MAX_ATTEMPTS = 10
 """Most attempts at planning or exporting one data set."""
 
 
-class DatasetRun:
+class DatasetRun(Held[DatasetClaim]):
     """One data set while it is planned or exported here."""
 
     def __init__(self, claim: DatasetClaim):
-        self.claim = claim
+        super().__init__(claim)
         self._stopped = threading.Event()
-
-    @property
-    def id(self) -> UUID:
-        return self.claim.id
-
-    @property
-    def epoch(self) -> int:
-        return self.claim.epoch
 
     def stop(self) -> None:
         """Make `require_wanted` raise Stopped from now on. Any thread may call this."""
@@ -130,7 +122,7 @@ class DatasetKeeper:
 
     def _plan(self, run: DatasetRun) -> None:
         claim = run.claim
-        Planner(self._settings, self._database, self._store, self._queue, claim, run.require_wanted).plan()
+        DatasetPlanner(self._settings, self._database, self._store, self._queue, claim, run.require_wanted).plan()
         self._database.datasets.mark_planned(claim)
         # All of its shards may be over by now.
         for id in self._database.datasets.complete(claim.id):

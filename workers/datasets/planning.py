@@ -47,7 +47,7 @@ PUBLISHED_AT_ONCE = 64
 """Shards that are published when they are planned; the housekeeper publishes the others when their turn is near."""
 
 
-class Planner:
+class DatasetPlanner:
     """Plans one data set.
 
     Args:

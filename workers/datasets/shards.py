@@ -21,7 +21,7 @@ from shared.database.shards import Renewal, ShardClaim, ShardProgress
 from shared.database.workers import ServedModel
 from shared.leasing.consumer import LeasedConsumer, TaskConsumer
 from shared.leasing.endings import INTERNAL, Stopped
-from shared.leasing.heartbeat import Heartbeat
+from shared.leasing.heartbeat import Heartbeat, Held
 from shared.leasing.patience import retry_outages
 from shared.objects.datasets import AtRisk, Line, Planned, read_plan, read_results, results_key, write_results
 from shared.objects.storage import ObjectStore
@@ -34,7 +34,7 @@ from tuwen.errors import EngineStartFailed, NotFound, QueueUnavailable, TuwenErr
 from tuwen.jobs import JobError, Kind
 from workers.datasets.access import open_allowed
 from workers.datasets.annotating import Annotating, AnnotationContext
-from workers.datasets.sources import Held, Source, SourceImage
+from workers.datasets.sources import HeldAs, Source, SourceImage
 from workers.inference.batcher import Batcher
 
 log = logging.getLogger(__name__)
@@ -162,11 +162,11 @@ class ShardRunner:
         return None if status is None else retried(error.detail if error else "released")
 
 
-class ShardRun:
+class ShardRun(Held[ShardClaim]):
     """One claimed shard while it runs here: its plan, and a line of results for each image that has one."""
 
     def __init__(self, settings: Settings, database: Database, store: ObjectStore, claim: ShardClaim):
-        self.claim = claim
+        super().__init__(claim)
         self._settings = settings
         self._database = database
         self._store = store
@@ -178,14 +178,6 @@ class ShardRun:
         self._annotating: Annotating | None = None
         self._stopped = False
         self._guard = threading.Lock()
-
-    @property
-    def id(self) -> UUID:
-        return self.claim.id
-
-    @property
-    def epoch(self) -> int:
-        return self.claim.epoch
 
     @property
     def progress(self) -> ShardProgress:
@@ -294,7 +286,7 @@ class ShardRun:
 
 def _is_remote(claim: ShardClaim, plan: Sequence[Planned]) -> bool:
     first = next((planned.image for planned in plan if planned.image is not None), {})
-    return claim.request.source.startswith("s3://") or first.get("held") == Held.URL
+    return claim.request.source.startswith("s3://") or first.get("held") == HeldAs.URL
 
 
 def _kept(planned: Planned, line: Line, *, again: bool) -> Annotation | None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -24,14 +26,16 @@ from tuwen.jobs import DescribeResult, Kind, MatchResult, RecognizedObject, Reco
 from workers.engines.framing import fit
 from workers.models.beliefs import Beliefs, pool
 from workers.models.describer import Describer, Sight, Written, sample, write
-from workers.models.generator import Generator
+from workers.models.generator import OPEN, Generator
 from workers.models.matcher import Matcher, log_odds
 from workers.models.recognizer import Recognized, Recognizer, interpret, labels_beside
 from workers.models.text import END, Vocabulary, unknown_words, vocabulary
 from workers.models.trunk import SIDE
+from workers.scenes.completing import Scenery, complete
 from workers.scenes.grammar import Thing
 from workers.scenes.lexicon import CONCEPT, KEYS
 from workers.scenes.parsing import parse, tokens
+from workers.scenes.understanding import refusal, understand
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 LARGEST = 1024
@@ -109,19 +113,56 @@ class BuiltinGenerator:
         return _limit(self.device)
 
     def run(self, items: Sequence[Item], run: Run) -> Sequence[Picture | TuwenError]:
-        """Negative prompt, steps and guidance mean nothing to a GAN and change nothing."""
-        wanted = of_type(items, GenerateItem)
-        ids = token_ids([item.prompt for item in wanted], self.device, self.model.vocabulary)
-        pictures = self.model.sample(ids, [item.seed for item in wanted])
-        run.progress(1, 1)
-        return [self._fit_picture(item, pixels) for item, pixels in zip(wanted, pictures, strict=True)]
+        """Steps and guidance mean nothing to a GAN and change nothing.
 
-    def _fit_picture(self, item: GenerateItem, pixels: Pixels) -> Picture | TuwenError:
-        width, height = item.width or pixels.shape[1], item.height or pixels.shape[0]
-        if max(width, height) > LARGEST:
-            field = "input.width" if width > LARGEST else "input.height"
+        What a prompt means is settled before the planner reads it (`workers.scenes.understanding`); words of one's own
+        data, of which the grammar knows nothing, are the planner's alone to understand.
+        """
+        wishes = [self._wish(item) for item in of_type(items, GenerateItem)]
+        drawable = [wish for wish in wishes if isinstance(wish, _Wish)]
+        pictures = iter(self._draw(drawable) if drawable else ())
+        run.progress(1, 1)
+        return [self._framed(wish, next(pictures)) if isinstance(wish, _Wish) else wish for wish in wishes]
+
+    def _wish(self, item: GenerateItem) -> _Wish | InvalidRequest:
+        if max(item.width or 0, item.height or 0) > LARGEST:
+            field = "input.width" if (item.width or 0) > LARGEST else "input.height"
             return InvalidRequest(f"the built-in generator makes at most {LARGEST}×{LARGEST} pixels", field=field)
-        return Picture(fit(pixels, width, height), unknown_words(item.prompt, self.model.vocabulary))
+        if self.model.vocabulary.own:
+            return _Wish(item, None, unknown_words(item.prompt, self.model.vocabulary))
+        asked = understand(item.prompt)
+        if asked.empty:
+            return InvalidRequest(refusal(asked), field="input.prompt")
+        return _Wish(item, complete(asked, item.seed), asked.unknown)
+
+    def _draw(self, wishes: Sequence[_Wish]) -> NDArray[np.uint8]:
+        ids = token_ids([wish.text for wish in wishes], self.device, self.model.vocabulary)
+        columns = len(self.model.shape.plan)
+        settled = [np.full(columns, OPEN) if wish.scenery is None else wish.scenery.slots() for wish in wishes]
+        return self.model.sample(
+            ids, [wish.item.seed for wish in wishes], torch.from_numpy(np.stack(settled)).to(self.device)
+        )
+
+    def _framed(self, wish: _Wish, pixels: Pixels) -> Picture:
+        width, height = wish.item.width or pixels.shape[1], wish.item.height or pixels.shape[0]
+        warnings = wish.scenery.warnings if wish.scenery else ()
+        if wish.item.negative_prompt:
+            warnings += ("the built-in generator does not heed a negative prompt",)
+        revised = wish.scenery.text if wish.scenery else ""
+        return Picture(fit(pixels, width, height), wish.unknown, warnings, revised)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """A request with what is understood of it; nothing is, where the model learnt words of its own."""
+
+    item: GenerateItem
+    scenery: Scenery | None
+    unknown: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return self.scenery.text if self.scenery else self.item.prompt
 
 
 class BuiltinDescriber:

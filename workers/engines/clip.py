@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForZeroShotImageClassification
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from tuwen.engine import Item, MatchItem, Pixels, RecognizeItem, Run
@@ -64,7 +65,7 @@ class TwoEncoders:
         if kind not in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES or kind.startswith("blip"):
             raise EngineStartFailed(f"a {kind} model does not compare images and texts as CLIP and SigLIP do")
         self.device = device
-        self.model: Any = model_of(AutoModelForZeroShotImageClassification, checkpoint, device)
+        self.model = model_of(AutoModelForZeroShotImageClassification, checkpoint, device)
         self.processor = processor_of(checkpoint)
         config = self.model.config
         self.longest = min(config.text_config.max_position_embeddings, self.processor.tokenizer.model_max_length)
@@ -112,7 +113,7 @@ class _ClipEngine:
     def example(self) -> Item:
         raise NotImplementedError
 
-    def run(self, items: Sequence[Item], run: Run) -> Sequence[Any]:
+    def run(self, items: Sequence[Item], run: Run) -> Sequence[MatchResult | RecognizeResult | TuwenError]:
         raise NotImplementedError
 
     def weights(self) -> int:
@@ -242,7 +243,7 @@ class ClipRecognizer(_ClipEngine):
         return values[int(index)], float(share)
 
 
-def _unit(features: Any) -> Tensor:
+def _unit(features: Tensor | BaseModelOutputWithPooling) -> Tensor:
     pooled = getattr(features, "pooler_output", features)
     return torch.nn.functional.normalize(pooled.float(), dim=-1)
 

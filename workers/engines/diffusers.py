@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import diffusers
 import numpy as np
@@ -64,6 +64,11 @@ transformers.logging.disable_progress_bar()
 
 class _Unwanted(Exception):
     """Nobody waits for any picture of the batch any more."""
+
+
+if TYPE_CHECKING:  # diffusers loads its classes when they are first named
+    StepListener = Callable[[diffusers.DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
+    """Called after each step, with the pipeline, the step, its time, and the tensors that it returns for the next."""
 
 
 class DiffusersGenerator:
@@ -160,7 +165,7 @@ class DiffusersGenerator:
     def _size(self, item: GenerateItem) -> tuple[int, int]:
         return item.width or self.defaults.width or 0, item.height or self.defaults.height or 0
 
-    def _arguments(self, wanted: list[GenerateItem], listener: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    def _arguments(self, wanted: list[GenerateItem], listener: StepListener) -> dict[str, object]:
         """The arguments of the pipeline's call, without those that it does not take or that nobody chose."""
         first = wanted[0]
         width, height = self._size(first)
@@ -179,8 +184,10 @@ class DiffusersGenerator:
         }
         return {name: value for name, value in arguments.items() if value is not None and name in self.parameters}
 
-    def _listener(self, run: Run, count: int, painter: PreviewPainter | None) -> Callable[..., dict[str, Any]]:
-        def on_step_end(pipeline: Any, step: int, _timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
+    def _listener(self, run: Run, count: int, painter: PreviewPainter | None) -> StepListener:
+        def on_step_end(
+            pipeline: diffusers.DiffusionPipeline, step: int, _timestep: Tensor, tensors: dict[str, Tensor]
+        ) -> dict[str, Tensor]:
             steps = pipeline.num_timesteps
             run.progress(step + 1, steps, None if painter is None else painter.at(step + 1, steps))
             if all(run.cancelled(index) for index in range(count)):
@@ -224,7 +231,7 @@ class Sides:
         self.most = own * LARGEST
 
     @classmethod
-    def of(cls, pipeline: Any) -> Sides:
+    def of(cls, pipeline: diffusers.DiffusionPipeline) -> Sides:
         """Derive them from the sizes of the model's latent image, and of a transformer's patches of it."""
         denoiser = _denoiser(pipeline)
         pixels = getattr(pipeline, "vae_scale_factor", 8)  # of one latent
@@ -255,28 +262,28 @@ class Sides:
         return None
 
 
-def choose_scheduler(present: Any, name: str) -> Any:
+def choose_scheduler(present: diffusers.SchedulerMixin, name: str) -> diffusers.SchedulerMixin:
     """Make the scheduler called `name`, with the settings of the checkpoint's own.
 
     Raises:
         EngineStartFailed: there is none of that name, or it cannot replace this one.
     """
     endings = ("", "Scheduler", "DiscreteScheduler", "MultistepScheduler")
-    found: Any = next((getattr(diffusers, name + end) for end in endings if hasattr(diffusers, name + end)), None)
+    found = next((getattr(diffusers, name + end) for end in endings if hasattr(diffusers, name + end)), None)
     if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
         others = sorted(each.__name__ for each in present.compatibles)
         raise EngineStartFailed(f"diffusers has no scheduler {name}; this model can use {', '.join(others)}")
     if found not in (type(present), *present.compatibles):
         raise EngineStartFailed(f"{found.__name__} cannot take the place of {type(present).__name__}")
-    replacement: Any = found
-    return replacement.from_config(present.config)
+    scheduler: type[diffusers.SchedulerMixin] = found
+    return scheduler.from_config(present.config)
 
 
 def _generate_items(items: Sequence[Item]) -> list[GenerateItem]:
     return [item for item in items if isinstance(item, GenerateItem)]
 
 
-def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> diffusers.DiffusionPipeline:
     name = checkpoint.config.get("_class_name")
     try:
         return diffusers.AutoPipelineForText2Image.from_pretrained(
@@ -292,7 +299,7 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         raise
 
 
-def _denoiser(pipeline: Any) -> Any:
+def _denoiser(pipeline: diffusers.DiffusionPipeline) -> diffusers.ModelMixin | None:
     """The network that runs in every step."""
     for name in ("transformer", "unet", "prior"):
         if getattr(pipeline, name, None) is not None:
@@ -300,7 +307,7 @@ def _denoiser(pipeline: Any) -> Any:
     return None
 
 
-def _add_loras(pipeline: Any, text: str) -> list[str]:
+def _add_loras(pipeline: diffusers.DiffusionPipeline, text: str) -> list[str]:
     """Fuse the LoRAs into the weights, where they cost no time. Returns their names."""
     places = [each.partition("*") for each in text.split("|")]
     names = [f"lora{index}" for index in range(len(places))]
@@ -326,7 +333,7 @@ def _add_loras(pipeline: Any, text: str) -> list[str]:
     return [f"{Path(place).stem}*{strength or 1}" for place, _, strength in places]
 
 
-def _arrange(pipeline: Any, device: str) -> None:
+def _arrange(pipeline: diffusers.DiffusionPipeline, device: str) -> None:
     """Set the layout in memory; attention is torch's SDPA by diffusers' default."""
     denoiser, autoencoder = _denoiser(pipeline), getattr(pipeline, "vae", None)
     for network in (denoiser, autoencoder):

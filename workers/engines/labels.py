@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -28,7 +28,7 @@ class Label:
     zh: str
 
 
-def _pair(value: Any) -> Any:
+def _pair(value: object) -> object:
     match value:
         case str():
             return Label(value, value)

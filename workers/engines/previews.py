@@ -14,13 +14,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from tuwen.engine import PREVIEW_SIDE, GenerateItem, Pixels, SoFar
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+    from diffusers.utils import BaseOutput
 
 SAMPLES, SIDE = 8, 8
 """Random latents that the map is fitted on, and their height and width: a few thousand pixels to decode."""
@@ -37,7 +41,7 @@ class Colours:
         self.weight = weight
 
     @classmethod
-    def of(cls, pipeline: Any) -> Colours:
+    def of(cls, pipeline: DiffusionPipeline) -> Colours:
         """Fit the map to what the pipeline's decoder makes of noise.
 
         Raises:
@@ -74,7 +78,9 @@ class Colours:
 class PreviewPainter:
     """Makes previews of the items of one batch, at the steps that each of them asked for."""
 
-    def __init__(self, pipeline: Any, colours: Colours, items: Sequence[GenerateItem], width: int, height: int):
+    def __init__(
+        self, pipeline: DiffusionPipeline, colours: Colours, items: Sequence[GenerateItem], width: int, height: int
+    ):
         self._pipeline = pipeline
         self._colours = colours
         self._items = items
@@ -89,7 +95,9 @@ class PreviewPainter:
         take_step = scheduler.step
 
         @wraps(take_step)  # pipelines look which parameters it has
-        def observed_step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def observed_step(
+            model_output: Tensor, timestep: Tensor, sample: Tensor, *args: object, **kwargs: object
+        ) -> BaseOutput | tuple[Tensor, ...]:
             taken = take_step(model_output, timestep, sample, *args, **kwargs)
             self._clean = lambda: clean(scheduler, model_output, timestep, sample, taken)
             return taken
@@ -126,7 +134,13 @@ class PreviewPainter:
         return latents[0]
 
 
-def clean(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor, taken: Any) -> Tensor:
+def clean(
+    scheduler: SchedulerMixin,
+    model_output: Tensor,
+    timestep: Tensor,
+    sample: Tensor,
+    taken: BaseOutput | tuple[Tensor, ...],
+) -> Tensor:
     """Return the latents without noise, as the model predicts them in a step: shapes come long before details.
 
     What the scheduler does not offer follows from how noise is added: √ᾱ·x + √(1-ᾱ)·ε where the model predicts ε
@@ -150,7 +164,7 @@ def clean(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor, t
 
 
 @torch.inference_mode()
-def _decoded(decoder: Any, latents: Tensor) -> Tensor:
+def _decoded(decoder: ModelMixin, latents: Tensor) -> Tensor:
     """Latents as a pipeline holds them (B, C, h, w) → float (B, 3, H, W) in [-1, 1]."""
     config, dtype = decoder.config, decoder.dtype
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import transformers
-from transformers import AutoConfig, AutoProcessor, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
 from transformers.utils import is_torchvision_available
 
@@ -18,19 +23,30 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
+AutoModel = type[AutoModelForImageTextToText] | type[AutoModelForZeroShotImageClassification]
+
+
 class _WithoutVideos:
     """Goes before a processor class and leaves out its video part, which alone needs torchvision and gets no input."""
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        return [name for name in super().get_attributes() if name != "video_processor"]  # type: ignore[misc]
+        return [name for name in super().get_attributes() if name != "video_processor"]  # type: ignore[misc]  # of the class after
 
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **_: Any):
+    def __init__(
+        self,
+        image_processor: object = None,
+        tokenizer: object = None,
+        chat_template: str | None = None,
+        **_: object,
+    ):
         parts = {"image_processor": image_processor, "tokenizer": tokenizer, "chat_template": chat_template}
-        super().__init__(video_processor=None, **parts)  # type: ignore[call-arg]
+        super().__init__(video_processor=None, **parts)  # type: ignore[call-arg]  # of the class after
 
-    def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
-        return None if argument is None else super().check_argument_for_proper_class(name, argument)  # type: ignore[misc]
+    def check_argument_for_proper_class(self, name: str, argument: object) -> object:
+        if argument is None:
+            return None
+        return super().check_argument_for_proper_class(name, argument)  # type: ignore[misc]  # of the class after
 
 
 def images_only(processor: type[ProcessorMixin]) -> type[ProcessorMixin]:
@@ -60,7 +76,7 @@ def architecture(checkpoint: Checkpoint) -> str:
         ) from error
 
 
-def model_of(auto: Any, checkpoint: Checkpoint, device: str) -> Any:
+def model_of(auto: AutoModel, checkpoint: Checkpoint, device: str) -> PreTrainedModel:
     """Load the model on `device`, ready to answer, by the Auto… class of transformers for its task.
 
     Raises:
@@ -77,9 +93,9 @@ def model_of(auto: Any, checkpoint: Checkpoint, device: str) -> Any:
     return model.to(device).eval()
 
 
-def processor_of(checkpoint: Checkpoint) -> Any:
+def processor_of(checkpoint: Checkpoint) -> ProcessorMixin:
     """Load the processor that a checkpoint was saved with."""
     name = PROCESSOR_MAPPING_NAMES.get(architecture(checkpoint))
     known = processor_class_from_name(name) if name else None
-    chosen: Any = AutoProcessor if known is None else images_only(known)
+    chosen = AutoProcessor if known is None else images_only(known)
     return chosen.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from inspect import Parameter
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from transformers import PreTrainedTokenizerBase
 
 SHORT = 60
 """Most characters of a cut end that a warning quotes; it then says how many more there are."""
@@ -13,7 +17,7 @@ SHORT = 60
 class PromptReader:
     """A pipeline's tokenizers; the one that takes the most decides what is lost."""
 
-    def __init__(self, pipeline: Any, parameters: Mapping[str, Parameter]):
+    def __init__(self, pipeline: DiffusionPipeline, parameters: Mapping[str, Parameter]):
         named = [getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
         sequence = parameters.get("max_sequence_length")
         longest = sequence.default if sequence is not None and isinstance(sequence.default, int) else None
@@ -30,13 +34,13 @@ class PromptReader:
         return [cut_warning(what, rest, limit)] if rest else []
 
 
-def _limit(tokenizer: Any, longest: int | None) -> int:
+def _limit(tokenizer: PreTrainedTokenizerBase, longest: int | None) -> int:
     """Most tokens: CLIP's limit is the tokenizer's, others take what the pipeline gives them."""
     own: int = tokenizer.model_max_length
     return own if longest is None or "CLIP" in type(tokenizer).__name__ else longest
 
 
-def unread(tokenizer: Any, text: str, limit: int) -> str:
+def unread(tokenizer: PreTrainedTokenizerBase, text: str, limit: int) -> str:
     """Return the end of `text` beyond `limit` tokens, counting those that begin and end a text."""
     if len(tokenizer(text, verbose=False)["input_ids"]) <= limit:
         return ""

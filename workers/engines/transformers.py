@@ -18,15 +18,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from os.path import commonprefix
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForImageTextToText,
+    BatchFeature,
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
 )
@@ -159,14 +161,14 @@ class TransformersDescriber:
 
     # ── in ────────────────────────────────────────────────────────────────────────────────────────
 
-    def _inputs(self, wanted: list[DescribeItem]) -> Any:
+    def _inputs(self, wanted: list[DescribeItem]) -> BatchFeature:
         images = [Image.fromarray(item.pixels) for item in wanted]
         texts = [self._question(item) if self.chats else self._asked(item) for item in wanted]
         if self.chats:
             each_its_own = [[image] for image in images]
             inputs = self.processor(images=each_its_own, text=texts, padding=True, return_tensors="pt")
         elif any(texts):
-            cut: dict[str, Any] = {"truncation": True, "max_length": self.positions // 2}
+            cut: dict[str, bool | int] = {"truncation": True, "max_length": self.positions // 2}
             inputs = self.processor(images=images, text=texts, return_tensors="pt", **cut)
         else:
             inputs = self.processor(images=images, return_tensors="pt")
@@ -265,13 +267,13 @@ class _Watch(LogitsProcessor):  # type: ignore[misc]  # mypy does not follow tra
         return torch.stack(self._sureness, dim=1).tolist() if self._sureness else [[]] * self.count
 
 
-class _Stop(StoppingCriteria):  # type: ignore[misc]
+class _Stop(StoppingCriteria):  # type: ignore[misc]  # mypy does not follow transformers
     """Ends the texts that nobody waits for, and so the batch when nobody waits for any."""
 
     def __init__(self, watch: _Watch):
         self.watch = watch
 
-    def __call__(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:  # noqa: ARG002
+    def __call__(self, ids: Tensor, scores: object, **_: object) -> Tensor:  # noqa: ARG002
         self.watch.tell(ids)
         return torch.tensor(self.watch.unwanted(), device=ids.device)
 
@@ -295,16 +297,17 @@ def _check_kind(checkpoint: Checkpoint) -> None:
         )
 
 
-def _networks(model: Any) -> list[Any]:
+def _networks(model: PreTrainedModel) -> list[nn.Module]:
     """The networks that `generate` spends its time in: two halves as in BLIP, otherwise the language model's decoder.
 
     The code between a chat model's parts looks at token ids, which breaks graphs into useless pieces.
     """
     halves = [getattr(model, name, None) for name in ("vision_model", "text_decoder")]
-    return halves if all(half is not None for half in halves) else [model.get_decoder()]
+    found = [half for half in halves if half is not None]
+    return found if len(found) == len(halves) else [model.get_decoder()]
 
 
-def _ends(model: Any) -> set[int]:
+def _ends(model: PreTrainedModel) -> set[int]:
     """Ids of the tokens that end a text."""
     configs = (model.generation_config, model.config, getattr(model.config, "text_config", None))
     found: set[int] = set()

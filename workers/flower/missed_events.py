@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from celery import states
 from celery.events.state import Task
 from flower.app import Flower
+from flower.events import EventsState
 from tornado.ioloop import PeriodicCallback
 
 from shared.database import Database
@@ -99,8 +100,8 @@ class MissedEvents:
         return tasks
 
     @property
-    def _state(self) -> Any:
-        return self._flower.events.state
+    def _state(self) -> EventsState:
+        return cast("EventsState", self._flower.events.state)  # untyped there, first None
 
     def _update(self, outline: Outline) -> None:
         row, id = outline.row, str(outline.row.id)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from typing import Any
@@ -22,6 +22,7 @@ from uuid import UUID
 
 from redis import Redis
 from redis.exceptions import RedisError
+from sqlalchemy import Connection
 from uuid_utils.compat import uuid7
 
 from shared.database import Database, Dispatch
@@ -29,7 +30,7 @@ from shared.database.batch_status import BatchStatus
 from shared.database.batches import BatchClaim, Line, NewDocument
 from shared.database.shards import Renewal
 from shared.intake.admission import Admission
-from shared.leasing.heartbeat import Heartbeat
+from shared.leasing.heartbeat import Heartbeat, Held
 from shared.objects.storage import ObjectStore
 from shared.openai.batch_lines import (
     LineRequest,
@@ -72,19 +73,8 @@ _BLOCK = 2**20
 _MOST_PROBLEMS = 20
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
+class _Step(Held[BatchClaim]):
     """A batch while a step of it is done here."""
-
-    batch: BatchClaim
-
-    @property
-    def id(self) -> UUID:
-        return self.batch.id
-
-    @property
-    def epoch(self) -> int:
-        return self.batch.epoch
 
     def stop(self) -> None:
         """Nothing is to be done: the step is bounded, and what it writes under a lost lease is refused."""
@@ -273,7 +263,7 @@ class BatchRunner:
             advance()
             return
 
-        def note(connection: Any, ids: list[UUID]) -> None:
+        def note(connection: Connection, ids: list[UUID]) -> None:
             jobs = [
                 Line(request.number, request.custom_id, id, request.response_format)
                 for request, id in zip(requests, ids, strict=True)

@@ -4,7 +4,7 @@
 
 It never waits for a batch to fill: whenever an engine is free, it gets a batch of what waits, and the next batch
 gathers while it runs. So a bulk run never leaves an engine idle, and never blocks a person for much longer than the
-batch that is running. `workers.inference.waiting` decides who goes first.
+batch that is running. `workers.inference.schedule` decides who goes first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Protocol
 from tuwen.engine import Item, Output, Partial
 from tuwen.errors import EngineCrashed, EngineError, EngineHung, OutOfMemory, TuwenError
 from tuwen.jobs import Kind
-from workers.inference.waiting import OnProgress, PendingItem, Waiting
+from workers.inference.schedule import OnProgress, PendingItem, Schedule
 
 RESTART_PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before each further attempt to start an engine that would not start; the last one repeats."""
@@ -76,7 +76,7 @@ class Batcher:
     """
 
     def __init__(self, engines: Sequence[BatchEngine], on_batch: Callable[[Kind, int, float], None] | None = None):
-        self._waiting = Waiting()
+        self._waiting = Schedule()
         # A thread of its own delivers answers: their callbacks take time, and the engine gets its next batch first.
         self._answers: SimpleQueue[tuple[PendingItem, Output | Exception] | None] = SimpleQueue()
         self._delivery = threading.Thread(target=self._deliver, name="batcher-answers", daemon=True)
@@ -170,7 +170,7 @@ class _EngineDriver:
     def __init__(
         self,
         engine: BatchEngine,
-        waiting: Waiting,
+        waiting: Schedule,
         answers: SimpleQueue[tuple[PendingItem, Output | Exception] | None],
         on_batch: Callable[[Kind, int, float], None] | None,
     ):

@@ -19,12 +19,12 @@ import traceback
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from shared.model_specs import ModelSpec
-from tuwen.engine import PREVIEW_SIDE, Engine, Item, Partial, Picture, SoFar
+from tuwen.engine import PREVIEW_SIDE, Engine, Item, Output, Partial, Picture, SoFar
 from tuwen.errors import EngineError, EngineStartFailed, OutOfMemory, TuwenError, UnknownModel
 from tuwen.jobs import DescribeResult, Kind, MatchResult, RecognizeResult
 from workers.inference.catalog import engine_path, is_pinned, parse_model_specs
@@ -35,13 +35,14 @@ from workers.inference.messages import (
     WATCHED,
     Answer,
     Answers,
-    Batch,
     Failed,
     Limit,
     LimitQuestion,
     Loading,
     Lost,
     Ready,
+    Reply,
+    Request,
     Step,
 )
 from workers.inference.policy import Policy
@@ -68,7 +69,10 @@ TRIAL = 8
 PR_SET_PDEATHSIG = 1
 """The option's number in <linux/prctl.h>."""
 
-OUTPUTS: dict[Kind, type[Any]] = {
+_BROUGHT_BY = {"worker": ("safetensors", "torch"), "models": ("diffusers", "huggingface_hub", "transformers")}
+"""What engines need, by the extra that brings it."""
+
+OUTPUTS: dict[Kind, type[Output]] = {
     Kind.GENERATE: Picture,
     Kind.DESCRIBE: DescribeResult,
     Kind.RECOGNIZE: RecognizeResult,
@@ -76,8 +80,23 @@ OUTPUTS: dict[Kind, type[Any]] = {
 }
 
 
+class _CheckpointEngine(Protocol):
+    """The class of an engine that a checkpoint is loaded into."""
+
+    layout: str
+    """How the files of its checkpoints are arranged."""
+
+    def __call__(self, *, device: str, checkpoint: object) -> Engine: ...
+
+
 def main(
-    wire: Wire, flags: Sequence[int], specs: Mapping[Kind, str], visible: str, device: str, threads: int, policy: Policy
+    wire: Wire[Request],
+    flags: Sequence[int],
+    specs: Mapping[Kind, str],
+    visible: str,
+    device: str,
+    threads: int,
+    policy: Policy,
 ) -> None:
     """Entry of the spawned process.
 
@@ -119,7 +138,7 @@ def _end_with_parent() -> None:
 class _Host:
     def __init__(
         self,
-        wire: Wire,
+        wire: Wire[Request],
         flags: Sequence[int],
         models: Mapping[Key, ModelSpec],
         device: str,
@@ -174,7 +193,7 @@ class _Host:
             self.threads.fit(key, lambda: engine.run(trial, _Run(self, len(trial))))
         return engine
 
-    def checkpoint_engine(self, key: Key, engine_class: Any) -> Engine:
+    def checkpoint_engine(self, key: Key, engine_class: _CheckpointEngine) -> Engine:
         """Find the checkpoint and load it, and report progress."""
         # By name, since this room imports no engine; it needs the extra `models`.
         checkpoint = import_module("workers.engines.checkpoint")
@@ -202,7 +221,7 @@ class _Host:
             if not self.send(reply):
                 return
 
-    def reply(self, request: Batch | LimitQuestion) -> Answers | Limit | Failed | Lost:
+    def reply(self, request: Request) -> Reply:
         kind = request.kind
         try:
             if isinstance(request, LimitQuestion):
@@ -295,14 +314,14 @@ def _bound_part(part: Partial) -> Partial:
     return part
 
 
-def _check_answers(kind: Kind, answers: Sequence[Any], count: int) -> list[Answer]:
+def _check_answers(kind: Kind, answers: Sequence[object], count: int) -> list[Answer]:
     """Check that the answers are `count` outputs of `kind`, and return them."""
     if len(answers) != count:
         raise TypeError(f"{len(answers)} answers to {count} items")
     return [_check_answer(kind, answer) for answer in answers]
 
 
-def _check_answer(kind: Kind, answer: Any) -> Answer:
+def _check_answer(kind: Kind, answer: object) -> Answer:
     if isinstance(answer, TuwenError):
         return answer
     if not isinstance(answer, OUTPUTS[kind]):
@@ -311,7 +330,7 @@ def _check_answer(kind: Kind, answer: Any) -> Answer:
         pixels = answer.pixels
         if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[2:] != (3,):
             return EngineError("the generate model did not answer with RGB pixels of 8 bits")
-    return answer  # type: ignore[no-any-return]
+    return answer
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -326,8 +345,9 @@ def _import(module: str, name: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except ModuleNotFoundError as error:
-        if error.name in ("diffusers", "huggingface_hub", "transformers"):
-            raise EngineStartFailed(f"{error.name} is not installed here: pip install 'tuwen[models]'") from error
+        for extra, packages in _BROUGHT_BY.items():
+            if error.name in packages:
+                raise EngineStartFailed(f"{error.name} is not installed here: pip install 'tuwen[{extra}]'") from error
         raise
 
 

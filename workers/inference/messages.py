@@ -19,7 +19,7 @@ CANCELLED, WATCHED = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class BatchRequest:
     """Request to run the items, which share one batch key."""
 
     kind: Kind
@@ -69,7 +69,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Reply to a `Batch`, in the order of its items."""
+    """Reply to a `BatchRequest`, in the order of its items."""
 
     answers: list[Answer]
     warm: frozenset[Key]
@@ -98,3 +98,11 @@ class Lost:
 
     detail: str
     trace: str
+
+
+Request = BatchRequest | LimitQuestion
+"""What the worker sends."""
+Reply = Answers | Limit | Failed | Lost
+"""What ends a request."""
+Message = Loading | Ready | Step | Reply
+"""What the engine process sends."""

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from multiprocessing.sharedctypes import RawArray
-from typing import Any
+from typing import overload
 
 from tuwen.engine import Item, Partial
 from tuwen.errors import EngineCrashed, EngineError, EngineHung, EngineStartFailed
@@ -54,7 +54,7 @@ def _never(_index: int) -> bool:
 @dataclass(frozen=True, slots=True)
 class _Child:
     process: SpawnProcess
-    wire: Wire
+    wire: Wire[messages.Message]
 
 
 class EngineProcess:
@@ -155,15 +155,13 @@ class EngineProcess:
             EngineError: the batch failed as a whole.
         """
         with self._busy:
-            batch = messages.Batch(kind, tuple(items))
-            answers: list[Answer] = self._ask(batch, on_progress, cancelled, watched).answers
-            return answers
+            batch = messages.BatchRequest(kind, tuple(items))
+            return self._ask(batch, on_progress, cancelled, watched).answers
 
     def limit(self, kind: Kind, item: Item) -> int:
         """Return how many items like `item` one batch should hold at most (≥ 1). Raises what `run` raises."""
         with self._busy:
-            limit: int = self._ask(messages.LimitQuestion(kind, item)).limit
-            return limit
+            return self._ask(messages.LimitQuestion(kind, item)).limit
 
     def is_warm(self, item: Item) -> bool:
         """Whether the item's model is loaded; if not, its batch begins with minutes of loading. Never waits."""
@@ -216,13 +214,25 @@ class EngineProcess:
         except (EOFError, OSError) as error:
             raise EngineStartFailed(f"{loading} died while starting: the process {self._end(DYING)}") from error
 
+    @overload
+    def _ask(self, request: messages.LimitQuestion) -> messages.Limit: ...
+
+    @overload
     def _ask(
         self,
-        request: messages.Batch | messages.LimitQuestion,
+        request: messages.BatchRequest,
+        on_progress: OnProgress,
+        cancelled: Callable[[int], bool],
+        watched: Callable[[int], bool],
+    ) -> messages.Answers: ...
+
+    def _ask(
+        self,
+        request: messages.Request,
         on_progress: OnProgress = _ignore_progress,
         cancelled: Callable[[int], bool] = _never,
         watched: Callable[[int], bool] = _never,
-    ) -> Any:
+    ) -> messages.Answers | messages.Limit:
         """Send a request and return its `Answers` or `Limit`. Afterwards the process is idle, or gone."""
         if request.kind not in self.specs:
             raise EngineError(f"this worker has no engine that can {request.kind.value}")
@@ -249,15 +259,15 @@ class EngineProcess:
 
     def _exchange(
         self,
-        request: messages.Batch | messages.LimitQuestion,
+        request: messages.Request,
         on_progress: OnProgress,
         cancelled: Callable[[int], bool],
         watched: Callable[[int], bool],
-    ) -> Any:
+    ) -> messages.Reply:
         child = self._child
         if child is None:
             raise EOFError
-        count = len(request.items) if isinstance(request, messages.Batch) else 0
+        count = len(request.items) if isinstance(request, messages.BatchRequest) else 0
         self._set_flags(count, _never, watched)
         child.wire.send(request)
 
@@ -265,14 +275,14 @@ class EngineProcess:
             self._set_flags(count, cancelled, watched)
 
         while True:
-            reply = _receive(child, time.monotonic() + self.batch_timeout, update_flags)
-            if isinstance(reply, messages.Step):
-                on_progress(reply.step, reply.steps, reply.parts)
+            message = _receive(child, time.monotonic() + self.batch_timeout, update_flags)
+            if isinstance(message, messages.Step):
+                on_progress(message.step, message.steps, message.parts)
                 update_flags()  # otherwise never, where steps come faster than the interval
-            elif isinstance(reply, messages.Loading):
-                log_loading(reply)
-            else:
-                return reply
+            elif isinstance(message, messages.Loading):
+                log_loading(message)
+            elif not isinstance(message, messages.Ready):  # that one ends the start, and no request
+                return message
 
     def _set_flags(self, count: int, cancelled: Callable[[int], bool], watched: Callable[[int], bool]) -> None:
         for index in range(count):
@@ -298,7 +308,7 @@ class EngineProcess:
         return ending
 
 
-def _receive(child: _Child, deadline: float, meanwhile: Callable[[], None] = lambda: None) -> Any:
+def _receive(child: _Child, deadline: float, meanwhile: Callable[[], None] = lambda: None) -> messages.Message:
     """Wait for the next message of the process.
 
     Raises:

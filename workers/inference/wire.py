@@ -14,15 +14,20 @@ import tempfile
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+
+from workers.inference.messages import Message, Request
 
 LARGE = 64 * 1024
 """Bytes from which a buffer goes through the file; below, the pipe is as fast."""
 
+Received = TypeVar("Received")
+"""The messages that the other end sends."""
 
-class Wire:
+
+class Wire(Generic[Received]):
     """One end of the connection. The two ends take turns with large messages, so the file holds one at a time.
 
     Reading a message empties the file: it costs memory only while a message is under way.
@@ -32,7 +37,7 @@ class Wire:
         self.pipe = pipe
         self.file = file
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pass this end on to a process that is being spawned; it cannot be pickled otherwise."""
         return _rebuild, (self.pipe, reduction.DupFd(self.file))
 
@@ -52,17 +57,17 @@ class Wire:
             offset += self._write(raw, offset)
         self.pipe.send_bytes(pickle.dumps((data, [raw.nbytes for raw in large]), protocol=5))
 
-    def receive(self) -> Any:
+    def receive(self) -> Received:
         """Receive the next message. Its arrays are the receiver's own, writable where the sender's were."""
         data, sizes = pickle.loads(self.pipe.recv_bytes())  # noqa: S301  # from our own child or parent
-        if not sizes:
-            return pickle.loads(data)  # noqa: S301
         buffers = [np.empty(size, np.uint8) for size in sizes]  # unlike a bytearray not zeroed first: twice as fast
         offset = 0
         for buffer in buffers:
             offset += self._read(buffer.data, offset)
-        os.ftruncate(self.file, 0)
-        return pickle.loads(data, buffers=buffers)  # noqa: S301
+        if buffers:
+            os.ftruncate(self.file, 0)
+        message: Received = pickle.loads(data, buffers=buffers)  # noqa: S301
+        return message
 
     def poll(self, seconds: float = 0.0) -> bool:
         """Whether a message, or the end of the wire, is there to be received, at the latest `seconds` from now."""
@@ -99,8 +104,8 @@ class Wire:
         return done
 
 
-def open_wire(context: BaseContext) -> tuple[Wire, Wire]:
-    """Open two connected ends: keep one, and pass the other to a process of `context`."""
+def open_wire(context: BaseContext) -> tuple[Wire[Message], Wire[Request]]:
+    """Open two connected ends: the worker keeps the first, and passes the other to a process of `context`."""
     ours, theirs = context.Pipe()
     file = _open_nameless_file()
     return Wire(ours, file), Wire(theirs, os.dup(file))
@@ -114,5 +119,11 @@ def _open_nameless_file() -> int:
         return os.dup(file.fileno())
 
 
-def _rebuild(pipe: Connection, file: Any) -> Wire:
+class _Handle(Protocol):
+    """A file that is passed on to a process that is being spawned."""
+
+    def detach(self) -> int: ...
+
+
+def _rebuild(pipe: Connection, file: _Handle) -> Wire[Received]:
     return Wire(pipe, file.detach())

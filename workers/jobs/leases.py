@@ -5,27 +5,19 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future
 from typing import Any
-from uuid import UUID
 
 from shared.database import JobClaim
+from shared.leasing.heartbeat import Held
 
 
-class Lease:
+class Lease(Held[JobClaim]):
     """The claim of a job, and the work that ends with it."""
 
     def __init__(self, claim: JobClaim):
-        self.claim = claim
+        super().__init__(claim)
         self._guard = threading.Lock()
         self._stopped = False
         self._work: Future[Any] | None = None
-
-    @property
-    def id(self) -> UUID:
-        return self.claim.id
-
-    @property
-    def epoch(self) -> int:
-        return self.claim.epoch
 
     def watch(self, work: Future[Any]) -> None:
         """Have `work` cancelled when the lease stops, or now if it has."""

@@ -33,12 +33,18 @@ def store_images(store: ObjectStore, generated: GeneratedImages) -> GenerateResu
         seed=best.seed,
         score=best.score,
         candidates=tuple(
-            Candidate(seed=each.seed, score=each.score, image=image)
+            Candidate(
+                seed=each.seed,
+                score=each.score,
+                image=image,
+                revised_prompt=(each.picture.revised_prompt or None) if each.picture else None,
+            )
             for each, image in zip(generated.images, images, strict=True)
             if each.score is not None
         ),
         fell_short=generated.fell_short,
         unknown_words=best.picture.unknown_words,
+        revised_prompt=best.picture.revised_prompt or None,
         warnings=best.picture.warnings,
     )
 

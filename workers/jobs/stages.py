@@ -43,7 +43,7 @@ class _StageRunner(Generic[T]):
 
     def advance(self, answers: list[Output] | None) -> None:
         try:
-            items = self._stages.send(answers)  # type: ignore[arg-type]  # None starts a generator
+            items = next(self._stages) if answers is None else self._stages.send(answers)
             calls = [self._submit(item, number) for number, item in enumerate(items)]
         except StopIteration as end:
             with suppress(InvalidStateError):

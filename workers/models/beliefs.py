@@ -39,7 +39,10 @@ class Beliefs:
         self._relation = reading.relation.float().log_softmax(-1).tolist()
 
     def log_p(self, picture: int, said: SceneGraph) -> float:
-        """That the picture is of the drawn world, and all that is said of it true; NaN where nothing known is named."""
+        """Log probability that a picture is of the drawn world and that all that is said of it is true.
+
+        NaN where the text names nothing that the recogniser knows.
+        """
         if not said.things and (said.unknown or not said.place):
             return nan
         total: float = self._domain[picture]

@@ -32,11 +32,20 @@ class Sight:
     """(rows, tokens, width)"""
 
     def rows(self, index: Tensor) -> Sight:
+        """The rows with these numbers."""
         return Sight(self.keys[index], self.values[index])
 
 
 class Describer(nn.Module):
-    def __init__(self, width: int = 96, hidden: int = 192, dropout: float = 0.1, words: Vocabulary | None = None):
+    """A recogniser, and two LSTMs that write what it read; see the module."""
+
+    def __init__(
+        self,
+        width: int = 96,
+        hidden: int = 192,
+        dropout: float = 0.1,
+        words: Vocabulary | None = None,
+    ):
         super().__init__()
         self.vocabulary = words or vocabulary()
         size = len(self.vocabulary)
@@ -54,13 +63,15 @@ class Describer(nn.Module):
         return self.regard(reading), reading.domain
 
     def regard(self, reading: Reading) -> Sight:
+        """What to attend to of a recogniser's reading."""
         return Sight(*self.eyes(reading))
 
     def forward(self, sight: Sight, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits of the next token after each of `ids` (rows, length) → (rows, length, vocabulary), and the state."""
         before_reading, before_writing = state if state is not None else (None, None)
         read, reading = self.reader(self.dropout(self.words(ids)), before_reading)
-        weights = (self.query(read) @ sight.keys.transpose(1, 2) * sight.keys.shape[-1] ** -0.5).softmax(-1)
+        scale = sight.keys.shape[-1] ** -0.5
+        weights = (self.query(read) @ sight.keys.transpose(1, 2) * scale).softmax(-1)
         seen = weights @ sight.values
         written, writing = self.writer(self.dropout(torch.cat([read, seen], -1)), before_writing)
         logits = self.next_word(self.dropout(torch.cat([written, seen], -1)))
@@ -93,12 +104,15 @@ def write(
         begin: the begin token of each row, int64 (rows,).
         step: told the number of tokens written; False stops early with what there is.
     """
-    rows, device = len(begin), begin.device
+    rows = len(begin)
+    device = begin.device
     sight = sight.rows(torch.arange(rows, device=device).repeat_interleave(beams))
     last = begin.repeat_interleave(beams)
     # All beams of a row start equal: only the first may be continued.
     total = torch.full((rows, beams), -torch.inf, device=device)
     total[:, 0] = 0.0
+    # Number of the first beam of each row, (rows, 1).
+    first = torch.arange(rows, device=device)[:, None] * beams
     ended = torch.zeros(rows * beams, dtype=torch.bool, device=device)
     ids = torch.empty(rows * beams, 0, dtype=torch.long, device=device)
     each = torch.empty(rows * beams, 0, device=device)
@@ -110,13 +124,13 @@ def write(
         log_p[ended] = -torch.inf
         log_p[ended, PAD] = 0.0
         size = log_p.shape[-1]
-        candidates = (total[:, :, None] + log_p.view(rows, beams, size)).view(rows, -1)
-        total, chosen = candidates.topk(beams, dim=1)
-        origin = (chosen // size + torch.arange(rows, device=device)[:, None] * beams).view(-1)
+        candidates = total[:, :, None] + log_p.view(rows, beams, size)
+        total, chosen = candidates.view(rows, -1).topk(beams, dim=1)
+        origin = (chosen // size + first).view(-1)
         last = (chosen % size).view(-1)
         each = torch.cat([each[origin], log_p[origin, last][:, None]], 1)
         ids = torch.cat([ids[origin], last[:, None]], 1)
-        state = tuple((h[:, origin], c[:, origin]) for h, c in state)  # type: ignore[assignment]
+        state = tuple((h[:, origin], c[:, origin]) for h, c in state)  # type: ignore[assignment]  # as long as before
         ended = ended[origin] | (last == END)
         if bool(ended.all()) or not step(count):
             break
@@ -134,23 +148,25 @@ def sample(
     max_tokens: int = 64,
     step: Callable[[int], bool] = lambda _: True,
 ) -> list[Written]:
-    """Draw each word by lot, as probable as the model finds it. A row's lots do not depend on its neighbours.
+    """Draws each word at random, as probable as the model finds it. What a row draws does not depend on other rows.
 
     Args:
         begin, step: as for `write`.
-        seeds: of each row.
+        seeds: one for each row.
     """
-    lots = torch.stack([torch.rand(max_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds], 1)
-    lots = lots.to(begin.device)
-    last, state = begin, None
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    draws = torch.stack([torch.rand(max_tokens, generator=generator) for generator in generators], 1)
+    draws = draws.to(begin.device)
+    last = begin
+    state: State | None = None
     ended = torch.zeros_like(begin, dtype=torch.bool)
     ids: list[Tensor] = []
     each: list[Tensor] = []
     for count in range(1, max_tokens + 1):
         logits, state = model(sight, last[:, None], state)
         p = logits[:, 0].float().softmax(-1)
-        # The word whose stretch of [0, 1) the lot falls into; rounding may leave it beyond the last one.
-        drawn = torch.searchsorted(p.cumsum(-1), lots[count - 1][:, None]).clamp_(max=p.shape[-1] - 1)
+        # The word whose stretch of [0, 1) the number falls into; rounding may leave it beyond the last one.
+        drawn = torch.searchsorted(p.cumsum(-1), draws[count - 1][:, None]).clamp_(max=p.shape[-1] - 1)
         each.append(p.gather(1, drawn)[:, 0])
         last = drawn[:, 0].masked_fill(ended, PAD)
         ids.append(last)

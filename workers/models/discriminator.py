@@ -17,7 +17,12 @@ class Discriminator(nn.Module):
     (R3GAN: Huang et al., 2024, arXiv 2501.05441).
     """
 
-    def __init__(self, plan_sizes: Sequence[int], channels: Sequence[int] = (16, 32, 64, 96), width: int = 128):
+    def __init__(
+        self,
+        plan_sizes: Sequence[int],
+        channels: Sequence[int] = (16, 32, 64, 96),
+        width: int = 128,
+    ):
         super().__init__()
         self.stem = nn.Conv2d(3, channels[0], 3, stride=2, padding=1)
         self.stages = nn.ModuleList(_Down(*pair) for pair in pairwise(channels))
@@ -31,8 +36,10 @@ class Discriminator(nn.Module):
         for stage in self.stages:
             x = stage(x)
         code = leaky_relu(self.head(x.flatten(1)), 0.2)
-        wanted = torch.stack([table(plan[:, i]) for i, table in enumerate(self.plan)]).sum(0)
-        logit: Tensor = self.logit(code).squeeze(1) + (code * wanted).sum(1) / code.shape[1] ** 0.5
+        columns = [table(plan[:, i]) for i, table in enumerate(self.plan)]
+        wanted = torch.stack(columns).sum(0)
+        likeness = (code * wanted).sum(1) / code.shape[1] ** 0.5
+        logit: Tensor = self.logit(code).squeeze(1) + likeness
         return logit
 
 

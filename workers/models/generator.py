@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Self
 
@@ -31,6 +31,10 @@ THINGS = 4
 """Most things in one picture."""
 PLACE, RELATION = 10, 11
 """Columns of a plan. Before them: object, colour, action, size, count of the first kind of thing, then the second."""
+OPEN = -1
+"""In a plan that is settled beforehand: a column that the planner is to fill."""
+NOBODY = -1
+"""Count of the first kind of thing in a picture of a place alone."""
 SIDE = 64
 """Width and height of a picture in pixels."""
 SPRITE = 48
@@ -127,10 +131,11 @@ class Planner(nn.Module):
         return x.view(len(x), x.shape[1], self.heads, -1).transpose(1, 2)
 
     @torch.no_grad()
-    def sample(self, tokens: Tensor, lots: Tensor, threshold: float = 0.1) -> Tensor:
+    def sample(self, tokens: Tensor, lots: Tensor, threshold: float = 0.1, *, settled: Tensor | None = None) -> Tensor:
         """Plans (B, columns) drawn with uniform `lots` (B, columns).
 
         Values less likely than `threshold` of the likeliest are never drawn: what the text says is certain.
+        `settled` (B, columns) are values that are known beforehand, and `OPEN` where they are not.
         """
         text = self.read(tokens)
         plan: list[Tensor] = []
@@ -141,6 +146,8 @@ class Planner(nn.Module):
             chances = torch.where(chances < threshold * chances.amax(-1, keepdim=True), 0, chances)
             reached = chances.cumsum(-1) / chances.sum(-1, keepdim=True)
             value = (reached <= lots[:, column : column + 1]).sum(-1).clamp_max(chances.shape[-1] - 1)
+            if settled is not None:
+                value = torch.where(settled[:, column] == OPEN, value, settled[:, column])
             before = before + table(value)[:, None]
             plan.append(value)
         return torch.stack(plan, 1)
@@ -172,8 +179,11 @@ class Painter(nn.Module):
         """Plans (B, columns) and noise (B, noise) in [-1, 1] → pictures (B, 3, 64, 64) in [-1, 1]."""
         scene, poses = noise[:, : self.scene_noise], noise[:, self.scene_noise :]
         scenery = self.scenery(self.place(plan[:, PLACE]) + self.light(scene))
+        background: Tensor = self.background(scenery, scenery)
         kinds, cells, present = things(plan)
         picture, slot = present.nonzero(as_tuple=True)
+        if not len(picture):
+            return background
         object_, colour, action, size = kinds[picture, slot].unbind(1)
         pose = poses.view(-1, THINGS, self.thing_noise)[picture, slot]
         form = self.form(self.object(object_) + self.action(action) + self.size(size) + self.pose(pose))
@@ -181,7 +191,7 @@ class Painter(nn.Module):
         paint = self.colour(colour) + self.place(plan[picture, PLACE]) + self.pose(pose)
         frames = self.frames(cells[picture, slot], size, form, pose)
         sprites = onto_canvas(self.thing(form, paint, self._known(object_, action)), frames)
-        return compose(self.background(scenery, scenery), sprites, frames, picture, slot)
+        return compose(background, sprites, frames, picture, slot)
 
     def _known(self, object_: Tensor, action: Tensor) -> Tensor:
         """What was learnt by heart of objects in their actions; sometimes forgotten, so that the decoder learns it too.
@@ -204,12 +214,10 @@ def things(plan: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         `CELLS`; and which of them are there at all (B, THINGS).
     """
     order = torch.arange(THINGS, device=plan.device)
-    first = plan[:, 4:5].clamp(1, THINGS)
-    second = plan[:, 9:10].clamp(0, 1) * (plan[:, 5:6] > 0)
+    first = torch.where(plan[:, 4:5] == NOBODY, 0, plan[:, 4:5].clamp(1, THINGS))
+    second = torch.minimum(plan[:, 9:10].clamp_min(0), THINGS - first) * (plan[:, 5:6] > 0)
     kinds = torch.where((order < first)[:, :, None], plan[:, None, 0:4], plan[:, None, 5:9])
-    alone = first * (first - 1) // 2 + order
-    beside = 10 + 2 * plan[:, RELATION, None] + order
-    cells = torch.where(second > 0, beside, alone).clamp_max(len(CELLS) - 1)
+    cells = _LAYOUTS.to(plan.device)[first[:, 0], second[:, 0], plan[:, RELATION]]
     return kinds, cells, order < (first + second)
 
 
@@ -228,6 +236,34 @@ CELLS = (
 
 For one, two, three and four equal things, then for two kinds by their relation.
 """
+
+
+def _layout(first: int, second: int, relation: int) -> tuple[int, ...]:
+    """The cells of so many things of two kinds in a relation (a value of its column)."""
+    alone = {total: range(total * (total - 1) // 2, total * (total + 1) // 2) for total in range(THINGS + 1)}
+    beside = range(10 + 2 * relation, 12 + 2 * relation)
+    left, right, top, bottom = (6, 8), (7, 9), (6, 7), (8, 9)
+    """Columns and rows of the cells of four."""
+    if (first, second) == (1, 1):
+        return tuple(beside)
+    if relation and 1 <= first <= 2 and 1 <= second <= 2:
+        sides = ((left, right), (right, left), (top, bottom), (bottom, top))[relation - 1]
+        # Training has shown single things of two kinds in the middle of their side.
+        groups = (sides[i] if count == 2 else beside[i : i + 1] for i, count in enumerate((first, second)))
+        return tuple(cell for group in groups for cell in group)
+    return tuple(alone[min(first + second, THINGS)])
+
+
+def _layouts() -> Tensor:
+    """Cells by the counts of both kinds and the relation, (THINGS + 1, THINGS + 1, 5, THINGS)."""
+    table = torch.zeros(THINGS + 1, THINGS + 1, 5, THINGS, dtype=torch.long)
+    for first, second, relation in product(range(THINGS + 1), range(THINGS + 1), range(5)):
+        cells = _layout(first, second, relation)
+        table[first, second, relation, : len(cells)] = torch.tensor(cells, dtype=torch.long)
+    return table
+
+
+_LAYOUTS = _layouts()
 
 
 class _Frames(nn.Module):
@@ -351,19 +387,26 @@ class Generator(nn.Module):
         return model.to(device).eval()
 
     @torch.no_grad()
-    def sample(self, tokens: Tensor, seeds: Sequence[int]) -> NDArray[np.uint8]:
-        """Pictures (B, 64, 64, 3), uint8 RGB, of tokens (B, L), 0 is padding; each by its own text and seed alone."""
-        plan, noise = self.plan(tokens, seeds)
+    def sample(self, tokens: Tensor, seeds: Sequence[int], settled: Tensor | None = None) -> NDArray[np.uint8]:
+        """Pictures (B, 64, 64, 3), uint8 RGB, of tokens (B, L), 0 is padding; each by its own text and seed alone.
+
+        `settled` (B, columns) is what of the plans is known beforehand (see `Planner.sample`).
+        """
+        plan, noise = self.plan(tokens, seeds, settled)
         pictures = self.painter(plan, noise).add(1).mul(127.5).round().clamp(0, 255)
         pixels: NDArray[np.uint8] = pictures.byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
         return pixels
 
     @torch.no_grad()
-    def plan(self, tokens: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def plan(self, tokens: Tensor, seeds: Sequence[int], settled: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The plans (B, columns) and the noise (B, noise) that `sample` paints."""
         columns = len(self.shape.plan)
         draws = torch.stack([_draws(columns + self.shape.noise, seed) for seed in seeds]).to(tokens.device)
-        return self.planner.sample(tokens, draws[:, :columns]), 2 * draws[:, columns:] - 1
+        plan = self.planner.sample(tokens, draws[:, :columns], settled=settled)
+        if settled is not None:
+            # The planner has learnt from pictures of things and knows of no picture without any.
+            plan[:, 4].masked_fill_((settled[:, 0] == 0) & (settled[:, 4] == 0), NOBODY)
+        return plan, 2 * draws[:, columns:] - 1
 
 
 def _draws(count: int, seed: int) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from workers.models.text import PAD, Vocabulary, vocabulary
 from workers.models.trunk import WIDTH, Trunk
@@ -31,6 +32,8 @@ class Claims:
 
 
 class Matcher(nn.Module):
+    """An image encoder and a text encoder; see the module."""
+
     def __init__(self, width: int = WIDTH, dropout: float = 0.1, words: Vocabulary | None = None):
         super().__init__()
         self.vocabulary = words or vocabulary()
@@ -56,17 +59,17 @@ class Matcher(nn.Module):
         return self.regard(self.trunk(images).far)
 
     def regard(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The trunk's tokens (B, cells, width) → keys and values (B, cells + 1, width)."""
         whole = self.whole(torch.cat([tokens.mean(1), tokens.amax(1)], 1))
         tokens = torch.cat([tokens, whole[:, None]], 1)
         return self.keys(tokens), self.values(tokens)
 
     def encode_texts(self, ids: Tensor) -> Claims:
-        """Token ids (B, length), padded."""
-        lengths = (ids != PAD).sum(1).clamp(min=1)
-        packed = nn.utils.rnn.pack_padded_sequence(
-            self.dropout(self.words(ids)), lengths.cpu(), batch_first=True, enforce_sorted=False
-        )
-        context, _ = nn.utils.rnn.pad_packed_sequence(self.reader(packed)[0], batch_first=True)
+        """Padded token ids (B, length) → what the texts claim."""
+        lengths = (ids != PAD).sum(1).clamp(min=1).cpu()
+        words = self.dropout(self.words(ids))
+        packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
+        context, _ = pad_packed_sequence(self.reader(packed)[0], batch_first=True)
         padding = (ids == PAD)[:, : context.shape[1], None]
         weights = self.pick(context).masked_fill(padding, -1e4).softmax(1)
         claims = self.dropout(weights.transpose(1, 2) @ context)

@@ -11,7 +11,7 @@ It is built so that what it knows of one object carries over to the others:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import log
@@ -65,10 +65,12 @@ class Reading(NamedTuple):
     gaze: Tensor
     """(B, 10, 256): where the attributes are read; shares of 1, not logits."""
     tokens: Tensor
-    """(B, 64, width): all that the trunk saw, for who learns what the heads have no name for."""
+    """(B, 64, width): all that the trunk saw, for models that learn what the heads have no name for."""
 
 
 class Recognizer(nn.Module):
+    """Pictures (B, 3, 64, 64) → `Reading`; see the module."""
+
     def __init__(self, width: int = WIDTH, dropout: float = 0.1, labels: Labels = KEYS):
         super().__init__()
         self.labels = labels
@@ -77,7 +79,7 @@ class Recognizer(nn.Module):
         self.trunk = Trunk(width)
         self.parts = nn.Sequential(nn.Conv2d(near, width, 1), nn.ReLU(), nn.Dropout2d(dropout))
         self.evidence = nn.Conv2d(width, objects, 1)
-        nn.init.constant_(self.evidence.bias, -log(4 * GRID**2) - 1.0)  # type: ignore[arg-type]
+        nn.init.constant_(self.evidence.bias, -log(4 * GRID**2) - 1.0)  # type: ignore[arg-type]  # it has one
         self.gaze = nn.Conv2d(width, objects, 1)
         self.values = nn.Linear(width, width)
         self.tints = nn.Sequential(nn.Conv2d(stem, near, 1), nn.ReLU())
@@ -106,20 +108,16 @@ class Recognizer(nn.Module):
         whole = torch.cat([tokens.mean(1), tokens.amax(1)], 1)
         parts = self.parts(views.near)
         evidence = self.evidence(parts).flatten(2).float()
-        gaze = (evidence.detach() + self.gaze(parts).flatten(2)).softmax(-1).to(tokens.dtype)
+        attraction = evidence.detach() + self.gaze(parts).flatten(2)
+        gaze = attraction.softmax(-1).to(tokens.dtype)
         coarse = 4 * avg_pool2d(gaze.unflatten(2, (2 * GRID, 2 * GRID)), 2).flatten(2)
         seen = self.dropout(coarse @ self.values(tokens))
         near = gaze @ views.near.flatten(2).transpose(1, 2)
-        tint = gaze @ avg_pool2d(self.tints(views.stem), 2).flatten(2).transpose(1, 2)
+        tints = avg_pool2d(self.tints(views.stem), 2)
+        tint = gaze @ tints.flatten(2).transpose(1, 2)
         centres = coarse.float() @ self.cells
-        pairs = torch.cat(
-            [
-                (centres[:, self.first] - centres[:, self.second]).to(seen.dtype),
-                seen[:, self.first],
-                seen[:, self.second],
-            ],
-            -1,
-        )
+        apart = (centres[:, self.first] - centres[:, self.second]).to(seen.dtype)
+        pairs = torch.cat([apart, seen[:, self.first], seen[:, self.second]], -1)
         whole_each = tokens.mean(1, keepdim=True).expand(-1, evidence.shape[1], -1)
         return Reading(
             evidence.logsumexp(-1) if self.training else settled(evidence),
@@ -173,29 +171,44 @@ def interpret(reading: Reading, labels: Labels = KEYS) -> list[Recognized]:
     """The most likely scene for each picture: one thing, or two where a second object is more likely than not."""
     pairs = list(combinations(range(len(labels["object"])), 2))
     presence = reading.presence.float().sigmoid()
-    attributes = [t.float().softmax(-1).max(-1) for t in (reading.colour, reading.action, reading.size, reading.count)]
+    attributes = (reading.colour, reading.action, reading.size, reading.count)
+    best = [logits.float().softmax(-1).max(-1) for logits in attributes]
     place = reading.place.float().softmax(-1).max(-1)
     relation = reading.relation.argmax(-1)
     in_domain = reading.domain.float().sigmoid()
     found = []
-    for i in range(presence.shape[0]):
-        best = presence[i].topk(2)
-        two = bool(best.values[1] > 0.5)
-        chosen = sorted(best.indices[: 2 if two else 1].tolist())
-        things, confidences = [], []
-        for k in chosen:
-            (colour, action, size, count) = (int(a.indices[i, k]) for a in attributes)
-            name = labels["object"][k]
-            act = labels["action"][action - 1] if action else None
-            # Only single things come in two kinds.
-            number = 1 if two else count + 1
-            things.append(Thing(name, labels["colour"][colour], act, labels["size"][size], number))
-            parts = [float(a.values[i, k]) for a in attributes[: 3 if two else 4]]
-            confidences.append(float(presence[i, k]) * float(torch.tensor(parts).prod()))
-        side = labels["relation"][int(relation[i, pairs.index((chosen[0], chosen[1]))])] if two else None
-        scene = Scene(tuple(things), labels["place"][int(place.indices[i])], side)
-        found.append(Recognized(scene, tuple(confidences), float(place.values[i]), float(in_domain[i])))
+    for row in range(presence.shape[0]):
+        likeliest = presence[row].topk(2)
+        two = bool(likeliest.values[1] > 0.5)
+        objects = sorted(likeliest.indices[: 2 if two else 1].tolist())
+        things = []
+        confidences = []
+        for object_ in objects:
+            # Only single things come in two kinds: their number is not read.
+            asked = best[:3] if two else best
+            values = [int(each.indices[row, object_]) for each in asked]
+            things.append(_thing(object_, values, labels))
+            chances = [float(each.values[row, object_]) for each in asked]
+            confidences.append(float(presence[row, object_]) * float(torch.tensor(chances).prod()))
+        side = None
+        if two:
+            pair = pairs.index((objects[0], objects[1]))
+            side = labels["relation"][int(relation[row, pair])]
+        scene = Scene(tuple(things), labels["place"][int(place.indices[row])], side)
+        found.append(Recognized(scene, tuple(confidences), float(place.values[row]), float(in_domain[row])))
     return found
+
+
+def _thing(object_: int, values: Sequence[int], labels: Labels) -> Thing:
+    """The thing with these numbers of object, colour, action, size and, where it is read, count."""
+    colour, action, size, *count = values
+    return Thing(
+        labels["object"][object_],
+        labels["colour"][colour],
+        labels["action"][action - 1] if action else None,
+        labels["size"][size],
+        count[0] + 1 if count else 1,
+    )
 
 
 UNMET = 3.0
@@ -207,7 +220,13 @@ Otherwise a model learns from the mere absence of sitting horses that a horse do
 
 
 def recognition_loss(
-    reading: Reading, slots: Tensor, inside: Tensor, coloured: Tensor, upright: Tensor, where: Tensor, met: Tensor
+    reading: Reading,
+    slots: Tensor,
+    inside: Tensor,
+    coloured: Tensor,
+    upright: Tensor,
+    where: Tensor,
+    met: Tensor,
 ) -> dict[str, Tensor]:
     """Cross entropies by head.
 
@@ -216,39 +235,52 @@ def recognition_loss(
             What is not known is not asked for: 0 but for the objects, or −1 for an action.
         inside: whether a picture is of the drawn world, bool (B,).
         coloured: whether its colours are the true ones, bool (B,); others are not asked for.
-        upright: whether it is neither turned nor stretched, bool (B,); pose, size and relation are else not asked for.
+        upright: whether it is neither turned nor stretched, bool (B,); others have no pose, size or relation.
         where: which cells of the 16×16 grid are in the things of a picture's first and second kind, and in the parts of
             them that tell what they are, bool (B, 2, 2, 256); all of them where that is not known.
         met: which objects are met in which actions, bool (10, 7).
     """
-    slots, rows = slots[inside], inside.nonzero().squeeze(1)
-    objects = reading.presence.shape[1]
+    rows = inside.nonzero().squeeze(1)
+    slots = slots[inside]
     losses = {
         **_location_losses(reading.evidence.float()[rows], reading.gaze.float()[rows], slots, where[inside]),
         "place": _known_entropy(reading.place.float()[rows], slots[:, 10] - 1),
         "domain": nn.functional.binary_cross_entropy_with_logits(reading.domain.float(), inside.float()),
     }
-    two, straight = slots[:, 5] > 0, upright[rows]
+    two = slots[:, 5] > 0
     picture = torch.cat([rows, rows[two]])
     thing = torch.cat([slots[:, 0:5], slots[two, 5:10]])
     object_ = thing[:, 0] - 1
-    targets = {"colour": thing[:, 1] - 1, "action": thing[:, 2], "size": thing[:, 3] - 1, "count": thing[:, 4] - 1}
-    targets["colour"] = targets["colour"].where(coloured[picture], -1)
-    for role in ("action", "size"):
-        targets[role] = targets[role].where(upright[picture], -1)
+    targets = {
+        "colour": (thing[:, 1] - 1).where(coloured[picture], -1),
+        "action": thing[:, 2].where(upright[picture], -1),
+        "size": (thing[:, 3] - 1).where(upright[picture], -1),
+        "count": thing[:, 4] - 1,
+    }
     for role, target in targets.items():
         logits = getattr(reading, role).float()[picture, object_]
         if role == "action":
-            # Only of what acts at all: that a house never does is worth learning.
-            acts = met.sum(1, keepdim=True) > 1
-            logits = logits - UNMET * (acts & ~met)[object_]
+            logits = logits - _unmet(met)[object_]
         losses[role] = _known_entropy(logits, target)
-    two = two & straight
-    if two.any():
-        a, b = slots[two, 0] - 1, slots[two, 5] - 1
-        pair = a * (2 * objects - a - 1) // 2 + (b - a - 1)
-        losses["relation"] = _known_entropy(reading.relation.float()[rows[two], pair], slots[two, 11] - 1)
+    related = two & upright[rows]
+    if related.any():
+        pair = _pair_numbers(slots[related, 0] - 1, slots[related, 5] - 1, reading.presence.shape[1])
+        logits = reading.relation.float()[rows[related], pair]
+        losses["relation"] = _known_entropy(logits, slots[related, 11] - 1)
     return losses
+
+
+def _unmet(met: Tensor) -> Tensor:
+    """What is taken off the logits of actions, (10, 7), from which objects are met in which of them."""
+    # Only of what acts at all: that a house never does is worth learning.
+    acts = met.sum(1, keepdim=True) > 1
+    return UNMET * (acts & ~met)
+
+
+def _pair_numbers(first: Tensor, second: Tensor, objects: int) -> Tensor:
+    """Numbers of pairs of objects, the first below the second, in the order of `PAIRS`, (B,)."""
+    before = first * (2 * objects - first - 1) // 2
+    return before + (second - first - 1)
 
 
 def _known_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -259,8 +291,11 @@ def _known_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _location_losses(evidence: Tensor, gaze: Tensor, slots: Tensor, where: Tensor) -> dict[str, Tensor]:
-    """Evidence of an object has to come from its telling part, and none from anywhere else; attributes are read off
-    the whole of it."""
+    """Losses of where objects are found and read.
+
+    Evidence of an object has to come from its telling part, and none from anywhere else; attributes are read off the
+    whole of it.
+    """
     softplus = nn.functional.softplus
     near = where.new_zeros(len(slots), evidence.shape[1] + 1, *where.shape[2:])
     near.scatter_(1, slots[:, [0, 5], None, None].expand_as(where), where)
@@ -268,5 +303,6 @@ def _location_losses(evidence: Tensor, gaze: Tensor, slots: Tensor, where: Tenso
     there = evidence.masked_fill(~telling, -100.0).logsumexp(2)
     elsewhere = evidence.masked_fill(telling, -100.0).logsumexp(2)
     presence = softplus(elsewhere) + softplus(-there).where(telling.any(2), 0.0)
-    strayed = -(gaze * whole).sum(2).clamp_min(1e-6).log()[whole.any(2)]
+    on_it = (gaze * whole).sum(2).clamp_min(1e-6)
+    strayed = -on_it.log()[whole.any(2)]
     return {"presence": 8 * presence.mean(), "gaze": 0.3 * strayed.mean()}

@@ -63,8 +63,8 @@ class Trunk(nn.Module):
         )
         self.near = nn.Sequential(Block(width // 4, width // 2, 2), Block(width // 2, width // 2))
         self.far = nn.Sequential(Block(width // 2, width, 2), Block(width, width))
-        # Convolutions on processors are faster so.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Convolutions on processors are faster with this layout.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         self.places = nn.Parameter(torch.randn(GRID * GRID, width) * 0.02)
         self.norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
@@ -99,5 +99,5 @@ class DomainHead(nn.Module):
         return logit - self.threshold
 
     def admit(self, logits: Tensor, share: float = 0.995) -> None:
-        """Set the threshold so that this share of pictures that are of the drawn world stays positive."""
+        """Sets the threshold so that this share of pictures that are of the drawn world stays positive."""
         self.threshold += torch.quantile(logits.float(), 1 - share)

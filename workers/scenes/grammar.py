@@ -1,4 +1,4 @@
-"""What can happen in the drawn world: scenes, how they are drawn by lot, and how they are put into words."""
+"""What can happen in the drawn world: scenes, how they are drawn at random, and how they are put into words."""
 
 from __future__ import annotations
 
@@ -33,7 +33,14 @@ UNSEEN_COLOURS = frozenset(
 )
 """(object, colour) pairs that no training scene contains."""
 
-UNSEEN_ACTIONS = frozenset({("dog", "jumping"), ("rabbit", "sleeping"), ("horse", "sitting"), ("cat", "swimming")})
+UNSEEN_ACTIONS = frozenset(
+    {
+        ("dog", "jumping"),
+        ("rabbit", "sleeping"),
+        ("horse", "sitting"),
+        ("cat", "swimming"),
+    }
+)
 """(object, action) pairs that no training scene contains."""
 
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
@@ -51,7 +58,11 @@ class Thing:
 
     @property
     def unseen(self) -> bool:
-        return (self.object, self.colour) in UNSEEN_COLOURS or (self.object, self.action) in UNSEEN_ACTIONS
+        """Whether it has a colour or an action that no training scene shows it with."""
+        return (self.object, self.colour) in UNSEEN_COLOURS or (
+            self.object,
+            self.action,
+        ) in UNSEEN_ACTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +79,7 @@ class Scene:
 
     @property
     def unseen(self) -> bool:
+        """Whether any of its things has such a colour or action."""
         return any(thing.unseen for thing in self.things)
 
     def reversed(self) -> Scene:
@@ -79,10 +91,6 @@ class Scene:
         """The things in the order of `KEYS["object"]`, so that equal pictures have equal descriptions."""
         order = [KEYS["object"].index(thing.object) for thing in self.things]
         return self if order == sorted(order) else self.reversed()
-
-
-EXAMPLE = Scene((Thing("cat", "black", "jumping"),), "grass", seed=1)
-"""The picture that everything is tried with first."""
 
 
 def possible_actions(object_: str, place: str) -> tuple[str | None, ...]:
@@ -100,14 +108,16 @@ def possible_actions(object_: str, place: str) -> tuple[str | None, ...]:
 
 def mirrored(scene: Scene) -> Scene:
     """What the mirror image of the scene's picture shows."""
-    swap = {"left": "right", "right": "left"}
-    return replace(scene, relation=swap.get(scene.relation, scene.relation)) if scene.relation else scene
+    if scene.relation in ("left", "right"):
+        return replace(scene, relation=OPPOSITE[scene.relation])
+    return scene
 
 
 T = TypeVar("T")
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    """One of the options at random, each with the same probability."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -127,15 +137,18 @@ def _draw(rng: np.random.Generator, split: Split) -> Scene:
     seed = int(rng.integers(2**48)) * len(SPLITS) + SPLITS.index(split)
     if rng.random() < 0.5:
         count = 1 if rng.random() < 0.45 else pick(rng, (2, 3, 4))
-        return Scene((_draw_thing(rng, pick(rng, KEYS["object"]), place, count),), place, None, seed)
+        thing = _draw_thing(rng, pick(rng, KEYS["object"]), place, count)
+        return Scene((thing,), place, None, seed)
     first, second = rng.permutation(len(KEYS["object"]))[:2]
     things = tuple(_draw_thing(rng, KEYS["object"][i], place, 1) for i in (first, second))
     return Scene(things, place, pick(rng, KEYS["relation"]), seed)
 
 
 def _draw_thing(rng: np.random.Generator, object_: str, place: str, count: int) -> Thing:
-    actions = possible_actions(object_, place)
-    return Thing(object_, pick(rng, KEYS["colour"]), pick(rng, actions), pick(rng, KEYS["size"]), count)
+    colour = pick(rng, KEYS["colour"])
+    action = pick(rng, possible_actions(object_, place))
+    size = pick(rng, KEYS["size"])
+    return Thing(object_, colour, action, size, count)
 
 
 def edit(scene: Scene, rng: np.random.Generator, split: Split = "train") -> Scene:
@@ -156,30 +169,56 @@ def _edit_once(scene: Scene, rng: np.random.Generator) -> Scene:
     kinds += ["relation", "swap", "swap"] if scene.relation else ["count", "count"]
     kind = pick(rng, kinds)
     if kind == "place":
-        places = [p for p in KEYS["place"] if all(t.action in possible_actions(t.object, p) for t in scene.things)]
-        return replace(scene, place=pick(rng, places))
+        return replace(scene, place=pick(rng, _possible_places(scene)))
     if kind == "relation":
         return replace(scene, relation=pick(rng, KEYS["relation"]))
     if kind == "swap":
         return _swap_colours(scene)
     if kind == "object":
-        taken = {t.object for t in scene.things}
-        options = [o for o in KEYS["object"] if o not in taken and thing.action in possible_actions(o, scene.place)]
-        thing = replace(thing, object=pick(rng, options)) if options else thing
+        options = _possible_objects(scene, thing)
+        edited = replace(thing, object=pick(rng, options)) if options else thing
     elif kind == "colour":
-        thing = replace(thing, colour=pick(rng, KEYS["colour"]))
+        edited = replace(thing, colour=pick(rng, KEYS["colour"]))
     elif kind == "count":
-        thing = replace(thing, count=pick(rng, (1, 2, 3, 4)))
+        edited = replace(thing, count=pick(rng, (1, 2, 3, 4)))
     else:
-        actions = [a for a in possible_actions(thing.object, scene.place) if a is not None and thing.action is not None]
-        thing = replace(thing, action=pick(rng, actions)) if actions else thing
-    things = (*scene.things[:index], thing, *scene.things[index + 1 :])
-    return replace(scene, things=things)
+        edited = _edit_action(scene, thing, rng)
+    things = list(scene.things)
+    things[index] = edited
+    return replace(scene, things=tuple(things))
+
+
+def _possible_places(scene: Scene) -> list[str]:
+    """Places where all that happens in the scene makes sense."""
+
+    def suits(place: str) -> bool:
+        return all(thing.action in possible_actions(thing.object, place) for thing in scene.things)
+
+    return [place for place in KEYS["place"] if suits(place)]
+
+
+def _possible_objects(scene: Scene, thing: Thing) -> list[str]:
+    """Objects that are not in the scene and can do what the thing does."""
+    taken = {other.object for other in scene.things}
+    free = [object_ for object_ in KEYS["object"] if object_ not in taken]
+    return [object_ for object_ in free if thing.action in possible_actions(object_, scene.place)]
+
+
+def _edit_action(scene: Scene, thing: Thing, rng: np.random.Generator) -> Thing:
+    """The thing in another action; what stands still goes on standing, because no caption says that it stands."""
+    actions = [action for action in possible_actions(thing.object, scene.place) if action is not None]
+    if thing.action is None or not actions:
+        return thing
+    return replace(thing, action=pick(rng, actions))
 
 
 def _swap_colours(scene: Scene) -> Scene:
     first, second = scene.things
-    return replace(scene, things=(replace(first, colour=second.colour), replace(second, colour=first.colour)))
+    swapped = (
+        replace(first, colour=second.colour),
+        replace(second, colour=first.colour),
+    )
+    return replace(scene, things=swapped)
 
 
 SLOTS = (
@@ -187,7 +226,7 @@ SLOTS = (
     "place",
     "relation",
 )
-SLOT_SIZES = tuple(len(KEYS[name.rstrip("_12")]) + 1 for name in SLOTS)  # type: ignore[index]
+SLOT_SIZES = tuple(len(KEYS[name.rstrip("_12")]) + 1 for name in SLOTS)  # type: ignore[index]  # every slot is one of these keys
 
 
 def slots(scene: Scene) -> NDArray[np.int64]:
@@ -220,7 +259,12 @@ class Mention:
 
 
 def caption(
-    scene: Scene, language: Language, style: Style, rng: np.random.Generator | None = None, *, omit: float = 0.0
+    scene: Scene,
+    language: Language,
+    style: Style,
+    rng: np.random.Generator | None = None,
+    *,
+    omit: float = 0.0,
 ) -> str:
     """Say what is in the scene.
 
@@ -235,10 +279,12 @@ def caption(
 
     if len(scene.things) == 2 and rng.random() >= 0.5:
         scene = scene.reversed()
-    mentions = [
-        Mention(t.object, t.count, said(t.colour), None if style == "short" else said(t.size), said(t.action))
-        for t in scene.things
-    ]
+    mentions = []
+    for thing in scene.things:
+        colour = said(thing.colour)
+        size = None if style == "short" else said(thing.size)
+        action = said(thing.action)
+        mentions.append(Mention(thing.object, thing.count, colour, size, action))
     return say(mentions, said(scene.place), said(scene.relation), language, style, rng)
 
 
@@ -255,31 +301,36 @@ def say(
     write = _ZH if language == "zh" else _EN
     if style == "tags":
         return write.tags(mentions, place, relation, rng)
-    text = write.one(mentions[0], place, rng) if len(mentions) == 1 else write.two(mentions, place, relation, rng)
+    alone = len(mentions) == 1
+    text = write.one(mentions[0], place, rng) if alone else write.two(mentions, place, relation, rng)
     if style == "short":
         return text
-    return f"{pick(rng, ('画面中，', '图中，'))}{text}。" if language == "zh" else f"{pick(rng, _EN_OPENINGS)}{text}."
+    if language == "zh":
+        return f"{pick(rng, _ZH_OPENINGS)}{text}。"
+    return f"{pick(rng, _EN_OPENINGS)}{text}."
 
 
 class _Plain(np.random.Generator):
-    """The lot that always falls on the first option."""
+    """The generator that always chooses the first option."""
 
     def __init__(self) -> None:
         super().__init__(np.random.PCG64(0))
 
-    def random(self, *_: object, **__: object) -> float:  # type: ignore[override]
+    def random(self, *_: object, **__: object) -> float:  # type: ignore[override]  # always one number
         return 0.0
 
-    def integers(self, *_: object, **__: object) -> int:  # type: ignore[override]
+    def integers(self, *_: object, **__: object) -> int:  # type: ignore[override]  # always one number
         return 0
 
 
 _FIRST = _Plain()
+_ZH_OPENINGS = ("画面中，", "图中，")
 _EN_OPENINGS = ("in this picture, ", "here, ")
 
 
 class _Chinese:
     def noun(self, m: Mention, rng: np.random.Generator, *, action: bool) -> str:
+        """A thing with what is said of it, as a noun phrase."""
         concept = CONCEPT[m.object]
         head = pick(rng, CONCEPT[str(m.count)].zh[:1]) + pick(rng, concept.measure)
         doing = f"正在{pick(rng, CONCEPT[m.action].zh)}的" if action and m.action else ""
@@ -294,19 +345,38 @@ class _Chinese:
         return f"{head}{doing}{size}{CONCEPT[m.colour].zh_short}{concept.zh_short}"
 
     def one(self, m: Mention, place: str | None, rng: np.random.Generator) -> str:
+        """A sentence about one mention."""
         where = pick(rng, PLACES_ZH[place]) if place else None
         noun = self.noun(m, rng, action=False)
         verb = pick(rng, CONCEPT[m.action].zh) if m.action else None
         if where and verb:
-            forms = (f"{noun}在{where}{verb}", f"{noun}正在{where}{verb}", f"{where}有{noun}在{verb}")
+            forms = (
+                f"{noun}在{where}{verb}",
+                f"{noun}正在{where}{verb}",
+                f"{where}有{noun}在{verb}",
+            )
             return pick(rng, (forms[0], *forms, f"{where}，{noun}正在{verb}"))
         if where:
             return pick(rng, (f"{noun}在{where}", f"{where}有{noun}"))
         if verb:
-            return pick(rng, (f"{noun}在{verb}", f"{noun}正在{verb}", self.noun(m, rng, action=True)))
+            return pick(
+                rng,
+                (
+                    f"{noun}在{verb}",
+                    f"{noun}正在{verb}",
+                    self.noun(m, rng, action=True),
+                ),
+            )
         return noun
 
-    def two(self, ms: Sequence[Mention], place: str | None, relation: str | None, rng: np.random.Generator) -> str:
+    def two(
+        self,
+        ms: Sequence[Mention],
+        place: str | None,
+        relation: str | None,
+        rng: np.random.Generator,
+    ) -> str:
+        """A sentence about two mentions."""
         a, b = (self.noun(m, rng, action=True) for m in ms)
         where = pick(rng, PLACES_ZH[place]) if place else None
         if relation is None:
@@ -318,7 +388,14 @@ class _Chinese:
         text = pick(rng, (f"{a}在{b}的{side}", f"{a}在{b}{side}", f"{b}的{side}有{a}"))
         return f"{where}，{text}" if where else text
 
-    def tags(self, ms: Sequence[Mention], place: str | None, relation: str | None, rng: np.random.Generator) -> str:
+    def tags(
+        self,
+        ms: Sequence[Mention],
+        place: str | None,
+        relation: str | None,
+        rng: np.random.Generator,
+    ) -> str:
+        """Keywords with commas between them."""
         parts: list[str] = []
         for m in ms:
             head = CONCEPT[str(m.count)].zh[0] + CONCEPT[m.object].measure[0] if m.count > 1 else ""
@@ -335,6 +412,7 @@ class _Chinese:
 
 class _English:
     def noun(self, m: Mention, rng: np.random.Generator, *, action: bool) -> str:
+        """A thing with what is said of it, as a noun phrase."""
         concept = CONCEPT[m.object]
         name = pick(rng, concept.plural if m.count > 1 else concept.en)
         words = [pick(rng, CONCEPT[word].en) for word in (m.size, m.colour) if word]
@@ -347,20 +425,39 @@ class _English:
         return " ".join([head, *words, *([doing] if doing else [])])
 
     def one(self, m: Mention, place: str | None, rng: np.random.Generator) -> str:
+        """A sentence about one mention."""
         where = pick(rng, PLACES_EN[place]) if place else None
         noun = self.noun(m, rng, action=False)
         verb = pick(rng, CONCEPT[m.action].en) if m.action else None
         be = "are" if m.count > 1 else "is"
         if where and verb:
-            forms = (f"{noun} {verb} {where}", f"{noun} {be} {verb} {where}", f"{where}, {noun} {be} {verb}")
+            forms = (
+                f"{noun} {verb} {where}",
+                f"{noun} {be} {verb} {where}",
+                f"{where}, {noun} {be} {verb}",
+            )
             return pick(rng, (forms[0], *forms, f"there {be} {noun} {verb} {where}"))
         if where:
             return pick(rng, (f"{noun} {where}", f"there {be} {noun} {where}"))
         if verb:
-            return pick(rng, (f"{noun} {verb}", f"{noun} {be} {verb}", self.noun(m, rng, action=True)))
+            return pick(
+                rng,
+                (
+                    f"{noun} {verb}",
+                    f"{noun} {be} {verb}",
+                    self.noun(m, rng, action=True),
+                ),
+            )
         return noun
 
-    def two(self, ms: Sequence[Mention], place: str | None, relation: str | None, rng: np.random.Generator) -> str:
+    def two(
+        self,
+        ms: Sequence[Mention],
+        place: str | None,
+        relation: str | None,
+        rng: np.random.Generator,
+    ) -> str:
+        """A sentence about two mentions."""
         a, b = (self.noun(m, rng, action=True) for m in ms)
         where = pick(rng, PLACES_EN[place]) if place else None
         if relation is None:
@@ -370,7 +467,14 @@ class _English:
         text = pick(rng, (f"{a} {side} {b}", f"{a} is {side} {b}"))
         return text if where is None else pick(rng, (f"{text} {where}", f"{where}, {text}"))
 
-    def tags(self, ms: Sequence[Mention], place: str | None, relation: str | None, rng: np.random.Generator) -> str:
+    def tags(
+        self,
+        ms: Sequence[Mention],
+        place: str | None,
+        relation: str | None,
+        rng: np.random.Generator,
+    ) -> str:
+        """Keywords with commas between them."""
         parts: list[str] = []
         for m in ms:
             concept = CONCEPT[m.object]

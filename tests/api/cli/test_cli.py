@@ -26,6 +26,7 @@ from tests.support.plain_sql import Sql
 from tests.support.waiting import PATIENT
 from tuwen.jobs import (
     DescribeResult,
+    GenerateResult,
     Job,
     JobError,
     JobRequest,
@@ -37,6 +38,7 @@ from tuwen.jobs import (
     RecognizedObject,
     RecognizeResult,
     Status,
+    StoredImage,
 )
 
 
@@ -65,6 +67,24 @@ def _job(status: Status, result: JobResult | None = None, error: JobError | None
         deadline_at=now,
         **more,
     )
+
+
+def test_what_was_drawn_is_told_with_its_warnings() -> None:
+    image = StoredImage(key="results/aa/bb.png", sha256="bb", width=64, height=64)
+    made = GenerateResult(
+        image=image,
+        seed=7,
+        unknown_words=("hat",),
+        revised_prompt="a black cat on the grass",
+        warnings=("“blakc” was read as “black”", "a picture has one place"),
+    )
+    assert terminal.outcome(_job(Status.SUCCEEDED, made)).splitlines() == [
+        "64×64, seed 7; the model does not know hat",
+        "drawn: a black cat on the grass",
+        "warning: “blakc” was read as “black”",
+        "warning: a picture has one place",
+    ]
+    assert terminal.outcome(_job(Status.SUCCEEDED, GenerateResult(image=image, seed=7))) == "64×64, seed 7"
 
 
 # ── names of files ────────────────────────────────────────────────────────────────────────────────

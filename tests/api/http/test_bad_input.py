@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from shared.database import Database
+from shared.database.jobs import Jobs
 
 PROBLEM = "application/problem+json"
 
@@ -140,7 +140,7 @@ def test_what_nobody_foresaw_says_nothing_outside_and_all_in_the_log(
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("the secret of the house")
 
-    monkeypatch.setattr(Database, "jobs", fail)
+    monkeypatch.setattr(Jobs, "page", fail)
     with caplog.at_level(logging.ERROR):
         answer = api.get("/v1/jobs")
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")

@@ -10,8 +10,8 @@ import pytest
 
 from api.http.problems import respond_to
 from shared.intake.validation import invalid_fields
-from tuwen.client import _error
 from tuwen.errors import FetchFailed, InvalidRequest, TuwenError, Unauthorized, Unavailable
+from tuwen.exchange import error_of
 
 
 def _tree(kind: type[TuwenError] = TuwenError) -> Iterator[type[TuwenError]]:
@@ -23,9 +23,13 @@ def _tree(kind: type[TuwenError] = TuwenError) -> Iterator[type[TuwenError]]:
 def there_and_back(error: TuwenError) -> TuwenError:
     sent = respond_to(error)
     request = httpx.Request("GET", "http://localhost/")
-    return _error(
+    return _received(
         httpx.Response(sent.status_code, headers=dict(sent.headers), content=bytes(sent.body), request=request)
     )
+
+
+def _received(response: httpx.Response) -> TuwenError:
+    return error_of(response, response.content)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in _tree() if kind.__module__ == "tuwen.errors"])
@@ -49,11 +53,11 @@ def test_what_a_stranger_answers_is_an_error_too() -> None:
     request = httpx.Request("GET", "http://localhost/")
     for status, kind in ((502, Unavailable), (418, TuwenError), (500, TuwenError)):
         for content in (b"<html>", b"", b'{"status": 7}', b"\xff"):
-            assert type(_error(httpx.Response(status, content=content, request=request))) is kind
+            assert type(_received(httpx.Response(status, content=content, request=request))) is kind
     unknown = json.dumps(
         {"type": "", "title": "", "status": 400, "detail": "d", "code": "of_the_future", "errors": []}
     ).encode()
-    assert type(_error(httpx.Response(400, content=unknown, request=request))) is TuwenError
+    assert type(_received(httpx.Response(400, content=unknown, request=request))) is TuwenError
 
 
 def test_headers_say_how_to_go_on() -> None:

@@ -79,6 +79,19 @@ class TestImages:
         found = {colour(httpx.get(image.url or "").content) for image in answer.data or []}
         assert found == {seed_colour(seed) for seed in (7, 8)}
 
+    @pytest.mark.parametrize("form", ["b64_json", "url"])
+    def test_the_words_that_were_drawn(self, client: OpenAI, form: Any) -> None:
+        answer = client.images.generate(prompt="revise a cat", n=2, extra_body={"seed": 7}, response_format=form)
+        assert {image.revised_prompt for image in answer.data or []} == {"7 a cat", "8 a cat"}
+        one = client.images.generate(prompt="revise a cat", extra_body={"seed": 9}, response_format=form)
+        assert [image.revised_prompt for image in one.data or []] == ["9 a cat"]
+        plain = client.images.generate(prompt="a cat", response_format=form)
+        assert [image.revised_prompt for image in plain.data or []] == [None]
+
+    def test_the_words_that_were_drawn_in_a_stream(self, client: OpenAI) -> None:
+        *_, last = client.images.generate(prompt="revise a cat", stream=True, extra_body={"seed": 9})
+        assert last.to_dict()["revised_prompt"] == "9 a cat"
+
     def test_a_stream(self, client: OpenAI) -> None:
         stream = client.images.generate(prompt="a cat", stream=True, partial_images=2, extra_body={"seed": 9})
         *_, last = stream

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import threading
@@ -9,8 +10,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import fastapi.routing
 import httpx
 import pytest
 import redis
@@ -20,6 +22,7 @@ from shared.queue import event_channel
 from shared.settings import Settings
 from tests.support.api_server import FakeWorker, png
 from tests.support.waiting import eventually
+from tuwen import exchange
 
 GENERATE = {"input": {"kind": "generate", "prompt": "一只黑色的猫在草地上跳跃"}}
 
@@ -69,6 +72,28 @@ def test_a_watcher_sees_every_change_in_order(api: httpx.Client, hand: FakeWorke
         assert (name, job["status"], job["result"]["image"]["width"]) == ("state", "succeeded", 8)
         assert job["result_url"].endswith(f"/v1/jobs/{id}/image")
         assert list(events) == []
+
+
+def test_nobody_stores_or_collects_a_stream(api: httpx.Client) -> None:
+    with api.stream("GET", f"/v1/jobs/{submit(api)}/events") as answer:
+        assert "no-store" in answer.headers["cache-control"]
+        assert answer.headers["x-accel-buffering"] == "no"
+
+
+def test_an_unknown_job_is_a_problem_and_no_stream(api: httpx.Client) -> None:
+    answer = api.get(f"/v1/jobs/{uuid4()}/events")
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+
+
+def test_a_quiet_stream_shows_that_it_is_alive(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (
+        fastapi.routing._PING_INTERVAL * 2 <= exchange.STREAM_SILENCE
+    )  # the client gives up a stream without even a comment
+    monkeypatch.setattr(fastapi.routing, "_PING_INTERVAL", 0.1)
+    with api.stream("GET", f"/v1/jobs/{submit(api)}/events") as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == "event: state"
+        assert any(line.startswith(":") for line in itertools.islice(lines, 10))
 
 
 def test_a_job_that_is_over_is_one_event(api: httpx.Client) -> None:

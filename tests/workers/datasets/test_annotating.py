@@ -21,7 +21,7 @@ from tuwen.engine import DescribeItem, MatchItem
 from tuwen.errors import EngineStartFailed, FetchFailed, FetchRefused
 from tuwen.jobs import DescribeResult, Kind, MatchResult
 from workers.datasets.annotating import Annotating, AnnotationContext, Window
-from workers.datasets.sources import Held, SourceImage
+from workers.datasets.sources import HeldAs, SourceImage
 from workers.inference.batcher import Batcher
 
 MODELS = {kind: ServedModel(f"the {kind} model", "1") for kind in Kind}
@@ -80,7 +80,7 @@ def png(side: int = 8) -> bytes:
 
 
 def image(name: str) -> SourceImage:
-    return SourceImage(name, name, Held.FILE)
+    return SourceImage(name, name, HeldAs.FILE)
 
 
 class Shard:

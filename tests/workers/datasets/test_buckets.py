@@ -18,6 +18,7 @@ import pytest
 from shared.settings import Settings
 from tests.support.pictures import picture
 from tests.support.s3 import S3Server, serve_s3
+from tests.support.sources import restore
 from tuwen.annotations import Annotation, Caption, Provenance
 from tuwen.errors import DestinationUnusable, NotFound, PayloadTooLarge, SourceUnusable, StorageUnavailable
 from workers.datasets.exports import MARKER, Summary, write
@@ -103,7 +104,7 @@ def read_all(
     with open_source(uri, settings, **options) as source:  # type: ignore[arg-type]
         entries = list(source.images())
         images = {entry.name: entry for entry in entries if isinstance(entry, SourceImage)}
-        contents = {name: source.read(SourceImage.from_json(image.to_json())) for name, image in images.items()}
+        contents = {name: source.read(restore(image)) for name, image in images.items()}
     return images, contents, [entry.code for entry in entries if isinstance(entry, SourceProblem)]
 
 

@@ -27,7 +27,7 @@ from tuwen.annotations import Annotation, DropReason
 from tuwen.datasets import DatasetRequest, DatasetStatus, ReviewRequest, ShardStatus
 from tuwen.errors import SourceUnusable
 from tuwen.jobs import Kind
-from workers.datasets.planning import SAMPLE, Planner
+from workers.datasets.planning import SAMPLE, DatasetPlanner
 from workers.datasets.shards import STRIKES, ShardRunner
 from workers.inference.batcher import Batcher
 from workers.inference.process import EngineProcess
@@ -81,7 +81,7 @@ class Installation:
         claim = self.database.datasets.take(id, "h")
         assert claim is not None
         try:
-            Planner(self.settings, self.database, self.store, self.queue, claim, wanted).plan()
+            DatasetPlanner(self.settings, self.database, self.store, self.queue, claim, wanted).plan()
         except Stopped:
             self.database.datasets.put_off(claim)
             raise

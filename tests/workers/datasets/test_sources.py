@@ -25,6 +25,7 @@ from pyarrow import parquet
 
 from shared.settings import Settings
 from tests.support.pictures import picture
+from tests.support.sources import restore
 from tuwen.errors import (
     FetchRefused,
     ImageCorrupt,
@@ -34,7 +35,7 @@ from tuwen.errors import (
     TuwenError,
     UrlForbidden,
 )
-from workers.datasets.sources import Problem, SourceEntry, SourceImage, SourceProblem, open_source
+from workers.datasets.sources import RowProblem, SourceEntry, SourceImage, SourceProblem, open_source
 from workers.datasets.sources.columns import path_below, safe_name
 from workers.datasets.sources.recognition import expand_braces
 from workers.datasets.sources.seen import Seen, SortedNames
@@ -69,7 +70,7 @@ def problems(entries: list[SourceEntry]) -> list[tuple[str, str]]:
 
 def contents(uri: object, entries: list[SourceEntry], **options: Any) -> dict[str, bytes]:
     with open_source(str(uri), SETTINGS, **options) as source:
-        return {image.name: source.read(SourceImage.from_json(image.to_json())) for image in images(entries).values()}
+        return {image.name: source.read(restore(image)) for image in images(entries).values()}
 
 
 # ── folders ───────────────────────────────────────────────────────────────────────────────────────
@@ -300,7 +301,7 @@ def test_root_of_a_list(tmp_path: Path) -> None:
 def test_forbidden_url_is_not_fetched_either(tmp_path: Path) -> None:
     put(tmp_path, {"a.png": A})
     with open_source(str(tmp_path), SETTINGS) as source, pytest.raises(UrlForbidden):
-        source.read(SourceImage.from_json('{"name": "x", "path": "http://169.254.169.254/latest", "held": "url"}'))
+        source.read(SourceImage.from_fields({"name": "x", "path": "http://169.254.169.254/latest", "held": "url"}))
 
 
 def test_urls_are_fetched_through_the_vetting_client(tmp_path: Path) -> None:
@@ -403,7 +404,7 @@ def test_requests_of_the_openai_batch_api(tmp_path: Path) -> None:
     assert (two.custom_id, two.path) == ("two", "https://example.org/x.png")
     assert [code for _, code in problems(entries)] == ["invalid_row", "duplicate_row", "invalid_row"]
     with open_source(str(tmp_path / "batch.jsonl"), SETTINGS) as source:
-        assert source.read(SourceImage.from_json(one.to_json())) == A
+        assert source.read(restore(one)) == A
 
 
 # ── COCO ──────────────────────────────────────────────────────────────────────────────────────────
@@ -486,8 +487,8 @@ def test_zip_bomb_is_refused_by_its_size_and_by_what_comes_out(tmp_path: Path) -
         archive.writestr("bomb.png", bytes(SETTINGS.max_image_bytes + 1))
         offset, length = archive.infolist()[0].header_offset, archive.infolist()[0].compress_size
     assert problems(listed(path)) == [("bomb.png", "payload_too_large")]
-    lying = SourceImage.from_json(
-        json.dumps({"name": "x", "path": "x.zip", "held": "zipped", "offset": offset, "length": length})
+    lying = SourceImage.from_fields(
+        {"name": "x", "path": "x.zip", "held": "zipped", "offset": offset, "length": length}
     )
     with open_source(str(path), SETTINGS) as source, pytest.raises(PayloadTooLarge):
         source.read(lying)
@@ -612,5 +613,5 @@ def test_every_problem_of_reading_has_the_code_of_its_error() -> None:
         for inner in kind.__subclasses__():
             yield from codes(inner)
 
-    own = {Problem.OUTSIDE, Problem.DUPLICATE, Problem.INVALID, Problem.UNREADABLE, Problem.DAMAGED}
-    assert {problem.value for problem in Problem if problem not in own} <= set(codes(TuwenError))
+    own = {RowProblem.OUTSIDE, RowProblem.DUPLICATE, RowProblem.INVALID, RowProblem.UNREADABLE, RowProblem.DAMAGED}
+    assert {problem.value for problem in RowProblem if problem not in own} <= set(codes(TuwenError))

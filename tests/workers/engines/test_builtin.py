@@ -11,8 +11,10 @@ from tuwen.jobs import Kind
 from workers.engines import builtin
 from workers.engines.builtin import BuiltinDescriber, BuiltinGenerator, BuiltinMatcher, BuiltinRecognizer
 from workers.engines.framing import fit
+from workers.lab.evaluation.by_hand import Asked, shows
+from workers.lab.evaluation.judge import Judge
 from workers.lab.world.render import render
-from workers.scenes.grammar import Scene, Thing
+from workers.scenes.grammar import Mention, Scene, Thing
 from workers.scenes.parsing import parse
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -147,7 +149,7 @@ def test_generated_pictures_have_the_asked_size_and_depend_on_the_seed(engines):
     items = [
         GenerateItem("a black cat jumping on the grass", seed=1),
         GenerateItem("a black cat jumping on the grass", seed=2, width=200, height=100),
-        GenerateItem("a purple zebra", seed=1),
+        GenerateItem("a cat and a purple zebra", seed=1),
         GenerateItem("a cat", seed=1, width=4096, height=64),
     ]
     first, framed, strange, refused = engines[Kind.GENERATE].run(items, Unhurried())
@@ -161,6 +163,76 @@ def test_generated_pictures_have_the_asked_size_and_depend_on_the_seed(engines):
     assert np.abs(again.pixels.astype(int) - first.pixels).max() <= 1
     (other,) = engines[Kind.GENERATE].run([GenerateItem(items[0].prompt, seed=3)], Unhurried())
     assert not np.array_equal(other.pixels, first.pixels)
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return Judge.load()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "things", "place", "relation"),
+    [
+        ("two cats and a dog", [Mention("cat", 2), Mention("dog")], None, None),
+        ("一只黑猫和一只白猫", [Mention("cat", 1, "black"), Mention("cat", 1, "white")], None, None),
+        ("猫是黑色的，在草地上跳", [Mention("cat", 1, "black", None, "jumping")], "grass", None),
+        ("A BLAKC CAT on the GRASS!!!", [Mention("cat", 1, "black")], "grass", None),
+        (
+            "to the left of the red car is a white dog",
+            [Mention("dog", 1, "white"), Mention("car", 1, "red")],
+            None,
+            "left",
+        ),
+        ("the beach", [], "sand", None),
+    ],
+)
+def test_prompts_in_peoples_words_are_drawn(engines, judge, prompt, things, place, relation):
+    pictures = engines[Kind.GENERATE].run([GenerateItem(prompt, seed) for seed in range(40, 46)], Unhurried())
+    asked = Asked(prompt, True, tuple(things), place, relation)
+    assert sum(shows(asked, sighting) for sighting in judge.look([picture.pixels for picture in pictures])) >= 5
+    assert all("BLAKC" not in picture.revised_prompt for picture in pictures)
+
+
+def test_what_was_drawn_and_what_was_not_is_told(engines):
+    items = [GenerateItem(text, seed=1) for text in ("a cat, a dog and a bird", "a blakc kitty jumps", "5只黑猫")]
+    three, misspelt, five = engines[Kind.GENERATE].run(items, Unhurried())
+    assert three.warnings == ("a picture has at most 2 kinds of things: the bird is not drawn",)
+    assert "bird" not in three.revised_prompt
+    assert misspelt.warnings == ("“blakc” was read as “black”",)
+    assert misspelt.revised_prompt.startswith("a black cat jumping ")
+    assert five.revised_prompt.startswith("四只黑色的猫在")
+    assert "4 × cat of 5" in five.warnings[0]
+
+
+def test_what_is_not_known_is_refused_and_the_others_are_drawn(engines):
+    items = [GenerateItem(text, seed=1) for text in ("an elephant", "a black cat", "一朵花", "no cat", "a cat", "熊猫")]
+    elephant, black, flower, nothing, cat, panda = engines[Kind.GENERATE].run(items, Unhurried())
+    for refused, word in (
+        (elephant, "“elephant”"),
+        (flower, "“朵花”"),
+        (panda, "“熊猫”"),
+        (nothing, "not to be drawn"),
+    ):
+        assert isinstance(refused, InvalidRequest)
+        assert refused.field == "input.prompt"
+        assert word in str(refused)
+    assert isinstance(black, Picture)
+    (alone,) = engines[Kind.GENERATE].run([items[4]], Unhurried())
+    assert np.abs(alone.pixels.astype(int) - cat.pixels).max() <= 1
+
+
+def test_seeds_change_the_pose_and_not_the_sense(engines):
+    items = [GenerateItem("a black cat on the grass", seed=seed) for seed in range(12)]
+    pictures = engines[Kind.GENERATE].run(items, Unhurried())
+    assert {picture.revised_prompt for picture in pictures} == {"a black cat on the grass"}
+    assert len({picture.pixels.tobytes() for picture in pictures}) == len(items)
+    recognised = engines[Kind.RECOGNIZE].run([RecognizeItem(picture.pixels) for picture in pictures], Unhurried())
+    assert {result.objects[0].action for result in recognised} == {None}
+
+
+def test_a_negative_prompt_is_not_heeded_in_silence(engines):
+    (picture,) = engines[Kind.GENERATE].run([GenerateItem("a cat", seed=1, negative_prompt="blur")], Unhurried())
+    assert picture.warnings == ("the built-in generator does not heed a negative prompt",)
 
 
 def test_the_demos_cat_is_recognisable(engines):

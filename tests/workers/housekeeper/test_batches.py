@@ -15,8 +15,7 @@ from openai.types import Batch
 
 from api.embedded.servers import Postgres, Valkey
 from api.openai.documents import document_id
-from shared.database.batches import Batch as BatchRecord
-from shared.database.batches import BatchClaim
+from shared.database.batches import BatchClaim, StoredBatch
 from shared.queue import BATCHES_LIST
 from shared.settings import Settings
 from tests.api.openai.test_batches import IMAGES, answers, chat_line, drawing_line, over, submit, working_off
@@ -41,7 +40,7 @@ def client(system: System) -> Iterator[OpenAI]:
         yield client
 
 
-def row_of(system: System, batch: Batch) -> BatchRecord:
+def row_of(system: System, batch: Batch) -> StoredBatch:
     return system.database.batches.get(_id(batch), TENANT)
 
 

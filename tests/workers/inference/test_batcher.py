@@ -17,7 +17,7 @@ from tuwen.errors import EngineCrashed, EngineError, EngineHung, EngineStartFail
 from tuwen.jobs import Kind, MatchResult
 from workers.inference import batcher as module
 from workers.inference.batcher import Batcher
-from workers.inference.waiting import PATIENCE, PendingItem, Waiting
+from workers.inference.schedule import PATIENCE, PendingItem, Schedule
 
 
 def picture(prompt: str) -> Picture:
@@ -675,7 +675,7 @@ def test_whichever_engine_is_free_takes_the_next_batch(pair: Pair) -> None:
 
 
 def test_what_an_idle_engine_can_do_is_left_to_it() -> None:
-    waiting = Waiting()
+    waiting = Schedule()
     leaders: list[PendingItem | None] = []
     idle = threading.Thread(target=lambda: leaders.append(waiting.take_leader(lambda _: True)))
     idle.start()

@@ -82,7 +82,7 @@ def test_every_kept_candidate_can_be_fetched(client: Client) -> None:
 
 
 def test_a_score_that_cannot_be_reached(client: Client) -> None:
-    wanted = GenerateInput(prompt="a zeppelin", candidates=2, min_score=1.0, rounds=2)
+    wanted = GenerateInput(prompt="a cat and a zeppelin", candidates=2, min_score=1.0, rounds=2)
     job = client.wait(client.submit(JobRequest(input=wanted)).id)
     assert isinstance(job.result, GenerateResult), job.error
     assert job.result.fell_short

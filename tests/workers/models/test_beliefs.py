@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.scenes import EXAMPLE
 from workers.models.beliefs import SURE, Beliefs, pool
 from workers.models.recognizer import PAIRS, Reading
-from workers.scenes.grammar import EXAMPLE, Scene, Thing, caption, edit
+from workers.scenes.grammar import Scene, Thing, caption, edit
 from workers.scenes.lexicon import KEYS
 from workers.scenes.parsing import graph, parse
 

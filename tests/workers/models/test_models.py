@@ -8,12 +8,12 @@ import torch
 
 from workers.lab.training import describer, matcher, recognizer
 from workers.lab.training.checkpoint import save_weights
-from workers.lab.training.data import Pictures, disturb, draw_batch, pictures, to_tensor
+from workers.lab.training.data import Pictures, disturb, draw_batch, draw_pictures, to_tensor
 from workers.lab.training.disguise import retone, tilt
 from workers.lab.training.frozen import encode, read
 from workers.lab.training.imagined import imagine
 from workers.lab.training.measures import auroc, calibration_error
-from workers.lab.training.outliers import FAMILIES, HELD_OUT, outliers
+from workers.lab.training.outliers import FAMILIES, HELD_OUT, make_outliers
 from workers.models.concepts import FEATURES, TOKENS, concepts
 from workers.models.describer import Describer, write
 from workers.models.matcher import Matcher, log_odds
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 @pytest.fixture(scope="module")
 def data() -> Pictures:
-    return pictures("train", 12)
+    return draw_pictures("train", 12)
 
 
 def learn(model, loss, batch, steps, rate=3e-3):
@@ -95,8 +95,8 @@ def test_the_describer_learns_a_handful_by_heart(learnt, data):
     scenes = [each.scene for each in interpret(learnt[0](images))]
     vocab = vocabulary()
     captions = [(lang, caption(scene.canonical(), lang, "short")) for scene in scenes for lang in ("zh", "en")]
-    told = describer.padded([[vocab.begin(lang, "short"), *vocab.encode(text)[:-1]] for lang, text in captions])
-    right = describer.padded([vocab.encode(text) for _, text in captions])
+    told = describer.pad_rows([[vocab.begin(lang, "short"), *vocab.encode(text)[:-1]] for lang, text in captions])
+    right = describer.pad_rows([vocab.encode(text) for _, text in captions])
     batch = describer.Batch(images, imagine([], np.random.default_rng()), told.view(6, 2, -1), right.view(6, 2, -1))
     learn(model, describer.loss, batch, 80)
     few = Pictures(scenes, as_pixels(images))
@@ -111,7 +111,7 @@ def as_pixels(images):
 def test_misremembered_captions_have_as_many_tokens(data):
     rng = np.random.default_rng(0)
     for scene in data.scenes:
-        wrong = describer.misremembered(scene, rng)
+        wrong = describer.misremember(scene, rng)
         for language in ("zh", "en"):
             for style in ("short", "detailed", "tags"):
                 lengths = {len(vocabulary().encode(caption(s.canonical(), language, style))) for s in (scene, wrong)}
@@ -168,8 +168,8 @@ def test_log_odds_are_the_logit():
 
 def test_truth_of_texts_is_exact(data):
     rng = np.random.default_rng(0)
-    own = [matcher.say(scene, rng, 0.3) for scene in data.scenes]
-    edited = [matcher.say(edit(scene, rng), rng, 0.0) for scene in data.scenes]
+    own = [matcher.say_anyhow(scene, rng, 0.3) for scene in data.scenes]
+    edited = [matcher.say_anyhow(edit(scene, rng), rng, 0.0) for scene in data.scenes]
     assert matcher.truth(data.scenes, own).diagonal().all()
     assert not matcher.truth(data.scenes, edited).diagonal().any()
 
@@ -317,15 +317,15 @@ def test_outliers_come_from_every_family(data):
             picture = family(rng, 64, data.pixels[0])
             assert picture.shape == (64, 64, 3), name
             assert picture.dtype == np.uint8, name
-    assert outliers(5, rng, data.pixels).shape == (5, 64, 64, 3)
+    assert make_outliers(5, rng, data.pixels).shape == (5, 64, 64, 3)
 
 
 def test_cached_pictures_are_the_rendered_ones(data, tmp_path):
-    cached = pictures("train", 12, cache=tmp_path)
+    cached = draw_pictures("train", 12, cache=tmp_path)
     assert np.array_equal(cached.pixels, data.pixels)
     (file,) = tmp_path.iterdir()
     before = file.stat().st_mtime_ns
-    assert np.array_equal(pictures("train", 12, cache=tmp_path).pixels, data.pixels)
+    assert np.array_equal(draw_pictures("train", 12, cache=tmp_path).pixels, data.pixels)
     assert file.stat().st_mtime_ns == before
 
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import obstore
 from obstore.exceptions import BaseError
@@ -82,7 +81,7 @@ def require_apart(target: str, source: str) -> None:
         raise DestinationUnusable(f"{target} and the source {source} lie within each other", field="destination")
 
 
-def write_marker(folder: Path, **marker: Any) -> None:
+def write_marker(folder: Path, **marker: object) -> None:
     """Write into `folder` which run it belongs to; `Owner` reads `run` and `source`."""
     (folder / MARKER).write_text(json.dumps(marker, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
@@ -16,6 +16,10 @@ from tuwen.annotations import Annotation, Caption, Provenance, Review
 from tuwen.errors import ConfigurationError
 from workers.datasets.exports.words import Words, flat
 from workers.datasets.exports.writers import Exported
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow import parquet
 
 _LARGEST_GROUP = 64 * 2**20
 """Most bytes of images in a row group, which a reader holds at once."""
@@ -40,7 +44,7 @@ class Parquet:
         self._folder.mkdir()
         self._rows: list[dict[str, Any]] = []
         self._group = self._file = self._files = 0
-        self._writer: Any = None
+        self._writer: parquet.ParquetWriter | None = None
 
     def write(self, exported: Exported) -> None:
         """Add an image and its columns to the current row group."""
@@ -53,7 +57,8 @@ class Parquet:
         """Write the last row group and finish the file."""
         if self._rows or self._writer is None:
             self._flush()
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def _flush(self) -> None:
         import pyarrow as pa
@@ -71,7 +76,7 @@ class Parquet:
         self._rows.clear()
 
 
-def _schema() -> Any:
+def _schema() -> pa.Schema:
     import pyarrow as pa
 
     text, number, score, time = pa.string(), pa.int64(), pa.float64(), pa.timestamp("us", tz="UTC")
@@ -102,7 +107,7 @@ def _schema() -> Any:
     return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def _feature(kind: Any) -> Any:
+def _feature(kind: pa.DataType) -> object:
     """The type of a column in the words of `datasets`."""
     import pyarrow as pa
 

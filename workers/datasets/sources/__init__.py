@@ -13,12 +13,12 @@ from shared.settings import Settings
 from tuwen.datasets import SourceFormat
 from tuwen.errors import ImageCorrupt, PayloadTooLarge, SourceUnusable
 from workers.datasets.sources.columns import clean, plain
-from workers.datasets.sources.images import Held, Problem, SourceEntry, SourceImage, SourceProblem, require_size
+from workers.datasets.sources.images import HeldAs, RowProblem, SourceEntry, SourceImage, SourceProblem, require_size
 from workers.datasets.sources.reading import Reader
 from workers.datasets.sources.recognition import Recognised, recognise
 from workers.datasets.sources.seen import Seen
 
-__all__ = ["Held", "Problem", "Reader", "Source", "SourceEntry", "SourceImage", "SourceProblem", "open_source"]
+__all__ = ["HeldAs", "Reader", "RowProblem", "Source", "SourceEntry", "SourceImage", "SourceProblem", "open_source"]
 
 
 class Source:
@@ -65,12 +65,12 @@ class Source:
             return SourceProblem(clean(entry.name), entry.code, clean(entry.detail))
         name = clean(entry.name)
         if not names.add(name):
-            return SourceProblem(name, Problem.DUPLICATE, "an image of this name came before")
+            return SourceProblem(name, RowProblem.DUPLICATE, "an image of this name came before")
         if entry.size is not None:
             try:
                 require_size(entry.size, self._settings)
             except (ImageCorrupt, PayloadTooLarge) as error:
-                return SourceProblem(name, Problem(error.code), str(error))
+                return SourceProblem(name, RowProblem(error.code), str(error))
         if name == entry.name and not entry.captions and not entry.metadata:
             return entry  # as most are: copying costs more than looking
         return replace(entry, name=name, captions=tuple(map(clean, entry.captions)), metadata=plain(entry.metadata))

@@ -6,8 +6,8 @@ order and instances_train2017.json alone would take gigabytes of memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO
 
 from tuwen.errors import ConfigurationError, SourceUnusable
 from workers.datasets.sources.columns import Columns, Lookup, clean
@@ -55,12 +55,12 @@ def list_coco(lookup: Lookup, home: Place) -> Iterator[SourceEntry]:
 _COLUMNS = Columns("file_name", "captions")
 
 
-def _value(image: dict[str, Any]) -> Any:
+def _value(image: Mapping[str, object]) -> object:
     """The file name or the URL. COCO's own files have both; a local file is nearer than Flickr."""
     return image.get("file_name") or image.get("coco_url") or image.get("url")
 
 
-def _plain(item: dict[str, Any], field: str) -> Any:
+def _plain(item: Mapping[str, object], field: str) -> str | int | None:
     """A field's value as SQLite can hold it; an id beyond 64 bits becomes text."""
     value = item.get(field)
     if isinstance(value, int) and abs(value) >= 2**63:
@@ -68,12 +68,12 @@ def _plain(item: dict[str, Any], field: str) -> Any:
     return clean(value) if isinstance(value, str) else value if isinstance(value, int) else None
 
 
-def _row(image: dict[str, Any], captions: list[Any], categories: list[Any], where: str) -> Row:
+def _row(image: Mapping[str, object], captions: list[str], categories: list[object], where: str) -> Row:
     kept = {key: value for key, value in image.items() if key not in ("captions", "custom_id")}
     return Row(kept | {"captions": captions} | ({"categories": categories} if categories else {}), where)
 
 
-def _read_items(file: BinaryIO, prefix: str, path: str) -> Iterator[dict[str, Any]]:
+def _read_items(file: BinaryIO, prefix: str, path: str) -> Iterator[dict[str, object]]:
     try:
         import ijson
     except ImportError as error:

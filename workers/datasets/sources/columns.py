@@ -9,15 +9,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import chain
-from typing import Any
 
 import httpx
 
 from shared.intake.fetch import vet_url
 from shared.settings import Settings
 from tuwen.errors import NotFound, SourceUnusable, StorageUnavailable, UrlForbidden
-from workers.datasets.sources.images import Held, Problem, SourceEntry, SourceImage, SourceProblem
-from workers.datasets.sources.places import File, Place
+from workers.datasets.sources.images import HeldAs, RowProblem, SourceEntry, SourceImage, SourceProblem
+from workers.datasets.sources.places import Place, PlacedFile
 from workers.datasets.sources.rows import Row
 
 IMAGE_COLUMNS = (
@@ -85,7 +84,7 @@ class Lookup:
             return
         columns = choose_columns(list(first.values), self.image_column, self.caption_column)
         held: SourceImage | None = None
-        key: Any = None
+        key: object = None
         for row in chain((first,), rows):
             if isinstance(row, SourceProblem):
                 yield row
@@ -97,7 +96,7 @@ class Lookup:
                 if fresh:
                     held = replace(held, captions=held.captions + fresh)
                 else:
-                    yield SourceProblem(f"{entry.name} ({row.where})", Problem.DUPLICATE, "the same image again")
+                    yield SourceProblem(f"{entry.name} ({row.where})", RowProblem.DUPLICATE, "the same image again")
                 continue
             if held is not None:
                 yield held
@@ -107,7 +106,7 @@ class Lookup:
         if held is not None:
             yield held
 
-    def entry(self, value: Any, row: Row, columns: Columns) -> SourceEntry:
+    def entry(self, value: object, row: Row, columns: Columns) -> SourceEntry:
         """Return the image that a row names, or why it names none."""
         found = self.find(value, row, columns.image)
         if isinstance(found, SourceProblem):
@@ -129,42 +128,42 @@ class Lookup:
             metadata={key: value for key, value in row.values.items() if key not in used and value is not None},
         )
 
-    def find(self, value: Any, row: Row, column: str) -> File | SourceProblem:
+    def find(self, value: object, row: Row, column: str) -> PlacedFile | SourceProblem:
         """Find the image that a value names: by a path, a URL, a data URL, or the bytes themselves."""
         if isinstance(value, Mapping):
             name = value.get("path") or value.get("url")
             if value.get("bytes") is None:
                 return self.find(name, row, column)
-            return File(self._cell_name(row, name), self.table, None, Held.CELL, row.offset, row.length, column)
+            return PlacedFile(self._cell_name(row, name), self.table, None, HeldAs.CELL, row.offset, row.length, column)
         if not isinstance(value, str) or not value.strip():
-            return SourceProblem(row.where, Problem.INVALID, "the row names no image")
+            return SourceProblem(row.where, RowProblem.INVALID, "the row names no image")
         if value.startswith("data:"):
-            return File(self._cell_name(row, None), self.table, None, Held.CELL, row.offset, row.length, column)
+            return PlacedFile(self._cell_name(row, None), self.table, None, HeldAs.CELL, row.offset, row.length, column)
         if value.startswith(("http://", "https://")):
             return self._url(value)
         return self._path(value, row)
 
-    def _url(self, url: str) -> File | SourceProblem:
+    def _url(self, url: str) -> PlacedFile | SourceProblem:
         try:
             parsed = vet_url(url, self.settings)
         except UrlForbidden as error:
-            return SourceProblem(url, Problem.URL_FORBIDDEN, str(error))
-        return File(url_name(parsed), url, None, Held.URL)
+            return SourceProblem(url, RowProblem.URL_FORBIDDEN, str(error))
+        return PlacedFile(url_name(parsed), url, None, HeldAs.URL)
 
-    def _path(self, value: str, row: Row) -> File | SourceProblem:
+    def _path(self, value: str, row: Row) -> PlacedFile | SourceProblem:
         path = path_below(value.removeprefix("file://"), self.root, self.base)
         if path is None:
-            return SourceProblem(f"{value} ({row.where})", Problem.OUTSIDE, f"the path leads out of {self.root}")
+            return SourceProblem(f"{value} ({row.where})", RowProblem.OUTSIDE, f"the path leads out of {self.root}")
         if not self.place.near:
-            return File(path, path, None)
+            return PlacedFile(path, path, None)
         try:
             return self.place.find(path)
         except NotFound as error:
-            return SourceProblem(f"{value} ({row.where})", Problem.NOT_FOUND, str(error))
+            return SourceProblem(f"{value} ({row.where})", RowProblem.NOT_FOUND, str(error))
         except StorageUnavailable as error:
-            return SourceProblem(f"{value} ({row.where})", Problem.UNREADABLE, str(error))
+            return SourceProblem(f"{value} ({row.where})", RowProblem.UNREADABLE, str(error))
 
-    def _cell_name(self, row: Row, name: Any) -> str:
+    def _cell_name(self, row: Row, name: object) -> str:
         custom_id = row.values.get("custom_id")
         return safe_name(str(custom_id or name or f"{row.where.rpartition(' ')[2]:0>9}"))
 
@@ -201,14 +200,18 @@ def _marked(name: str, difference: bytes) -> str:
     return f"{stem}-{digest}.{suffix}" if dot and "/" not in suffix else f"{name}-{digest}"
 
 
-def texts(said: Any) -> tuple[str, ...]:
+def texts(said: object) -> tuple[str, ...]:
     """Captions from what a table has in their place: a string or a list of them."""
     found = said if isinstance(said, list | tuple) else (said,)
     return tuple(text.strip() for text in found if isinstance(text, str) and text.strip())
 
 
-def plain(value: Any) -> Any:
-    """`value` as JSON and PostgreSQL can hold it: no bytes, no NaN, no lone surrogates, no NUL."""
+def plain(values: Mapping[str, object]) -> dict[str, object]:
+    """`values` as JSON and PostgreSQL can hold them: no bytes, no NaN, no lone surrogates, no NUL."""
+    return {clean(str(key)): _plain(value) for key, value in values.items()}
+
+
+def _plain(value: object) -> object:
     match value:
         case str():
             return clean(value)
@@ -217,9 +220,9 @@ def plain(value: Any) -> Any:
         case float():
             return value if math.isfinite(value) else None
         case Mapping():
-            return {clean(str(key)): plain(inner) for key, inner in value.items()}
+            return plain(value)
         case list() | tuple():
-            return [plain(inner) for inner in value]
+            return [_plain(inner) for inner in value]
         case bytes():
             return None
     return clean(str(value))

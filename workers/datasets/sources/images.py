@@ -26,7 +26,7 @@ def is_image_name(name: str) -> bool:
     return dot >= 0 and name[dot:].lower() in IMAGE_SUFFIXES
 
 
-class Held(StrEnum):
+class HeldAs(StrEnum):
     """How the bytes are kept."""
 
     FILE = "file"
@@ -41,7 +41,7 @@ class Held(StrEnum):
     """`path` is an http(s) URL."""
 
 
-class Problem(StrEnum):
+class RowProblem(StrEnum):
     """Why a row names no image. Where reading fails for the same reason, that error has the same code."""
 
     NOT_FOUND = "not_found"
@@ -65,7 +65,7 @@ class SourceImage:
     name: str
     """Unique in the source: a relative path with / between its parts, fit to name a file in an export."""
     path: str
-    held: Held = Held.FILE
+    held: HeldAs = HeldAs.FILE
     offset: int | None = None
     length: int | None = None
     column: str | None = None
@@ -86,15 +86,10 @@ class SourceImage:
         return ((name, getattr(self, name)) for name in self.__slots__)
 
     @classmethod
-    def from_json(cls, line: str | bytes) -> Self:
-        """Restore an image from a line that `to_json` made."""
-        return cls.from_fields(json.loads(line))
-
-    @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
         """Restore an image from the JSON object of a plan's line."""
         fields = dict(fields)
-        fields["held"] = Held(fields["held"])
+        fields["held"] = HeldAs(fields["held"])
         fields["captions"] = tuple(fields.get("captions", ()))
         return cls(**fields)
 
@@ -105,7 +100,7 @@ class SourceProblem:
 
     name: str
     """The source's own name for it; neither unique nor fit for a path."""
-    code: Problem
+    code: RowProblem
     detail: str
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from workers.datasets.sources.columns import Columns, Lookup, safe_name
-from workers.datasets.sources.images import Problem, SourceEntry, SourceImage, SourceProblem
+from workers.datasets.sources.images import RowProblem, SourceEntry, SourceImage, SourceProblem
 from workers.datasets.sources.places import Place
 from workers.datasets.sources.rows import Row, read_rows
 
@@ -26,11 +26,11 @@ def list_requests(lookup: Lookup, home: Place) -> Iterator[SourceEntry]:
 def _entry(lookup: Lookup, row: Row) -> SourceEntry:
     custom_id, body = row.values.get("custom_id"), row.values.get("body")
     if not isinstance(custom_id, str) or not custom_id:
-        return SourceProblem(row.where, Problem.INVALID, "the request has no custom_id")
+        return SourceProblem(row.where, RowProblem.INVALID, "the request has no custom_id")
     parts = list(_parts(body)) if isinstance(body, dict) else []
     address = next((address for part in parts if (address := _image_url(part))), None)
     if address is None:
-        return SourceProblem(f"{custom_id} ({row.where})", Problem.INVALID, "the request has no image")
+        return SourceProblem(f"{custom_id} ({row.where})", RowProblem.INVALID, "the request has no image")
     prompt = "\n".join(part["text"] for part in parts if isinstance(part.get("text"), str))
     asked = Row({"custom_id": custom_id} | ({"prompt": prompt} if prompt else {}), row.where, row.offset, row.length)
     entry = lookup.entry(address, asked, _COLUMNS)

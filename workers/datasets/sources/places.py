@@ -23,7 +23,7 @@ from typing_extensions import Buffer
 from shared.objects.storage import open_bucket
 from shared.settings import Settings
 from tuwen.errors import NotFound, StorageUnavailable
-from workers.datasets.sources.images import Held, Problem, SourceProblem, require_size
+from workers.datasets.sources.images import HeldAs, RowProblem, SourceProblem, require_size
 from workers.datasets.sources.seen import SortedNames
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ _LONGEST_SIDECAR = 64 * 1024  # bytes; a caption is no book
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class PlacedFile:
     """A file of a place, and where its bytes are; the fields are those of `SourceImage`."""
 
     name: str
     path: str
     size: int | None
-    held: Held = Held.FILE
+    held: HeldAs = HeldAs.FILE
     offset: int | None = None
     length: int | None = None
     column: str | None = None
@@ -53,10 +53,10 @@ class Place(Protocol):
     near: bool
     """Whether looking at a file costs next to nothing."""
 
-    def walk(self) -> Iterator[File | SourceProblem]:
+    def walk(self) -> Iterator[PlacedFile | SourceProblem]:
         """Yield all files below the place, in an order that does not change; hidden ones are left out."""
 
-    def find(self, path: str) -> File:
+    def find(self, path: str) -> PlacedFile:
         """Find the file at `path`, with its size and version."""
 
     def load(self, path: str, settings: Settings) -> bytes:
@@ -109,7 +109,7 @@ class Folder:
     def __init__(self, root: str) -> None:
         self._root = str(Path(root or ".").absolute())
 
-    def walk(self) -> Iterator[File | SourceProblem]:
+    def walk(self) -> Iterator[PlacedFile | SourceProblem]:
         """Yield files folder by folder, in the order of their names' bytes; problems stand for what cannot be read."""
         # A stack of siblings instead of recursion: folders can be nested deeper than Python's stack.
         levels: list[Iterator[str]] = [iter(("",))]
@@ -122,19 +122,21 @@ class Folder:
             try:
                 yield from self._scan(folder, files, folders)
             except OSError as error:
-                yield SourceProblem(folder or self._root, Problem.UNREADABLE, f"cannot list the folder: {_why(error)}")
+                yield SourceProblem(
+                    folder or self._root, RowProblem.UNREADABLE, f"cannot list the folder: {_why(error)}"
+                )
                 continue
             for path in files:
                 yield self._find_or_problem(path)
             levels.append(iter(folders))
 
-    def find(self, path: str) -> File:
+    def find(self, path: str) -> PlacedFile:
         """Find a regular file."""
         with _translate_errors(path):
             found = os.stat(self._whole(path))  # noqa: PTH116 - a Path for each of 100 million files costs
         if not stat.S_ISREG(found.st_mode):
             raise NotFound(f"{path!r} is not a file")
-        return File(path, path, found.st_size, version=f"{found.st_mtime_ns:x}")
+        return PlacedFile(path, path, found.st_size, version=f"{found.st_mtime_ns:x}")
 
     def load(self, path: str, settings: Settings) -> bytes:
         """Read a whole file."""
@@ -164,15 +166,15 @@ class Folder:
                 elif not entry.is_symlink():
                     folders.add(path)
                 else:  # it may lead in a circle
-                    yield SourceProblem(path, Problem.UNREADABLE, "links to folders are not followed")
+                    yield SourceProblem(path, RowProblem.UNREADABLE, "links to folders are not followed")
 
-    def _find_or_problem(self, path: str) -> File | SourceProblem:
+    def _find_or_problem(self, path: str) -> PlacedFile | SourceProblem:
         try:
             return self.find(path)
         except NotFound as error:
-            return SourceProblem(path, Problem.NOT_FOUND, str(error))
+            return SourceProblem(path, RowProblem.NOT_FOUND, str(error))
         except StorageUnavailable as error:
-            return SourceProblem(path, Problem.UNREADABLE, str(error))
+            return SourceProblem(path, RowProblem.UNREADABLE, str(error))
 
     def _whole(self, path: str) -> str:
         return f"{self._root}/{path}"
@@ -186,7 +188,7 @@ class Bucket:
     def __init__(self, store: S3Store) -> None:
         self._store = store
 
-    def walk(self) -> Iterator[File | SourceProblem]:
+    def walk(self) -> Iterator[PlacedFile | SourceProblem]:
         """Yield objects in the order of their keys' bytes."""
         # Services list in the order of the keys' bytes, page by page (ListObjectsV2).
         with _translate_errors("the bucket"):
@@ -196,7 +198,7 @@ class Bucket:
                     if not any(map(is_hidden, path.split("/"))):
                         yield _object(meta)
 
-    def find(self, path: str) -> File:
+    def find(self, path: str) -> PlacedFile:
         """Find an object with one HEAD request."""
         with _translate_errors(path):
             return _object(obstore.head(self._store, path))
@@ -239,8 +241,8 @@ def _cut(chunks: Iterable[Buffer], offset: int, length: int) -> bytes:
     return bytes(found)
 
 
-def _object(meta: ObjectMeta) -> File:
-    return File(meta["path"], meta["path"], meta["size"], version=meta["e_tag"])
+def _object(meta: ObjectMeta) -> PlacedFile:
+    return PlacedFile(meta["path"], meta["path"], meta["size"], version=meta["e_tag"])
 
 
 class _Object(io.RawIOBase):

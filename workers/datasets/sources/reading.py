@@ -13,7 +13,7 @@ from typing import Any, Self
 from shared.intake.fetch import Fetcher
 from shared.settings import Settings
 from tuwen.errors import ImageCorrupt, NotFound
-from workers.datasets.sources.images import Held, SourceImage, require_size
+from workers.datasets.sources.images import HeldAs, SourceImage, require_size
 from workers.datasets.sources.places import open_place
 from workers.datasets.sources.rows import open_parquet, parse_json_object
 
@@ -44,12 +44,12 @@ class Reader:
             StorageUnavailable: the place does not answer.
             UrlForbidden, FetchRefused, FetchFailed: as `Fetcher.get`.
         """
-        ways: dict[Held, Callable[[SourceImage], bytes]] = {
-            Held.FILE: lambda image: self._root.load(image.path, self._settings),
-            Held.PART: self._read_part,
-            Held.ZIPPED: self._read_zipped,
-            Held.CELL: self._read_cell,
-            Held.URL: self._read_url,
+        ways: dict[HeldAs, Callable[[SourceImage], bytes]] = {
+            HeldAs.FILE: lambda image: self._root.load(image.path, self._settings),
+            HeldAs.PART: self._read_part,
+            HeldAs.ZIPPED: self._read_zipped,
+            HeldAs.CELL: self._read_cell,
+            HeldAs.URL: self._read_url,
         }
         data = ways[image.held](image)
         require_size(len(data), self._settings)
@@ -115,12 +115,12 @@ class Reader:
         except (binascii.Error, ValueError) as error:
             raise ImageCorrupt("the data URL is not base64") from error
 
-    def _read_json_cell(self, image: SourceImage) -> Any:
+    def _read_json_cell(self, image: SourceImage) -> object:
         offset, length = _extent(image)
         values = parse_json_object(self._home.read(image.path, offset, length))
         return None if values is None else first_data_url(values.get(image.column or ""))
 
-    def _read_parquet_cell(self, image: SourceImage) -> Any:
+    def _read_parquet_cell(self, image: SourceImage) -> object:
         row = image.offset or 0
         with self._home.open(image.path) as file:
             table = open_parquet(file, image.path)
@@ -138,7 +138,7 @@ class Reader:
         return self._row_group[1][row].as_py()
 
 
-def first_data_url(value: Any) -> str | None:
+def first_data_url(value: object) -> str | None:
     """The first string below `value` that is a data URL."""
     if isinstance(value, str):
         return value if value.startswith("data:") else None

@@ -15,7 +15,7 @@ from workers.datasets.sources.coco import list_coco
 from workers.datasets.sources.columns import Lookup
 from workers.datasets.sources.images import SourceEntry, is_image_name
 from workers.datasets.sources.openai import list_requests
-from workers.datasets.sources.places import File, Place, open_place
+from workers.datasets.sources.places import Place, PlacedFile, open_place
 from workers.datasets.sources.reading import Reader
 from workers.datasets.sources.rows import LONGEST_LINE, parse_json_object, read_rows
 from workers.datasets.sources.tars import list_tars
@@ -149,7 +149,7 @@ def _recognise_folder_format(place: Place, uri: str) -> SourceFormat:
     """Recognise webdataset where the folder holds tars and no images; otherwise it is a folder of images."""
     tars = images = False
     for found in islice(place.walk(), _ENOUGH):
-        if isinstance(found, File):
+        if isinstance(found, PlacedFile):
             tars |= found.name.endswith(".tar")
             images |= is_image_name(found.name)
     if tars and images:
@@ -172,7 +172,7 @@ def _recognise_file_format(home: Place, name: str) -> SourceFormat:
 
 def _list_tars_in(place: Place) -> Iterator[str]:
     for found in place.walk():
-        if isinstance(found, File) and found.name.endswith(".tar"):
+        if isinstance(found, PlacedFile) and found.name.endswith(".tar"):
             yield found.path
 
 

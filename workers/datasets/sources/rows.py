@@ -7,11 +7,14 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tuwen.errors import ConfigurationError, SourceUnusable
-from workers.datasets.sources.images import Problem, SourceProblem
+from workers.datasets.sources.images import RowProblem, SourceProblem
 from workers.datasets.sources.places import Place
+
+if TYPE_CHECKING:
+    from pyarrow import parquet
 
 LONGEST_LINE = 64 * 2**20
 """Bytes; a row may hold an image as base64."""
@@ -44,7 +47,7 @@ def read_rows(place: Place, path: str) -> Iterator[Row | SourceProblem]:
             yield from _read_lines(file, path)
 
 
-def open_parquet(file: BinaryIO, path: str) -> Any:
+def open_parquet(file: BinaryIO, path: str) -> parquet.ParquetFile:
     """Open a table as a `pyarrow.parquet.ParquetFile`.
 
     Raises:
@@ -71,7 +74,7 @@ def _read_lines(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
     for number, (line, _) in enumerate(_read_bounded_lines(file), 1):
         where = f"{path}, line {number}"
         if line is None:
-            yield SourceProblem(where, Problem.INVALID, "the line is too long")
+            yield SourceProblem(where, RowProblem.INVALID, "the line is too long")
         elif text := decode_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip("\r\n"):
             yield Row({"path": text}, where)
 
@@ -80,11 +83,11 @@ def _read_json_lines(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]
     for number, (line, offset) in enumerate(_read_bounded_lines(file), 1):
         where = f"{path}, line {number}"
         if line is None:
-            yield SourceProblem(where, Problem.INVALID, "the line is too long")
+            yield SourceProblem(where, RowProblem.INVALID, "the line is too long")
         elif not line.strip():
             continue
         elif (values := parse_json_object(line)) is None:
-            yield SourceProblem(where, Problem.INVALID, "the line is no JSON object")
+            yield SourceProblem(where, RowProblem.INVALID, "the line is no JSON object")
         else:
             yield Row(values, where, offset, len(line))
 
@@ -110,7 +113,7 @@ def _read_csv(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
         try:
             cells = next(table, None)
         except csv.Error as error:
-            yield SourceProblem(f"{path}, line {table.line_num}", Problem.INVALID, f"not CSV: {error}")
+            yield SourceProblem(f"{path}, line {table.line_num}", RowProblem.INVALID, f"not CSV: {error}")
             continue
         if cells is None:
             return
@@ -120,7 +123,7 @@ def _read_csv(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
         elif len(cells) == len(columns):
             yield Row(dict(zip(columns, cells, strict=True)), where)
         elif cells:
-            yield SourceProblem(where, Problem.INVALID, f"{len(cells)} values under {len(columns)} columns")
+            yield SourceProblem(where, RowProblem.INVALID, f"{len(cells)} values under {len(columns)} columns")
 
 
 def _read_parquet(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
@@ -138,7 +141,7 @@ def _read_parquet(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
             number += 1
 
 
-def _is_text(leaf: Any) -> bool:
+def _is_text(leaf: parquet.ColumnSchema) -> bool:
     return str(leaf.logical_type.type) in ("STRING", "JSON", "ENUM")
 
 

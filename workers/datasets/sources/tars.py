@@ -14,7 +14,7 @@ from typing import Any
 
 from tuwen.errors import NotFound, SourceUnusable
 from workers.datasets.sources.columns import CAPTION_COLUMNS, path_below, texts
-from workers.datasets.sources.images import Held, Problem, SourceEntry, SourceImage, SourceProblem, is_image_name
+from workers.datasets.sources.images import HeldAs, RowProblem, SourceEntry, SourceImage, SourceProblem, is_image_name
 from workers.datasets.sources.places import Place, is_hidden
 
 _LARGEST_TEXT = 2**20  # bytes
@@ -43,7 +43,7 @@ def list_tars(place: Place, paths: Iterable[str]) -> Iterator[SourceEntry]:
         try:
             yield from _list_tar(place, path)
         except (NotFound, SourceUnusable) as error:
-            yield SourceProblem(path, Problem.DAMAGED, str(error))
+            yield SourceProblem(path, RowProblem.DAMAGED, str(error))
 
 
 def _list_tar(place: Place, path: str) -> Iterator[SourceEntry]:
@@ -61,7 +61,7 @@ def _list_tar(place: Place, path: str) -> Iterator[SourceEntry]:
             sample = _Sample(key)
         if is_image_name(member.name):
             name = f"{path.removesuffix('.tar')}/{member.name}"
-            sample.images.append(SourceImage(name, path, Held.PART, member.offset, member.size, version=version))
+            sample.images.append(SourceImage(name, path, HeldAs.PART, member.offset, member.size, version=version))
         elif member.size <= _LARGEST_TEXT:
             _read_text(sample, suffix, place, path, member)
     yield from sample.entries()
@@ -95,11 +95,11 @@ def _read_members(place: Place, path: str) -> Iterator[_Member | SourceProblem]:
                     if not found.isfile() or any(map(is_hidden, found.name.removeprefix("./").split("/"))):
                         continue
                     if found.offset_data + found.size > size:
-                        yield SourceProblem(f"{path}/{found.name}", Problem.DAMAGED, "the tar ends within this file")
+                        yield SourceProblem(f"{path}/{found.name}", RowProblem.DAMAGED, "the tar ends within this file")
                         return
                     if name is None:
                         yield SourceProblem(
-                            f"{path}/{found.name}", Problem.OUTSIDE, "the name leads out of the archive"
+                            f"{path}/{found.name}", RowProblem.OUTSIDE, "the name leads out of the archive"
                         )
                     else:
                         yield _Member(name, found.offset_data, found.size)
@@ -111,7 +111,7 @@ def _read_members(place: Place, path: str) -> Iterator[_Member | SourceProblem]:
 
 
 def _cut_short(path: str, position: int) -> SourceProblem:
-    return SourceProblem(path, Problem.DAMAGED, f"the tar is cut short or damaged after byte {position}")
+    return SourceProblem(path, RowProblem.DAMAGED, f"the tar is cut short or damaged after byte {position}")
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from tuwen.errors import SourceUnusable
 from workers.datasets.sources.columns import Lookup
 from workers.datasets.sources.images import SourceEntry, SourceImage, SourceProblem, is_image_name
-from workers.datasets.sources.places import File, exists, read_sidecar
+from workers.datasets.sources.places import PlacedFile, exists, read_sidecar
 from workers.datasets.sources.rows import read_rows
 from workers.datasets.sources.seen import Seen
 
@@ -75,7 +75,7 @@ def _below(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def _image(file: File, captions: tuple[str, ...]) -> SourceImage:
+def _image(file: PlacedFile, captions: tuple[str, ...]) -> SourceImage:
     return SourceImage(
         file.name, file.path, file.held, file.offset, file.length, file.column, file.size, file.version, captions
     )

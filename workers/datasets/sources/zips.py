@@ -13,8 +13,8 @@ from typing import BinaryIO, cast
 from shared.settings import Settings
 from tuwen.errors import NotFound, SourceUnusable, StorageUnavailable
 from workers.datasets.sources.columns import path_below
-from workers.datasets.sources.images import Held, Problem, SourceProblem, require_size
-from workers.datasets.sources.places import File, Place, is_hidden
+from workers.datasets.sources.images import HeldAs, RowProblem, SourceProblem, require_size
+from workers.datasets.sources.places import Place, PlacedFile, is_hidden
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1  # general purpose bit 0
@@ -37,22 +37,22 @@ class Zip:
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise SourceUnusable(f"{path!r} is not a whole zip: {error}", field="source") from error
 
-    def walk(self) -> Iterator[File | SourceProblem]:
+    def walk(self) -> Iterator[PlacedFile | SourceProblem]:
         """Yield the members in the order of the central directory; problems stand for what cannot be read."""
         for member in self._archive.infolist():
             if member.is_dir() or any(map(is_hidden, member.filename.split("/"))):
                 continue
             name = path_below(member.filename, "")
             if name is None:
-                yield SourceProblem(member.filename, Problem.OUTSIDE, "the name leads out of the archive")
+                yield SourceProblem(member.filename, RowProblem.OUTSIDE, "the name leads out of the archive")
             elif member.flag_bits & _ENCRYPTED:
-                yield SourceProblem(name, Problem.UNREADABLE, "the member is encrypted")
+                yield SourceProblem(name, RowProblem.UNREADABLE, "the member is encrypted")
             elif member.compress_type not in _METHODS:
-                yield SourceProblem(name, Problem.UNREADABLE, "compressed, but not by deflate: pack it again")
+                yield SourceProblem(name, RowProblem.UNREADABLE, "compressed, but not by deflate: pack it again")
             else:
                 yield self._file(member, name)
 
-    def find(self, path: str) -> File:
+    def find(self, path: str) -> PlacedFile:
         """Find a member."""
         return self._file(self._member(path), path)
 
@@ -82,12 +82,12 @@ class Zip:
         except KeyError as error:
             raise NotFound(f"there is no {path!r} in {self._path!r}") from error
 
-    def _file(self, member: zipfile.ZipInfo, name: str) -> File:
-        return File(
+    def _file(self, member: zipfile.ZipInfo, name: str) -> PlacedFile:
+        return PlacedFile(
             name,
             self._path,
             member.file_size,
-            Held.ZIPPED,
+            HeldAs.ZIPPED,
             member.header_offset,
             member.compress_size,
             version=f"{member.CRC:08x}",

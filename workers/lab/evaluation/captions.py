@@ -22,9 +22,9 @@ Grams = Counter[tuple[str, ...]]
 def bleu_4(texts: Sequence[str], references: Sequence[Sequence[str]], language: Language) -> float:
     """Corpus BLEU (Post, 2018) in [0, 1]; Chinese by characters."""
     columns = [list(column) for column in zip_longest(*references)]
-    return (
-        sacrebleu.corpus_bleu(texts, columns, tokenize="zh" if language == "zh" else "13a", lowercase=True).score / 100
-    )
+    tokenize = "zh" if language == "zh" else "13a"
+    bleu = sacrebleu.corpus_bleu(texts, columns, tokenize=tokenize, lowercase=True)
+    return bleu.score / 100
 
 
 def cider_d(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -45,17 +45,23 @@ def cider_d(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         return sizes
 
     scores = []
-    for text, each in zip(texts, known, strict=True):
+    for text, others in zip(texts, known, strict=True):
         mine = _grams(text)
-        scores.append(
-            np.mean([_likeness(weighted(mine), weighted(other), _length(mine) - _length(other)) for other in each])
-        )
+        likenesses = []
+        for other in others:
+            longer = _length(mine) - _length(other)
+            likenesses.append(_likeness(weighted(mine), weighted(other), longer))
+        scores.append(np.mean(likenesses))
     return float(10 * np.mean(scores))
 
 
 def _grams(text: str) -> Grams:
     words = _WORD.findall(text.lower())
-    return Counter(tuple(words[i : i + n]) for n in range(1, LONGEST + 1) for i in range(len(words) - n + 1))
+    grams: Grams = Counter()
+    for length in range(1, LONGEST + 1):
+        for start in range(len(words) - length + 1):
+            grams[tuple(words[start : start + length])] += 1
+    return grams
 
 
 def _length(grams: Grams) -> int:
@@ -63,12 +69,22 @@ def _length(grams: Grams) -> int:
 
 
 def _likeness(
-    mine: list[dict[tuple[str, ...], float]], other: list[dict[tuple[str, ...], float]], longer: int
+    mine: list[dict[tuple[str, ...], float]],
+    other: list[dict[tuple[str, ...], float]],
+    longer: int,
 ) -> float:
     """Cosine by n-gram size, counts clipped to the reference's, less for another length."""
     values = []
     for a, b in zip(mine, other, strict=True):
-        norm = math.sqrt(sum(x * x for x in a.values())) * math.sqrt(sum(x * x for x in b.values()))
+        norm = _norm(a) * _norm(b)
+        if not norm:
+            values.append(0.0)
+            continue
         dot = sum(min(weight, b[gram]) * b[gram] for gram, weight in a.items() if gram in b)
-        values.append(dot / norm * math.exp(-(longer**2) / (2 * SIGMA**2)) if norm else 0.0)
+        penalty = math.exp(-(longer**2) / (2 * SIGMA**2))
+        values.append(dot / norm * penalty)
     return sum(values) / LONGEST
+
+
+def _norm(weights: dict[tuple[str, ...], float]) -> float:
+    return math.sqrt(sum(weight * weight for weight in weights.values()))

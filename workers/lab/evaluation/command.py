@@ -22,29 +22,59 @@ from workers.lab.evaluation.tables import show
 
 
 def arguments() -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(prog="tuwen evaluate", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small samples, about a minute")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="folder of the report")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, help="default: all but distances")
-    parser.add_argument("--prompts", type=int, help=f"of each tag and column, by default {Sizes().prompts}")
-    parser.add_argument("--pictures", type=int, help=f"of each test split, by default {Sizes().pictures}")
     parser.add_argument(
-        "--distances", type=int, help="pictures of each split for Fréchet and kernel distance; 10000 or more"
+        "--sections",
+        nargs="+",
+        choices=SECTIONS,
+        help="parts of the report to measure; by default all but distances",
     )
     parser.add_argument(
-        "--folds", type=Path, help="folds.json of a cross-validation (tuwen train … --folds), to show beside the rest"
+        "--prompts",
+        type=int,
+        help=f"number of prompts of each tag and column, by default {Sizes().prompts}",
     )
-    parser.add_argument("--cache", type=Path, default=Path("runs/pictures"), help="where rendered pictures are kept")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        help=f"number of pictures of each test split, by default {Sizes().pictures}",
+    )
+    parser.add_argument(
+        "--distances",
+        type=int,
+        help="pictures of each split for Fréchet and kernel distance; 10000 or more",
+    )
+    parser.add_argument(
+        "--folds",
+        type=Path,
+        help="folds.json of a cross-validation (tuwen train … --folds), to show beside the rest",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("runs/pictures"),
+        help="where rendered pictures are kept",
+    )
+    parser.add_argument("--device", default="cpu", help="device that the models run on")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="processor threads; by default all cores",
+    )
     return parser.parse_args()
 
 
 def main() -> int:
+    """Measures, writes the report and shows it; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options = arguments()
     torch.set_num_threads(options.threads)
-    given = {k: getattr(options, k) for k in ("prompts", "pictures", "distances") if getattr(options, k) is not None}
+    asked = {name: getattr(options, name) for name in ("prompts", "pictures", "distances")}
+    given = {name: count for name, count in asked.items() if count is not None}
     sizes = replace(QUICK if options.quick else Sizes(), **given)
     sections = options.sections or [name for name in SECTIONS if name != "distances" or sizes.distances]
     console = Console(stderr=True)
@@ -58,7 +88,7 @@ def main() -> int:
     except TuwenError as error:
         console.print(f"[red]error:[/] {error}")
         return 1
-    # Where nobody reads along, there is no width to break lines at.
+    # Output that goes to a file has no width to break lines at.
     show(evaluation.report, Console(width=None if sys.stdout.isatty() else 140))
     if options.quick:
         console.print("A quick run: samples are small and intervals wide.")
@@ -67,6 +97,11 @@ def main() -> int:
 
 
 def cross_validation(path: Path) -> dict[str, Any]:
+    """What a cross-validation wrote.
+
+    Raises:
+        ConfigurationError: there is no such file.
+    """
     try:
         told: dict[str, Any] = json.loads(path.read_text())
     except OSError as error:

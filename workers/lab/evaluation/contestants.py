@@ -18,6 +18,8 @@ Result = TypeVar("Result", Picture, DescribeResult, MatchResult, RecognizeResult
 
 @dataclass(frozen=True, slots=True)
 class Contestants:
+    """The built-in engines, one of each kind."""
+
     generator: BuiltinGenerator
     describer: BuiltinDescriber
     recognizer: BuiltinRecognizer
@@ -25,11 +27,16 @@ class Contestants:
 
     @classmethod
     def load(cls, device: str) -> Contestants:
+        """The engines with the shipped weights, on a device."""
         return cls(
-            BuiltinGenerator(device), BuiltinDescriber(device), BuiltinRecognizer(device), BuiltinMatcher(device)
+            BuiltinGenerator(device),
+            BuiltinDescriber(device),
+            BuiltinRecognizer(device),
+            BuiltinMatcher(device),
         )
 
     def revisions(self) -> dict[str, str]:
+        """The revision of each engine, by its kind."""
         engines = (self.generator, self.describer, self.recognizer, self.matcher)
         return {engine.kind.value: engine.revision for engine in engines}
 
@@ -39,9 +46,15 @@ class Contestants:
         return [picture.pixels for picture in _answers(self.generator, items, Picture)]
 
     def describe(self, pictures: Sequence[Pixels], language: Language, style: Style = "short") -> list[DescribeResult]:
-        return _answers(self.describer, [DescribeItem(each, language, style) for each in pictures], DescribeResult)
+        """A caption of each picture."""
+        return _answers(
+            self.describer,
+            [DescribeItem(each, language, style) for each in pictures],
+            DescribeResult,
+        )
 
     def recognize(self, pictures: Sequence[Pixels]) -> list[RecognizeResult]:
+        """What the recogniser finds in each picture."""
         return _answers(self.recognizer, [RecognizeItem(each) for each in pictures], RecognizeResult)
 
     def match(self, pictures: Sequence[Pixels], texts: Sequence[str]) -> list[float]:

@@ -45,7 +45,7 @@ def f1_rows(true: Sequence[frozenset[Fact]], said: Sequence[frozenset[Fact]]) ->
 
 
 def precision_recall_f1(rows: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
-    """Pooled over all pictures."""
+    """Precision, recall and F1 of facts, pooled over all pictures."""
     return {
         "precision": asdict(figure(rows, lambda sums: sums[..., 0] / np.maximum(sums[..., 1], 1))),
         "recall": asdict(figure(rows, lambda sums: sums[..., 0] / np.maximum(sums[..., 2], 1))),
@@ -54,6 +54,7 @@ def precision_recall_f1(rows: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
 
 
 def f1(rows: Sequence[tuple[int, int, int]]) -> Figure:
+    """F1 of facts, pooled over all pictures."""
     return figure(rows, lambda sums: 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1))
 
 
@@ -62,17 +63,18 @@ Captions = dict[Language, dict[Style, list[DescribeResult]]]
 
 def describe(pictures: Sequence[Pixels], contestants: Contestants) -> Captions:
     """What the describer says of each picture, in each language and style."""
-    return {
-        language: {style: contestants.describe(pictures, language, style) for style in STYLES} for language in LANGUAGES
-    }
+    captions: Captions = {}
+    for language in LANGUAGES:
+        captions[language] = {style: contestants.describe(pictures, language, style) for style in STYLES}
+    return captions
 
 
 def figures(scenes: Sequence[Scene], captions: Captions) -> dict[str, Any]:
-    """For each language and style."""
-    return {
-        language: {style: _captions(scenes, found, language, style) for style, found in styles.items()}
-        for language, styles in captions.items()
-    }
+    """How true, complete and alike the captions of each language and style are."""
+    result: dict[str, Any] = {}
+    for language, styles in captions.items():
+        result[language] = {style: _captions(scenes, found, language, style) for style, found in styles.items()}
+    return result
 
 
 def _captions(scenes: Sequence[Scene], found: list[DescribeResult], language: Language, style: Style) -> dict[str, Any]:
@@ -82,12 +84,14 @@ def _captions(scenes: Sequence[Scene], found: list[DescribeResult], language: La
     rng = np.random.default_rng(17)
     references = [[caption(scene, language, style, rng) for _ in range(REFERENCES)] for scene in scenes]
     texts = [result.text for result in found]
+    kinds = {}
+    for name, roles in KINDS.items():
+        rows = f1_rows(_only(true, roles), _only(said, roles))
+        kinds[name] = precision_recall_f1(rows)
     return {
         **precision_recall_f1(f1_rows(true, said)),
         "exact": asdict(mean(exact)),
-        "kinds": {
-            name: precision_recall_f1(f1_rows(_only(true, roles), _only(said, roles))) for name, roles in KINDS.items()
-        },
+        "kinds": kinds,
         **_hallucinations(true, said),
         "calibration_error": calibration_error([result.confidence for result in found], exact),
         "cider_d": cider_d(texts, references),
@@ -119,17 +123,24 @@ def pope(data: Pictures, captions: Captions, contestants: Contestants) -> dict[s
 
 
 def _pope(
-    data: Pictures, captions: Sequence[DescribeResult], contestants: Contestants, language: Language
+    data: Pictures,
+    captions: Sequence[DescribeResult],
+    contestants: Contestants,
+    language: Language,
 ) -> dict[str, Any]:
     mentioned = [{thing.object for thing in parse(each.text).things} for each in captions]
     result: dict[str, Any] = {}
     for sampling in ("random", "adversarial"):
-        asked = [_questions(scene, sampling, i) for i, scene in enumerate(data.scenes)]
-        pictures = [data.pixels[i] for i, pair in enumerate(asked) for _ in pair]
-        texts = [say([Mention(object_)], None, None, language, "short") for pair in asked for object_ in pair]
+        pictures: list[Pixels] = []
+        texts: list[str] = []
+        named: list[bool] = []
+        for i, scene in enumerate(data.scenes):
+            for object_ in _questions(scene, sampling, i):
+                pictures.append(data.pixels[i])
+                texts.append(say([Mention(object_)], None, None, language, "short"))
+                named.append(object_ in mentioned[i])
         scores = contestants.match(pictures, texts)
-        truth = [True, False] * len(asked)
-        named = [object_ in mentioned[i] for i, pair in enumerate(asked) for object_ in pair]
+        truth = [True, False] * len(data)
         result[sampling] = {
             "match": _yes_no(truth, [score >= 0.5 for score in scores]),
             "describe": _yes_no(truth, named),
@@ -141,17 +152,20 @@ def _questions(scene: Scene, sampling: str, i: int) -> tuple[str, str]:
     """An object that is there and one that is not."""
     rng = np.random.default_rng([29, i])
     there = scene.things[int(rng.integers(len(scene.things)))].object
-    absent = [o for o in KEYS["object"] if o not in {thing.object for thing in scene.things}]
-    alike = [o for o in absent if (o in ANIMALS) == (there in ANIMALS)]
+    present = {thing.object for thing in scene.things}
+    absent = [object_ for object_ in KEYS["object"] if object_ not in present]
+    alike = [object_ for object_ in absent if (object_ in ANIMALS) == (there in ANIMALS)]
     options = alike if sampling == "adversarial" and alike else absent
     return there, options[int(rng.integers(len(options)))]
 
 
 def _yes_no(truth: Sequence[bool], answers: Sequence[bool]) -> dict[str, Any]:
-    right = sum(t and a for t, a in zip(truth, answers, strict=True))
-    yes, true = sum(answers), sum(truth)
+    pairs = list(zip(truth, answers, strict=True))
+    right = sum(true and answer for true, answer in pairs)
+    yes = sum(answers)
+    true = sum(truth)
     return {
-        "accuracy": asdict(mean([t == a for t, a in zip(truth, answers, strict=True)])),
+        "accuracy": asdict(mean([true == answer for true, answer in pairs])),
         "precision": right / max(yes, 1),
         "recall": right / max(true, 1),
         "f1": 2 * right / max(yes + true, 1),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,8 +17,11 @@ from workers.lab.evaluation.prompts import BESIDE, COLUMNS, GENEVAL, TAGS, Colum
 from workers.lab.evaluation.verdicts import atoms, correct
 
 SEEDS = (11, 23, 47, 91)
-"""Of the first prompt of a tag; those of each next one are a hundred higher. The same four for all prompts would draw
-all pictures from the same four noises, and the bootstrap over prompts would not see how much depends on them."""
+"""Seeds of the first prompt of a tag; those of each next one are a hundred higher.
+
+The same four for all prompts would draw all pictures from the same four noises, and the bootstrap over prompts would
+not see how much depends on them.
+"""
 PROMPT_SEED = 1000
 
 
@@ -37,6 +40,7 @@ class Drawn:
 
     @property
     def at_1(self) -> float:
+        """Share of the pictures that are right."""
         return float(self.right.mean())
 
     @property
@@ -46,12 +50,15 @@ class Drawn:
 
     @property
     def oracle(self) -> float:
+        """Whether any picture is right."""
         return float(self.right.any())
 
 
 def draw(asked: Sequence[Prompt], contestants: Contestants, judge: Judge) -> list[Drawn]:
+    """The pictures of each prompt, with what match engine and judge say of them."""
     texts = [prompt.text for prompt in asked for _ in SEEDS]
-    pictures = contestants.draw(texts, [seed + 100 * i for i in range(len(asked)) for seed in SEEDS])
+    seeds = [seed + 100 * number for number in range(len(asked)) for seed in SEEDS]
+    pictures = contestants.draw(texts, seeds)
     scores = np.array(contestants.match(pictures, texts)).reshape(-1, len(SEEDS))
     seen = judge.look(pictures)
     drawn = []
@@ -68,10 +75,13 @@ Gallery = dict[Column, dict[str, list[Drawn]]]
 
 def draw_all(count: int, contestants: Contestants, judge: Judge) -> Gallery:
     """`count` prompts of each tag, seen and unseen."""
-    return {
-        column: {tag: draw(prompts(tag, column, count, PROMPT_SEED), contestants, judge) for tag in TAGS}
-        for column in COLUMNS
-    }
+    gallery: Gallery = {}
+    for column in COLUMNS:
+        gallery[column] = {}
+        for tag in TAGS:
+            asked = prompts(tag, column, count, PROMPT_SEED)
+            gallery[column][tag] = draw(asked, contestants, judge)
+    return gallery
 
 
 MEASURES = ("at_1", "best", "oracle")
@@ -83,14 +93,17 @@ def figures(gallery: Gallery) -> dict[str, Any]:
 
 
 def _column(tags: dict[str, list[Drawn]]) -> dict[str, Any]:
-    by_tag = {tag: {m: asdict(mean([getattr(d, m) for d in drawn])) for m in MEASURES} for tag, drawn in tags.items()}
-    six = {m: asdict(mean_of_means([[getattr(drawn, m) for drawn in tags[tag]] for tag in GENEVAL])) for m in MEASURES}
-    languages = {
-        language: asdict(
-            mean_of_means([[d.at_1 for d in tags[tag] if d.prompt.language == language] for tag in GENEVAL])
-        )
-        for language in ("zh", "en")
-    }
+    by_tag: dict[str, dict[str, Any]] = {tag: {} for tag in tags}
+    six = {}
+    for measure in MEASURES:
+        values = {tag: [getattr(each, measure) for each in drawn] for tag, drawn in tags.items()}
+        six[measure] = asdict(six_tags(values))
+        for tag, numbers in values.items():
+            by_tag[tag][measure] = asdict(mean(numbers))
+    languages = {}
+    for language in ("zh", "en"):
+        at_1 = {tag: [each.at_1 for each in drawn if each.prompt.language == language] for tag, drawn in tags.items()}
+        languages[language] = asdict(six_tags(at_1))
     return {
         "mean": six,
         "mean_by_language_at_1": languages,
@@ -127,6 +140,6 @@ def _by_number(drawn: Sequence[Drawn]) -> dict[int, dict[str, Any]]:
     return {n: asdict(mean([d.at_1 for d in drawn if len(d.atoms[0]) == n])) for n in numbers}
 
 
-def six_tags(rights: dict[str, Sequence[float]]) -> Figure:
+def six_tags(rights: Mapping[str, Sequence[float]]) -> Figure:
     """The unweighted mean over GenEval's six tags of one number a prompt."""
     return mean_of_means([rights[tag] for tag in GENEVAL])

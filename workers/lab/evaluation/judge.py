@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate, max_pool2d
 
 from tuwen.errors import EngineStartFailed
 from workers.engines.framing import fit
-from workers.lab.evaluation.sighting import VALUES, Detection, Sighting
+from workers.lab.evaluation.sighting import VALUES, Box, Detection, Sighting
 from workers.scenes.lexicon import KEYS, Role
 
 SIDE = 64
@@ -67,25 +67,37 @@ class _Residual(nn.Module):
 
 
 class Judge(nn.Module):
+    """Pictures (B, 3, 64, 64) → `Maps`; see the module."""
+
     def __init__(self, width: int = 24, head: int = 64):
         super().__init__()
         self.stem = nn.Sequential(
-            nn.PixelUnshuffle(2), nn.Conv2d(12, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.SiLU()
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(12, width, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.SiLU(),
         )
         self.fine = _Residual(width, 2 * width, 2)
         self.middle = nn.Sequential(_Residual(2 * width, 4 * width, 2), _Residual(4 * width, 4 * width, 1))
         self.coarse = _Residual(4 * width, 5 * width, 2)
-        self.from_fine, self.from_middle = nn.Conv2d(2 * width, head, 1), nn.Conv2d(4 * width, head, 1)
-        self.from_coarse, self.from_whole = nn.Conv2d(5 * width, head, 1), nn.Linear(5 * width, head)
+        self.from_fine = nn.Conv2d(2 * width, head, 1)
+        self.from_middle = nn.Conv2d(4 * width, head, 1)
+        self.from_coarse = nn.Conv2d(5 * width, head, 1)
+        self.from_whole = nn.Linear(5 * width, head)
         self.merge = nn.Sequential(
-            nn.SiLU(), nn.Conv2d(head, head, 3, 1, 1, bias=False), nn.BatchNorm2d(head), nn.SiLU()
+            nn.SiLU(),
+            nn.Conv2d(head, head, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(head),
+            nn.SiLU(),
         )
         self.where = nn.Conv2d(head, 5, 1)
         self.what = nn.Sequential(
-            nn.Conv2d(head, 2 * head, 1), nn.SiLU(), nn.Conv2d(2 * head, sum(len(VALUES[role]) for role in ROLES), 1)
+            nn.Conv2d(head, 2 * head, 1),
+            nn.SiLU(),
+            nn.Conv2d(2 * head, sum(len(VALUES[role]) for role in ROLES), 1),
         )
         self.place = nn.Linear(5 * width, len(KEYS["place"]))
-        # Hardly any cell is a centre: to begin with, none believes it is.
+        # Hardly any cell is a centre: at first, none is taken for one.
         nn.init.constant_(self.where.bias[:1], -4.0)  # type: ignore[index]
         self.threshold: Tensor
         self.register_buffer("threshold", torch.tensor(0.4))
@@ -114,8 +126,10 @@ class Judge(nn.Module):
         merged = self.from_middle(middle) + interpolate(self.from_coarse(coarse), scale_factor=2.0)
         merged = self.from_fine(fine) + interpolate(merged, scale_factor=2.0) + self.from_whole(whole)[:, :, None, None]
         merged = self.merge(merged)
-        where, what = self.where(merged).flatten(2).mT, self.what(merged).flatten(2).mT
-        roles = dict(zip(ROLES, what.split([len(VALUES[role]) for role in ROLES], -1), strict=True))
+        where = self.where(merged).flatten(2).mT
+        what = self.what(merged).flatten(2).mT
+        sizes = [len(VALUES[role]) for role in ROLES]
+        roles = dict(zip(ROLES, what.split(sizes, -1), strict=True))
         return Maps(where[..., 0], where[..., 1:].exp() / 4, roles, self.place(whole))
 
     @torch.no_grad()
@@ -124,7 +138,8 @@ class Judge(nn.Module):
         sightings: list[Sighting] = []
         for start in range(0, len(pictures), size):
             pixels = np.stack([fit(picture, SIDE, SIDE) for picture in pictures[start : start + size]])
-            images = torch.from_numpy(pixels).to(self.threshold.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            images = torch.from_numpy(pixels).to(self.threshold.device).permute(0, 3, 1, 2)
+            images = images.float() / 127.5 - 1
             sightings += sight(self(images), float(self.threshold))
         return sightings
 
@@ -143,7 +158,9 @@ def sight(maps: Maps, threshold: float) -> list[Sighting]:
     peak = (square == max_pool2d(square, 5, 1, 2)).view_as(presence)
     best = (presence * peak).topk(MOST)
     middles = cells().to(presence.device)
-    edges = torch.cat([middles - maps.edges[..., :2].float(), middles + maps.edges[..., 2:].float()], -1)
+    upper_left = middles - maps.edges[..., :2].float()
+    lower_right = middles + maps.edges[..., 2:].float()
+    edges = torch.cat([upper_left, lower_right], -1)
     at = best.indices[..., None]
     boxes = edges.gather(1, at.expand(-1, -1, 4)).cpu().numpy()
     chances = {
@@ -152,15 +169,12 @@ def sight(maps: Maps, threshold: float) -> list[Sighting]:
     }
     places = maps.place.float().softmax(-1).cpu().numpy()
     sightings = []
-    for i, values in enumerate(best.values.tolist()):
-        found = [
-            Detection(
-                cast("tuple[float, float, float, float]", tuple(boxes[i, k].tolist())),
-                value,
-                {r: c[i, k] for r, c in chances.items()},
-            )
-            for k, value in enumerate(values)
-            if value > threshold
-        ]
-        sightings.append(Sighting(tuple(found), places[i]))
+    for row, values in enumerate(best.values.tolist()):
+        found = []
+        for number, value in enumerate(values):
+            if value > threshold:
+                box = cast("Box", tuple(boxes[row, number].tolist()))
+                mine = {role: chance[row, number] for role, chance in chances.items()}
+                found.append(Detection(box, value, mine))
+        sightings.append(Sighting(tuple(found), places[row]))
     return sightings

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate, pad
+from torch.nn.functional import avg_pool2d, interpolate
 
 from workers.lab.evaluation.judge import ROLES, SIDE
 from workers.lab.evaluation.sighting import seen_in
+from workers.lab.training.data import blur
 from workers.lab.world.latents import LATENT_SIZE, latents, split_latents
 from workers.lab.world.render import Placed, draw, layout
 from workers.scenes.grammar import Thing, pick, possible_actions, sample_scene
@@ -52,6 +53,7 @@ class Labelled:
         return len(self.pixels)
 
     def first(self, count: int) -> Labelled:
+        """The first `count` pictures."""
         return Labelled(self.pixels[:count], self.boxes[:count], self.values[:count], self.places[:count])
 
 
@@ -67,7 +69,13 @@ def arrange(rng: np.random.Generator) -> tuple[str, list[Placed]]:
         thing = Thing(object_, pick(rng, KEYS["colour"]), pick(rng, possible_actions(object_, place)))
         instance = split_latents(rng.uniform(-1, 1, LATENT_SIZE).astype(np.float32))[1][0]
         height = float(rng.uniform(0.22, max(0.26, largest)))
-        new = Placed(thing, instance, float(rng.uniform(0.1, 0.9)), float(rng.uniform(0.35, 0.97)), height)
+        new = Placed(
+            thing,
+            instance,
+            float(rng.uniform(0.1, 0.9)),
+            float(rng.uniform(0.35, 0.97)),
+            height,
+        )
         left, top, right, bottom = new.box
         inside = min(left, top) > 0.01 and max(right, bottom) < 0.99 and right - left < 0.6
         if inside and all(_apart(new.box, other.box) for other in placed):
@@ -92,7 +100,10 @@ def compose(rng: np.random.Generator) -> tuple[str, list[float], list[Placed], b
         place, placed = arrange(rng)
         return place, split_latents(background)[0], placed, False
     # Pictures of the test splits are told by their seeds: none of them is met here.
-    scene = replace(sample_scene(rng, "unseen" if rng.random() < 0.3 else "train"), seed=int(rng.integers(2**48)) * 4)
+    scene = replace(
+        sample_scene(rng, "unseen" if rng.random() < 0.3 else "train"),
+        seed=int(rng.integers(2**48)) * 4,
+    )
     vector = latents(scene)
     return scene.place, split_latents(vector)[0], layout(scene, vector), True
 
@@ -112,7 +123,7 @@ def _chunk(task: tuple[int, int]) -> Labelled:
     return Labelled(pixels, boxes, values, places)
 
 
-def labelled(count: int, seed: int, cache: Path, processes: int = 1) -> Labelled:
+def draw_labelled(count: int, seed: int, cache: Path, processes: int = 1) -> Labelled:
     """`count` pictures (a multiple of 500), drawn by `processes` and kept in the folder `cache`."""
     path = cache / f"judge-{count}-{seed}.npz"
     if not path.exists():
@@ -134,17 +145,21 @@ def degrade(images: Tensor, rng: np.random.Generator) -> Tensor:
 
     (B, 3, 64, 64) in [-1, 1] → the same.
     """
-    count, side = len(images), images.shape[-1]
+    count = len(images)
+    side = images.shape[-1]
 
-    def lot(low: float, high: float, *shape: int) -> Tensor:
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.from_numpy(rng.uniform(low, high, (count, *shape)).astype(np.float32))
 
-    soft = avg_pool2d(pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    soft = blur(images)
     coarse = interpolate(avg_pool2d(images, 2), size=(side, side), mode="bilinear")
-    changed = torch.lerp(
-        images, torch.where(lot(0, 1, 1, 1, 1) < 0.5, soft, coarse), lot(-0.5, 1, 1, 1, 1).clamp(min=0)
-    )
-    changed = changed * lot(0.75, 1.1, 1, 1, 1) + lot(-0.12, 0.08, 3, 1, 1)
+    softer = torch.where(uniform(0, 1, 1, 1, 1) < 0.5, soft, coarse)
+    softness = uniform(-0.5, 1, 1, 1, 1).clamp(min=0)
+    changed = torch.lerp(images, softer, softness)
+    contrast = uniform(0.75, 1.1, 1, 1, 1)
+    changed = changed * contrast + uniform(-0.12, 0.08, 3, 1, 1)
     noise = torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32))
-    changed = (changed + noise * lot(-0.1, 0.1, 1, 1, 1).clamp(min=0)).clamp(-1, 1)
-    return torch.where(lot(0, 1, 1, 1, 1) < 0.5, changed, images).contiguous(memory_format=torch.channels_last)
+    noisiness = uniform(-0.1, 0.1, 1, 1, 1).clamp(min=0)
+    changed = (changed + noise * noisiness).clamp(-1, 1)
+    degraded = torch.where(uniform(0, 1, 1, 1, 1) < 0.5, changed, images)
+    return degraded.contiguous(memory_format=torch.channels_last)

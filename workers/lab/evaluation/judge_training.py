@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from workers.lab.evaluation.judge import GRID, ROLES, SIDE, WEIGHTS, Judge, Maps, cells, sight
-from workers.lab.evaluation.judge_pictures import Labelled, degrade, labelled
-from workers.lab.evaluation.sighting import Sighting
+from workers.lab.evaluation.judge_pictures import Labelled, degrade, draw_labelled
+from workers.lab.evaluation.sighting import Detection, Sighting
 from workers.lab.training.checkpoint import save_weights
-from workers.lab.training.data import to_tensor
-from workers.lab.training.loop import Outcome, Validation, train
+from workers.lab.training.data import cut, to_tensor
+from workers.lab.training.loop import Outcome, Validation, add_up, train
 from workers.lab.training.outliers import shapes, shuffled
 from workers.lab.training.recipe import Recipe
 
@@ -38,6 +38,8 @@ log = logging.getLogger("workers.lab.evaluation")
 
 @dataclass(frozen=True, slots=True)
 class JudgeRecipe(Recipe):
+    """How the judge is trained."""
+
     steps: int = 6000
     learning_rate: float = 3e-3
     weight_decay: float = 0.02
@@ -49,33 +51,54 @@ class JudgeRecipe(Recipe):
     """Pictures of each batch that hold no object of the drawn world."""
     seed: int = 7001
     start: str = ""
-    """Weights to start from, instead of from chance."""
+    """Weights to start from, instead of random ones."""
 
 
 # ── learning ──────────────────────────────────────────────────────────────────────────────────────
 
 
-Batch: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Pictures (B, 3, 64, 64) and their boxes, values and places, as `Labelled` has them; place -1 is not asked for."""
+class Batch(NamedTuple):
+    """Pictures and what is in them, as `Labelled` has it."""
+
+    images: Tensor
+    """(B, 3, 64, 64)"""
+    boxes: Tensor
+    """(B, objects, 4)"""
+    values: Tensor
+    """(B, objects, roles)"""
+    places: Tensor
+    """(B,); −1 is not asked for."""
 
 
 def batches(data: Labelled, recipe: JudgeRecipe) -> Callable[[int], Batch]:
+    """The function that makes the batch of a step."""
+
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([recipe.seed, step])
         picked = np.sort(rng.integers(len(data), size=recipe.batch))
-        pixels, boxes = data.pixels[picked].copy(), data.boxes[picked].copy()
-        mirror = rng.random(recipe.batch) < 0.5
-        pixels[mirror] = pixels[mirror, :, ::-1]
-        present = data.values[picked, :, :1] >= 0
-        boxes[mirror] = np.where(present[mirror], [1, 0, 1, 0] - boxes[mirror][..., [2, 1, 0, 3]] * [1, -1, 1, -1], 0)
-        values, places = data.values[picked].copy(), data.places[picked].copy()
-        for i in range(recipe.empty):
-            pixels[i] = (shapes, shuffled)[i % 2](rng, SIDE, pixels[i])
-            boxes[i], values[i], places[i] = 0, -1, -1
+        pixels = data.pixels[picked].copy()
+        boxes = data.boxes[picked].copy()
+        values = data.values[picked].copy()
+        places = data.places[picked].copy()
+        flipped = rng.random(recipe.batch) < 0.5
+        pixels[flipped] = pixels[flipped, :, ::-1]
+        boxes[flipped] = _mirror(boxes[flipped], values[flipped, :, :1] >= 0)
+        for row in range(recipe.empty):
+            draw = (shapes, shuffled)[row % 2]
+            pixels[row] = draw(rng, SIDE, pixels[row])
+            boxes[row] = 0
+            values[row] = -1
+            places[row] = -1
         images = degrade(to_tensor(pixels), rng)
-        return images, torch.from_numpy(boxes), torch.from_numpy(values), torch.from_numpy(places)
+        return Batch(images, torch.from_numpy(boxes), torch.from_numpy(values), torch.from_numpy(places))
 
     return batch
+
+
+def _mirror(boxes: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Boxes (B, objects, 4) as the mirror shows them, where there is an object (B, objects, 1); others stay zero."""
+    swapped = boxes[..., [2, 1, 0, 3]]
+    return np.where(present, [1, 0, 1, 0] - swapped * [1, -1, 1, -1], 0)
 
 
 def nearness(boxes: Tensor) -> Tensor:
@@ -91,8 +114,8 @@ def nearness(boxes: Tensor) -> Tensor:
 
 def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Focal loss for centres (CenterNet), and at cells near one what is there and where its edges are."""
-    images, boxes, values, places = batch
-    maps: Maps = model(images)
+    _, boxes, values, places = batch
+    maps: Maps = model(batch.images)
     near = nearness(boxes) * (values[..., :1] >= 0)
     nearest, owner = near.max(1)
     parts = {"presence": _focal(maps.presence.float(), nearest)}
@@ -109,7 +132,7 @@ def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         known = weight * (target >= 0)
         parts[role] = (each * weight).sum() / known.sum().clamp(min=1)
     parts["place"] = 0.3 * cross_entropy(maps.place.float(), places, ignore_index=-1)
-    return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
+    return add_up(parts)
 
 
 def _focal(logits: Tensor, nearest: Tensor) -> Tensor:
@@ -126,7 +149,7 @@ def _focal(logits: Tensor, nearest: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _maps(model: Judge, pixels: NDArray[np.uint8], size: int = 100) -> list[Maps]:
-    return [model(to_tensor(pixels[i : i + size])) for i in range(0, len(pixels), size)]
+    return [model(to_tensor(pixels[part])) for part in cut(len(pixels), size)]
 
 
 def figures(model: nn.Module, data: Labelled, threshold: float | None = None) -> dict[str, float]:
@@ -140,16 +163,30 @@ def figures(model: nn.Module, data: Labelled, threshold: float | None = None) ->
     return {name: float(np.mean([each[name] for each in right])) for name in right[0]}
 
 
+def _likeliest(detection: Detection) -> list[int]:
+    """Number of the likeliest value of each role."""
+    return [int(detection.chances[role].argmax()) for role in ROLES]
+
+
 def _compare(sighting: Sighting, values: NDArray[np.int64], place: int) -> dict[str, bool]:
-    true = values[values[:, 0] >= 0]
-    found = np.array([[int(d.chances[r].argmax()) for r in ROLES] for d in sighting.detections]).reshape(-1, len(ROLES))
+    true = values[values[:, 0] >= 0].tolist()
+    found = [_likeliest(detection) for detection in sighting.detections]
 
-    def same(columns: list[int]) -> bool:
-        return sorted(map(tuple, true[:, columns].tolist())) == sorted(map(tuple, found[:, columns].tolist()))
+    def same(*columns: int) -> bool:
+        """Whether these columns have the same rows, in any order."""
+        mine = sorted([row[column] for column in columns] for row in found)
+        theirs = sorted([row[column] for column in columns] for row in true)
+        return mine == theirs
 
-    result = {"number": len(found) == len(true), "objects": same([0]), "colours": same([0, 1]), "actions": same([0, 2])}
-    result["place"] = int(sighting.places.argmax()) == place
-    return result | {"everything": same([0, 1, 2]) and result["place"]}
+    right_place = int(sighting.places.argmax()) == place
+    return {
+        "number": len(found) == len(true),
+        "objects": same(0),
+        "colours": same(0, 1),
+        "actions": same(0, 2),
+        "place": right_place,
+        "everything": same(0, 1, 2) and right_place,
+    }
 
 
 def calibrate(model: Judge, data: Labelled) -> None:
@@ -160,12 +197,17 @@ def calibrate(model: Judge, data: Labelled) -> None:
 
 
 def train_judge(data: Labelled, validation: Labelled, run: Path, recipe: JudgeRecipe, minutes: float | None) -> Outcome:
+    """Trains the judge, or continues its run in the folder `run`."""
     torch.manual_seed(recipe.seed)
     model = Judge()
     if recipe.start:
         model.load_state_dict({name: tensor.float() for name, tensor in load_file(Path(recipe.start)).items()})
-    judge = Validation(lambda average: figures(average, validation.first(600)), "everything")
-    return train(model, loss, batches(data, recipe), recipe, run, validation=judge, minutes=minutes)
+
+    def measure(average: nn.Module) -> dict[str, float]:
+        return figures(average, validation.first(600))
+
+    judged = Validation(measure, "everything")
+    return train(model, loss, batches(data, recipe), recipe, run, validation=judged, minutes=minutes)
 
 
 def finish(run: Path, validation: Labelled, test: Labelled, data: dict[str, int], ship: bool) -> None:
@@ -185,6 +227,7 @@ def finish(run: Path, validation: Labelled, test: Labelled, data: dict[str, int]
 
 
 def main() -> None:
+    """Trains the judge as the command line says."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(prog="python -m workers.lab.evaluation.judge_training", description=__doc__)
     default = JudgeRecipe()
@@ -194,22 +237,35 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=default.learning_rate, help="peak learning rate")
     parser.add_argument("--start", default="", help="weights to start from")
     parser.add_argument("--pictures", type=int, default=40_000, help="training pictures to draw")
-    parser.add_argument("--seed", type=int, default=default.seed, help="of weights and batches; of the data plus one")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=default.seed,
+        help="of weights and batches; of the data plus one",
+    )
     parser.add_argument("--cache", type=Path, default=Path("runs/pictures"), help="where pictures are kept")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--now", action="store_true", help="write what there is, even if training is not finished")
+    parser.add_argument(
+        "--now",
+        action="store_true",
+        help="write what there is, even if training is not finished",
+    )
     parser.add_argument("--ship", action="store_true", help="put the weights where evaluation finds them")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     recipe = JudgeRecipe(steps=options.steps, learning_rate=options.rate, start=options.start, seed=options.seed)
-    validation, test = (labelled(2000, options.seed + k, options.cache) for k in (2, 3))
+    validation, test = (draw_labelled(2000, options.seed + k, options.cache) for k in (2, 3))
     finished = options.now
     if not options.now:
-        data = labelled(options.pictures, options.seed + 1, options.cache, options.threads)
+        data = draw_labelled(options.pictures, options.seed + 1, options.cache, options.threads)
         finished = train_judge(data, validation, options.out, recipe, options.minutes).finished
     if finished:
         finish(
-            options.out, validation, test, {"data_seed": options.seed + 1, "pictures": options.pictures}, options.ship
+            options.out,
+            validation,
+            test,
+            {"data_seed": options.seed + 1, "pictures": options.pictures},
+            options.ship,
         )
 
 

@@ -12,14 +12,14 @@ from workers.lab.evaluation.generation import PROMPT_SEED, SEEDS, six_tags
 from workers.lab.evaluation.intervals import mean
 from workers.lab.evaluation.judge import SIDE, Judge
 from workers.lab.evaluation.prompts import COLUMNS, TAGS, Column, Prompt, prompts
-from workers.lab.evaluation.sighting import truth
+from workers.lab.evaluation.sighting import Sighting, truth
 from workers.lab.evaluation.verdicts import correct
 from workers.lab.world.render import render
 from workers.scenes.grammar import SPLITS, Scene, edit
 
 
 def example(prompt: Prompt, seed: int) -> Scene:
-    """A scene that the prompt is true of, drawn otherwise for each seed, that no training picture was."""
+    """A scene that the prompt is true of, drawn differently for each seed; no training picture shows it."""
     if prompt.example is None:
         raise ValueError("the prompt has no example")
     base = prompt.example.seed // len(SPLITS) + seed
@@ -39,23 +39,33 @@ def counterfactual(prompt: Prompt, rng: np.random.Generator) -> Scene:
 
 
 def trial(asked: Sequence[Prompt], judge: Judge, seed: int) -> dict[str, list[float]]:
-    """For each prompt: how often the judge accepts true renders (`ceiling`, of four), renders of another prompt, and
-    a render with a single edit; and how often it is as the truth is in each."""
+    """How often the judge accepts pictures whose truth is known, for each prompt.
+
+    The pictures: four true renders (`ceiling`), a render of another prompt (`shuffled`; `shuffled_true` says whether it
+    happens to be true), and a render with a single edit (`edited`).
+    """
     rng = np.random.default_rng(seed)
-    true = [example(prompt, k) for prompt in asked for k in SEEDS]
-    shuffled = [example(asked[(i + 1 + int(rng.integers(len(asked) - 1))) % len(asked)], 0) for i in range(len(asked))]
+    count = len(asked)
+    true = [example(prompt, number) for prompt in asked for number in SEEDS]
+    shuffled = []
+    for number in range(count):
+        other = number + 1 + int(rng.integers(count - 1))
+        shuffled.append(example(asked[other % count], 0))
     edited = [counterfactual(prompt, rng) for prompt in asked]
     seen = judge.look([render(scene, SIDE) for scene in (*true, *shuffled, *edited)])
-    ceiling = [correct(asked[i // len(SEEDS)], seen[i]) for i in range(len(true))]
-    floor = [correct(p, s) for p, s in zip(asked, seen[len(true) : len(true) + len(asked)], strict=True)]
-    fooled = [correct(p, s) for p, s in zip(asked, seen[-len(asked) :], strict=True)]
-    coincidence = [correct(p, truth(scene)) for p, scene in zip(asked, shuffled, strict=True)]
+    repeated = [prompt for prompt in asked for _ in SEEDS]
+    ceiling = _accepted(repeated, seen[: len(true)])
     return {
         "ceiling": np.reshape(ceiling, (-1, len(SEEDS))).mean(1).tolist(),
-        "shuffled": [float(x) for x in floor],
-        "shuffled_true": [float(x) for x in coincidence],
-        "edited": [float(x) for x in fooled],
+        "shuffled": _accepted(asked, seen[len(true) : len(true) + count]),
+        "shuffled_true": _accepted(asked, [truth(scene) for scene in shuffled]),
+        "edited": _accepted(asked, seen[-count:]),
     }
+
+
+def _accepted(asked: Sequence[Prompt], seen: Sequence[Sighting]) -> list[float]:
+    """1 where what is seen in a picture is what its prompt asks for, otherwise 0."""
+    return [float(correct(prompt, sighting)) for prompt, sighting in zip(asked, seen, strict=True)]
 
 
 def figures(count: int, judge: Judge) -> dict[str, Any]:

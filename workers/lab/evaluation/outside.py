@@ -27,7 +27,18 @@ from workers.models.describer import Describer
 SIDE = 64
 CROPS = 12
 """Pieces of each photograph, at all scales."""
-SKIMAGE = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "hubble_deep_field", "moon")
+SKIMAGE = (
+    "astronaut",
+    "brick",
+    "camera",
+    "chelsea",
+    "coffee",
+    "coins",
+    "grass",
+    "gravel",
+    "hubble_deep_field",
+    "moon",
+)
 SKIMAGE_FILES = ("motorcycle_left.png", "motorcycle_right.png", "rocket.jpg")
 TEXT = ("page.png", "text.png")
 
@@ -60,18 +71,22 @@ def crops(images: Sequence[Pixels], each: int, seed: int) -> list[Pixels]:
         height, width = image.shape[:2]
         for _ in range(each):
             side = int(rng.integers(SIDE, min(height, width) + 1))
-            y, x = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
-            piece = Image.fromarray(image[y : y + side, x : x + side]).resize((SIDE, SIDE), Image.Resampling.BOX)
-            cut.append(np.asarray(piece))
+            y = int(rng.integers(height - side + 1))
+            x = int(rng.integers(width - side + 1))
+            square = Image.fromarray(image[y : y + side, x : x + side])
+            cut.append(np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BOX)))
     return cut
 
 
 def strangers(count: int, drawn: NDArray[np.uint8], seed: int = 31) -> dict[str, list[Pixels]]:
     """Pictures from outside by their kind; `drawn`, (n, 64, 64, 3), are what some of them are made from."""
     rng = np.random.default_rng(seed)
-    families = {**FAMILIES, **HELD_OUT}
-    made = {name: [make(rng, SIDE, drawn[i % len(drawn)]) for i in range(count)] for name, make in families.items()}
-    return {**made, "photographs": crops(photographs(), CROPS, seed), "scanned text": crops(pages(), CROPS, seed)}
+    found: dict[str, list[Pixels]] = {}
+    for name, make in {**FAMILIES, **HELD_OUT}.items():
+        found[name] = [make(rng, SIDE, drawn[i % len(drawn)]) for i in range(count)]
+    found["photographs"] = crops(photographs(), CROPS, seed)
+    found["scanned text"] = crops(pages(), CROPS, seed)
+    return found
 
 
 @torch.no_grad()

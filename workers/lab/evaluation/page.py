@@ -30,14 +30,22 @@ FAILURES = 24
 
 @dataclass(frozen=True, slots=True)
 class Failure:
+    """A picture with what was wanted and what was found."""
+
     picture: Pixels
     wanted: str
     found: str
 
 
 def page(report: dict[str, Any], gallery: Gallery, failures: dict[str, list[Failure]]) -> str:
+    """The HTML page of a report."""
     folder = Path(__file__).parent
-    loader = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    loader = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
     grids = [
         (f"{tag}, {column} combinations", tags[tag][:SHOWN]) for tag in TAGS for column, tags in gallery.items() if tags
     ]
@@ -53,6 +61,7 @@ def page(report: dict[str, Any], gallery: Gallery, failures: dict[str, list[Fail
 
 
 def data_url(pixels: Pixels) -> str:
+    """A picture, uint8 (height, width, 3), as a PNG in a URL."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
@@ -72,7 +81,9 @@ def _refused(drawn: Drawn, tag: str, column: str) -> Failure:
     index = int((~drawn.right).argmax())
     doubted = min(drawn.atoms[index].items(), key=lambda atom: atom[1])
     return Failure(
-        drawn.pictures[index], drawn.prompt.text, f"{tag}, {column}; least sure: {doubted[0]} {doubted[1]:.2f}"
+        drawn.pictures[index],
+        drawn.prompt.text,
+        f"{tag}, {column}; least sure: {doubted[0]} {doubted[1]:.2f}",
     )
 
 
@@ -90,6 +101,7 @@ def wrong_captions(data: Pictures, captions: Captions) -> dict[str, list[Failure
 
 
 def wrong_recognitions(data: Pictures, results: Sequence[RecognizeResult]) -> list[Failure]:
+    """Pictures in which something was recognised wrongly, at most `FAILURES`."""
     return [
         Failure(picture, _short(scene), _list(result.objects, result.scene, result.relation))
         for scene, picture, result in zip(data.scenes, data.pixels, results, strict=True)

@@ -19,31 +19,35 @@ HUNDRED = 100
 EDITS = 9
 
 
-def _says(scene: Scene, language: Language, rng: np.random.Generator) -> str:
+def _say(scene: Scene, language: Language, rng: np.random.Generator) -> str:
     return caption(scene, language, pick(rng, ("short", "detailed", "tags")), rng)
 
 
 def figures(data: Pictures, split: Split, contestants: Contestants) -> dict[str, Any]:
-    """R-precision of the match engine's log odds, and the cycle, in both languages by turns."""
+    """R-precision of the match engine's log odds, and the cycle, in both languages in turn."""
     rng = np.random.default_rng(41)
-    languages: list[Language] = [("zh", "en")[i % 2] for i in range(len(data))]
-    texts = [_says(scene, language, rng) for scene, language in zip(data.scenes, languages, strict=True)]
+    languages: list[Language] = ["zh" if number % 2 == 0 else "en" for number in range(len(data))]
+    texts = [_say(scene, language, rng) for scene, language in zip(data.scenes, languages, strict=True)]
     measured = {
         "r_precision": r_precision(data, texts, contestants),
         "one_edit": one_edit(data, split, languages, contestants),
         "cycle_f1": cycle(data, languages, contestants),
     }
-    return {group: {name: asdict(found) for name, found in each.items()} for group, each in measured.items()}
+    result = {}
+    for group, found in measured.items():
+        result[group] = {name: asdict(figure) for name, figure in found.items()}
+    return result
 
 
 def r_precision(data: Pictures, texts: list[str], contestants: Contestants) -> dict[str, Figure]:
-    """How often the own caption comes first among 100, and the own picture among 100.
+    """How often a picture's own caption comes first among 100, and a caption's own picture among 100.
 
-    What is true by chance of another picture of the hundred too is no wrong answer and is left out.
+    A caption that happens to be true of another picture of the hundred too is no wrong answer and is left out.
     """
     truth = [graph(scene).facts() for scene in data.scenes]
     claimed = [parse(text).facts() for text in texts]
-    to_text, to_image = [], []
+    to_text = []
+    to_image = []
     for start in range(0, len(data) - HUNDRED + 1, HUNDRED):
         part = slice(start, start + HUNDRED)
         scores = contestants.matcher.log_odds(list(data.pixels[part]), texts[part], pairwise=False).numpy()
@@ -58,15 +62,18 @@ def r_precision(data: Pictures, texts: list[str], contestants: Contestants) -> d
 def one_edit(data: Pictures, split: Split, languages: list[Language], contestants: Contestants) -> dict[str, Figure]:
     """How often the true caption scores above captions with a single wrong statement: above all of nine, above one."""
     rng = np.random.default_rng(43)
-    first, pair = [], []
-    for i, scene in enumerate(data.scenes):
-        wrong = [_says(edit(scene, rng, split), languages[i], rng) for _ in range(EDITS)]
+    first = []
+    pair = []
+    for scene, picture, language in zip(data.scenes, data.pixels, languages, strict=True):
+        edited = [_say(edit(scene, rng, split), language, rng) for _ in range(EDITS)]
         known = graph(scene).facts()
-        wrong = [text for text in wrong if not parse(text).facts() <= known]
-        texts = [_says(scene, languages[i], rng), *wrong]
-        scores = contestants.matcher.log_odds([data.pixels[i]], texts, pairwise=False)[0].numpy()
-        first.append(bool((scores[0] > scores[1:]).all()))
-        pair.append(float((scores[0] > scores[1:]).mean()))
+        # Now and then a caption is still true after the edit.
+        wrong = [text for text in edited if not parse(text).facts() <= known]
+        texts = [_say(scene, language, rng), *wrong]
+        scores = contestants.matcher.log_odds([picture], texts, pairwise=False)[0].numpy()
+        above = scores[0] > scores[1:]
+        first.append(bool(above.all()))
+        pair.append(float(above.mean()))
     return {"first_of_ten": mean(first), "before_one": mean(pair)}
 
 

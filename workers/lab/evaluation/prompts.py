@@ -50,12 +50,24 @@ class Wanted:
     size: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        said = {"color": self.colour, "position": self.position, "action": self.action, "size": self.size}
-        return {"class": self.object, "count": self.count, **{k: v for k, v in said.items() if v is not None}}
+        """The entry in GenEval's schema."""
+        said = {
+            "color": self.colour,
+            "position": self.position,
+            "action": self.action,
+            "size": self.size,
+        }
+        return {
+            "class": self.object,
+            "count": self.count,
+            **{k: v for k, v in said.items() if v is not None},
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
+    """A text, and what an image of it must show."""
+
     tag: str
     column: Column
     text: str
@@ -69,7 +81,10 @@ class Prompt:
 
     def as_json(self) -> dict[str, Any]:
         """A line of GenEval's `evaluation_metadata.jsonl`."""
-        line: dict[str, Any] = {"tag": self.tag, "include": [wanted.as_json() for wanted in self.include]}
+        line: dict[str, Any] = {
+            "tag": self.tag,
+            "include": [wanted.as_json() for wanted in self.include],
+        }
         if self.exclude:
             line["exclude"] = [wanted.as_json() for wanted in self.exclude]
         if self.place:
@@ -78,12 +93,13 @@ class Prompt:
 
 
 def write_jsonl(prompts: Iterable[Prompt], path: Path) -> None:
+    """Writes prompts to `path`, one JSON object a line."""
     lines = [json.dumps(prompt.as_json(), ensure_ascii=False) for prompt in prompts]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def prompts(tag: str, column: Column, count: int, seed: int) -> list[Prompt]:
-    """`count` different prompts, Chinese and English by turns; the same for the same arguments.
+    """`count` different prompts, Chinese and English in turn; the same for the same arguments.
 
     Prompts of the unseen column name a pair of object and colour or action that was never trained, and ask for it.
     """
@@ -97,7 +113,7 @@ def prompts(tag: str, column: Column, count: int, seed: int) -> list[Prompt]:
 
 
 def _draw(tag: str, column: Column, language: Language, rng: np.random.Generator) -> Prompt | None:
-    """A prompt by lot, or None where the lot does not suit the tag."""
+    """A random prompt, or None where the scene that was drawn does not suit the tag."""
     scene = sample_scene(rng, column)
     pair = tag in ("two_object", "position", "color_attr")
     if tag != "atoms" and (len(scene.things) == 2) != pair:
@@ -116,9 +132,8 @@ def _draw(tag: str, column: Column, language: Language, rng: np.random.Generator
     relation = scene.relation if tag == "position" else None
     text = say(said, place, relation, language, "short", rng)
     exclude = (Wanted(said[0].object, said[0].count + 1),) if tag == "counting" else ()
-    return Prompt(
-        tag, column, text, language, _wanted(said, relation), exclude, place if tag == "scene" else None, scene
-    )
+    asked_place = place if tag == "scene" else None
+    return Prompt(tag, column, text, language, _wanted(said, relation), exclude, asked_place, scene)
 
 
 def _mention(thing: Thing, tag: str, column: Column) -> Mention:
@@ -126,30 +141,44 @@ def _mention(thing: Thing, tag: str, column: Column) -> Mention:
     pair = column == "unseen"
     colour = tag in ("colors", "color_attr") or (pair and (thing.object, thing.colour) in UNSEEN_COLOURS)
     action = tag == "action" or (pair and (thing.object, thing.action) in UNSEEN_ACTIONS)
-    return Mention(thing.object, thing.count, thing.colour if colour else None, None, thing.action if action else None)
+    return Mention(
+        thing.object,
+        thing.count,
+        thing.colour if colour else None,
+        None,
+        thing.action if action else None,
+    )
 
 
 def _atoms(scene: Scene, column: Column, language: Language, rng: np.random.Generator) -> Prompt | None:
-    """A prompt of three to eight statements: objects always, the rest by lot."""
-    roles = [
-        (i, role) for i, thing in enumerate(scene.things) for role in ("colour", "action", "size") if _has(thing, role)
-    ]
-    roles += [(-1, "place")] + ([(-1, "relation")] if scene.relation else [])
+    """A prompt of three to eight statements: objects always, the rest at random; None where it would not be one."""
+    roles = []
+    for i, thing in enumerate(scene.things):
+        roles += [(i, role) for role in ("colour", "action", "size") if _has(thing, role)]
+    roles.append((-1, "place"))
+    if scene.relation:
+        roles.append((-1, "relation"))
     basic = sum(1 + (thing.count > 1) for thing in scene.things)
     atoms = int(rng.integers(FEWEST_ATOMS, MOST_ATOMS + 1))
     if not 0 <= atoms - basic <= len(roles):
         return None
     chosen = {roles[i] for i in rng.permutation(len(roles))[: atoms - basic]}
-    said = tuple(
-        Mention(t.object, t.count, *(getattr(t, r) if (i, r) in chosen else None for r in ("colour", "size", "action")))
-        for i, t in enumerate(scene.things)
-    )
+
+    def mention(i: int, thing: Thing) -> Mention:
+        said = {role: getattr(thing, role) for role in ("colour", "size", "action") if (i, role) in chosen}
+        return Mention(thing.object, thing.count, **said)
+
+    said = tuple(mention(i, thing) for i, thing in enumerate(scene.things))
     shown = [Thing(m.object, m.colour or "", m.action) for m in said]
     if column == "unseen" and not any(thing.unseen for thing in shown):
         return None
     place = scene.place if (-1, "place") in chosen else None
     relation = scene.relation if (-1, "relation") in chosen else None
-    style: Style = "tags" if rng.random() < 0.2 else "detailed" if rng.random() < 0.3 else "short"
+    style: Style = "short"
+    if rng.random() < 0.2:
+        style = "tags"
+    elif rng.random() < 0.3:
+        style = "detailed"
     text = say(said, place, relation, language, style, rng)
     exclude = tuple(Wanted(m.object, m.count + 1) for m in said if m.count > 1)
     return Prompt("atoms", column, text, language, _wanted(said, relation), exclude, place, scene)

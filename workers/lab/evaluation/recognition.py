@@ -41,12 +41,14 @@ class Answers:
     picture: list[int] = field(default_factory=list)
 
     def add(self, true: str, found: str, picture: int) -> None:
+        """Adds the true and the recognised value of one picture."""
         self.true.append(true)
         self.found.append(found)
         self.picture.append(picture)
 
 
 def figures(scenes: Sequence[Scene], results: Sequence[RecognizeResult]) -> dict[str, Any]:
+    """All figures of recognition, with confusions and reliability."""
     answers = compare(scenes, results)
     exact = [right(scene, result) for scene, result in zip(scenes, results, strict=True)]
     confidence = np.array([result.confidence for result in results])
@@ -82,7 +84,12 @@ def compare(scenes: Sequence[Scene], results: Sequence[RecognizeResult]) -> dict
 
 def _truth(thing: Thing) -> dict[Attribute, str]:
     action = thing.action or STANDING
-    return {"colour": thing.colour, "action": action, "size": thing.size, "count": str(thing.count)}
+    return {
+        "colour": thing.colour,
+        "action": action,
+        "size": thing.size,
+        "count": str(thing.count),
+    }
 
 
 def _values(found: RecognizedObject) -> dict[Attribute, str]:
@@ -126,7 +133,13 @@ def overall(answers: dict[Attribute, Answers], pictures: int) -> Figure:
     """The mean of all attributes' macro-F1."""
     tables = [_hits(each, CLASSES[name], pictures) for name, each in answers.items()]
     edges = np.cumsum([table.shape[1] for table in tables])[:-1]
-    return figure(np.hstack(tables), lambda sums: np.mean([macro_f1(part) for part in np.split(sums, edges, -1)], 0))
+
+    def mean_f1(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        parts = np.split(sums, edges, -1)
+        result: NDArray[np.float64] = np.mean([macro_f1(part) for part in parts], 0)
+        return result
+
+    return figure(np.hstack(tables), mean_f1)
 
 
 def _attribute(answers: Answers, classes: Sequence[str], pictures: int) -> dict[str, Any]:
@@ -134,8 +147,9 @@ def _attribute(answers: Answers, classes: Sequence[str], pictures: int) -> dict[
         answers.true, answers.found, labels=list(classes), zero_division=0.0
     )
     labels = [*classes, NOTHING]
+    hits = [true == found for true, found in zip(answers.true, answers.found, strict=True)]
     return {
-        "accuracy": float(np.mean([t == f for t, f in zip(answers.true, answers.found, strict=True)])),
+        "accuracy": float(np.mean(hits)),
         "macro_precision": float(precision.mean()),
         "macro_recall": float(recall.mean()),
         "macro_f1": asdict(figure(_hits(answers, classes, pictures), macro_f1)),
@@ -149,14 +163,16 @@ def _attribute(answers: Answers, classes: Sequence[str], pictures: int) -> dict[
 
 
 def reliability(confidence: NDArray[np.float64], exact: NDArray[np.bool_]) -> list[dict[str, float]]:
-    """For bins of confidence: how sure, how often right, how many."""
+    """For each bin of confidence that is not empty: how sure, how often right, how many."""
     which = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    return [
-        {
-            "confidence": float(confidence[which == b].mean()),
-            "accuracy": float(exact[which == b].mean()),
-            "count": int((which == b).sum()),
-        }
-        for b in range(BINS)
-        if (which == b).any()
-    ]
+    bins = []
+    for number in range(BINS):
+        inside = which == number
+        if inside.any():
+            found = {
+                "confidence": float(confidence[inside].mean()),
+                "accuracy": float(exact[inside].mean()),
+                "count": int(inside.sum()),
+            }
+            bins.append(found)
+    return bins

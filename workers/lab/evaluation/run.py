@@ -19,18 +19,39 @@ import torch
 
 from tuwen.jobs import RecognizeResult
 from tuwen.version import __version__
-from workers.lab.evaluation import description, distances, generation, judging, outside, pairs, recognition, speed
+from workers.lab.evaluation import (
+    by_hand,
+    description,
+    distances,
+    generation,
+    judging,
+    outside,
+    pairs,
+    recognition,
+    speed,
+)
 from workers.lab.evaluation.contestants import Contestants
 from workers.lab.evaluation.goals import goals
 from workers.lab.evaluation.judge import WEIGHTS, Judge
 from workers.lab.evaluation.prompts import COLUMNS, Column
-from workers.lab.training.data import Pictures, pictures
+from workers.lab.training.data import Pictures, draw_pictures
 
 log = logging.getLogger("workers.lab.evaluation")
 
 DATA_SEED = 9001
 """No model was trained, chosen or calibrated on pictures with this seed."""
-SECTIONS = ("judge", "generation", "recognition", "description", "pope", "pairs", "outside", "speed", "distances")
+SECTIONS = (
+    "judge",
+    "generation",
+    "by_hand",
+    "recognition",
+    "description",
+    "pope",
+    "pairs",
+    "outside",
+    "speed",
+    "distances",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,26 +85,32 @@ class Evaluation:
 
     @cached_property
     def contestants(self) -> Contestants:
+        """The engines under test, loaded when they are first needed."""
         return Contestants.load(self.device)
 
     @cached_property
     def judge(self) -> Judge:
+        """The judge, loaded when it is first needed."""
         return Judge.load(device=self.device)
 
     @cached_property
     def data(self) -> dict[Column, Pictures]:
+        """Pictures of both test splits."""
         return {column: self.pictures(column, self.sizes.pictures) for column in COLUMNS}
 
     def pictures(self, column: Column, count: int) -> Pictures:
+        """The first `count` pictures of a test split."""
         # A few are drawn as fast as they are read.
-        return pictures(column, count, seed=DATA_SEED, cache=self.cache if count > 500 else None)
+        return draw_pictures(column, count, seed=DATA_SEED, cache=self.cache if count > 500 else None)
 
     @cached_property
     def captions(self) -> dict[Column, description.Captions]:
+        """What the describer says of all pictures."""
         return {c: description.describe(list(data.pixels), self.contestants) for c, data in self.data.items()}
 
     @cached_property
     def recognized(self) -> dict[Column, list[RecognizeResult]]:
+        """What the recogniser finds in all pictures."""
         return {c: self.contestants.recognize(list(data.pixels)) for c, data in self.data.items()}
 
     def run(self, sections: Iterable[str], tell: Callable[[str], None]) -> None:
@@ -92,6 +119,7 @@ class Evaluation:
         measure: dict[str, Callable[[], dict[str, Any]]] = {
             "judge": lambda: judging.figures(self.sizes.prompts, self.judge),
             "generation": self._generation,
+            "by_hand": lambda: by_hand.figures(self.contestants.generator, self.judge),
             "recognition": self._recognition,
             "description": self._description,
             "pope": self._pope,

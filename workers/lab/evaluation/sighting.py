@@ -37,13 +37,16 @@ class Detection:
     chances: dict[Role, NDArray[np.float32]]
 
     def value(self, role: Role) -> str:
+        """The likeliest value of a role."""
         return VALUES[role][int(self.chances[role].argmax())]
 
     def chance(self, role: Role, value: str) -> float:
+        """The probability that a role has this value."""
         return float(self.chances[role][VALUES[role].index(value)])
 
     @property
     def centre(self) -> tuple[float, float]:
+        """Middle of the box, x and y in shares of the picture."""
         left, top, right, bottom = self.box
         return (left + right) / 2, (top + bottom) / 2
 
@@ -57,6 +60,7 @@ class Sighting:
 
     @property
     def place(self) -> str:
+        """The likeliest place."""
         return KEYS["place"][int(self.places.argmax())]
 
 

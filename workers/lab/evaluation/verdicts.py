@@ -32,41 +32,59 @@ def _found(wanted: Wanted, sighting: Sighting) -> list[Detection]:
 def _satisfied(wanted: Wanted, group: list[Detection], groups: list[list[Detection]]) -> bool:
     if len(group) < wanted.count:
         return False
-    attributes: dict[Role, str | None] = {"colour": wanted.colour, "action": wanted.action, "size": wanted.size}
-    if any(value and any(d.value(role) != value for d in group) for role, value in attributes.items()):
-        return False
+    for role, value in _attributes(wanted).items():
+        if any(detection.value(role) != value for detection in group):
+            return False
     if wanted.position is None:
         return True
     relation, other = wanted.position
     return all(relation in relations(mine.box, theirs.box) for mine in group for theirs in groups[other])
 
 
+def _attributes(wanted: Wanted) -> dict[Role, str]:
+    """What is said of a wanted object."""
+    said: dict[Role, str | None] = {
+        "colour": wanted.colour,
+        "action": wanted.action,
+        "size": wanted.size,
+    }
+    return {role: value for role, value in said.items() if value}
+
+
 def relations(box: Box, other: Box) -> set[str]:
     """How the first box stands to the second: by the direction between centres that are clear of each other."""
-    offset = np.array([(box[k] + box[k + 2] - other[k] - other[k + 2]) / 2 for k in (0, 1)])
-    sizes = np.array([sum(b[k + 2] - b[k] for b in (box, other)) for k in (0, 1)])
+    mine = np.array(box)
+    theirs = np.array(other)
+    offset = (mine[:2] + mine[2:] - theirs[:2] - theirs[2:]) / 2
+    sizes = (mine[2:] - mine[:2]) + (theirs[2:] - theirs[:2])
     clear = np.sign(offset) * np.maximum(np.abs(offset) - CLEARANCE * sizes, 0)
     if np.abs(clear).max() < 1e-3:
         return set()
     x, y = clear / np.linalg.norm(offset)
-    told = {"left of": x < -0.5, "right of": x > 0.5, "above": y < -0.5, "below": y > 0.5}
-    return {relation for relation, holds in told.items() if holds}
+    holds = {
+        "left of": x < -0.5,
+        "right of": x > 0.5,
+        "above": y < -0.5,
+        "below": y > 0.5,
+    }
+    return {relation for relation, is_so in holds.items() if is_so}
 
 
 def atoms(prompt: Prompt, sighting: Sighting) -> dict[str, float]:
-    """For each single statement of the prompt the probability that it holds: Soft-TIFA (Kamath et al., 2025), with
-    the judge's probabilities in place of a language model's answers."""
+    """For each single statement of the prompt the probability that it holds.
+
+    This is Soft-TIFA (Kamath et al., 2025) with the judge's probabilities in place of a language model's answers.
+    """
     holds: dict[str, float] = {}
     for wanted in prompt.include:
         name = wanted.object
-        holds[f"object {name}"] = max((_chance(d, wanted.object) for d in sighting.detections), default=0.0)
+        chances = [_chance(detection, name) for detection in sighting.detections]
+        holds[f"object {name}"] = max(chances, default=0.0)
         if wanted.count > 1:
             holds[f"count {name}"] = _chance_of_count(wanted, sighting)
-        attributes: dict[Role, str | None] = {"colour": wanted.colour, "action": wanted.action, "size": wanted.size}
-        for role, value in attributes.items():
-            if value:
-                each = [_chance(d, name) * d.chance(role, value) for d in sighting.detections]
-                holds[f"{role} {name}"] = max(each, default=0.0)
+        for role, value in _attributes(wanted).items():
+            both = [_chance(detection, name) * detection.chance(role, value) for detection in sighting.detections]
+            holds[f"{role} {name}"] = max(both, default=0.0)
         if wanted.position:
             holds[f"position {name}"] = _chance_of_relation(wanted, prompt, sighting)
     if prompt.place:
@@ -79,7 +97,7 @@ def _chance(detection: Detection, object_: str) -> float:
 
 
 def _chance_of_count(wanted: Wanted, sighting: Sighting) -> float:
-    """Of exactly so many: what is detected is taken for independent of each other (Poisson's binomial)."""
+    """The probability of exactly so many, if detections are independent of each other (Poisson binomial)."""
     numbers = np.array([1.0])
     for detection in sighting.detections:
         chance = _chance(detection, wanted.object)

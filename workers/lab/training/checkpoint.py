@@ -25,7 +25,7 @@ PART_BYTES = 15 * 2**20
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Puts `content` at `path`, durably, in one step for every reader."""
+    """Writes `content` to `path` durably; a reader sees either the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
@@ -88,10 +88,11 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], facts: Mapping[str, 
     Args:
         half: store floating point weights as float16, which halves the file.
     """
-    stored = {
-        name: (tensor.half() if half and tensor.is_floating_point() else tensor).detach().cpu().contiguous()
-        for name, tensor in weights.items()
-    }
+    stored = {}
+    for name, tensor in weights.items():
+        if half and tensor.is_floating_point():
+            tensor = tensor.half()
+        stored[name] = tensor.detach().cpu().contiguous()
     write_atomically(path, serialise(stored))
     text = json.dumps(dict(facts), indent=2, ensure_ascii=False, sort_keys=True)
     write_atomically(path.with_suffix(".json"), (text + "\n").encode())

@@ -27,7 +27,7 @@ PATIENCE = timedelta(hours=1)
 
 
 @contextmanager
-def group(device: torch.device) -> Iterator[torch.device]:
+def join(device: torch.device) -> Iterator[torch.device]:
     """Joins the processes that torchrun started, and yields this one's device. Changes nothing without torchrun."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
@@ -52,18 +52,18 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def first() -> bool:
-    """Whether this is the process that writes files and speaks."""
+def is_first() -> bool:
+    """Whether this is the process that writes files and logs."""
     return rank() == 0
 
 
-def leads() -> bool:
-    """`first`, also before the processes have joined."""
+def will_be_first() -> bool:
+    """Whether this process will be the first one; known before the processes have joined."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Waits until all processes have come to this point."""
     if dist.is_initialized():
         dist.barrier()
 
@@ -71,35 +71,35 @@ def wait() -> None:
 @contextmanager
 def first_goes_first() -> Iterator[None]:
     """The first process runs the block alone, then all others do: for files that all read and the first one makes."""
-    if not first():
+    if not is_first():
         wait()
     yield
-    if first():
+    if is_first():
         wait()
 
 
-def agreed(value: T) -> T:
-    """What the first process says, in all of them."""
-    said = [value]
+def broadcast(value: T) -> T:
+    """The value of the first process, in all of them."""
+    values = [value]
     if dist.is_initialized():
-        dist.broadcast_object_list(said, src=0)
-    return said[0]
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
-def gathered(value: T) -> list[T]:
-    """What each process says, in the order of their ranks."""
+def gather(value: T) -> list[T]:
+    """The values of all processes, in the order of their ranks, in each of them."""
     if not dist.is_initialized():
         return [value]
-    said: list[T | None] = [None] * size()
-    dist.all_gather_object(said, value)
-    return cast("list[T]", said)
+    values: list[T | None] = [None] * size()
+    dist.all_gather_object(values, value)
+    return cast("list[T]", values)
 
 
 @torch.no_grad()
 def average(tensors: Sequence[Tensor]) -> None:
     """Replaces each tensor by its mean over all processes."""
     if dist.is_initialized() and tensors:
-        # One message for all: they are many and small. In double precision, which holds counters too.
+        # One message for all, because they are many and small, in double precision, which holds counters too.
         flat = torch.cat([tensor.reshape(-1).double() for tensor in tensors])
         dist.all_reduce(flat)
         parts = torch.split(flat / size(), [tensor.numel() for tensor in tensors])
@@ -107,8 +107,8 @@ def average(tensors: Sequence[Tensor]) -> None:
             tensor.copy_(mean.view_as(tensor))
 
 
-def parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """`module`, whose gradients are the means over all processes from now on. Alone it is left as it is."""
+def parallelise(module: nn.Module, device: torch.device) -> nn.Module:
+    """`module`, whose gradients are the means over all processes from now on; a single process gets it unchanged."""
     if not dist.is_initialized():
         return module
     # A batch without relations leaves the head of relations without a gradient: not all parameters are always used.

@@ -1,70 +1,65 @@
-"""Training on the drawn world: pictures drawn, model trained, judged on the test splits and stored."""
+"""Training on the drawn world: pictures are drawn, a model is trained, its weights are measured on the test splits."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from torch import nn
+from collections.abc import Mapping
+from functools import partial
 
 from workers.lab.training import describer, distributed, generator, matcher, recognizer
-from workers.lab.training.data import Pictures, pictures
-from workers.lab.training.folds import cross_validate
-from workers.lab.training.loop import Outcome
-from workers.lab.training.runs import Options, is_stored, make_recipe, ready, store
+from workers.lab.training.data import Pictures, draw_pictures
+from workers.lab.training.options import TrainOptions
+from workers.lab.training.runs import Material, complete, make_recipe
+from workers.lab.training.trainable import Trainable
 from workers.scenes.grammar import Split
 
 RENDERED = 2000
 """Pictures that are rendered of each split but the training one."""
+PICTURES = 20_000
+"""Training pictures, where the command line does not say how many."""
 
-
-@dataclass(frozen=True, slots=True)
-class Trainable:
-    """How one of the models is made, trained and judged."""
-
-    make: Callable[[Any], nn.Module]
-    train: Callable[..., Outcome]
-    report: Callable[[Any, dict[Split, Pictures]], dict[str, float]]
-    calibrate: Callable[[Any, Pictures], None] = lambda _model, _data: None
-
-
-TRAINABLE = {
-    "recognizer": Trainable(
-        recognizer.make_recognizer, recognizer.train_recognizer, recognizer.report, recognizer.calibrate
-    ),
-    "describer": Trainable(describer.make_describer, describer.train_describer, describer.report, describer.calibrate),
-    "matcher": Trainable(matcher.make_matcher, matcher.train_matcher, matcher.report, matcher.calibrate),
-    "generator": Trainable(generator.make_generator, generator.train_generator, generator.report),
+TRAINABLES: Mapping[str, Trainable[Pictures]] = {
+    "recognizer": recognizer.TRAINABLE,
+    "describer": describer.TRAINABLE,
+    "matcher": matcher.TRAINABLE,
+    "generator": generator.TRAINABLE,
 }
 
 
-def train_drawn(options: Options) -> bool:
-    """Whether the run is finished; its weights are judged and stored then."""
+def train_drawn(options: TrainOptions) -> bool:
+    """Trains one model on drawn pictures; when the run is finished, its weights are measured and stored.
 
-    def draw(split: Split, count: int) -> Pictures:
-        # Judging on fewer takes the first of these, so that they need not be rendered again.
-        rendered = count if split == "train" else max(count, RENDERED)
-        processes = max(1, (os.cpu_count() or 1) - 1)
-        data = pictures(split, rendered, seed=options.data_seed, cache=options.cache, processes=processes)
-        return Pictures(data.scenes[:count], data.pixels[:count])
-
-    kind, recipe = TRAINABLE[options.model], make_recipe(options)
-
-    def train(data: Pictures, checked: Pictures, run: Path, minutes: float | None) -> Outcome:
-        return kind.train(data, checked, run, recipe, minutes=minutes, device=options.device)
-
+    Returns:
+        Whether the run is finished.
+    """
+    recipe = make_recipe(options)
+    draw = partial(_draw, options)
     with distributed.first_goes_first():
-        data, checked = draw("train", options.pictures or 20_000), draw("validation", options.checked)
-    if options.folds:
-        return cross_validate(data, options.folds, options.out, train, seed=recipe.seed, minutes=options.minutes)
-    outcome = train(data, checked, options.out, options.minutes)
-    if outcome.finished and distributed.first() and not is_stored(options):
-        model = ready(kind.make(recipe), options)
-        kind.calibrate(model, draw("validation", options.judged))
-        splits: dict[Split, Pictures] = {"seen": draw("seen", options.judged), "unseen": draw("unseen", options.judged)}
-        told = {"data_seed": options.data_seed, "pictures": len(data), "judged": options.judged}
-        store(options, model, kind.report(model, splits), told)
-    return outcome.finished
+        train = draw("train", options.pictures or PICTURES)
+        validation = draw("validation", options.checked)
+
+    def tests() -> Mapping[str, Pictures]:
+        return {"seen": draw("seen", options.judged), "unseen": draw("unseen", options.judged)}
+
+    material = Material(
+        train=train,
+        validation=lambda: validation,
+        folded=train,
+        calibration=partial(draw, "validation", options.judged),
+        tests=tests,
+        facts={
+            "data_seed": options.data_seed,
+            "pictures": len(train),
+            "judged": options.judged,
+        },
+    )
+    return complete(options, recipe, TRAINABLES[options.model], material)
+
+
+def _draw(options: TrainOptions, split: Split, count: int) -> Pictures:
+    """The first `count` pictures of a split, from the cache where they were rendered before."""
+    # To measure on fewer takes the first of these, so that they need not be rendered again.
+    rendered = count if split == "train" else max(count, RENDERED)
+    processes = max(1, (os.cpu_count() or 1) - 1)
+    data = draw_pictures(split, rendered, seed=options.data_seed, cache=options.cache, processes=processes)
+    return Pictures(data.scenes[:count], data.pixels[:count])

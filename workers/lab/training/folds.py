@@ -25,7 +25,9 @@ class Divisible(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, rows: NDArray[np.intp]) -> Self: ...
+    def take(self, rows: NDArray[np.intp]) -> Self:
+        """The pictures with these numbers."""
+        ...
 
 
 Data = TypeVar("Data", bound=Divisible)
@@ -34,46 +36,63 @@ Train = Callable[[Data, Data, Path, float | None], Outcome]
 
 
 def folds(count: int, k: int, seed: int) -> list[NDArray[np.intp]]:
-    """The rows of `count` in k parts of equal size, by lot.
+    """The rows 0 … count − 1, dealt at random into k parts of equal size.
 
     Raises:
         ConfigurationError: there are fewer rows than parts, or fewer than two parts.
     """
     if not 2 <= k <= count:
         raise ConfigurationError(f"{count} pictures cannot be cut into {k} folds.", field="folds")
-    return [np.sort(part) for part in np.array_split(np.random.default_rng(seed).permutation(count), k)]
+    shuffled = np.random.default_rng(seed).permutation(count)
+    return [np.sort(part) for part in np.array_split(shuffled, k)]
 
 
 def cross_validate(
-    data: Data, k: int, run: Path, train: Train[Data], *, seed: int, minutes: float | None = None
+    data: Data,
+    k: int,
+    run: Path,
+    train: Train[Data],
+    *,
+    seed: int,
+    minutes: float | None = None,
 ) -> bool:
-    """Trains k times, each time without another part of the data, which is then judged.
+    """Trains k times, each time without another part of the data, on which the model is then measured.
 
-    Each fold is a run of its own in `run/fold-1` and so on, and goes on where it was cut. `run/folds.json` has the
-    figures of each fold, their mean and their spread (standard deviation from fold to fold).
+    Each fold is a run of its own in `run/fold-1` and so on, and continues where it was interrupted. `run/folds.json`
+    has the figures of each fold, their mean and their spread (standard deviation from fold to fold).
 
     Returns:
-        Whether the time was enough for all of them.
+        Whether the time was enough for all folds.
     """
     start = time.monotonic()
     parts = folds(len(data), k, seed)
     for number, held_out in enumerate(parts, 1):
         others = np.sort(np.concatenate([part for part in parts if part is not held_out]))
-        left = None if minutes is None else max(0.0, minutes - (time.monotonic() - start) / 60)
+        left = minutes
+        if left is not None:
+            spent = (time.monotonic() - start) / 60
+            left = max(0.0, left - spent)
         outcome = train(data.take(others), data.take(held_out), run / f"fold-{number}", left)
         if not outcome.finished:
             log.info("fold %d of %d is at step %d", number, k, outcome.step)
             return False
-    told = summary([json.loads((run / f"fold-{n}/weights.json").read_text())["metrics"] for n in range(1, k + 1)])
-    for name, mean in told["mean"].items():
-        log.info("%s  %.4g ± %.2g", name, mean, told["spread"][name])
-    if distributed.first():
-        write_atomically(run / "folds.json", (json.dumps({**told, "seed": seed}, indent=2) + "\n").encode())
+    found = summarise([_read_metrics(run / f"fold-{number}") for number in range(1, k + 1)])
+    for name, mean in found["mean"].items():
+        log.info("%s  %.4g ± %.2g", name, mean, found["spread"][name])
+    if distributed.is_first():
+        text = json.dumps({**found, "seed": seed}, indent=2)
+        write_atomically(run / "folds.json", (text + "\n").encode())
     return True
 
 
-def summary(figures: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Mean and spread of each figure that all folds have."""
+def _read_metrics(run: Path) -> dict[str, float]:
+    facts: dict[str, Any] = json.loads((run / "weights.json").read_text())
+    metrics: dict[str, float] = facts["metrics"]
+    return metrics
+
+
+def summarise(figures: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Mean and spread (sample standard deviation) of each figure that all folds have."""
     shared = [name for name in figures[0] if all(name in fold for fold in figures)]
     values = {name: [fold[name] for fold in figures] for name in shared}
     return {

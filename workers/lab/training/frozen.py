@@ -1,4 +1,4 @@
-"""Training that starts from earlier weights; the recogniser that describer and matcher take over as their eyes."""
+"""Training that starts from earlier weights; the recogniser that describer and matcher take over to see with."""
 
 from __future__ import annotations
 
@@ -29,53 +29,67 @@ class OnTrunkRecipe(Recipe):
     validate_every: int = 250
     checkpoint_every: int = 100
     trunk: str = ""
-    """Weights of the recogniser that is taken over, the whole or its encoder."""
+    """Weights of the recogniser that is taken over, as a whole or its encoder alone."""
     start: str = ""
-    """Weights to start from, instead of from chance."""
+    """Weights to start from, instead of random ones."""
     freeze_trunk: bool = True
 
 
 Model = TypeVar("Model", Describer, Matcher)
 
 
-def on_trunk(model: Model, recipe: OnTrunkRecipe) -> Model:
-    """The model with the weights and the recogniser, or its encoder, that its recipe starts from."""
+def start_on_trunk(model: Model, recipe: OnTrunkRecipe) -> Model:
+    """Gives the model the weights, and the recogniser or its encoder, that its recipe starts from; returns the model.
+
+    Raises:
+        ConfigurationError: the weights are of another kind of model.
+    """
     if recipe.start:
         start_from(model, Path(recipe.start))
-    if recipe.trunk and isinstance(model, Matcher):
-        adopt_trunk(model.trunk, Path(recipe.trunk))
-        model.trunk.requires_grad_(not recipe.freeze_trunk)
-    elif recipe.trunk and isinstance(model, Describer):
-        adopt_recognizer(model.eyes.recognizer, Path(recipe.trunk))
-        model.eyes.recognizer.requires_grad_(not recipe.freeze_trunk)
+    if recipe.trunk:
+        adopted = adopt_eyes(model, Path(recipe.trunk))
+        adopted.requires_grad_(not recipe.freeze_trunk)
     return model
 
 
-def adopt_recognizer(recognizer: Recognizer, weights: Path) -> None:
-    """Load a recogniser's weights; of one that recognises other things than the drawn world's, only the encoder's."""
+def adopt_eyes(model: Describer | Matcher, weights: Path) -> nn.Module:
+    """Loads a recogniser's weights into what the model sees with, and returns that part of the model.
+
+    A matcher takes over the encoder only. So does a describer of a recogniser that was trained on other labels than the
+    drawn world's.
+    """
+    if isinstance(model, Matcher):
+        adopt_trunk(model.trunk, weights)
+        return model.trunk
+    recognizer = model.eyes.recognizer
     if labels_beside(weights) == recognizer.labels:
         start_from(recognizer, weights)
     else:
         adopt_trunk(recognizer.trunk, weights)
+    return recognizer
 
 
 def adopt_trunk(trunk: Trunk, recognizer: Path) -> None:
-    """Load a recogniser's encoder into `trunk`."""
+    """Loads the encoder of a stored recogniser into `trunk`."""
     prefix = "trunk."
-    weights = {k.removeprefix(prefix): v.float() for k, v in load_file(recognizer).items() if k.startswith(prefix)}
+    weights = {}
+    for name, tensor in load_file(recognizer).items():
+        if name.startswith(prefix):
+            weights[name.removeprefix(prefix)] = tensor.float()
     trunk.load_state_dict(weights)
 
 
 def start_from(model: nn.Module, weights: Path) -> None:
-    """Load all of a model's stored weights, to train it further. Words and parts that are new keep their random start.
+    """Loads all of a model's stored weights, to train it further. Words and parts that are new keep their random start.
 
     Raises:
         ConfigurationError: the weights are of another kind of model.
     """
     state = model.state_dict()
     for name, tensor in load_file(weights).items():
-        mine, stored = state.get(name), tensor.float()
-        if mine is None or mine.shape[1:] != stored.shape[1:] or len(mine.shape) != len(stored.shape):
+        mine = state.get(name)
+        stored = tensor.float()
+        if mine is None or not _fits(mine, stored):
             raise ConfigurationError(f"{weights} does not fit: {name} is not of this model.", field="start")
         if mine.shape != stored.shape and len(mine) > len(stored):
             # A vocabulary grows at its end; see `Vocabulary`.
@@ -84,23 +98,31 @@ def start_from(model: nn.Module, weights: Path) -> None:
     model.load_state_dict(state)
 
 
+def _fits(mine: Tensor, stored: Tensor) -> bool:
+    """Whether the tensors differ in their first dimension at most."""
+    return mine.ndim == stored.ndim and mine.shape[1:] == stored.shape[1:]
+
+
 def encode(trunk: Trunk, images: Tensor) -> Tensor:
-    """The trunk's tokens; frozen, it is only run, several times cheaper than training it."""
-    with _as_it_learns(trunk):
+    """The trunk's tokens (B, cells, width) of pictures (B, 3, 64, 64); see `_frozen_or_learning`."""
+    with _frozen_or_learning(trunk):
         tokens: Tensor = trunk(images).far
     return tokens
 
 
 def read(recognizer: Recognizer, images: Tensor) -> Reading:
-    """What the recogniser reads; frozen, it is only run, several times cheaper than training it."""
-    with _as_it_learns(recognizer):
+    """What the recogniser reads of pictures (B, 3, 64, 64); see `_frozen_or_learning`."""
+    with _frozen_or_learning(recognizer):
         reading: Reading = recognizer(images)
     return reading
 
 
 @contextmanager
-def _as_it_learns(part: nn.Module) -> Iterator[None]:
-    """What is frozen runs as in use: without gradients, with the statistics it was trained to."""
+def _frozen_or_learning(part: nn.Module) -> Iterator[None]:
+    """Runs a frozen part as in use, without gradients and with its final statistics; any other part as it learns.
+
+    A frozen part is only run, which is several times cheaper than to train it.
+    """
     learning = next(part.parameters()).requires_grad
     part.train(learning)
     with torch.set_grad_enabled(learning and torch.is_grad_enabled()):

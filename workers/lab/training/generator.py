@@ -4,17 +4,19 @@ The painter learns in two phases. First by *reconstruction*: the noise that vari
 painter can be told what to draw, which is far cheaper than learning it from a critic alone. Then a discriminator joins
 in, for the sharpness that averages of pixel errors do not ask for.
 
-    train_generator(pictures("train", 20_000), pictures("validation", 500), Path("runs/generator"), minutes=30)
+    data, validation = draw_pictures("train", 20_000), draw_pictures("validation", 500)
+    train_generator(data, validation, Path("runs/generator"), minutes=30)
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -25,25 +27,50 @@ from torch.nn.functional import cross_entropy, softplus
 
 from tuwen.jobs import Language, Style
 from workers.lab.training.checkpoint import save_weights
-from workers.lab.training.data import Pictures, to_tensor
-from workers.lab.training.loop import Loss, Outcome, Validation, command, train
+from workers.lab.training.data import Pictures, cut, to_tensor
+from workers.lab.training.loop import Loss, Outcome, Validation, add_up, command, train
 from workers.lab.training.recipe import Recipe
-from workers.lab.training.recognizer import figures as recognized
+from workers.lab.training.recognizer import figures as recognition_figures
+from workers.lab.training.trainable import Trainable
 from workers.lab.world.latents import BACKGROUND_SIZE, INSTANCE_SIZE, latents
 from workers.models.discriminator import Discriminator
 from workers.models.generator import Generator, Painter, Planner, Shape
 from workers.models.recognizer import Recognizer
 from workers.models.text import Vocabulary, vocabulary
-from workers.scenes.grammar import ANIMALS, SLOT_SIZES, Scene, Split, caption, pick, sample_scene, slots
+from workers.scenes.grammar import (
+    ANIMALS,
+    SLOT_SIZES,
+    Scene,
+    Split,
+    caption,
+    pick,
+    sample_scene,
+    slots,
+)
 from workers.scenes.lexicon import KEYS
 
 LANGUAGES: tuple[Language, ...] = ("zh", "en")
 STYLES: tuple[Style, ...] = ("short", "detailed", "tags")
 
-Texts: TypeAlias = tuple[Tensor, Tensor]
-"""Tokens (B, L) and the plans (B, columns) that they describe."""
-Paintings: TypeAlias = tuple[Tensor, Tensor, Tensor]
-"""Plans (B, columns), noise (B, noise) and pictures (B, 3, 64, 64) in [-1, 1]."""
+
+class Texts(NamedTuple):
+    """Captions and what they describe."""
+
+    tokens: Tensor
+    """(B, L)"""
+    plan: Tensor
+    """(B, columns)"""
+
+
+class Paintings(NamedTuple):
+    """Pictures and what they were drawn from."""
+
+    plan: Tensor
+    """(B, columns)"""
+    noise: Tensor
+    """(B, noise)"""
+    pictures: Tensor
+    """(B, 3, 64, 64) in [-1, 1]"""
 
 
 # ── planner ───────────────────────────────────────────────────────────────────────────────────────
@@ -59,23 +86,31 @@ def texts(size: int, seed: int) -> Callable[[int], Texts]:
         rng = np.random.default_rng((seed, step))
         scenes = [sample_scene(rng, "train") for _ in range(size)]
         style = pick(rng, STYLES)
-        captions = [caption(scene, pick(rng, LANGUAGES), style, rng, omit=pick(rng, (0.0, 0.4))) for scene in scenes]
+        captions = []
+        for scene in scenes:
+            language = pick(rng, LANGUAGES)
+            omit = pick(rng, (0.0, 0.4))
+            captions.append(caption(scene, language, style, rng, omit=omit))
         return _to_tensors(captions, scenes)
 
     return batch
 
 
+def plans_of(scenes: Sequence[Scene]) -> Tensor:
+    """The plans that scenes are drawn from, int64 (scenes, columns)."""
+    return torch.from_numpy(np.stack([slots(scene) for scene in scenes]))
+
+
 def _to_tensors(captions: list[str], scenes: list[Scene], device: torch.device | str = "cpu") -> Texts:
-    plans = torch.from_numpy(np.stack([slots(scene) for scene in scenes]))
-    return torch.from_numpy(vocabulary().encode_batch(captions)).to(device), plans.to(device)
+    tokens = torch.from_numpy(vocabulary().encode_batch(captions))
+    return Texts(tokens.to(device), plans_of(scenes).to(device))
 
 
-def planning(planner: nn.Module, batch: Texts) -> tuple[Tensor, Mapping[str, Tensor]]:
+def plan_loss(planner: nn.Module, batch: Texts) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Negative log-likelihood of the plan, in nats a picture."""
-    tokens, plan = batch
-    logits = planner(tokens, plan)
-    loss = torch.stack([cross_entropy(column, plan[:, i]) for i, column in enumerate(logits)]).sum()
-    return loss, {}
+    logits = planner(batch.tokens, batch.plan)
+    losses = [cross_entropy(column, wanted) for column, wanted in zip(logits, batch.plan.unbind(1), strict=True)]
+    return torch.stack(losses).sum(), {}
 
 
 def plan_accuracy(planner: Planner, split: Split, count: int, seed: int, device: torch.device | str = "cpu") -> float:
@@ -87,11 +122,13 @@ def plan_accuracy(planner: Planner, split: Split, count: int, seed: int, device:
     scenes = [sample_scene(rng, split) for _ in range(count)]
     captions = [caption(scene, pick(rng, LANGUAGES), pick(rng, STYLES[1:]), rng) for scene in scenes]
     tokens, plans = _to_tensors(captions, scenes, device)
-    lots = torch.from_numpy(rng.random(plans.shape, dtype=np.float32)).to(device)
-    right = planner.sample(tokens, lots) == plans
+    draws = torch.from_numpy(rng.random(plans.shape, dtype=np.float32)).to(device)
+    right = planner.sample(tokens, draws) == plans
     animals = torch.tensor([KEYS["object"].index(animal) + 1 for animal in ANIMALS], device=plans.device)
-    for thing in (0, 5):
-        right[:, thing + 2] |= (plans[:, thing + 2] == 0) & torch.isin(plans[:, thing], animals)
+    for object_, action in ((0, 2), (5, 7)):
+        unsaid = plans[:, action] == 0
+        animal = torch.isin(plans[:, object_], animals)
+        right[:, action] |= unsaid & animal
     return right.all(1).float().mean().item()
 
 
@@ -100,41 +137,55 @@ def plan_accuracy(planner: Planner, split: Split, count: int, seed: int, device:
 
 def paintings(data: Pictures, size: int, seed: int) -> Callable[[int], Paintings]:
     """Batches of pictures with the plan and the noise that they were drawn from."""
-    plans = np.stack([slots(scene) for scene in data.scenes])
-    noise = np.stack([latents(scene) for scene in data.scenes])
+    plans = plans_of(data.scenes)
+    noise = noise_of(data.scenes)
 
     def batch(step: int) -> Paintings:
-        rows = np.sort(np.random.default_rng((seed, step)).integers(len(data), size=size))
-        return torch.from_numpy(plans[rows]), torch.from_numpy(noise[rows]), to_tensor(data.pixels[rows])
+        rng = np.random.default_rng((seed, step))
+        rows = np.sort(rng.integers(len(data), size=size))
+        return Paintings(plans[rows], noise[rows], to_tensor(data.pixels[rows]))
 
     return batch
 
 
+def noise_of(scenes: Sequence[Scene]) -> Tensor:
+    """The noise that varied the pictures of scenes, float (scenes, noise)."""
+    return torch.from_numpy(np.stack([latents(scene) for scene in scenes]))
+
+
 def reconstruction(painted: Tensor, pictures: Tensor) -> Tensor:
-    """Mean absolute and squared errors of pixels, and absolute errors of their differences, which make edges."""
+    """Mean absolute and squared errors of pixels, and absolute errors of their differences, which make edges.
+
+    Both arguments are (B, 3, H, W) in [-1, 1].
+    """
     error = painted - pictures
     loss = error.abs().mean() + 4 * error.square().mean()
     for distance in (1, 2):
-        loss = loss + 0.5 * (error[..., distance:] - error[..., :-distance]).abs().mean()
-        loss = loss + 0.5 * (error[..., distance:, :] - error[..., :-distance, :]).abs().mean()
+        across = error[..., distance:] - error[..., :-distance]
+        down = error[..., distance:, :] - error[..., :-distance, :]
+        loss = loss + 0.5 * across.abs().mean()
+        loss = loss + 0.5 * down.abs().mean()
     return loss
 
 
-def painting(painter: nn.Module, batch: Paintings) -> tuple[Tensor, Mapping[str, Tensor]]:
-    plan, noise, pictures = batch
-    painted = painter(plan, noise)
-    return reconstruction(painted, pictures), {"pixels": (painted - pictures).detach().abs().mean()}
+def painting_loss(painter: nn.Module, batch: Paintings) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """The reconstruction of pictures from their plans and noise."""
+    painted = painter(batch.plan, batch.noise)
+    error = (painted - batch.pictures).detach()
+    return reconstruction(painted, batch.pictures), {"pixels": error.abs().mean()}
 
 
 @torch.no_grad()
 def pixel_error(painter: nn.Module, data: Pictures, size: int = 50) -> float:
     """Mean absolute error of a colour channel, of 255, when the painter is given the true plan and noise."""
     device = next(painter.parameters()).device
-    plans, noise = (torch.from_numpy(np.stack([of(s) for s in data.scenes])).to(device) for of in (slots, latents))
-    errors = [
-        (painter(plans[i : i + size], noise[i : i + size]) - to_tensor(data.pixels[i : i + size], device)).abs().mean()
-        for i in range(0, len(data), size)
-    ]
+    plans = plans_of(data.scenes).to(device)
+    noise = noise_of(data.scenes).to(device)
+    errors = []
+    for part in cut(len(data), size):
+        painted = painter(plans[part], noise[part])
+        error = painted - to_tensor(data.pixels[part], device)
+        errors.append(error.abs().mean())
     return 127.5 * torch.stack(errors).mean().item()
 
 
@@ -143,19 +194,28 @@ class Rivals(nn.Module):
 
     def __init__(self, painter: Painter, discriminator: Discriminator):
         super().__init__()
-        self.painter, self.discriminator = painter, discriminator
+        self.painter = painter
+        self.discriminator = discriminator
 
     def forward(
         self, plan: Tensor, noise: Tensor, pictures: Tensor, penalty: float, weight: float
     ) -> dict[str, Tensor]:
-        """Relativistic losses with zero-centred gradient penalties on both sides (R3GAN: arXiv 2501.05441)."""
+        """Relativistic losses with zero-centred gradient penalties on both sides (R3GAN: arXiv 2501.05441).
+
+        Args:
+            plan, noise, pictures: as `Paintings` has them.
+            penalty: weight of the gradient penalties.
+            weight: weight of the painter's part beside the reconstruction.
+        """
         painted = self.painter(plan, noise)
         fake = painted.detach()
-        real_logits, fake_logits = self.discriminator(pictures, plan), self.discriminator(fake, plan)
+        real_logits = self.discriminator(pictures, plan)
+        fake_logits = self.discriminator(fake, plan)
         frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        fooled = functional_call(self.discriminator, frozen, (painted, plan)) - real_logits.detach()
-        # Gradients of gradients are dear: the penalty is measured on a quarter of each batch.
-        some = slice(-(-len(plan) // 4))
+        painted_logits = functional_call(self.discriminator, frozen, (painted, plan))
+        fooled = painted_logits - real_logits.detach()
+        # Gradients of gradients are expensive: the penalty is measured on a quarter of each batch.
+        some = slice(math.ceil(len(plan) / 4))
         slope = self._slope(pictures[some], plan[some]) + self._slope(fake[some], plan[some])
         return {
             "pixels": reconstruction(painted, pictures),
@@ -174,10 +234,11 @@ class Rivals(nn.Module):
         return gradient.square().sum((1, 2, 3)).mean()
 
 
-def rivalry(penalty: float, weight: float) -> Loss[Paintings]:
+def rivalry(recipe: GeneratorRecipe) -> Loss[Paintings]:
+    """The loss of painter and discriminator against each other."""
+
     def loss(rivals: nn.Module, batch: Paintings) -> tuple[Tensor, Mapping[str, Tensor]]:
-        parts = rivals(*batch, penalty, weight)
-        return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
+        return add_up(rivals(*batch, recipe.penalty, recipe.rival_weight))
 
     return loss
 
@@ -187,8 +248,10 @@ def rivalry(penalty: float, weight: float) -> Loss[Paintings]:
 
 @dataclass(frozen=True, slots=True)
 class GeneratorRecipe(Recipe):
+    """How the three phases of the generator are trained."""
+
     steps: int = 5000
-    """Of the painter, by reconstruction."""
+    """Steps of the painter, by reconstruction."""
     batch: int = 16
     learning_rate: float = 2e-3
     ema: float = 0.998
@@ -199,36 +262,64 @@ class GeneratorRecipe(Recipe):
     rival_steps: int = 900
     rival_learning_rate: float = 3e-4
     rival_weight: float = 0.05
-    """Of the discriminator's opinion beside the reconstruction."""
+    """Weight of the discriminator's opinion beside the reconstruction."""
     penalty: float = 1.0
+    """Weight of the gradient penalties."""
 
     def phase(self, steps: int, rate: float) -> Recipe:
-        """The plain recipe of one of the phases."""
-        shared = {f.name: getattr(self, f.name) for f in fields(Recipe)}
+        """The plain recipe of a phase with this many steps and this peak learning rate."""
+        shared = {field.name: getattr(self, field.name) for field in fields(Recipe)}
         return Recipe(**{**shared, "steps": steps, "learning_rate": rate})
+
+    def planner_phase(self) -> Recipe:
+        """The recipe of the planner."""
+        return self.phase(self.planner_steps, self.learning_rate)
+
+    def painter_phase(self) -> Recipe:
+        """The recipe of the painter by itself."""
+        return self.phase(self.steps, self.learning_rate)
+
+    def rivals_phase(self) -> Recipe:
+        """The recipe of the painter against the discriminator."""
+        return self.phase(self.rival_steps, self.rival_learning_rate)
 
 
 def make_generator(
     recipe: GeneratorRecipe, words: Vocabulary | None = None, plan: tuple[int, ...] = SLOT_SIZES
 ) -> Generator:
+    """A generator with random weights.
+
+    Args:
+        words: that it reads, by default the drawn world's.
+        plan: number of values of each column of a plan.
+    """
     torch.manual_seed(recipe.seed)
     words = words or vocabulary()
-    return Generator(Shape(len(words), plan, BACKGROUND_SIZE, INSTANCE_SIZE), words)
+    shape = Shape(len(words), plan, BACKGROUND_SIZE, INSTANCE_SIZE)
+    return Generator(shape, words)
 
 
 def train_planner(run: Path, recipe: GeneratorRecipe, minutes: float | None = None, device: str = "cpu") -> Outcome:
-    """On captions alone, in the folder `run`."""
+    """Trains the planner on captions alone, in the folder `run`."""
     splits: tuple[Split, ...] = ("validation", "unseen")
 
-    def figures(planner: nn.Module) -> dict[str, float]:
-        planner = cast("Planner", planner)
-        return {split: plan_accuracy(planner, split, recipe.planner_judged, seed=1, device=device) for split in splits}
+    def figures(model: nn.Module) -> dict[str, float]:
+        planner = cast("Planner", model)
+        found: dict[str, float] = {}
+        for split in splits:
+            found[split] = plan_accuracy(planner, split, recipe.planner_judged, seed=1, device=device)
+        return found
 
-    phase = recipe.phase(recipe.planner_steps, recipe.learning_rate)
-    batches = texts(recipe.planner_batch, recipe.seed)
-    planner = make_generator(recipe).planner
-    judge = Validation(figures, "validation")
-    return train(planner, planning, batches, phase, run, validation=judge, minutes=minutes, device=device)
+    return train(
+        make_generator(recipe).planner,
+        plan_loss,
+        texts(recipe.planner_batch, recipe.seed),
+        recipe.planner_phase(),
+        run,
+        validation=Validation(figures, "validation"),
+        minutes=minutes,
+        device=device,
+    )
 
 
 def train_painter(
@@ -239,26 +330,46 @@ def train_painter(
     minutes: float | None = None,
     device: str = "cpu",
 ) -> Outcome:
-    """By reconstruction, in the folder `run`."""
-    judge = Validation(lambda painter: {"pixels": pixel_error(painter, validation)}, "pixels", higher=False)
-    phase = recipe.phase(recipe.steps, recipe.learning_rate)
-    batches = paintings(data, recipe.batch, recipe.seed)
-    painter = make_generator(recipe).painter
-    return train(painter, painting, batches, phase, run, validation=judge, minutes=minutes, device=device)
+    """Trains the painter by reconstruction, in the folder `run`."""
+
+    def figures(painter: nn.Module) -> dict[str, float]:
+        return {"pixels": pixel_error(painter, validation)}
+
+    return train(
+        make_generator(recipe).painter,
+        painting_loss,
+        paintings(data, recipe.batch, recipe.seed),
+        recipe.painter_phase(),
+        run,
+        validation=Validation(figures, "pixels", higher=False),
+        minutes=minutes,
+        device=device,
+    )
 
 
 def train_rivals(
-    data: Pictures, start: Path, run: Path, recipe: GeneratorRecipe, minutes: float | None = None, device: str = "cpu"
+    data: Pictures,
+    start: Path,
+    run: Path,
+    recipe: GeneratorRecipe,
+    minutes: float | None = None,
+    device: str = "cpu",
 ) -> Outcome:
-    """The painter with the weights in `start` against a discriminator, in the folder `run`."""
+    """Trains the painter with the weights in `start` against a discriminator, in the folder `run`."""
     generator = make_generator(recipe)
     generator.painter.load_state_dict(load_file(start))
     rivals = Rivals(generator.painter, Discriminator(generator.shape.plan))
-    # Another seed than the painter's first phase: other batches.
+    # Another seed than in the painter's first phase gives other batches.
     batches = paintings(data, recipe.batch, recipe.seed + 1)
-    phase = recipe.phase(recipe.rival_steps, recipe.rival_learning_rate)
-    loss = rivalry(recipe.penalty, recipe.rival_weight)
-    return train(rivals, loss, batches, phase, run, minutes=minutes, device=device)
+    return train(
+        rivals,
+        rivalry(recipe),
+        batches,
+        recipe.rivals_phase(),
+        run,
+        minutes=minutes,
+        device=device,
+    )
 
 
 def train_generator(
@@ -271,16 +382,12 @@ def train_generator(
     device: str = "cpu",
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Planner, then painter, then painter against discriminator, each in its own folder below `run`.
+    """Trains planner, then painter, then painter against discriminator, each in its own folder below `run`.
 
     Leaves the whole generator in `run/weights.safetensors` as soon as all its parts have weights.
     """
     recipe = recipe or GeneratorRecipe()
-    start = clock()
-
-    def left() -> float | None:
-        return None if minutes is None else max(0.0, minutes - (clock() - start) / 60)
-
+    left = countdown(minutes, clock)
     outcome = train_planner(run / "planner", recipe, left(), device)
     if outcome.finished:
         outcome = train_painter(data, validation, run / "painter", recipe, left(), device)
@@ -290,11 +397,26 @@ def train_generator(
     return outcome
 
 
+def countdown(minutes: float | None, clock: Callable[[], float] = time.monotonic) -> Callable[[], float | None]:
+    """The function that says how many of the minutes from now are left; None where there is no limit."""
+    start = clock()
+
+    def left() -> float | None:
+        if minutes is None:
+            return None
+        spent = (clock() - start) / 60
+        return max(0.0, minutes - spent)
+
+    return left
+
+
 def painter_weights(run: Path) -> dict[str, Tensor]:
-    """Those of the painter, as the generator names them, from a run that trained it alone or as part of something."""
+    """The painter's weights, as the generator names them, from a run that trained it alone or as part of something."""
     stored = load_file(run / "weights.safetensors")
     part = {name: weight for name, weight in stored.items() if name.startswith("painter.")}
-    return part or {f"painter.{name}": weight for name, weight in stored.items()}
+    if part:
+        return part
+    return {f"painter.{name}": weight for name, weight in stored.items()}
 
 
 def assemble(run: Path, recipe: GeneratorRecipe, generator: Generator) -> None:
@@ -304,17 +426,23 @@ def assemble(run: Path, recipe: GeneratorRecipe, generator: Generator) -> None:
         return
     weights = {f"planner.{name}": weight for name, weight in load_file(parts["planner"]).items()}
     weights |= painter_weights(run / ("rivals" if parts["rivals"].exists() else "painter"))
-    told = {name: json.loads(path.with_suffix(".json").read_text()) for name, path in parts.items() if path.exists()}
     generator.load_state_dict(weights)
+    phases: dict[str, dict[str, Any]] = {}
+    metrics: dict[str, float] = {}
+    for name, path in parts.items():
+        if path.exists():
+            phases[name] = json.loads(path.with_suffix(".json").read_text())
+            for key, value in phases[name]["metrics"].items():
+                metrics[f"{name}/{key}"] = value
     facts = {
-        **told["painter"],
+        **phases["painter"],
         "command": command(),
         "config": asdict(recipe),
-        "metrics": {f"{name}/{key}": value for name, facts in told.items() for key, value in facts["metrics"].items()},
+        "metrics": metrics,
         "parameters": sum(parameter.numel() for parameter in generator.parameters()),
-        "seconds": sum(facts["seconds"] for facts in told.values()),
+        "seconds": sum(phase["seconds"] for phase in phases.values()),
         "shape": asdict(generator.shape),
-        "step": {name: facts["step"] for name, facts in told.items()},
+        "step": {name: phase["step"] for name, phase in phases.items()},
     }
     save_weights(run / "weights.safetensors", weights, facts)
 
@@ -322,17 +450,20 @@ def assemble(run: Path, recipe: GeneratorRecipe, generator: Generator) -> None:
 # ── figures ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def pictures_of(generator: Generator, scenes: Sequence[Scene], seed: int, size: int = 32) -> Pictures:
-    """What the generator makes of captions that say everything about `scenes`, in both languages by turns."""
+def paint_scenes(generator: Generator, scenes: Sequence[Scene], seed: int, size: int = 32) -> Pictures:
+    """What the generator makes of captions that say everything about `scenes`, in both languages in turn."""
     rng = np.random.default_rng(seed)
-    texts = [caption(scene, LANGUAGES[i % 2], pick(rng, STYLES[1:]), rng) for i, scene in enumerate(scenes)]
-    tokens = torch.from_numpy(vocabulary().encode_batch(texts)).to(next(generator.parameters()).device)
-    seeds = [seed + i for i in range(len(scenes))]
-    painted = [generator.sample(tokens[i : i + size], seeds[i : i + size]) for i in range(0, len(scenes), size)]
+    captions = []
+    for number, scene in enumerate(scenes):
+        language = LANGUAGES[number % 2]
+        captions.append(caption(scene, language, pick(rng, STYLES[1:]), rng))
+    tokens = torch.from_numpy(vocabulary().encode_batch(captions)).to(next(generator.parameters()).device)
+    seeds = [seed + number for number in range(len(scenes))]
+    painted = [generator.sample(tokens[part], seeds[part]) for part in cut(len(scenes), size)]
     return Pictures(scenes, np.concatenate(painted))
 
 
-def report(generator: Generator, splits: Mapping[Split, Pictures]) -> dict[str, float]:
+def report(generator: Generator, splits: Mapping[str, Pictures]) -> dict[str, float]:
     """Figures of each split: plans that are right, and what the built-in recogniser finds in the pictures.
 
     The recogniser learnt from the same renderer as the generator: it is no independent judge.
@@ -343,12 +474,14 @@ def report(generator: Generator, splits: Mapping[Split, Pictures]) -> dict[str, 
         recognizer.load_state_dict({name: tensor.float() for name, tensor in load_file(RECOGNIZER).items()})
         recognizer.to(next(generator.parameters()).device).eval()
     for split, data in splits.items():
-        result[f"{split}/plan"] = plan_accuracy(generator.planner, split, len(data), seed=2)
+        result[f"{split}/plan"] = plan_accuracy(generator.planner, cast("Split", split), len(data), seed=2)
         if RECOGNIZER.exists():
-            found = recognized(recognizer, pictures_of(generator, data.scenes, seed=3))
+            found = recognition_figures(recognizer, paint_scenes(generator, data.scenes, seed=3))
             result |= {f"{split}/recognised {name}": value for name, value in found.items()}
     return result
 
 
 RECOGNIZER = Path(__file__).parents[2] / "weights" / "recognizer.safetensors"
 """Shipped weights of the recogniser that looks at what was painted."""
+
+TRAINABLE: Trainable[Pictures] = Trainable(build=make_generator, train=train_generator, report=report)

@@ -27,18 +27,20 @@ class _Numbered(Dataset[Batch], Generic[Batch]):
 
 
 def load(
-    batches: Callable[[int], Batch], numbers: Iterable[int], device: torch.device, processes: int | None = None
+    batches: Callable[[int], Batch],
+    numbers: Iterable[int],
+    device: torch.device,
+    processes: int | None = None,
 ) -> Generator[Batch]:
     """The batches with these numbers, in their order, on `device`.
 
     Args:
         batches: makes a batch on the processor from its number alone, so it does not matter which process does it.
-        processes: that make batches; 0 makes them here. By default as many as there are cores for a GPU, and none for
-            a processor, which would only compete with itself.
+        processes: how many make batches; 0 makes them in this process. By default a GPU has as many as there are
+            cores, and a processor has none, because they would compete with training for its cores.
     """
     if processes is None:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        processes = max(1, min(16, (os.cpu_count() or 1) // local - 1)) if device.type == "cuda" else 0
+        processes = _count_processes(device)
     if processes == 0:
         for number in numbers:
             yield move(batches(number), device)
@@ -50,16 +52,26 @@ def load(
         num_workers=processes,
         prefetch_factor=AHEAD,
         pin_memory=device.type == "cuda",
-        # Forked, the processes share the pictures, and batches need not be picklable. They never touch the GPU.
+        # Forked processes share the pictures, and batches need not be picklable. They never touch the GPU.
         multiprocessing_context="fork",
     )
     for batch in loader:
         yield move(batch, device)
 
 
+def _count_processes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = (os.cpu_count() or 1) // local
+    return max(1, min(16, cores - 1))
+
+
 def move(batch: Any, device: torch.device) -> Any:
-    """The batch, a tensor or a tuple of such, named or not, on `device`; pinned memory is not waited for."""
+    """The batch, a tensor or a (named) tuple of batches, on `device`; pinned memory may still be on its way."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     parts = (move(part, device) for part in batch)
-    return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+    if hasattr(batch, "_fields"):
+        return type(batch)(*parts)
+    return tuple(parts)

@@ -1,17 +1,16 @@
 """The one training loop of every supervised model: `train`.
 
-A run lives in a folder and can be cut anywhere: killed, or ended by its time budget, the next call with the
-same arguments goes on from the last checkpoint and reaches the same weights as a run that was never cut.
+A run lives in a folder and can be interrupted at any moment. Where it was killed, or ended by its time budget, the next
+call with the same arguments continues from the last checkpoint and reaches the same weights as a run without a break.
 That holds because batches and random numbers of a step are functions of its number alone, and everything else
-that changes (weights, average, optimiser) is in the checkpoint. Bit for bit on a processor; on a GPU as far as its
-kernels repeat themselves.
+that changes (weights, average, optimiser) is in the checkpoint. The weights are the same bit for bit on a processor; on
+a GPU they are as far as its kernels are deterministic.
 
     outcome = train(model, loss, batches, Recipe(steps=20_000), run=Path("runs/recogniser"), minutes=8)
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import shlex
 import sys
@@ -27,13 +26,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tuwen.errors import ConfigurationError
 from workers.lab.training import distributed
 from workers.lab.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from workers.lab.training.loading import load
-from workers.lab.training.progress import Progress
-from workers.lab.training.recipe import Recipe, learning_rate, make_optimiser, set_dropout, set_learning_rate
+from workers.lab.training.progress import TrainingLog
+from workers.lab.training.recipe import (
+    Recipe,
+    learning_rate,
+    make_optimiser,
+    set_dropout,
+    set_learning_rate,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,17 +49,20 @@ Loss: TypeAlias = Callable[[nn.Module, Batch], tuple[Tensor, Mapping[str, Tensor
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """How a model is judged while it trains, and which figure decides what is kept."""
+    """How a model is measured while it trains, and which figure decides what is kept."""
 
     figures: Callable[[nn.Module], Mapping[str, float]]
-    """Of the averaged model, which is in eval mode, under autocast and without gradients."""
+    """Measures the averaged model, which is in eval mode, under autocast and without gradients."""
     metric: str
-    """The deciding key of `figures`."""
+    """The key of the figure that decides."""
     higher: bool = True
     """Whether more of it is better."""
 
-    def better(self, value: float, best: float | None) -> bool:
-        return best is None or (value > best if self.higher else value < best)
+    def is_better(self, value: float, best: float | None) -> bool:
+        """Whether the value is better than the best one so far, if there is one."""
+        if best is None:
+            return True
+        return value > best if self.higher else value < best
 
 
 @dataclass(slots=True)
@@ -75,41 +84,32 @@ class Outcome:
     """What validation said of the kept weights."""
 
 
-class Average:
-    """Exponential moving average of a model's weights; buffers are copied.
+def make_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Exponential moving average of a model's weights, in eval mode and without gradients; buffers are copied.
 
-    The decay rises as (1 + n) / (10 + n) to its full value, so that early averages are not dominated by
-    the random start.
+    The decay rises as (1 + n) / (10 + n) with the number n of updates to its full value, so that the random start does
+    not dominate early averages.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay = decay
-        self.updates = 0
+    def update(averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor | int) -> None:
+        count = int(updates)
+        rising = (1 + count) / (10 + count)
+        average_into = get_ema_multi_avg_fn(min(decay, rising))  # type: ignore[no-untyped-call]
+        average_into(averages, weights, updates)
 
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        self.updates += 1
-        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "updates": self.updates}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.updates = state["updates"]
+    average = AveragedModel(model, multi_avg_fn=update)
+    # The start counts as the first of the averaged weights. Otherwise the first update would replace it.
+    average.n_averaged.fill_(1)
+    return average.eval().requires_grad_(False)
 
 
 def command() -> str:
-    """The command that this process runs, as it is given again."""
+    """The command that this process runs, for somebody who wants to give it again."""
     return shlex.join(["python", "-m", "workers.lab.training", *sys.argv[1:]])
 
 
-def facts(model: nn.Module, recipe: Any, outcome: Outcome, device: torch.device) -> dict[str, Any]:
-    """What is written beside weights: enough to know where they come from and to make them again."""
+def describe_run(model: nn.Module, recipe: Recipe, outcome: Outcome, device: torch.device) -> dict[str, Any]:
+    """What is written beside weights: enough to know where they come from and to train them again."""
     return {
         "config": asdict(recipe),
         "command": command(),
@@ -137,16 +137,16 @@ def train(
     device: torch.device | str = "cpu",
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Trains `model` in place, going on from the checkpoint in `run` where there is one.
+    """Trains `model` in place, and continues from the checkpoint in `run` where there is one.
 
     Leaves in `run`: `weights.safetensors` and `weights.json` (the averaged weights: the best ones by
-    `validation`, or else the last ones), `progress.jsonl` (a line per log and validation), `curves.png` and a
+    `validation`, the last ones without it), `progress.jsonl` (a line per log and validation), `curves.png` and a
     checkpoint. The caller seeds torch before constructing the model; the loop seeds what training itself draws.
 
     Args:
-        loss: of (model, batch): a scalar to minimise, and figures to log. Runs under bf16 autocast.
-        batches: the batch with a number (0, 1, …), made from nothing but that, on the processor. Step s takes the
-            numbers from s · recipe.parts; where there are several processes, each makes its own share of them.
+        loss: from (model, batch) to a scalar to minimise, and figures to log. Runs under bf16 autocast.
+        batches: makes the batch with a number (0, 1, …) on the processor, from nothing but that number. Step s takes
+            the numbers from s · recipe.parts; where there are several processes, each makes its own share of them.
         minutes: stop after this time and keep a checkpoint; None runs to the end.
 
     Raises:
@@ -154,35 +154,47 @@ def train(
     """
     training = _Training(model, loss, recipe, run, torch.device(device))
     outcome = training.outcome
-    start, earlier = clock(), outcome.seconds
+    earlier = outcome.seconds
+    start = clock()
     spent = False
-    with training.progress, closing(load(batches, training.numbers(), training.device)) as feed:
+    with training.log, closing(load(batches, training.numbers(), training.device)) as feed:
         while not (outcome.finished or spent):
             figures = training.step(feed)
             elapsed = clock() - start
             outcome.seconds = earlier + elapsed
-            spent = minutes is not None and distributed.agreed(elapsed >= minutes * 60)
+            spent = minutes is not None and distributed.broadcast(elapsed >= minutes * 60)
             last = outcome.step == recipe.steps
             if last or outcome.step % recipe.log_every == 0:
-                training.log(_means([part for parts in distributed.gathered(_numbers(figures)) for part in parts]))
+                training.write(_gather_means(figures))
             if last or outcome.step % recipe.validate_every == 0:
                 training.validate(validation)
-                outcome.finished = last or (recipe.patience is not None and outcome.waited >= recipe.patience)
+                impatient = recipe.patience is not None and outcome.waited >= recipe.patience
+                outcome.finished = last or impatient
             if spent or outcome.finished or outcome.step % recipe.checkpoint_every == 0:
-                training.checkpoint()
+                training.save_checkpoint()
     # What the first process wrote may be read by all as soon as this returns.
     distributed.wait()
     return outcome
 
 
-def _numbers(figures: Sequence[Mapping[str, Tensor]]) -> list[dict[str, float]]:
-    return [{name: figure.item() for name, figure in part.items()} for part in figures]
+def add_up(losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The sum of several losses, and each of them as a figure to log."""
+    figures = {name: loss.detach() for name, loss in losses.items()}
+    return torch.stack(list(losses.values())).sum(), figures
 
 
-def _means(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of each figure over those parts of a step that have it: some depend on what a batch happens to hold."""
-    names = dict.fromkeys(name for part in figures for name in part)
-    return {name: float(np.mean([part[name] for part in figures if name in part])) for name in names}
+def _gather_means(figures: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """The mean of each figure over those parts of a step, in all processes, that have it.
+
+    Some figures depend on what a batch happens to hold.
+    """
+    mine = [{name: figure.item() for name, figure in part.items()} for part in figures]
+    values: dict[str, list[float]] = {}
+    for parts in distributed.gather(mine):
+        for part in parts:
+            for name, value in part.items():
+                values.setdefault(name, []).append(value)
+    return {name: float(np.mean(each)) for name, each in values.items()}
 
 
 class _Objective(nn.Module, Generic[Batch]):
@@ -190,7 +202,8 @@ class _Objective(nn.Module, Generic[Batch]):
 
     def __init__(self, model: nn.Module, loss: Loss[Batch]):
         super().__init__()
-        self.model, self.loss = model, loss
+        self.model = model
+        self.loss = loss
 
     def forward(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         return self.loss(self.model, batch)
@@ -206,11 +219,14 @@ class _Statistics:
         self.after: list[list[Tensor]] = []
 
     def collect(self) -> None:
+        """Keeps what a part left in the buffers, and resets them for the next part."""
         self.after.append([buffer.clone() for buffer in self.buffers])
         self._set(self.before)
 
     def merge(self) -> None:
-        self._set([torch.stack(list(values)).double().mean(0) for values in zip(*self.after, strict=True)])
+        """Leaves the mean over all parts of all processes in the buffers."""
+        parts = [torch.stack(values).double() for values in zip(*self.after, strict=True)]
+        self._set([part.mean(0) for part in parts])
         distributed.average(self.buffers)
 
     def _set(self, values: Sequence[Tensor]) -> None:
@@ -221,35 +237,46 @@ class _Statistics:
 class _Training(Generic[Batch]):
     """Everything of a run that changes from step to step."""
 
-    def __init__(self, model: nn.Module, loss: Loss[Batch], recipe: Recipe, run: Path, device: torch.device):
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss[Batch],
+        recipe: Recipe,
+        run: Path,
+        device: torch.device,
+    ):
         if recipe.parts % distributed.size():
             raise ConfigurationError(
                 f"{recipe.parts} parts of a step cannot be shared by {distributed.size()} processes: "
                 f"give --parts {distributed.size()}, or a multiple of it.",
                 field="parts",
             )
-        self.model, self.recipe, self.run, self.device = model.to(device).train(), recipe, run, device
+        self.model = model.to(device).train()
+        self.recipe = recipe
+        self.run = run
+        self.device = device
         if device.type == "cuda":
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if recipe.dropout is not None:
             set_dropout(model, recipe.dropout)
-        self.average = Average(model, recipe.ema)
+        self.average = make_average(model, recipe.ema)
         self.optimiser = make_optimiser(model, recipe)
         self.outcome = Outcome()
-        if (state := load_checkpoint(run, device)) is not None:
+        state = load_checkpoint(run, device)
+        if state is not None:
             self._restore(state)
         distributed.wait()
-        self.objective = distributed.parallel(_Objective(model, loss), device)
+        self.objective = distributed.parallelise(_Objective(model, loss), device)
         self.parts = range(distributed.rank(), recipe.parts, distributed.size())
-        self.progress = Progress(run, self.outcome.step, recipe.steps, run.name)
+        self.log = TrainingLog(run, self.outcome.step, recipe.steps, run.name)
 
     def numbers(self) -> Iterator[int]:
-        """Of the batches that this process takes, from the present step on."""
+        """Numbers of the batches that this process takes, from the present step on."""
         for step in range(self.outcome.step, self.recipe.steps):
             yield from (step * self.recipe.parts + part for part in self.parts)
 
     def step(self, feed: Iterator[Batch]) -> list[dict[str, Tensor]]:
-        """One step of the optimiser; the figures of each of its parts that this process ran."""
+        """Takes one step of the optimiser; returns the figures of each of its parts that this process ran."""
         set_learning_rate(self.optimiser, learning_rate(self.outcome.step, self.recipe))
         self.optimiser.zero_grad(set_to_none=True)
         statistics = _Statistics(self.model, self.recipe.parts)
@@ -267,52 +294,58 @@ class _Training(Generic[Batch]):
         if not torch.isfinite(norm):
             raise ConfigurationError(f"Training diverged at step {self.outcome.step}: try a lower learning rate.")
         self.optimiser.step()
-        self.average.update(self.model)
+        self.average.update_parameters(self.model)
         self.outcome.step += 1
-        self.progress.advance(self.outcome.step)
+        self.log.advance(self.outcome.step)
         return found
 
     def _seed(self, part: int) -> None:
-        """What dropout draws depends on seed, step and part alone, so a run that goes on needs to know no more."""
+        """Makes what dropout draws depend on seed, step and part alone, so that a continued run draws the same."""
         sequence = np.random.SeedSequence([self.recipe.seed, self.outcome.step, part])
         torch.manual_seed(int(sequence.generate_state(1)[0]))
 
     def _exchange(self, part: int) -> AbstractContextManager[None]:
-        """Gradients are exchanged once a step, with the last part."""
+        """The context of one part: gradients are exchanged between processes once a step, with the last part."""
         if isinstance(self.objective, DistributedDataParallel) and part != self.parts[-1]:
             exchange: AbstractContextManager[None] = self.objective.no_sync()
             return exchange
         return nullcontext()
 
-    def log(self, figures: Mapping[str, float]) -> None:
-        self.progress.write(self.outcome.step, figures, self.outcome.seconds)
+    def write(self, figures: Mapping[str, float]) -> None:
+        """Writes figures of the present step to the log."""
+        self.log.write(self.outcome.step, figures, self.outcome.seconds)
 
     def validate(self, validation: Validation | None) -> None:
         """Keeps the averaged weights when they are the best so far, or when nothing can tell."""
         if validation is None:
-            return self._keep({})
+            self._keep({})
+            return
         # The others wait here for the first one.
-        figures = distributed.agreed(self._judge(validation) if distributed.first() else {})
-        self.log(figures)
+        figures = distributed.broadcast(self._measure(validation) if distributed.is_first() else {})
+        self.write(figures)
         self.outcome.waited += 1
-        if validation.better(figures[validation.metric], self.outcome.best):
-            self.outcome.best, self.outcome.waited = figures[validation.metric], 0
+        value = figures[validation.metric]
+        if validation.is_better(value, self.outcome.best):
+            self.outcome.best = value
+            self.outcome.waited = 0
             self._keep(figures)
-        return None
 
     @torch.no_grad()
-    def _judge(self, validation: Validation) -> dict[str, float]:
+    def _measure(self, validation: Validation) -> dict[str, float]:
         with autocast(self.device, self.recipe.bf16):
-            return dict(validation.figures(self.average.model))
+            return dict(validation.figures(self.average.module))
 
     def _keep(self, figures: Mapping[str, float]) -> None:
-        self.outcome.metrics, self.outcome.kept_step = dict(figures), self.outcome.step
-        if distributed.first():
-            about = facts(self.model, self.recipe, self.outcome, self.device)
-            save_weights(self.run / "weights.safetensors", self.average.model.state_dict(), about)
+        """Writes the averaged weights, with these figures beside them."""
+        self.outcome.metrics = dict(figures)
+        self.outcome.kept_step = self.outcome.step
+        if distributed.is_first():
+            about = describe_run(self.model, self.recipe, self.outcome, self.device)
+            save_weights(self.run / "weights.safetensors", self.average.module.state_dict(), about)
 
-    def checkpoint(self) -> None:
-        if distributed.first():
+    def save_checkpoint(self) -> None:
+        """Writes all that a continued run needs; only the first process does."""
+        if distributed.is_first():
             state = {name: part.state_dict() for name, part in self._parts().items()}
             state |= {"recipe": asdict(self.recipe), "outcome": asdict(self.outcome)}
             save_checkpoint(self.run, self.outcome.step, state)
@@ -321,15 +354,28 @@ class _Training(Generic[Batch]):
         if not self.recipe.equals(state["recipe"]):
             raise ConfigurationError(f"{self.run} holds a run of another recipe: delete it or choose another folder.")
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            part.load_state_dict(state[name] if name != "average" else _average_state(state[name]))
         self.outcome = Outcome(**state["outcome"])
-        log.info("going on from step %d of %d", self.outcome.step, self.recipe.steps)
+        log.info("continuing from step %d of %d", self.outcome.step, self.recipe.steps)
 
     def _parts(self) -> dict[str, Any]:
         return {"model": self.model, "average": self.average, "optimiser": self.optimiser}
 
 
+def _average_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The averaged weights of a checkpoint, also of one that version 0.1 wrote in its own form."""
+    if "updates" not in state:
+        return dict(state)
+    weights = {f"module.{name}": weight for name, weight in state["model"].items()}
+    return {"n_averaged": torch.tensor(state["updates"] + 1), **weights}
+
+
 def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
     """Mixed precision in bfloat16, unless the processor would only emulate it (then it is several times slower)."""
-    native = device.type != "cpu" or any(torch.cpu.get_capabilities().get(unit) for unit in ("amx_bf16", "avx512_bf16"))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted and bool(native))
+    enabled = wanted and (device.type != "cpu" or _processor_knows_bfloat16())
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _processor_knows_bfloat16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

@@ -18,7 +18,7 @@ Schedule: TypeAlias = Literal["cosine", "linear", "trapezoid", "constant"]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What decides the result of a run, besides its model and its data. Written beside the weights."""
+    """What decides the result of a run, besides its model and its data. It is written beside the weights."""
 
     steps: int
     learning_rate: float = 1e-3
@@ -61,18 +61,28 @@ class Recipe:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay on matrices and kernels; none on biases, norms and embeddings, where it only pulls towards zero."""
+    """Trainable parameters for an optimiser: matrices and kernels, which decay, then all others, which do not.
+
+    Decay would only pull biases, norms and embeddings towards zero.
+    """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
-            (decayed if matrix else free).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim >= 2 and id(parameter) not in embeddings:
+            decayed.append(parameter)
+        else:
+            free.append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
 
 
 def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser for the trainable parameters of the model."""
     groups = parameter_groups(model, recipe.weight_decay)
     betas = (recipe.momentum, recipe.second_momentum)
     match recipe.optimiser:
@@ -85,14 +95,15 @@ def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """Linear warm-up to the peak, then down to `floor` at the last step.
+    """The rate of a step: linear warm-up to the peak, then down to `floor` at the last step.
 
-    Down along half a cosine; along a line; at the peak for four fifths of the way and then along a line (trapezoid:
-    Hägele et al., 2024, arXiv 2405.18392); or not at all.
+    The way down is half a cosine; or a line; or the peak for four fifths of the way and then a line (trapezoid: Hägele
+    et al., 2024, arXiv 2405.18392). A constant rate stays at the peak.
     """
     if step < recipe.warmup:
         return recipe.learning_rate * (step + 1) / recipe.warmup
-    progress = min(1.0, (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup))
+    remaining = max(1, recipe.steps - recipe.warmup)
+    progress = min(1.0, (step - recipe.warmup) / remaining)
     match recipe.schedule:
         case "cosine":
             share = (1 + math.cos(math.pi * progress)) / 2
@@ -106,6 +117,7 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Gives every group of parameters this learning rate."""
     for group in optimiser.param_groups:
         group["lr"] = rate
 
@@ -118,6 +130,9 @@ def set_dropout(model: nn.Module, probability: float) -> None:
     """
     layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
     if not layers:
-        raise ConfigurationError(f"{type(model).__name__} has no dropout layer: leave out --dropout.", field="dropout")
+        raise ConfigurationError(
+            f"{type(model).__name__} has no dropout layer: leave out --dropout.",
+            field="dropout",
+        )
     for layer in layers:
         layer.p = probability

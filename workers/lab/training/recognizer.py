@@ -1,10 +1,11 @@
-"""Training and judging the recogniser."""
+"""Training and measuring the recogniser."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,28 +13,47 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid
 
-from workers.lab.training.data import Pictures, disturb, to_tensor
+from tuwen.engine import Pixels
+from workers.lab.training.data import HasPixels, Pictures, cut, disturb, to_tensor
 from workers.lab.training.disguise import retone, tilt
 from workers.lab.training.frozen import start_from
-from workers.lab.training.loop import Outcome, Validation, train
-from workers.lab.training.measures import auroc
-from workers.lab.training.outliers import FAMILIES, HELD_OUT, outliers
+from workers.lab.training.loop import add_up
+from workers.lab.training.measures import measure_domain, measure_splits
+from workers.lab.training.outliers import make_outliers
 from workers.lab.training.recipe import Recipe
+from workers.lab.training.trainable import Trainable, teach
 from workers.lab.world.latents import BACKGROUND_SIZE
 from workers.lab.world.quadrupeds import BUILDS
 from workers.lab.world.render import draw, places
 from workers.models.recognizer import Reading, Recognizer, interpret, recognition_loss
 from workers.models.trunk import GRID
-from workers.scenes.grammar import Scene, Split, slots
+from workers.scenes.grammar import Scene, slots
 from workers.scenes.lexicon import KEYS
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""Pictures (B, 3, 64, 64), slots (B, 12), whether each is of the drawn world, has its true colours, is upright (B,),
-where the things are (B, 2, 2, 256), see `recognition_loss`, and which actions were met (10, 7)."""
+
+class Batch(NamedTuple):
+    """Pictures, the last ones from outside the drawn world, and what is known of them; see `recognition_loss`."""
+
+    images: Tensor
+    """(B, 3, 64, 64)"""
+    slots: Tensor
+    """What the pictures show, int64 (B, 12)."""
+    inside: Tensor
+    """Whether each is of the drawn world, bool (B,)."""
+    coloured: Tensor
+    """Whether it has its true colours, bool (B,)."""
+    upright: Tensor
+    """Whether it is neither turned nor stretched, bool (B,)."""
+    where: Tensor
+    """Which cells the things are in, bool (B, 2, 2, 256)."""
+    met: Tensor
+    """Which objects were met in which actions, bool (10, 7)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecognizerRecipe(Recipe):
+    """How the recogniser is trained."""
+
     steps: int = 5000
     learning_rate: float = 2.5e-3
     warmup: int = 60
@@ -56,10 +76,11 @@ class RecognizerRecipe(Recipe):
     tilt: float = 0.4
     """Share of the pictures that are turned and stretched; pose, size and relation are then not asked for."""
     start: str = ""
-    """Weights to start from, instead of from chance."""
+    """Weights to start from, instead of random ones."""
 
 
 def make_recognizer(recipe: RecognizerRecipe) -> Recognizer:
+    """A recogniser with random weights, or those that the recipe starts from."""
     torch.manual_seed(recipe.seed)
     model = Recognizer()
     if recipe.start:
@@ -68,175 +89,238 @@ def make_recognizer(recipe: RecognizerRecipe) -> Recognizer:
 
 
 def batches(data: Pictures, recipe: RecognizerRecipe) -> Callable[[int], Batch]:
-    facts, known = np.stack([slots(scene) for scene in data.scenes]), rectangles(data.scenes)
+    """The function that makes the batch of a step."""
+    facts = np.stack([slots(scene) for scene in data.scenes])
+    boxes = rectangles(data.scenes)
     met = actions_met(facts)
-    often = 1 + recipe.lookalikes * lookalikes(facts)
+    often = 1 + recipe.lookalikes * count_lookalikes(facts)
     often /= often.sum()
-    nowhere = np.zeros((recipe.outliers, *known.shape[1:]), np.float32)
+    unknown = np.zeros((recipe.outliers, facts.shape[1]), np.int64)
+    nowhere = np.zeros((recipe.outliers, *boxes.shape[1:]), np.float32)
     inside = torch.arange(recipe.batch + recipe.outliers) < recipe.batch
 
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([recipe.seed, step])
-        picked, mirror = np.sort(rng.choice(len(data), recipe.batch, p=often)), rng.random(recipe.batch) < 0.5
-        pixels, shown, where = data.pixels[picked], facts[picked], known[picked]
-        pixels[mirror] = pixels[mirror, :, ::-1]
-        shown[mirror, -1] = _MIRRORED[shown[mirror, -1]]
-        where[mirror] = where[mirror][..., [2, 1, 0, 3]] * (-1, 1, -1, 1) + (1, 0, 1, 0)
+        picked = np.sort(rng.choice(len(data), recipe.batch, p=often))
+        pixels = data.pixels[picked]
+        shown = facts[picked]
+        where = boxes[picked]
+        _mirror(pixels, shown, where, rng.random(recipe.batch) < 0.5)
         bare = np.zeros(len(inside), bool)
         bare[: recipe.batch] = rng.random(recipe.batch) < recipe.bare
-        for i in bare.nonzero()[0]:
-            pixels[i], shown[i, 10] = bared(pixels[i], where[i, :, 1], rng)
-        strange = outliers(recipe.outliers, rng, pixels)
-        images, coloured = retone(to_tensor(np.concatenate([pixels, strange])), recipe.retone, rng)
-        images, upright, change = tilt(images, recipe.tilt, rng)
-        images = disturb(images, rng)
-        shown = np.concatenate([shown, np.zeros((recipe.outliers, shown.shape[1]), np.int64)])
-        cells = within(torch.from_numpy(np.concatenate([where, nowhere])), change)
-        upright &= torch.from_numpy(~bare)
-        return images, torch.from_numpy(shown), inside, coloured, upright, cells, met
+        for row in bare.nonzero()[0]:
+            pixels[row], place = strip(pixels[row], where[row, :, 1], rng)
+            shown[row, 10] = place + 1
+        strangers = make_outliers(recipe.outliers, rng, pixels)
+        images = to_tensor(np.concatenate([pixels, strangers]))
+        images, coloured = retone(images, recipe.retone, rng)
+        tilted = tilt(images, recipe.tilt, rng)
+        images = disturb(tilted.images, rng)
+        cells = cells_within(torch.from_numpy(np.concatenate([where, nowhere])), tilted.change)
+        return Batch(
+            images=images,
+            slots=torch.from_numpy(np.concatenate([shown, unknown])),
+            inside=inside,
+            coloured=coloured,
+            upright=tilted.upright & torch.from_numpy(~bare),
+            where=cells,
+            met=met,
+        )
 
     return batch
 
 
-_MIRRORED = np.array([0, 2, 1, 3, 4])
-"""The relation column of slots, as the mirror shows it."""
+_MIRRORED_RELATIONS = np.array([0, 2, 1, 3, 4])
+"""The values of the relation column of slots, as the mirror shows them."""
 
 
-def bared(picture: np.ndarray, telling: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """The telling parts of a picture (S, S, 3), given as boxes (..., 4), over an empty place, and which place that is.
+def _mirror(
+    pixels: Pixels,
+    shown: NDArray[np.int64],
+    where: NDArray[np.float32],
+    flipped: NDArray[np.bool_],
+) -> None:
+    """Mirrors the `flipped` ones (B,) of pictures (B, S, S, 3), their slots (B, 12) and their boxes (B, …, 4)."""
+    pixels[flipped] = pixels[flipped, :, ::-1]
+    shown[flipped, -1] = _MIRRORED_RELATIONS[shown[flipped, -1]]
+    # Left and right change places, and count from the other side.
+    swapped = where[flipped][..., [2, 1, 0, 3]]
+    where[flipped] = swapped * (-1, 1, -1, 1) + (1, 0, 1, 0)
+
+
+def strip(picture: Pixels, telling: NDArray[np.float32], rng: np.random.Generator) -> tuple[Pixels, int]:
+    """The telling parts of a picture (S, S, 3), given as boxes (…, 4), over an empty place; and that place's number.
 
     A head is then all that tells what an animal is, whatever body and whatever signs of an action it was met with.
     """
-    place, side = int(rng.integers(len(KEYS["place"]))), len(picture)
-    made = draw(KEYS["place"][place], rng.uniform(-1, 1, BACKGROUND_SIZE).tolist(), [], side).copy()
+    place = int(rng.integers(len(KEYS["place"])))
+    side = len(picture)
+    background = rng.uniform(-1, 1, BACKGROUND_SIZE).tolist()
+    made = draw(KEYS["place"][place], background, [], side).copy()
     for left, top, right, bottom in telling.reshape(-1, 4):
         # Room for ears and muzzle.
-        wide, tall = right - left, bottom - top
-        box = np.array([left - 0.25 * wide, top - 0.45 * tall, right + 0.25 * wide, bottom + 0.1 * tall])
+        wide = right - left
+        tall = bottom - top
+        box = np.array(
+            [
+                left - 0.25 * wide,
+                top - 0.45 * tall,
+                right + 0.25 * wide,
+                bottom + 0.1 * tall,
+            ]
+        )
         x, y, to_x, to_y = (box * side).round().clip(0, side).astype(int)
         made[y:to_y, x:to_x] = picture[y:to_y, x:to_x]
-    return made, place + 1
+    return made, place
 
 
-def lookalikes(facts: np.ndarray) -> NDArray[np.float64]:
-    """Of slots (scenes, 12): 1 where there is a four-legged animal, 2 where one of them is white, otherwise 0."""
-    legs = [KEYS["object"].index(animal) + 1 for animal in BUILDS]
-    four_legged = np.isin(facts[:, [0, 5]], legs)
+def count_lookalikes(facts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """For slots (scenes, 12): 1 where there is a four-legged animal, 2 where one of them is white, otherwise 0."""
+    animals = [KEYS["object"].index(animal) + 1 for animal in BUILDS]
+    four_legged = np.isin(facts[:, [0, 5]], animals)
     white = facts[:, [1, 6]] == KEYS["colour"].index("white") + 1
-    degrees: NDArray[np.float64] = four_legged.any(1).astype(float) + (four_legged & white).any(1)
+    degrees: NDArray[np.float64] = four_legged.any(1).astype(float)
+    degrees += (four_legged & white).any(1)
     return degrees
 
 
-def actions_met(facts: np.ndarray) -> Tensor:
+def actions_met(facts: NDArray[np.int64]) -> Tensor:
     """Which objects (rows) some of the slots (scenes, 12) show in which action (columns), bool (10, 7)."""
     met = torch.zeros(len(KEYS["object"]), len(KEYS["action"]) + 1, dtype=torch.bool)
     for first in (0, 5):
         there = facts[facts[:, first] > 0]
-        met[there[:, first] - 1, there[:, first + 2]] = True
+        objects = there[:, first] - 1
+        actions = there[:, first + 2]
+        met[objects, actions] = True
     return met
 
 
-def rectangles(scenes: Sequence[Scene]) -> np.ndarray:
-    """Of each scene's first and second kind of thing, up to four: the box around the whole and around the part that
-    tells what it is, the head where it has one, (scenes, 2, 2, 4, 4); zero where there is none."""
+def rectangles(scenes: Sequence[Scene]) -> NDArray[np.float32]:
+    """Where the things of each scene are, float (scenes, 2, 2, 4, 4).
+
+    The dimensions: scene; first or second kind of thing; the box around the whole, or around the part that tells what
+    it is, which is its head where it has one; up to four things of a kind; left, top, right and bottom in shares of the
+    picture. Where there is no thing the box is zero.
+    """
     found = np.zeros((len(scenes), 2, 2, 4, 4), np.float32)
     for row, scene in zip(found, scenes, strict=True):
         names = [thing.object for thing in scene.canonical().things]
-        numbers = [0, 0]
-        for each in places(scene):
-            kind = names.index(each.thing.object)
-            row[kind, :, numbers[kind]] = each.box, each.head.box if each.head else each.box
-            numbers[kind] += 1
+        counts = [0, 0]
+        for placed in places(scene):
+            kind = names.index(placed.thing.object)
+            number = counts[kind]
+            counts[kind] += 1
+            row[kind, 0, number] = placed.box
+            row[kind, 1, number] = placed.head.box if placed.head else placed.box
     return found
 
 
-def within(rectangles: Tensor, change: Tensor, margin: float = 0.05) -> Tensor:
-    """Which cells of changed pictures lie in any of the rectangles (B, 2, 2, 4, 4) or near it, bool (B, 2, 2, cells).
+def cells_within(rectangles: Tensor, change: Tensor, margin: float = 0.05) -> Tensor:
+    """Which cells of changed pictures lie in any of the rectangles or near it.
 
-    The margin, a share of the picture's side, makes up for the shifts of `disturb` too.
+    Args:
+        rectangles: as `rectangles` returns them, (B, 2, 2, 4, 4).
+        change: where each point of the pictures comes from, (B, 2, 3), see `tilt`.
+        margin: share of the picture's side that makes up for the shifts of `disturb` too.
+
+    Returns:
+        bool (B, 2, 2, cells)
     """
     grid = affine_grid(change, [len(change), 1, 2 * GRID, 2 * GRID], align_corners=False)
-    x, y = ((grid + 1) / 2).flatten(1, 2)[:, None, None, None].unbind(-1)
+    centres = ((grid + 1) / 2).flatten(1, 2)
+    x, y = centres[:, None, None, None].unbind(-1)
     left, top, right, bottom = rectangles[..., None].unbind(-2)
-    held = (x > left - margin) & (x < right + margin) & (y > top - margin) & (y < bottom + margin)
-    return (held & (right > left)).any(3)
+    across = (x > left - margin) & (x < right + margin)
+    down = (y > top - margin) & (y < bottom + margin)
+    exists = right > left
+    return (across & down & exists).any(3)
 
 
 def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
-    images, *truths = batch
-    parts = recognition_loss(model(images), *truths)
-    return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
+    """The sum of `recognition_loss`, and its parts."""
+    reading = model(batch.images)
+    losses = recognition_loss(
+        reading,
+        slots=batch.slots,
+        inside=batch.inside,
+        coloured=batch.coloured,
+        upright=batch.upright,
+        where=batch.where,
+        met=batch.met,
+    )
+    return add_up(losses)
 
 
 @torch.no_grad()
-def recognize(model: nn.Module, pixels: np.ndarray, size: int = 128) -> list[Reading]:
-    """Readings of undisturbed pictures, in batches of `size`."""
+def recognize(model: nn.Module, pixels: Pixels, size: int = 128) -> list[Reading]:
+    """Readings of undisturbed pictures, uint8 (count, 64, 64, 3), in batches of `size`."""
     device = next(model.parameters()).device
-    return [model(to_tensor(pixels[i : i + size], device)) for i in range(0, len(pixels), size)]
+    return [model(to_tensor(pixels[part], device)) for part in cut(len(pixels), size)]
 
 
 def figures(model: nn.Module, data: Pictures) -> dict[str, float]:
     """Accuracies on pictures of the drawn world, each in [0, 1]; `scene` counts only those with no mistake at all.
 
-    What none of the pictures has, relations say, has no figure.
+    A figure is absent where no picture has anything to measure, such as a relation.
     """
-    found = [r.scene for reading in recognize(model, data.pixels) for r in interpret(reading)]
+    found: list[Scene] = []
+    for reading in recognize(model, data.pixels):
+        found += [recognized.scene for recognized in interpret(reading)]
     right: dict[str, list[bool]] = {
-        k: [] for k in ("objects", "colour", "action", "size", "count", "place", "relation", "scene")
+        "objects": [],
+        "colour": [],
+        "action": [],
+        "size": [],
+        "count": [],
+        "place": [],
+        "relation": [],
+        "scene": [],
     }
-    for true, guess in zip((scene.canonical() for scene in data.scenes), found, strict=True):
-        right["objects"].append([t.object for t in true.things] == [t.object for t in guess.things])
-        right["place"].append(true.place == guess.place)
-        right["scene"].append(replace(true, seed=0) == guess)
-        guesses = {t.object: t for t in guess.things}
+    for scene, guess in zip(data.scenes, found, strict=True):
+        for name, hits in _compare(scene.canonical(), guess).items():
+            right[name] += hits
+    return {name: float(np.mean(hits)) for name, hits in right.items() if hits}
+
+
+def _compare(true: Scene, guess: Scene) -> dict[str, list[bool]]:
+    """What is right, figure by figure: one answer for the scene, or one for each of its things."""
+    guesses = {thing.object: thing for thing in guess.things}
+    right: dict[str, list[bool]] = {
+        "objects": [[thing.object for thing in true.things] == list(guesses)],
+        "place": [true.place == guess.place],
+        "scene": [replace(true, seed=0) == guess],
+        "relation": [true.relation == guess.relation] if true.relation else [],
+    }
+    for role in ("colour", "action", "size", "count"):
+        hits = []
         for thing in true.things:
-            for role in ("colour", "action", "size", "count"):
-                same = thing.object in guesses and getattr(guesses[thing.object], role) == getattr(thing, role)
-                right[role].append(same)
-        if true.relation:
-            right["relation"].append(true.relation == guess.relation)
-    return {name: float(np.mean(values)) for name, values in right.items() if values}
+            other = guesses.get(thing.object)
+            hits.append(other is not None and getattr(other, role) == getattr(thing, role))
+        right[role] = hits
+    return right
 
 
-def calibrate(model: Recognizer, data: Pictures) -> None:
-    """Let nearly all of the drawn world's pictures pass as such."""
-    model.domain.admit(torch.cat([reading.domain for reading in recognize(model, data.pixels)]))
+def domain_logits(model: nn.Module, pixels: Pixels) -> Tensor:
+    """Logits (B,) of being of the drawn world, on the processor, of pictures uint8 (B, 64, 64, 3)."""
+    readings = recognize(model, pixels)
+    return torch.cat([reading.domain for reading in readings]).float().cpu()
 
 
-def domain_figures(model: Recognizer, data: Pictures, seed: int = 1) -> dict[str, float]:
-    """Area under the ROC curve of `domain` for families of outliers met in training, and for those held out; share of
-    true pictures that are taken for outliers, and of held-out outliers that are not."""
-
-    def logits(pixels: np.ndarray) -> Tensor:
-        return torch.cat([reading.domain for reading in recognize(model, pixels)]).float().cpu()
-
-    rng = np.random.default_rng(seed)
-    inside = logits(data.pixels)
-    met, held_out = (logits(outliers(500, rng, data.pixels, families)) for families in (FAMILIES, HELD_OUT))
-    return {
-        "outliers_met": auroc(inside, met),
-        "outliers_held_out": auroc(inside, held_out),
-        "true_refused": float((inside < 0).float().mean()),
-        "outliers_admitted": float((held_out >= 0).float().mean()),
-    }
+def calibrate(model: Recognizer, data: HasPixels) -> None:
+    """Lets nearly all pictures like these, which are of the world that the model knows, pass as such."""
+    readings = recognize(model, data.pixels)
+    model.domain.admit(torch.cat([reading.domain for reading in readings]))
 
 
-def train_recognizer(
-    data: Pictures,
-    validation: Pictures,
-    run: Path,
-    recipe: RecognizerRecipe | None = None,
-    *,
-    minutes: float | None = None,
-    device: str = "cpu",
-) -> Outcome:
-    recipe = recipe or RecognizerRecipe()
-    judge = Validation(lambda model: figures(model, validation), "scene")
-    model = make_recognizer(recipe)
-    return train(model, loss, batches(data, recipe), recipe, run, validation=judge, minutes=minutes, device=device)
-
-
-def report(model: Recognizer, splits: Mapping[Split, Pictures]) -> dict[str, float]:
+def report(model: Recognizer, splits: Mapping[str, Pictures]) -> dict[str, float]:
     """All published figures, `<split>/<figure>`."""
-    result = {f"{name}/{key}": value for name, data in splits.items() for key, value in figures(model, data).items()}
-    return result | domain_figures(model, splits["seen"])
+    found = measure_splits(figures, model, splits)
+    return found | measure_domain(lambda pixels: domain_logits(model, pixels), splits["seen"].pixels)
+
+
+TRAINABLE: Trainable[Pictures] = Trainable(
+    build=make_recognizer,
+    train=teach(build=make_recognizer, loss=loss, batches=batches, figures=figures, metric="scene"),
+    report=report,
+    calibrate=calibrate,
+)

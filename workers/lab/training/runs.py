@@ -1,16 +1,13 @@
-"""What a training command has to do whatever it learns from: its recipe, its folders, what is kept in the end."""
+"""What a training command does with any model and any data: recipes, folders, and the weights it stores in the end."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
-import shlex
-import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from safetensors.torch import load_file
@@ -20,15 +17,16 @@ from tuwen.errors import ConfigurationError
 from workers.lab.training import distributed
 from workers.lab.training.checkpoint import save_weights
 from workers.lab.training.describer import DescriberRecipe
+from workers.lab.training.folds import Data, cross_validate
 from workers.lab.training.generator import GeneratorRecipe
+from workers.lab.training.loop import Outcome, command
 from workers.lab.training.matcher import MatcherRecipe
+from workers.lab.training.options import TrainOptions
 from workers.lab.training.recipe import Recipe
 from workers.lab.training.recognizer import RecognizerRecipe
+from workers.lab.training.trainable import Trainable
 
 log = logging.getLogger("workers.lab.training")
-
-Options = argparse.Namespace
-"""The command line of `workers.lab.training.__main__`, with `device` and `out` as they are used."""
 
 RECIPES: Mapping[str, type[Recipe]] = {
     "recognizer": RecognizerRecipe,
@@ -36,7 +34,6 @@ RECIPES: Mapping[str, type[Recipe]] = {
     "matcher": MatcherRecipe,
     "generator": GeneratorRecipe,
 }
-"""In the order in which they are trained: describer and matcher take over the recogniser's encoder."""
 
 IN_FULL: Mapping[str, Mapping[str, Any]] = {
     "recognizer": {"steps": 12_000},
@@ -44,73 +41,129 @@ IN_FULL: Mapping[str, Mapping[str, Any]] = {
     "matcher": {"steps": 12_000},
     "generator": {},
 }
-"""What `all` adds to the recipes, whose own lengths are for trying things out."""
+"""What `all` changes in the recipes, whose own lengths are for trying things out."""
 
 SHIPPED = Path(__file__).parents[2] / "weights"
 """Where the built-in engines look for weights."""
 
 
-def make_recipe(options: Options) -> Any:
+def make_recipe(options: TrainOptions) -> Any:
     """The model's recipe with what the command line says.
 
     Raises:
-        ConfigurationError: the model's recipe knows nothing of an option.
+        ConfigurationError: the model's recipe has no field for an option that was given.
     """
     kind = RECIPES[options.model]
     known = {field.name for field in fields(kind)}
-    every = {field.name for recipe in RECIPES.values() for field in fields(recipe)}
-    given = {name: value for name, value in vars(options).items() if name in every and value is not None}
-    if unfit := sorted(given.keys() - known):
-        raise ConfigurationError(f"the {options.model} has no use for --{unfit[0]}", field=unfit[0])
-    return kind(**{"parts": distributed.size(), **given})
+    unknown = sorted(options.recipe.keys() - known)
+    if unknown:
+        raise ConfigurationError(f"the {options.model} has no use for --{unknown[0]}", field=unknown[0])
+    return kind(**{"parts": distributed.size(), **options.recipe})
 
 
-def each(options: Options) -> Iterator[Options]:
-    """The options of every model that is to be trained."""
+def options_of_each(options: TrainOptions) -> Iterator[TrainOptions]:
+    """The options of every model that is to be trained, in their order."""
     if options.model != "all":
-        yield argparse.Namespace(**{**vars(options), "out": options.out or Path("runs", options.model)})
+        yield options
         return
     runs = options.out or Path("runs")
-    trunk = None
-    for model, more in IN_FULL.items():
-        given = {name: value for name, value in vars(options).items() if value is not None}
-        mine = argparse.Namespace(**{**vars(options), **more, **given, "model": model, "out": runs / model})
-        # What the first model has just learnt to see.
-        mine.trunk = trunk if model in ("describer", "matcher") else None
-        yield mine
-        trunk = trunk or str(shipped(mine))
+    given = {name: value for name, value in options.recipe.items() if name != "trunk"}
+    for model, in_full in IN_FULL.items():
+        recipe = {**in_full, **given}
+        if model in ("describer", "matcher"):
+            # They take over the encoder of the recogniser that was trained first.
+            recognizer = replace(options, model="recognizer", out=runs / "recognizer")
+            recipe["trunk"] = str(shipped_path(recognizer))
+        yield replace(options, model=model, out=runs / model, recipe=recipe)
 
 
-def weights_to_keep(run: Path) -> dict[str, Tensor]:
-    """The kept weights as they will be stored, in half precision: figures are those of what is shipped."""
-    stored = load_file(run / "weights.safetensors")
-    return {name: t.half().float() if t.is_floating_point() else t for name, t in stored.items()}
+def shipped_path(options: TrainOptions) -> Path:
+    """Where the finished weights of this model go."""
+    if options.ship:
+        return SHIPPED / f"{options.model}.safetensors"
+    return options.folder / "shipped.safetensors"
 
 
-def store(options: Options, model: nn.Module, metrics: Mapping[str, float], more: Mapping[str, Any]) -> Path:
-    """Writes the judged weights of a finished run and all that is known of them; the file is told."""
-    facts = json.loads((options.out / "weights.json").read_text())
-    facts["command"] = shlex.join(["python", "-m", "workers.lab.training", *sys.argv[1:]])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material(Generic[Data]):
+    """What a run learns from and what its model is measured on."""
+
+    train: Data
+    validation: Callable[[], Data]
+    folded: Data
+    """What cross-validation cuts into parts."""
+    calibration: Callable[[], Data]
+    tests: Callable[[], Mapping[str, Data]]
+    """Splits that the model has never seen, by their names."""
+    facts: Mapping[str, Any]
+    """What is written beside the weights: where the data came from."""
+
+
+def complete(options: TrainOptions, recipe: Any, trainable: Trainable[Data], material: Material[Data]) -> bool:
+    """Trains a model, or continues its run, then measures and stores its weights.
+
+    Returns:
+        Whether the run is finished; False where its time budget ended first.
+    """
+
+    def train(data: Data, validation: Data, run: Path, minutes: float | None) -> Outcome:
+        return trainable.train(data, validation, run, recipe, minutes=minutes, device=options.device)
+
+    if options.folds:
+        return cross_validate(
+            material.folded,
+            options.folds,
+            options.folder,
+            train,
+            seed=recipe.seed,
+            minutes=options.minutes,
+        )
+    outcome = train(material.train, material.validation(), options.folder, options.minutes)
+    if outcome.finished and distributed.is_first() and not is_stored(options):
+        model = load_kept(trainable.build(recipe), options)
+        trainable.calibrate(model, material.calibration())
+        metrics = trainable.report(model, material.tests())
+        store(options, model, metrics, material.facts)
+    return outcome.finished
+
+
+def is_stored(options: TrainOptions) -> bool:
+    """Whether the run's kept weights were measured and stored before."""
+    target = shipped_path(options)
+    kept = options.folder / "weights.safetensors"
+    return target.exists() and target.stat().st_mtime >= kept.stat().st_mtime
+
+
+def load_kept(model: nn.Module, options: TrainOptions) -> nn.Module:
+    """The model with the run's kept weights, on the run's device and ready to be measured.
+
+    The weights are rounded to half precision, as they will be stored: the figures are those of what is shipped.
+    """
+    kept = load_file(options.folder / "weights.safetensors")
+    model.load_state_dict({name: _rounded(weight) for name, weight in kept.items()})
+    return model.to(torch.device(options.device)).eval()
+
+
+def _rounded(weight: Tensor) -> Tensor:
+    return weight.half().float() if weight.is_floating_point() else weight
+
+
+def store(
+    options: TrainOptions,
+    model: nn.Module,
+    metrics: Mapping[str, float],
+    more: Mapping[str, Any],
+) -> Path:
+    """Writes the weights of a finished run in half precision, and all that is known of them beside it.
+
+    Returns:
+        The file with the weights.
+    """
+    facts = json.loads((options.folder / "weights.json").read_text())
+    facts["command"] = command()
     facts |= more
     facts["metrics"] |= metrics
-    target = shipped(options)
+    target = shipped_path(options)
     save_weights(target, model.state_dict(), facts, half=True)
     log.info("%s\n%s", target, json.dumps(facts["metrics"], indent=2))
     return target
-
-
-def shipped(options: Options) -> Path:
-    """Where the finished weights of this model go."""
-    return SHIPPED / f"{options.model}.safetensors" if options.ship else options.out / "shipped.safetensors"
-
-
-def is_stored(options: Options) -> bool:
-    """Whether the run's kept weights were judged and stored before."""
-    target = shipped(options)
-    return target.exists() and target.stat().st_mtime >= (options.out / "weights.safetensors").stat().st_mtime
-
-
-def ready(model: nn.Module, options: Options) -> nn.Module:
-    """The model with the run's kept weights, to be judged."""
-    model.load_state_dict(weights_to_keep(options.out))
-    return model.to(torch.device(options.device)).eval()

@@ -9,7 +9,9 @@ from workers.lab.world.pen import Colour, Pen, Point
 
 
 def bird(pen: Pen, action: str | None, self_: Instance, paint: Paint) -> None:
-    asleep, flying = action == "sleeping", action == "flying"
+    """A bird that looks to the right, in one of its poses."""
+    asleep = action == "sleeping"
+    flying = action == "flying"
     low = {"sitting": 0.32, "sleeping": 0.3, "swimming": 0.26}.get(action or "", 0.44)
     if action in ("sitting", "sleeping"):
         _nest(pen)
@@ -20,7 +22,13 @@ def bird(pen: Pen, action: str | None, self_: Instance, paint: Paint) -> None:
         for dx in (-0.06, 0.08):
             pen.limb([(dx, 0.3), (dx, 0.03), (dx + 0.1, 0.02)], 0.035, BEAK)
     pen.polygon(
-        [(-0.3, low + 0.06), (-0.62, low + 0.16), (-0.64, low + 0.0), (-0.58, low - 0.1), (-0.28, low - 0.1)],
+        [
+            (-0.3, low + 0.06),
+            (-0.62, low + 0.16),
+            (-0.64, low + 0.0),
+            (-0.58, low - 0.1),
+            (-0.28, low - 0.1),
+        ],
         paint.dark,
     )
     pen.ellipse(-0.04, low, 0.36, 0.255, paint.base, turn=12)
@@ -38,7 +46,13 @@ def bird(pen: Pen, action: str | None, self_: Instance, paint: Paint) -> None:
         _wing(pen, (-0.04, low + 0.02), -0.2, self_.phase, paint.dark)
     else:
         pen.blob(
-            [(0.08, low + 0.06), (-0.1, low + 0.16), (-0.36, low + 0.02), (-0.44, low - 0.1), (-0.1, low - 0.12)],
+            [
+                (0.08, low + 0.06),
+                (-0.1, low + 0.16),
+                (-0.36, low + 0.02),
+                (-0.44, low - 0.1),
+                (-0.1, low - 0.12),
+            ],
             paint.dark,
         )
     pen.flush()
@@ -67,21 +81,28 @@ def _wing(pen: Pen, root: Point, lean: float, phase: float, fill: Colour) -> Non
 
 
 def _nest(pen: Pen) -> None:
-    outline, pen.outline = pen.outline, (74, 48, 26)
-    pen.blob([(-0.46, 0.2), (-0.36, 0.02), (0.0, -0.02), (0.36, 0.02), (0.46, 0.2), (0.0, 0.12)], (150, 106, 62))
-    for dx in (-0.28, -0.08, 0.12, 0.3):
-        pen.limb([(dx - 0.08, 0.06), (dx + 0.08, 0.12)], 0.022, (104, 70, 38), outlined=False)
-    pen.flush()
-    pen.outline = outline
+    with pen.outlined_in((74, 48, 26)):
+        pen.blob(
+            [
+                (-0.46, 0.2),
+                (-0.36, 0.02),
+                (0.0, -0.02),
+                (0.36, 0.02),
+                (0.46, 0.2),
+                (0.0, 0.12),
+            ],
+            (150, 106, 62),
+        )
+        for dx in (-0.28, -0.08, 0.12, 0.3):
+            pen.limb(
+                [(dx - 0.08, 0.06), (dx + 0.08, 0.12)],
+                0.022,
+                (104, 70, 38),
+                outlined=False,
+            )
 
 
-def fish(pen: Pen, action: str | None, self_: Instance, paint: Paint) -> None:
-    swish = 0.06 * self_.phase
-    middle = 0.42 if action == "swimming" else 0.3
-    if action == "jumping":
-        pen.pose(38 + 10 * self_.phase, (0.0, middle), 0.36)
-        drops(pen, (-0.2, -0.2))
-    x, y = -0.42, middle
+def _fish_tail(pen: Pen, x: float, y: float, swish: float, paint: Paint) -> None:
     pen.blob(
         [
             (x + 0.1, y),
@@ -93,8 +114,18 @@ def fish(pen: Pen, action: str | None, self_: Instance, paint: Paint) -> None:
         ],
         paint.dark,
     )
-    pen.blob([(-0.12, y + 0.2), (-0.06, y + 0.4), (0.14, y + 0.36), (0.22, y + 0.2)], paint.dark)
-    pen.blob([(-0.04, y - 0.2), (-0.12, y - 0.36), (0.04, y - 0.3), (0.14, y - 0.2)], paint.dark)
+
+
+def _fish_body(pen: Pen, y: float, paint: Paint) -> None:
+    """Fins and body around the height y."""
+    pen.blob(
+        [(-0.12, y + 0.2), (-0.06, y + 0.4), (0.14, y + 0.36), (0.22, y + 0.2)],
+        paint.dark,
+    )
+    pen.blob(
+        [(-0.04, y - 0.2), (-0.12, y - 0.36), (0.04, y - 0.3), (0.14, y - 0.2)],
+        paint.dark,
+    )
     pen.blob(
         [
             (0.52, y),
@@ -109,20 +140,55 @@ def fish(pen: Pen, action: str | None, self_: Instance, paint: Paint) -> None:
         paint.base,
     )
     pen.flush()
+
+
+def _fish_markings(pen: Pen, y: float, paint: Paint) -> None:
+    """Belly, scales, side fin and mouth."""
     pen.blob(
-        [(0.4, y - 0.1), (0.1, y - 0.08), (-0.22, y - 0.06), (-0.2, y - 0.14), (0.06, y - 0.23), (0.34, y - 0.17)],
+        [
+            (0.4, y - 0.1),
+            (0.1, y - 0.08),
+            (-0.22, y - 0.06),
+            (-0.2, y - 0.14),
+            (0.06, y - 0.23),
+            (0.34, y - 0.17),
+        ],
         paint.light,
         outlined=False,
     )
     for dx in (-0.08, 0.06):
-        pen.limb([(dx, y + 0.12), (dx + 0.05, y), (dx, y - 0.06)], 0.026, paint.dark, outlined=False)
-    pen.blob([(0.12, y - 0.02), (-0.04, y - 0.06), (-0.08, y - 0.16), (0.04, y - 0.12)], paint.dark, outlined=False)
+        pen.limb(
+            [(dx, y + 0.12), (dx + 0.05, y), (dx, y - 0.06)],
+            0.026,
+            paint.dark,
+            outlined=False,
+        )
+    pen.blob(
+        [(0.12, y - 0.02), (-0.04, y - 0.06), (-0.08, y - 0.16), (0.04, y - 0.12)],
+        paint.dark,
+        outlined=False,
+    )
     pen.limb([(0.5, y - 0.05), (0.4, y - 0.07)], 0.024, paint.outline, outlined=False)
+
+
+def fish(pen: Pen, action: str | None, self_: Instance, paint: Paint) -> None:
+    """A fish that looks to the right, in one of its poses."""
+    swish = 0.06 * self_.phase
+    middle = 0.42 if action == "swimming" else 0.3
+    if action == "jumping":
+        pen.pose(38 + 10 * self_.phase, (0.0, middle), 0.36)
+        drops(pen, (-0.2, -0.2))
+    y = middle
+    _fish_tail(pen, -0.42, y, swish, paint)
+    _fish_body(pen, y, paint)
+    _fish_markings(pen, y, paint)
     eye(pen, 0.32, y + 0.06, 0.062)
     pen.flush()
     if action == "swimming":
-        for dx, dy, r in ((0.62, 0.12, 0.045), (0.7, 0.26, 0.06), (0.6, 0.38, 0.035)):
-            pen.ellipse(dx, y + dy, r, r, FOAM)
-        outline, pen.outline = pen.outline, (110, 170, 210)
-        pen.flush()
-        pen.outline = outline
+        with pen.outlined_in((110, 170, 210)):
+            for dx, dy, r in (
+                (0.62, 0.12, 0.045),
+                (0.7, 0.26, 0.06),
+                (0.6, 0.38, 0.035),
+            ):
+                pen.ellipse(dx, y + dy, r, r, FOAM)

@@ -33,7 +33,7 @@ class Instance(NamedTuple):
 def latents(scene: Scene) -> NDArray[np.float32]:
     """Uniform in [-1, 1], shape (LATENT_SIZE,). With what the scene says in words it determines the picture.
 
-    The numbers are independent of each other and of the words, so a generator can draw them by lot.
+    The numbers are independent of each other and of the words, so a generator can draw them at random.
     """
     return np.random.default_rng(scene.seed).uniform(-1, 1, LATENT_SIZE).astype(np.float32)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from math import cos, pi, sin
 
@@ -19,7 +20,11 @@ _CIRCLE = np.array([(cos(2 * pi * i / 28), sin(2 * pi * i / 28)) for i in range(
 def shade(colour: Colour, factor: float) -> Colour:
     """Darker below 1, lighter (towards white) above 1."""
     if factor <= 1:
-        return (int(colour[0] * factor), int(colour[1] * factor), int(colour[2] * factor))
+        return (
+            int(colour[0] * factor),
+            int(colour[1] * factor),
+            int(colour[2] * factor),
+        )
     t = factor - 1
     return (
         int(colour[0] + (255 - colour[0]) * t),
@@ -32,9 +37,13 @@ def shade(colour: Colour, factor: float) -> Colour:
 def _spline(points: int, steps: int = 6) -> NDArray[np.float64]:
     """Matrix that turns closed control points into a closed Catmull-Rom curve, shape (points · steps, points)."""
     t = np.arange(steps) / steps
-    weights = 0.5 * np.stack(
-        [-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, -(t**2) + t**3], 1
-    )
+    basis = [
+        -t + 2 * t**2 - t**3,
+        2 - 5 * t**2 + 3 * t**3,
+        t + 4 * t**2 - 3 * t**3,
+        -(t**2) + t**3,
+    ]
+    weights = 0.5 * np.stack(basis, 1)
     matrix = np.zeros((points * steps, points))
     for i in range(points):
         for k in range(4):
@@ -48,7 +57,16 @@ class Pen:
     Coordinates are the object's own: x forward, y up, the ground at y = 0, a height of about 1.
     """
 
-    def __init__(self, canvas: Image.Image, x: float, y: float, height: float, *, flip: bool, outline: Colour):
+    def __init__(
+        self,
+        canvas: Image.Image,
+        x: float,
+        y: float,
+        height: float,
+        *,
+        flip: bool,
+        outline: Colour,
+    ):
         self.draw = ImageDraw.Draw(canvas)
         self.glaze = ImageDraw.Draw(canvas, "RGBA")
         self.unit = height
@@ -66,6 +84,7 @@ class Pen:
 
     @property
     def flipped(self) -> bool:
+        """Whether the object looks to the left."""
         return self._mirror < 0
 
     def _matrix(self) -> None:
@@ -86,6 +105,7 @@ class Pen:
         return flat
 
     def polygon(self, points: Sequence[Point], fill: Colour, *, outlined: bool = True) -> None:
+        """A closed line through the points."""
         self._shapes.append((self._place(np.array(points)), 0.0, fill, outlined))
 
     def blob(self, points: Sequence[Point], fill: Colour, *, outlined: bool = True) -> None:
@@ -93,17 +113,43 @@ class Pen:
         self._shapes.append((self._place(_spline(len(points)) @ np.array(points)), 0.0, fill, outlined))
 
     def ellipse(
-        self, x: float, y: float, rx: float, ry: float, fill: Colour, *, turn: float = 0.0, outlined: bool = True
+        self,
+        x: float,
+        y: float,
+        rx: float,
+        ry: float,
+        fill: Colour,
+        *,
+        turn: float = 0.0,
+        outlined: bool = True,
     ) -> None:
+        """An ellipse around x and y; `turn` is in degrees."""
         points = _CIRCLE * (rx, ry)
         if turn:
-            c, s = cos(turn * pi / 180), sin(turn * pi / 180)
+            c = cos(turn * pi / 180)
+            s = sin(turn * pi / 180)
             points = points @ np.array([[c, s], [-s, c]])
         self._shapes.append((self._place(points + np.array((x, y))), 0.0, fill, outlined))
 
-    def limb(self, points: Sequence[Point], width: float, fill: Colour, *, outlined: bool = True) -> None:
+    def limb(
+        self,
+        points: Sequence[Point],
+        width: float,
+        fill: Colour,
+        *,
+        outlined: bool = True,
+    ) -> None:
         """A thick line with round joints and ends."""
         self._shapes.append((self._place(np.array(points)), max(width * self.unit, 1.5), fill, outlined))
+
+    @contextmanager
+    def outlined_in(self, colour: Colour) -> Iterator[None]:
+        """Draws the shapes of the block with another outline, and puts them down at its end."""
+        outline = self.outline
+        self.outline = colour
+        yield
+        self.flush()
+        self.outline = outline
 
     def flush(self) -> None:
         """Put the collected shapes down: first all outlines, then all insides."""
@@ -120,7 +166,12 @@ class Pen:
         if width == 0.0:
             self.draw.polygon(points, fill=fill)
             if edge:
-                self.draw.line([*points, *points[:4]], fill=fill, width=round(2 * edge), joint="curve")
+                self.draw.line(
+                    [*points, *points[:4]],
+                    fill=fill,
+                    width=round(2 * edge),
+                    joint="curve",
+                )
             return
         radius = width / 2 + edge
         self.draw.line(points, fill=fill, width=round(2 * radius))

@@ -56,53 +56,93 @@ def _leg(joint: Point, dx: float, dy: float, bend: float) -> Leg:
 
 
 def stance(build: Build, action: str | None, phase: float) -> Stance:
-    legs: tuple[Leg, ...]
-    half, height = build.length / 2, build.leg + build.girth / 2
-    hip, shoulder = (-half, height), (half, height + 0.02)
-    head = (shoulder[0] + build.neck[0], shoulder[1] + build.neck[1])
-    down = height - 0.03
+    """Where the joints of an animal are that does something; `phase` says how far it has come with it."""
     if action == "sitting":
-        hip, shoulder = (-0.17, build.girth * 0.55), (0.10, build.girth * 0.62 + build.leg * 0.75 + 0.12)
-        legs = (
-            _leg((0.16, shoulder[1] - 0.06), 0.0, shoulder[1] - 0.1, 0.0),
-            _leg((0.24, shoulder[1] - 0.08), 0.02, shoulder[1] - 0.11, 0.0),
-            ((-0.17, 0.14), (-0.05, 0.06), (0.08, 0.05)),
-        )
-        head = (shoulder[0] + build.neck[0] * 0.7, shoulder[1] + build.neck[1] * 0.95)
-        return Stance(hip, shoulder, head, legs, haunch=build.girth * 0.62)
+        return _sit(build)
     if action == "sleeping":
-        low = build.girth * 0.5
-        hip, shoulder = (-half * 0.75, low * 1.1), (half * 0.6, low)
-        paws = (
-            ((-half, 0.06), (-half + 0.12, 0.05), (-half + 0.26, 0.05)),
-            ((0.1, 0.06), (0.3, 0.05), (half + 0.3, 0.05)),
-        )
-        head = (half * 0.6 + build.head * 1.05, build.head * 0.95)
-        return Stance(hip, shoulder, head, paws, asleep=True, haunch=build.girth * 0.72)
+        return _sleep(build)
     if action == "swimming":
-        drop = height - 0.30
-        hip, shoulder = (-half, height - drop), (half, height - drop + 0.03)
-        head = (shoulder[0] + build.neck[0], shoulder[1] + build.neck[1] * 0.95)
-        return Stance(hip, shoulder, head, ())
+        return _swim(build)
     if action == "running":
-        s = 0.85 + 0.25 * phase
-        reach, back = 0.30 * s + build.leg * 0.25, 0.32 * s + build.leg * 0.25
-        legs = (
-            _leg(hip, -back * 0.55, down * 0.95, -0.05),
-            _leg(shoulder, reach * 0.55, down * 0.95, 0.06),
-            _leg(hip, -back, down * 0.68, 0.05),
-            _leg(shoulder, reach, down * 0.66, 0.06),
-        )
-        return Stance(hip, shoulder, (head[0] + 0.07, head[1] - 0.08), legs)
+        return _run(build, phase)
     if action == "jumping":
-        s = 0.9 + 0.2 * phase
-        legs = (
-            _leg(hip, -0.26 * s, down * 0.80, 0.05),
-            _leg(shoulder, 0.24 * s, down * 0.45, 0.10),
-            _leg(hip, -0.36 * s, down * 0.66, 0.05),
-            _leg(shoulder, 0.33 * s, down * 0.32, 0.08),
-        )
-        return Stance(hip, shoulder, head, legs)
+        return _jump(build, phase)
+    return _stand(build, phase)
+
+
+def _sit(build: Build) -> Stance:
+    hip = (-0.17, build.girth * 0.55)
+    shoulder = (0.10, build.girth * 0.62 + build.leg * 0.75 + 0.12)
+    legs = (
+        _leg((0.16, shoulder[1] - 0.06), 0.0, shoulder[1] - 0.1, 0.0),
+        _leg((0.24, shoulder[1] - 0.08), 0.02, shoulder[1] - 0.11, 0.0),
+        ((-0.17, 0.14), (-0.05, 0.06), (0.08, 0.05)),
+    )
+    head = (shoulder[0] + build.neck[0] * 0.7, shoulder[1] + build.neck[1] * 0.95)
+    return Stance(hip, shoulder, head, legs, haunch=build.girth * 0.62)
+
+
+def _sleep(build: Build) -> Stance:
+    half = build.length / 2
+    low = build.girth * 0.5
+    hip = (-half * 0.75, low * 1.1)
+    shoulder = (half * 0.6, low)
+    paws = (
+        ((-half, 0.06), (-half + 0.12, 0.05), (-half + 0.26, 0.05)),
+        ((0.1, 0.06), (0.3, 0.05), (half + 0.3, 0.05)),
+    )
+    head = (half * 0.6 + build.head * 1.05, build.head * 0.95)
+    return Stance(hip, shoulder, head, paws, asleep=True, haunch=build.girth * 0.72)
+
+
+def _swim(build: Build) -> Stance:
+    half = build.length / 2
+    height = build.leg + build.girth / 2
+    drop = height - 0.30
+    hip = (-half, height - drop)
+    shoulder = (half, height - drop + 0.03)
+    head = (shoulder[0] + build.neck[0], shoulder[1] + build.neck[1] * 0.95)
+    return Stance(hip, shoulder, head, ())
+
+
+def _upright(build: Build) -> tuple[Point, Point, Point, float]:
+    """Hip, shoulder and head of an animal on its legs, and how far its feet are below its joints."""
+    half = build.length / 2
+    height = build.leg + build.girth / 2
+    hip = (-half, height)
+    shoulder = (half, height + 0.02)
+    head = (shoulder[0] + build.neck[0], shoulder[1] + build.neck[1])
+    return hip, shoulder, head, height - 0.03
+
+
+def _run(build: Build, phase: float) -> Stance:
+    hip, shoulder, head, down = _upright(build)
+    stride = 0.85 + 0.25 * phase
+    reach = 0.30 * stride + build.leg * 0.25
+    back = 0.32 * stride + build.leg * 0.25
+    legs = (
+        _leg(hip, -back * 0.55, down * 0.95, -0.05),
+        _leg(shoulder, reach * 0.55, down * 0.95, 0.06),
+        _leg(hip, -back, down * 0.68, 0.05),
+        _leg(shoulder, reach, down * 0.66, 0.06),
+    )
+    return Stance(hip, shoulder, (head[0] + 0.07, head[1] - 0.08), legs)
+
+
+def _jump(build: Build, phase: float) -> Stance:
+    hip, shoulder, head, down = _upright(build)
+    stride = 0.9 + 0.2 * phase
+    legs = (
+        _leg(hip, -0.26 * stride, down * 0.80, 0.05),
+        _leg(shoulder, 0.24 * stride, down * 0.45, 0.10),
+        _leg(hip, -0.36 * stride, down * 0.66, 0.05),
+        _leg(shoulder, 0.33 * stride, down * 0.32, 0.08),
+    )
+    return Stance(hip, shoulder, head, legs)
+
+
+def _stand(build: Build, phase: float) -> Stance:
+    hip, shoulder, head, down = _upright(build)
     spread = 0.05 * phase
     legs = (
         _leg((hip[0] + 0.09, hip[1]), spread, down, -0.02),
@@ -125,12 +165,15 @@ def head(species: str, action: str | None, self_: Instance) -> tuple[Point, floa
     build = BUILDS[species]
     s = stance(build, action, self_.phase)
     degrees, (px, py), lift = _posture(action, s, self_)
-    c, d = cos(radians(degrees)), sin(radians(degrees))
-    dx, dy = s.head[0] - px, s.head[1] - py
+    c = cos(radians(degrees))
+    d = sin(radians(degrees))
+    dx = s.head[0] - px
+    dy = s.head[1] - py
     return (px + c * dx - d * dy, py + d * dx + c * dy + lift), build.head
 
 
 def quadruped(pen: Pen, species: str, action: str | None, self_: Instance, paint: Paint) -> None:
+    """A four-legged animal that looks to the right, in one of its poses."""
     build = BUILDS[species]
     s = stance(build, action, self_.phase)
     if action == "running":
@@ -150,23 +193,44 @@ def quadruped(pen: Pen, species: str, action: str | None, self_: Instance, paint
     mid = ((s.hip[0] + s.shoulder[0]) / 2, (s.hip[1] + s.shoulder[1]) / 2)
     if species != "horse" and action not in ("sitting", "sleeping"):
         pen.ellipse(
-            mid[0], mid[1] - build.girth * 0.3, build.length * 0.55, build.girth * 0.13, paint.light, outlined=False
+            mid[0],
+            mid[1] - build.girth * 0.3,
+            build.length * 0.55,
+            build.girth * 0.13,
+            paint.light,
+            outlined=False,
         )
     if action == "sitting":
-        pen.ellipse(s.shoulder[0] + 0.07, s.shoulder[1] - 0.1, 0.08, 0.15, paint.light, outlined=False)
+        pen.ellipse(
+            s.shoulder[0] + 0.07,
+            s.shoulder[1] - 0.1,
+            0.08,
+            0.15,
+            paint.light,
+            outlined=False,
+        )
     pen.flush()
     HEADS[species](pen, s.head, build.head, self_, paint, s.asleep)
     pen.flush()
     if s.asleep:
-        snores(pen, s.head[0] + 0.02, s.head[1] + build.head * (1.9 if species == "rabbit" else 1.5))
+        snores(
+            pen,
+            s.head[0] + 0.02,
+            s.head[1] + build.head * (1.9 if species == "rabbit" else 1.5),
+        )
 
 
 def _tail(pen: Pen, species: str, action: str | None, s: Stance, self_: Instance, paint: Paint) -> None:
-    x, y = s.hip[0] - BUILDS[species].girth * 0.42, s.hip[1] + 0.04
+    x = s.hip[0] - BUILDS[species].girth * 0.42
+    y = s.hip[1] + 0.04
     wag = 0.05 * self_.variant
     if species == "cat":
         if action in ("sitting", "sleeping"):
-            pen.limb([(x, 0.1), (x - 0.14, 0.07), (x - 0.22, 0.14), (x - 0.2, 0.24 + wag)], 0.075, paint.dark)
+            pen.limb(
+                [(x, 0.1), (x - 0.14, 0.07), (x - 0.22, 0.14), (x - 0.2, 0.24 + wag)],
+                0.075,
+                paint.dark,
+            )
         else:
             curve = [
                 (x, y),
@@ -177,7 +241,11 @@ def _tail(pen: Pen, species: str, action: str | None, s: Stance, self_: Instance
             ]
             pen.limb(curve, 0.075, paint.dark)
     elif species == "dog":
-        pen.limb([(x + 0.03, y), (x - 0.1, y + 0.1), (x - 0.13, y + 0.22 + wag)], 0.085, paint.dark)
+        pen.limb(
+            [(x + 0.03, y), (x - 0.1, y + 0.1), (x - 0.13, y + 0.22 + wag)],
+            0.085,
+            paint.dark,
+        )
     elif species == "rabbit":
         pen.ellipse(x - 0.02, y, 0.085, 0.085, paint.light)
     else:
@@ -213,7 +281,11 @@ def _cat_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, asle
     tip = r * (1.5 + 0.12 * self_.variant)
     for side in (-1, 1):
         pen.polygon(
-            [(x + side * r * 0.98, y + r * 0.15), (x + side * r * 0.85, y + tip), (x + side * r * 0.12, y + r * 0.85)],
+            [
+                (x + side * r * 0.98, y + r * 0.15),
+                (x + side * r * 0.85, y + tip),
+                (x + side * r * 0.12, y + r * 0.85),
+            ],
             paint.base,
         )
     pen.ellipse(x, y, r * 1.08, r * 0.94, paint.base)
@@ -228,12 +300,21 @@ def _cat_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, asle
     for across in (-0.32, 0.58):
         eye(pen, x + across * r, y + r * 0.08, r * 0.24, closed=asleep)
     pen.polygon(
-        [(x + r * 0.02, y - r * 0.22), (x + r * 0.26, y - r * 0.22), (x + r * 0.14, y - r * 0.38)], PINK, outlined=False
+        [
+            (x + r * 0.02, y - r * 0.22),
+            (x + r * 0.26, y - r * 0.22),
+            (x + r * 0.14, y - r * 0.38),
+        ],
+        PINK,
+        outlined=False,
     )
     for side in (-1, 1):
         for dy in (-0.28, -0.5):
             pen.limb(
-                [(x + side * r * 0.55, y + r * dy), (x + side * r * 1.35, y + r * (dy * 1.25 + 0.1))],
+                [
+                    (x + side * r * 0.55, y + r * dy),
+                    (x + side * r * 1.35, y + r * (dy * 1.25 + 0.1)),
+                ],
                 0.014,
                 paint.outline,
                 outlined=False,
@@ -247,7 +328,12 @@ def _dog_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, asle
     pen.flush()
     if not asleep:
         pen.ellipse(x + r * 0.85, y - r * 0.78, r * 0.16, r * 0.26, (232, 96, 110))
-    pen.limb([(x + r * 0.6, y - r * 0.52), (x + r * 1.2, y - r * 0.5)], 0.018, paint.outline, outlined=False)
+    pen.limb(
+        [(x + r * 0.6, y - r * 0.52), (x + r * 1.2, y - r * 0.5)],
+        0.018,
+        paint.outline,
+        outlined=False,
+    )
     pen.ellipse(x + r * 1.34, y - r * 0.12, r * 0.2, r * 0.17, PUPIL, outlined=False)
     eye(pen, x + r * 0.32, y + r * 0.2, r * 0.21, closed=asleep)
     droop = r * (0.95 + 0.15 * self_.variant)
@@ -269,7 +355,15 @@ def _rabbit_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, a
     for dx, turn in ((-0.42, back), (0.16, back - 18)):
         lean = -turn / 60 * r
         pen.ellipse(x + dx * r + lean, y + r * 1.45, r * 0.3, r * 1.0, paint.base, turn=turn)
-        pen.ellipse(x + dx * r + lean, y + r * 1.45, r * 0.14, r * 0.72, PINK, turn=turn, outlined=False)
+        pen.ellipse(
+            x + dx * r + lean,
+            y + r * 1.45,
+            r * 0.14,
+            r * 0.72,
+            PINK,
+            turn=turn,
+            outlined=False,
+        )
     pen.ellipse(x, y, r * 1.05, r * 0.95, paint.base)
     pen.ellipse(x + r * 0.55, y - r * 0.35, r * 0.4, r * 0.32, paint.light, outlined=False)
     eye(pen, x + r * 0.25, y + r * 0.15, r * 0.24, closed=asleep)
@@ -297,7 +391,15 @@ def _horse_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, as
         paint.base,
     )
     pen.ellipse(x + r * 0.62, y - r * 0.22, r * 1.4, r * 0.72, paint.base, turn=tilt)
-    pen.ellipse(x + r * 1.45, y - r * 0.6, r * 0.55, r * 0.52, paint.light, turn=tilt, outlined=False)
+    pen.ellipse(
+        x + r * 1.45,
+        y - r * 0.6,
+        r * 0.55,
+        r * 0.52,
+        paint.light,
+        turn=tilt,
+        outlined=False,
+    )
     pen.blob(
         [
             (x - r * 0.7, y + r * 0.9),
@@ -312,4 +414,9 @@ def _horse_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, as
     pen.ellipse(x + r * 1.68, y - r * 0.62, r * 0.12, r * 0.12, PUPIL, outlined=False)
 
 
-HEADS = {"cat": _cat_head, "dog": _dog_head, "rabbit": _rabbit_head, "horse": _horse_head}
+HEADS = {
+    "cat": _cat_head,
+    "dog": _dog_head,
+    "rabbit": _rabbit_head,
+    "horse": _horse_head,
+}

@@ -40,7 +40,10 @@ class Spot(NamedTuple):
 _ALONE = (Spot(0.5, 0.84, 0.62, 0.36, 0.17, 0.06),)
 _ROWS = {
     1: _ALONE,
-    2: (Spot(0.27, 0.80, 0.42, 0.27, 0.04, 0.07), Spot(0.73, 0.80, 0.42, 0.27, 0.04, 0.07)),
+    2: (
+        Spot(0.27, 0.80, 0.42, 0.27, 0.04, 0.07),
+        Spot(0.73, 0.80, 0.42, 0.27, 0.04, 0.07),
+    ),
     3: (
         Spot(0.5, 0.53, 0.36, 0.25, 0.10, 0.03),
         Spot(0.26, 0.90, 0.36, 0.25, 0.04, 0.04),
@@ -53,8 +56,14 @@ _ROWS = {
         Spot(0.73, 0.91, 0.34, 0.24, 0.05, 0.03),
     ),
 }
-_BESIDE = (Spot(0.27, 0.80, 0.42, 0.28, 0.04, 0.06), Spot(0.73, 0.80, 0.42, 0.28, 0.04, 0.06))
-_STACKED = (Spot(0.5, 0.50, 0.38, 0.26, 0.12, 0.03), Spot(0.5, 0.93, 0.40, 0.27, 0.12, 0.03))
+_BESIDE = (
+    Spot(0.27, 0.80, 0.42, 0.28, 0.04, 0.06),
+    Spot(0.73, 0.80, 0.42, 0.28, 0.04, 0.06),
+)
+_STACKED = (
+    Spot(0.5, 0.50, 0.38, 0.26, 0.12, 0.03),
+    Spot(0.5, 0.93, 0.40, 0.27, 0.12, 0.03),
+)
 
 _WIDEST, _HIGHEST, _MARGIN = 1.35, 1.22, 0.02
 
@@ -73,7 +82,13 @@ class Head(NamedTuple):
 
     @property
     def box(self) -> Box:
-        return self.x - 1.3 * self.radius, self.y - 1.5 * self.radius, self.x + 1.3 * self.radius, self.y + self.radius
+        """Around the head, with ears and muzzle."""
+        return (
+            self.x - 1.3 * self.radius,
+            self.y - 1.5 * self.radius,
+            self.x + 1.3 * self.radius,
+            self.y + self.radius,
+        )
 
 
 class Placed(NamedTuple):
@@ -91,16 +106,25 @@ class Placed(NamedTuple):
         left, right, top = _extent(self.thing.object, self.thing.action)
         if self.instance.flip < 0:
             left, right = -right, -left
-        return self.x + left * self.height, self.y - top * self.height, self.x + right * self.height, self.y
+        return (
+            self.x + left * self.height,
+            self.y - top * self.height,
+            self.x + right * self.height,
+            self.y,
+        )
 
     @property
     def head(self) -> Head | None:
-        """Of a four-legged animal."""
+        """Where the head of a four-legged animal is; None for all else."""
         if self.thing.object not in BUILDS:
             return None
         (x, y), radius = head(self.thing.object, self.thing.action, self.instance)
         forward = -x if self.instance.flip < 0 else x
-        return Head(self.x + forward * self.height, self.y - y * self.height, radius * self.height)
+        return Head(
+            self.x + forward * self.height,
+            self.y - y * self.height,
+            radius * self.height,
+        )
 
 
 def paint(scene: Scene, vector: NDArray[np.float32], size: int) -> NDArray[np.uint8]:
@@ -120,8 +144,13 @@ def draw(place: str, background: list[float], placed: Sequence[Placed], size: in
 def layout(scene: Scene, vector: NDArray[np.float32]) -> list[Placed]:
     """Where the scene's objects are; what stands further back comes first."""
     _, instances = split_latents(vector)
-    cells = sorted(_cells(scene, instances), key=lambda cell: cell[1].y + cell[1].play_y * cell[2].y)
-    return [_place(*cell) for cell in cells]
+    return [_place(*cell) for cell in sorted(_cells(scene, instances), key=_nearness)]
+
+
+def _nearness(cell: tuple[Thing, Spot, Instance]) -> float:
+    """How far to the front a cell's object stands."""
+    _, spot, instance = cell
+    return spot.y + spot.play_y * instance.y
 
 
 def places(scene: Scene) -> list[Placed]:
@@ -133,20 +162,26 @@ def _cells(scene: Scene, instances: list[Instance]) -> list[tuple[Thing, Spot, I
     scene = scene.canonical()
     if len(scene.things) == 1:
         thing = scene.things[0]
-        return [(thing, spot, instance) for spot, instance in zip(_ROWS[thing.count], instances, strict=False)]
+        spots = _ROWS[thing.count]
+        return [(thing, spot, instance) for spot, instance in zip(spots, instances, strict=False)]
     first, second = _BESIDE if scene.relation in ("left", "right") else _STACKED
     if scene.relation in ("right", "below"):
         first, second = second, first
-    return [(scene.things[0], first, instances[0]), (scene.things[1], second, instances[1])]
+    return [
+        (scene.things[0], first, instances[0]),
+        (scene.things[1], second, instances[1]),
+    ]
 
 
 def _place(thing: Thing, spot: Spot, self_: Instance) -> Placed:
     left, right, top = _extent(thing.object, thing.action)
-    height = (spot.large if thing.size == "large" else spot.small) * (1 + 0.08 * self_.scale)
+    large = thing.size == "large"
+    height = (spot.large if large else spot.small) * (1 + 0.08 * self_.scale)
     room = 2 * min(spot.x, 1 - spot.x) - 2 * _MARGIN
-    height *= min(1.0, min(_WIDEST, room / spot.large) / (right - left), _HIGHEST / top)
+    widest = min(_WIDEST, room / spot.large)
+    height *= min(1.0, widest / (right - left), _HIGHEST / top)
     # A small object has more room to move in its cell; none leaves the picture.
-    x = spot.x + spot.play_x * self_.x * (1.0 if thing.size == "large" else 1.5)
+    x = spot.x + spot.play_x * self_.x * (1.0 if large else 1.5)
     reach = (right - left) / 2 * height + _MARGIN
     x = min(max(x, reach), 1 - reach)
     x -= (left + right) / 2 * height * (-1 if self_.flip < 0 else 1)
@@ -160,16 +195,30 @@ def _extent(object_: str, action: str | None) -> tuple[float, float, float]:
     canvas = Image.new("RGB", (1, 1))
     pen = Pen(canvas, 0, 0, 1000, flip=False, outline=(0, 0, 0))
     pen.put = []
-    draw_object(pen, object_, action, Instance(0, 0, 0, 1, 0.5, 0, 0), Paint.of("red", 0, night=False))
+    draw_object(
+        pen,
+        object_,
+        action,
+        Instance(0, 0, 0, 1, 0.5, 0, 0),
+        Paint.of("red", 0, night=False),
+    )
     points = np.concatenate([np.array(shape) for shape in pen.put]).reshape(-1, 2) / 1000
-    return float(points[:, 0].min()), float(points[:, 0].max()), float(-points[:, 1].min())
+    x, y = points.T
+    return float(x.min()), float(x.max()), float(-y.min())
 
 
 def _draw(canvas: Image.Image, placed: Placed, place: str) -> None:
     size = canvas.width
     thing, self_, x, y, height = placed
     paint_ = Paint.of(thing.colour, self_.shade, night=place == "night street")
-    pen = Pen(canvas, x * size, y * size, height * size, flip=self_.flip < 0, outline=paint_.outline)
+    pen = Pen(
+        canvas,
+        x * size,
+        y * size,
+        height * size,
+        flip=self_.flip < 0,
+        outline=paint_.outline,
+    )
     pen.edge *= size / CANVAS
     aloft = thing.action in ("flying", "jumping")
     wet = place == "water"
@@ -182,22 +231,33 @@ def _draw(canvas: Image.Image, placed: Placed, place: str) -> None:
 
 
 def _shadow(pen: Pen, x: float, y: float, height: float) -> None:
-    w, h = 0.5 * height, 0.07 * height
+    w = 0.5 * height
+    h = 0.07 * height
     pen.glaze.ellipse((x - w, y - h, x + w, y + h * 0.9), fill=(20, 20, 40, 70))
 
 
-def _splash(canvas: Image.Image, pen: Pen, x: float, y: float, height: float, thing: Thing, *, aloft: bool) -> None:
+def _splash(
+    canvas: Image.Image,
+    pen: Pen,
+    x: float,
+    y: float,
+    height: float,
+    thing: Thing,
+    *,
+    aloft: bool,
+) -> None:
     """The water in front of what is in it: the deeper it is, the more is hidden."""
     if not aloft:
         depth = {"swimming": 0.26, "running": 0.14}.get(thing.action or "", 0.12)
         below = canvas.getpixel((canvas.width - 1, min(canvas.height - 1, int(y))))
         w = 0.62 * height
         top = y - depth * height
-        pen.draw.ellipse((x - w, top - 0.02 * height, x + w, y + 0.1 * height), fill=below)
-        pen.draw.arc(
-            (x - w, top - 0.02 * height, x + w, y + 0.1 * height), 190, 350, fill=FOAM, width=max(2, round(height / 40))
-        )
+        box = (x - w, top - 0.02 * height, x + w, y + 0.1 * height)
+        pen.draw.ellipse(box, fill=below)
+        pen.draw.arc(box, 190, 350, fill=FOAM, width=max(2, round(height / 40)))
         y = top + 0.1 * height
     for k in (0.8, 1.15):
-        w, h = 0.55 * height * k, 0.09 * height * k
-        pen.draw.arc((x - w, y - h * 0.6, x + w, y + h * 1.4), 15, 165, fill=FOAM, width=max(2, round(height / 50)))
+        w = 0.55 * height * k
+        h = 0.09 * height * k
+        box = (x - w, y - h * 0.6, x + w, y + h * 1.4)
+        pen.draw.arc(box, 15, 165, fill=FOAM, width=max(2, round(height / 50)))

@@ -18,7 +18,9 @@ def contact_sheet(scenes: list[Scene], columns: int, size: int) -> Image.Image:
     rows = -(-len(scenes) // columns)
     sheet = Image.new("RGB", (columns * (size + 2), rows * (size + 2)), "white")
     for i, scene in enumerate(scenes):
-        sheet.paste(Image.fromarray(render(scene, size)), (i % columns * (size + 2), i // columns * (size + 2)))
+        row, column = divmod(i, columns)
+        picture = Image.fromarray(render(scene, size))
+        sheet.paste(picture, (column * (size + 2), row * (size + 2)))
     return sheet
 
 
@@ -37,20 +39,23 @@ def every_pose(seed: int) -> list[Scene]:
 
 
 def main() -> None:
+    """Writes the contact sheet that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--split", choices=SPLITS, default="train")
-    parser.add_argument(
-        "--poses", action="store_true", help="every object in every pose, instead of scenes drawn by lot"
-    )
+    parser.add_argument("--poses", action="store_true", help="every object in every pose, instead of random scenes")
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--columns", type=int, default=8)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
-    drawn = [sample_scene(rng, options.split) for _ in range(options.count)]
-    contact_sheet(every_pose(options.seed) if options.poses else drawn, options.columns, options.size).save(options.out)
+    if options.poses:
+        scenes = every_pose(options.seed)
+    else:
+        scenes = [sample_scene(rng, options.split) for _ in range(options.count)]
+    sheet = contact_sheet(scenes, options.columns, options.size)
+    sheet.save(options.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from workers.lab.evaluation.description import f1, f1_rows, facts
 from workers.lab.evaluation.intervals import figure, mean, mean_of_means, share
 from workers.lab.evaluation.judge import GRID, ROLES, Judge, Maps, cells, sight
 from workers.lab.evaluation.judge_pictures import Labelled, arrange
-from workers.lab.evaluation.judge_training import JudgeRecipe, batches, figures, loss, nearness
+from workers.lab.evaluation.judge_training import Batch, JudgeRecipe, batches, figures, loss, nearness
 from workers.lab.evaluation.judging import counterfactual, example
 from workers.lab.evaluation.prompts import COLUMNS, GENEVAL, TAGS, Prompt, Wanted, prompts
 from workers.lab.evaluation.sighting import VALUES, Sighting, seen_in, truth
@@ -310,7 +310,7 @@ def test_the_judge_learns_a_handful_by_heart():
     images = torch.from_numpy(data.pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     optimiser = torch.optim.AdamW(judge.parameters(), 3e-3)
     for _ in range(50):
-        value, _ = loss(judge, (images, *tensors))
+        value, _ = loss(judge, Batch(images, *tensors))
         optimiser.zero_grad()
         value.backward()
         optimiser.step()

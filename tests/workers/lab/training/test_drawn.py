@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from workers.engines.builtin import load
-from workers.lab.training import data, drawn
-from workers.lab.training.__main__ import parser, run
+from workers.lab.training import data, drawn, runs
+from workers.lab.training.__main__ import run
 from workers.lab.training.data import Pictures
-from workers.lab.training.progress import Progress
+from workers.lab.training.options import TrainOptions
+from workers.lab.training.progress import TrainingLog
 from workers.models.recognizer import Recognizer
 from workers.scenes.grammar import Split
 
@@ -25,18 +25,16 @@ FEW = ("--pictures", "12", "--checked", "4", "--judged", "4", "--steps", "2", "-
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def pictures(split: Split, count: int, **_: Any) -> Pictures:
-        return data.pictures(split, count)
+        return data.draw_pictures(split, count)
 
     # A dozen pictures are drawn here and now, not by processes into a cache.
-    monkeypatch.setattr(drawn, "pictures", pictures)
+    monkeypatch.setattr(drawn, "draw_pictures", pictures)
     monkeypatch.setattr(drawn, "RENDERED", 4)
-    monkeypatch.setattr(Progress, "draw", lambda _: None)
+    monkeypatch.setattr(TrainingLog, "draw", lambda _: None)
 
 
-def options(out: Path, *more: str) -> Namespace:
-    given = parser().parse_args(["recognizer", *FEW, *more, "--out", str(out)])
-    given.device = "cpu"
-    return given
+def options(out: Path, *more: str) -> TrainOptions:
+    return TrainOptions.parse(["recognizer", *FEW, *more, "--out", str(out), "--device", "cpu"])
 
 
 def test_a_finished_run_is_judged_and_stored_with_what_made_it(tmp_path: Path) -> None:
@@ -52,7 +50,7 @@ def test_a_finished_run_is_judged_and_stored_with_what_made_it(tmp_path: Path) -
 def test_what_is_stored_is_not_judged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(options(tmp_path))
     before = (tmp_path / "shipped.safetensors").stat().st_mtime_ns
-    monkeypatch.setattr(drawn, "store", lambda *_: pytest.fail("stored twice"))
+    monkeypatch.setattr(runs, "store", lambda *_: pytest.fail("stored twice"))
     run(options(tmp_path))
     assert (tmp_path / "shipped.safetensors").stat().st_mtime_ns == before
 

@@ -12,19 +12,30 @@ import torch
 from torch import Tensor
 
 from workers.lab.training.checkpoint import save_weights
-from workers.lab.training.data import pictures
+from workers.lab.training.data import draw_pictures
 from workers.lab.training.generator import (
     GeneratorRecipe,
     Rivals,
     paintings,
-    planning,
+    plan_loss,
     reconstruction,
     texts,
     train_generator,
 )
 from workers.lab.world.latents import BACKGROUND_SIZE, INSTANCE_SIZE, LATENT_SIZE
 from workers.models.discriminator import Discriminator
-from workers.models.generator import CELLS, THINGS, Generator, Painter, Planner, Shape, onto_canvas, things
+from workers.models.generator import (
+    CELLS,
+    OPEN,
+    PLACE,
+    THINGS,
+    Generator,
+    Painter,
+    Planner,
+    Shape,
+    onto_canvas,
+    things,
+)
 from workers.models.text import vocabulary
 from workers.scenes.grammar import SLOT_SIZES, Scene, Thing, slots
 
@@ -93,6 +104,64 @@ def test_things_of_a_plan_are_listed_with_their_cells() -> None:
     assert CELLS[cells[0, 0]][0] < CELLS[cells[0, 1]][0]
 
 
+@pytest.mark.parametrize(
+    ("counts", "relation", "cells"),
+    [
+        ((1, 0), 0, [0]),
+        ((2, 0), 0, [1, 2]),
+        ((4, 0), 0, [6, 7, 8, 9]),
+        ((1, 1), 0, [10, 11]),
+        ((1, 1), 4, [18, 19]),
+        ((2, 1), 0, [3, 4, 5]),
+        ((1, 3), 0, [6, 7, 8, 9]),
+        ((2, 1), 1, [6, 8, 13]),
+        ((1, 2), 3, [16, 8, 9]),
+        ((2, 2), 2, [7, 9, 6, 8]),
+        ((3, 3), 0, [6, 7, 8, 9]),
+    ],
+)
+def test_things_have_cells_of_their_own(counts: tuple[int, int], relation: int, cells: list[int]) -> None:
+    first, second = counts
+    _, found, present = things(torch.tensor([[1, 1, 0, 1, first, 2 * (second > 0), 1, 0, 1, second, 1, relation]]))
+    assert found[present].tolist() == cells
+
+
+@pytest.mark.parametrize("relation", range(1, 5))
+@pytest.mark.parametrize("counts", [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_cells_stand_in_the_relation(counts: tuple[int, int], relation: int) -> None:
+    _, cells, present = things(torch.tensor([[1, 1, 0, 1, counts[0], 2, 1, 0, 1, counts[1], 1, relation]]))
+    middles = torch.tensor(CELLS)[cells[present], :2]
+    axis, sign = divmod(relation - 1, 2)
+    apart = middles[counts[0] :, None, axis] - middles[None, : counts[0], axis]
+    assert (apart * (1 - 2 * sign) > 0.1).all()
+
+
+def test_what_is_settled_is_planned_and_the_rest_is_the_planners(generator: Generator) -> None:
+    known = torch.full((3, len(SHAPE.plan)), OPEN)
+    known[0] = plan(Scene((Thing("dog", "white", None, "small", 2),), "snow"))
+    known[1, 1] = 5
+    said = tokens(*TEXTS[:3])
+    planned, noise = generator.plan(said, [1, 2, 3], known)
+    free, same_noise = generator.plan(said, [1, 2, 3])
+    assert planned[0].tolist() == known[0].tolist()
+    assert (planned[1, 0], planned[1, 1]) == (free[1, 0], 5)
+    assert planned[2].tolist() == free[2].tolist()
+    assert noise.equal(same_noise)
+
+
+def test_a_place_alone_has_nothing_in_it(generator: Generator) -> None:
+    snow = torch.zeros(2, len(SHAPE.plan), dtype=torch.long)
+    snow[:, PLACE] = 3
+    planned, noise = generator.plan(tokens("snow", "snow"), [1, 2], snow)
+    assert not things(planned)[2].any()
+    cat = plan(Scene((Thing("cat", "black"),), "snow"))
+    with torch.no_grad():
+        empty = generator.painter(planned, noise)
+        mixed = generator.painter(torch.cat([cat, planned[1:]]), noise)
+    assert (mixed[1] - empty[1]).abs().max() < 1e-4
+    assert (mixed[0] - empty[0]).abs().max() > 1e-2
+
+
 def test_any_plan_can_be_painted(generator: Generator) -> None:
     """The planner may write nonsense: it must be painted, not crash."""
     plans = torch.stack([torch.randint(size, (64,)) for size in SHAPE.plan], 1)
@@ -121,7 +190,7 @@ def test_planning_steps_lower_the_loss() -> None:
     batch = texts(32, seed=1)(0)
     losses = []
     for _ in range(8):
-        loss, _ = planning(planner, batch)
+        loss, _ = plan_loss(planner, batch)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -133,7 +202,7 @@ def test_painting_steps_lower_the_loss() -> None:
     torch.manual_seed(0)
     painter = Painter(SHAPE)
     optimiser = torch.optim.AdamW(painter.parameters(), lr=2e-3)
-    plans, noise, truth = paintings(pictures("train", 8, seed=1), 8, seed=1)(0)
+    plans, noise, truth = paintings(draw_pictures("train", 8, seed=1), 8, seed=1)(0)
     losses = []
     for _ in range(8):
         loss = reconstruction(painter(plans, noise), truth)
@@ -147,7 +216,7 @@ def test_painting_steps_lower_the_loss() -> None:
 def test_batches_depend_on_the_step_alone() -> None:
     for one, two in zip(texts(4, seed=1)(7), texts(4, seed=1)(7), strict=True):
         assert torch.equal(one, two)
-    data = pictures("train", 8, seed=1)
+    data = draw_pictures("train", 8, seed=1)
     for one, two in zip(paintings(data, 4, seed=1)(7), paintings(data, 4, seed=1)(7), strict=True):
         assert torch.equal(one, two)
 
@@ -177,7 +246,7 @@ def test_rivals_pull_each_for_its_own_part() -> None:
     """The critic's loss gives the painter no gradient, nor the painter's loss the critic."""
     torch.manual_seed(0)
     rivals = Rivals(Painter(SHAPE), Discriminator(SHAPE.plan))
-    batch = paintings(pictures("train", 4, seed=1), 4, seed=1)(0)
+    batch = paintings(draw_pictures("train", 4, seed=1), 4, seed=1)(0)
     parts = rivals(*batch, 1.0, 1.0)
     painter, critic = (list(part.parameters()) for part in (rivals.painter, rivals.discriminator))
 
@@ -197,7 +266,7 @@ def test_a_generator_is_trained_in_slices_and_put_together(tmp_path: Path) -> No
     recipe = GeneratorRecipe(
         steps=2, planner_steps=2, rival_steps=2, batch=2, planner_batch=2, planner_judged=2, validate_every=1
     )
-    data, judged = pictures("train", 4, seed=1), pictures("validation", 2, seed=1)
+    data, judged = draw_pictures("train", 4, seed=1), draw_pictures("validation", 2, seed=1)
     slices = 0
     while not train_generator(data, judged, tmp_path, recipe, minutes=0).finished:
         slices += 1
@@ -212,9 +281,9 @@ def test_losses_are_finite_in_mixed_precision() -> None:
     """As they are computed on processors with native bfloat16, and on GPUs."""
     torch.manual_seed(0)
     planner, rivals = Planner(SHAPE), Rivals(Painter(SHAPE), Discriminator(SHAPE.plan))
-    batch = paintings(pictures("train", 4, seed=1), 4, seed=1)(0)
+    batch = paintings(draw_pictures("train", 4, seed=1), 4, seed=1)(0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = [planning(planner, texts(2, seed=1)(0))[0], *rivals(*batch, 1.0, 1.0).values()]
+        losses = [plan_loss(planner, texts(2, seed=1)(0))[0], *rivals(*batch, 1.0, 1.0).values()]
     torch.stack(losses).sum().backward()
     assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses)
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in rivals.parameters())

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from tuwen.errors import ConfigurationError
 from workers.lab.training.checkpoint import PART_BYTES, load_checkpoint, save_checkpoint, save_weights
 from workers.lab.training.loop import (
-    Average,
     Outcome,
     Validation,
     autocast,
+    make_average,
     train,
 )
 from workers.lab.training.recipe import Recipe
@@ -209,17 +209,44 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
 def test_the_average_follows_the_weights() -> None:
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
-    average = Average(model, decay=0.5)
+    average = make_average(model, decay=0.5)
     with torch.no_grad():
         model.weight.fill_(1.0)
     expected = 0.0
     for update in range(1, 12):
-        average.update(model)
+        average.update_parameters(model)
         decay = min(0.5, (1 + update) / (10 + update))
         expected = decay * expected + (1 - decay)
-        assert average.model.weight.item() == pytest.approx(expected)
-    assert not average.model.training
-    assert not average.model.weight.requires_grad
+        assert average.module.weight.item() == pytest.approx(expected)
+    assert not average.module.training
+    assert not average.module.weight.requires_grad
+
+
+def test_the_average_copies_buffers() -> None:
+    model = nn.BatchNorm1d(2)
+    average = make_average(model, decay=0.9)
+    model(torch.tensor([[1.0, 2.0], [3.0, 8.0]]))
+    average.update_parameters(model)
+    assert torch.equal(average.module.running_mean, model.running_mean)
+    assert average.module.num_batches_tracked == 1
+
+
+def test_a_checkpoint_of_version_0_1_is_continued(tmp_path: Path) -> None:
+    whole, resumed = make_model(), make_model()
+    train(whole, squares, batch, RECIPE, tmp_path / "whole")
+    train(make_model(), squares, batch, RECIPE, tmp_path / "cut", minutes=1, clock=clock_of(10))
+    state = load_checkpoint(tmp_path / "cut")
+    assert state is not None
+    # Version 0.1 counted the updates; `AveragedModel` counts the weights, the first ones too.
+    average = state["average"]
+    updates = int(average.pop("n_averaged")) - 1
+    weights = {name.removeprefix("module."): weight for name, weight in average.items()}
+    state["average"] = {"model": weights, "updates": updates}
+    assert updates == state["outcome"]["step"] == 6
+    save_checkpoint(tmp_path / "cut", 6, state)
+    train(resumed, squares, batch, RECIPE, tmp_path / "cut")
+    for name, weight in load_file(tmp_path / "whole/weights.safetensors").items():
+        assert torch.equal(weight, load_file(tmp_path / "cut/weights.safetensors")[name]), name
 
 
 def test_a_large_checkpoint_is_cut_into_parts_and_the_older_one_goes(tmp_path: Path) -> None:

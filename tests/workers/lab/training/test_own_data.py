@@ -16,8 +16,8 @@ from PIL import Image
 from tuwen.engine import Pixels
 from tuwen.errors import ConfigurationError
 from tuwen.jobs import Language
-from workers.lab.training.own.augmentation import changed, draw, mirrored_text, names_colour
-from workers.lab.training.own.data import Examples, Wanted, language_of, own_data
+from workers.lab.training.own.augmentation import draw_captioned, mirrored_text, names_colour, vary
+from workers.lab.training.own.data import Examples, SourceOptions, language_of, read_own_data
 from workers.lab.training.own.labels import UNKNOWN, label_set, labels_of, mirrored_slots
 from workers.models.text import LENGTH
 from workers.scenes.grammar import Scene, Thing, caption, mirrored, sample_scene, slots
@@ -96,7 +96,7 @@ def counts(run: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("form", [image_folder, coco, flickr, tars])
 def test_every_format_is_read(folder: Path, tmp_path: Path, form: Callable[[Path], Path]) -> None:
-    data = own_data(Wanted(str(form(folder))), tmp_path / "data", never)
+    data = read_own_data(SourceOptions(str(form(folder))), tmp_path / "data", never)
     words = {word for text in data.texts for word in text.split()}
     assert {"zebra", "boats", "rabbit"} <= words
     assert len(data) == 3
@@ -107,7 +107,7 @@ def test_every_format_is_read(folder: Path, tmp_path: Path, form: Callable[[Path
 def test_pictures_are_fitted_as_engines_fit_them(folder: Path, tmp_path: Path) -> None:
     from workers.engines.framing import fit
 
-    data = own_data(Wanted(str(image_folder(folder))), tmp_path / "data", never)
+    data = read_own_data(SourceOptions(str(image_folder(folder))), tmp_path / "data", never)
     by_name = {example.name: row for row, example in enumerate(data.known)}
     assert np.array_equal(data.pixels[by_name["b.png"]], fit(np.asarray(picture(1)), 64, 64))
 
@@ -126,7 +126,7 @@ def spoil(folder: Path) -> Path:
 
 
 def test_what_is_missing_or_broken_is_left_out_and_counted(folder: Path, tmp_path: Path) -> None:
-    data = own_data(Wanted(str(spoil(folder)), "drop"), tmp_path / "data", never)
+    data = read_own_data(SourceOptions(str(spoil(folder)), "drop"), tmp_path / "data", never)
     assert [example.name for example in data.known] == ["a.png", "b.png", "c.png"]
     assert data.known[0].captions == ("a zebra to the left of a black cat", "a dog")
     told = counts(tmp_path / "data")
@@ -146,7 +146,7 @@ def test_missing_captions_are_filled_by_the_describer(folder: Path, tmp_path: Pa
         shown.append((pixels.shape, language))
         return [f"a red horse, number {i}" for i in range(len(pixels))]
 
-    data = own_data(Wanted(str(spoil(folder)), "fill"), tmp_path / "data", describe)
+    data = read_own_data(SourceOptions(str(spoil(folder)), "fill"), tmp_path / "data", describe)
     assert shown == [((3, 64, 64, 3), "en")]
     assert sorted(example.captions for example in data.known if example.name in ("d.png", "e.png", "f.png")) == [
         (f"a red horse, number {i}",) for i in range(3)
@@ -156,21 +156,21 @@ def test_missing_captions_are_filled_by_the_describer(folder: Path, tmp_path: Pa
 
 
 def test_something_missing_can_stop_the_run(folder: Path, tmp_path: Path) -> None:
-    assert len(own_data(Wanted(str(image_folder(folder)), "fail"), tmp_path / "good", never)) == 3
+    assert len(read_own_data(SourceOptions(str(image_folder(folder)), "fail"), tmp_path / "good", never)) == 3
     with pytest.raises(ConfigurationError, match="--missing drop"):
-        own_data(Wanted(str(spoil(folder)), "fail"), tmp_path / "bad", never)
+        read_own_data(SourceOptions(str(spoil(folder)), "fail"), tmp_path / "bad", never)
     assert not (tmp_path / "bad").exists()
 
 
 def test_a_run_goes_on_with_the_pictures_it_saw(folder: Path, tmp_path: Path) -> None:
-    wanted = Wanted(str(image_folder(folder)))
-    before = own_data(wanted, tmp_path / "data", never)
+    wanted = SourceOptions(str(image_folder(folder)))
+    before = read_own_data(wanted, tmp_path / "data", never)
     (folder / "b.png").unlink()
-    after = own_data(wanted, tmp_path / "data", never)
+    after = read_own_data(wanted, tmp_path / "data", never)
     assert after.known == before.known
     assert np.array_equal(after.pixels, before.pixels)
     with pytest.raises(ConfigurationError, match="other options"):
-        own_data(Wanted(str(folder), limit=2), tmp_path / "data", never)
+        read_own_data(SourceOptions(str(folder), limit=2), tmp_path / "data", never)
 
 
 def test_each_picture_is_in_one_share_for_good(tmp_path: Path) -> None:
@@ -179,20 +179,20 @@ def test_each_picture_is_in_one_share_for_good(tmp_path: Path) -> None:
     for number in range(60):
         (photos / f"{number}.png").write_bytes(png(number))
         (photos / f"{number}.txt").write_text(f"picture {number}")
-    data = own_data(Wanted(str(photos)), tmp_path / "data", never)
+    data = read_own_data(SourceOptions(str(photos)), tmp_path / "data", never)
     shares = {share: len(data.of(share)) for share in ("train", "validation", "test")}
     assert sum(shares.values()) == 60
     assert shares["train"] > 35
     assert min(shares.values()) > 0
     (photos / "0.png").rename(photos / "other.png")
     (photos / "0.txt").rename(photos / "other.txt")
-    again = own_data(Wanted(str(photos)), tmp_path / "again", never)
+    again = read_own_data(SourceOptions(str(photos)), tmp_path / "again", never)
     assert {e.captions: e.share for e in again.known} == {e.captions: e.share for e in data.known}
 
 
 def test_long_captions_are_counted(folder: Path, tmp_path: Path) -> None:
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": "very " * LENGTH}))
-    own_data(Wanted(str(folder)), tmp_path / "data", never)
+    read_own_data(SourceOptions(str(folder)), tmp_path / "data", never)
     assert counts(tmp_path / "data")["too_long"] == 1
 
 
@@ -298,7 +298,7 @@ def test_pictures_and_captions_are_mirrored_together() -> None:
     data = examples(["a cat left of a dog", "the man left", "a cat"])
     seen: dict[int, set[tuple[str, bool]]] = {row: set() for row in range(3)}
     for number in range(30):
-        drawn = draw(data, 3, np.random.default_rng(number))
+        drawn = draw_captioned(data, 3, np.random.default_rng(number))
         for row, text, pixels in zip(drawn.rows, drawn.captions, drawn.pixels, strict=True):
             seen[row].add((text, bool(np.array_equal(pixels, data.pixels[row]))))
     assert seen[0] == {("a cat left of a dog", True), ("a cat right of a dog", False)}
@@ -312,8 +312,8 @@ def test_hues_are_turned_only_where_no_caption_names_one() -> None:
     reds = {0: 1.0, 1: 1.0}
     for number in range(20):
         rng = np.random.default_rng(number)
-        drawn = draw(data, 2, rng)
-        means = changed(drawn, data, rng).mean((2, 3))
+        drawn = draw_captioned(data, 2, rng)
+        means = vary(drawn, data, rng).mean((2, 3))
         for row, (red, green, blue) in zip(drawn.rows, means.tolist(), strict=True):
             reds[row] = min(reds[row], red - max(green, blue))
     assert reds[0] > 0.5

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +15,11 @@ from tuwen.errors import ConfigurationError
 from tuwen.jobs import DescribeResult, RecognizeResult
 from workers.engines import builtin
 from workers.lab.training import runs
-from workers.lab.training.__main__ import parser, run
-from workers.lab.training.folds import folds, summary
+from workers.lab.training.__main__ import run
+from workers.lab.training.folds import folds, summarise
+from workers.lab.training.options import TrainOptions
 from workers.lab.training.own import describer, matcher
-from workers.lab.training.own.runs import TRAINABLE, described, train_own
+from workers.lab.training.own.runs import TRAINABLES, describe_pictures, train_own
 from workers.lab.world.render import render
 from workers.models.text import UNKNOWN, Vocabulary, unknown_words, vocabulary
 from workers.scenes.grammar import Scene, Thing, caption, sample_scene
@@ -49,10 +49,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def options(photos: Path, out: Path, *more: str) -> Namespace:
-    given = parser().parse_args([*more, "--data", str(photos), "--out", str(out), "--device", "cpu"])
-    given.device = "cpu"
-    return given
+def options(photos: Path, out: Path, *more: str) -> TrainOptions:
+    return TrainOptions.parse([*more, "--data", str(photos), "--out", str(out), "--device", "cpu"])
 
 
 FEW = ("--steps", "3", "--batch", "4", "--validate-every", "2", "--warmup", "1")
@@ -71,8 +69,7 @@ def test_each_model_learns_from_own_pictures_and_is_stored_with_its_words(
     assert all(np.isfinite(value) for value in facts["metrics"].values())
     words = Vocabulary.beside(tmp_path / "shipped.safetensors")
     assert ("lighthouse" in words.ids) is (model != "recognizer")
-    more: dict[str, Any] = {"labels": KEYS} if model == "recognizer" else {"words": words}
-    made = TRAINABLE[model].make(runs.make_recipe(given), **more)
+    made = TRAINABLES[model](words, KEYS).build(runs.make_recipe(given))
     builtin.load(made, tmp_path / "shipped.safetensors", "cpu")
 
 
@@ -99,7 +96,7 @@ def test_the_generator_learns_plans_codes_and_a_rival(
 
 
 class Quiet:
-    """Nobody watches, nobody cancels."""
+    """Nobody watches and nobody cancels."""
 
     def progress(self, step: int, steps: int) -> None: ...
 
@@ -150,15 +147,14 @@ def test_the_describer_comes_to_use_own_words(photos: Path, tmp_path: Path, monk
 
 def test_missing_captions_are_filled_by_the_shipped_describer() -> None:
     scene = Scene((Thing("boat", "red"),), "water", seed=3)
-    (english,) = described(render(scene, 64)[None], "en", "cpu")
+    (english,) = describe_pictures(render(scene, 64)[None], "en", "cpu")
     assert {"boat", "red"} <= set(english.replace(",", "").split())
-    (chinese,) = described(render(scene, 64)[None], "zh", "cpu")
+    (chinese,) = describe_pictures(render(scene, 64)[None], "zh", "cpu")
     assert "红色的船" in chinese
 
 
 def test_a_cut_run_goes_on_where_it_was(photos: Path, tmp_path: Path) -> None:
-    given = options(photos, tmp_path, "matcher", *FEW)
-    given.minutes = 0.0
+    given = replace(options(photos, tmp_path, "matcher", *FEW), minutes=0.0)
     slices = 0
     while not train_own(given):
         slices += 1
@@ -184,7 +180,7 @@ def test_folds_are_parts_of_equal_size() -> None:
     assert sorted(len(part) for part in parts) == [3, 4, 4]
     with pytest.raises(ConfigurationError, match="cannot be cut"):
         folds(2, 3, seed=0)
-    assert summary([{"a": 1.0, "b": 2.0}, {"a": 3.0}])["mean"] == {"a": 2.0}
+    assert summarise([{"a": 1.0, "b": 2.0}, {"a": 3.0}])["mean"] == {"a": 2.0}
 
 
 def test_an_option_that_a_model_has_no_use_for_is_refused(photos: Path, tmp_path: Path) -> None:
@@ -193,14 +189,16 @@ def test_an_option_that_a_model_has_no_use_for_is_refused(photos: Path, tmp_path
 
 
 def test_all_models_are_trained_in_the_time_there_is(tmp_path: Path) -> None:
-    given = list(runs.each(parser().parse_args(["all", "--out", str(tmp_path), "--batch", "3"])))
+    given = list(runs.options_of_each(TrainOptions.parse(["all", "--out", str(tmp_path), "--batch", "3"])))
     assert [mine.model for mine in given] == ["recognizer", "describer", "matcher", "generator"]
-    assert [mine.out.name for mine in given] == ["recognizer", "describer", "matcher", "generator"]
-    assert given[1].trunk == given[2].trunk == str(tmp_path / "recognizer/shipped.safetensors")
+    assert [mine.folder.name for mine in given] == ["recognizer", "describer", "matcher", "generator"]
+    trunks = [mine.recipe.get("trunk") for mine in given]
+    recognizer = str(tmp_path / "recognizer/shipped.safetensors")
+    assert trunks == [None, recognizer, recognizer, None]
     assert [runs.make_recipe(mine).steps for mine in given[:3]] == [12_000, 6000, 12_000]
     assert {runs.make_recipe(mine).batch for mine in given} == {3}
-    shorter = parser().parse_args(["all", "--steps", "7"])
-    assert {runs.make_recipe(mine).steps for mine in runs.each(shorter)} == {7}
+    shorter = TrainOptions.parse(["all", "--steps", "7"])
+    assert {runs.make_recipe(mine).steps for mine in runs.options_of_each(shorter)} == {7}
 
 
 def test_own_words_come_after_the_grammars() -> None:
@@ -215,15 +213,15 @@ def test_own_words_come_after_the_grammars() -> None:
 
 def test_edited_captions_are_false_and_of_the_same_kind() -> None:
     rng = np.random.default_rng(0)
-    found = {matcher.edited("two black cats near a lighthouse", rng) for _ in range(60)}
+    found = {matcher.exchange_word("two black cats near a lighthouse", rng) for _ in range(60)}
     assert "two black cats near a lighthouse" not in found
     assert all(text is not None and text.endswith("near a lighthouse") for text in found)
     assert {"two black dogs near a lighthouse", "two red cats near a lighthouse"} <= found
-    assert matcher.edited("一只黑猫", rng) != "一只黑猫"
-    assert matcher.edited("a lighthouse", rng) is None
+    assert matcher.exchange_word("一只黑猫", rng) != "一只黑猫"
+    assert matcher.exchange_word("a lighthouse", rng) is None
 
 
 def test_unknown_words_are_told_but_never_asked_for() -> None:
-    told, right = describer.teaching(["a volcano"], vocabulary(), np.random.default_rng(0))
+    told, right = describer.make_lessons(["a volcano"], vocabulary(), np.random.default_rng(0))
     assert UNKNOWN in told[0].tolist()
     assert UNKNOWN not in right[0].tolist()

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from workers.lab.training import progress
 from workers.lab.training.curves import draw_curves, running_mean
-from workers.lab.training.progress import Progress, read_progress
+from workers.lab.training.progress import TrainingLog, read_progress
 
 
 def test_curves_show_every_figure(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_the_running_mean_is_not_drawn_towards_its_start() -> None:
 def test_what_a_killed_process_wrote_after_its_checkpoint_is_dropped(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "loss": 0.5}) for step in (4, 8, 12)]
     (tmp_path / "progress.jsonl").write_text("\n".join([*lines, '{"step": 16, "lo']))
-    with Progress(tmp_path, 8, 20, "run") as shown:
+    with TrainingLog(tmp_path, 8, 20, "run") as shown:
         shown.write(12, {"loss": 0.25}, 3.0)
     found = [(line["step"], line["loss"]) for line in read_progress(tmp_path / "progress.jsonl")]
     assert found == [(4, 0.5), (8, 0.5), (12, 0.25)]
@@ -46,7 +46,7 @@ def test_a_terminal_shows_a_bar_and_a_pipe_does_not(tmp_path: Path, monkeypatch:
     for terminal in (True, False):
         output = io.StringIO()
         monkeypatch.setattr(progress, "console", Console(file=output, force_terminal=terminal, width=100))
-        with Progress(tmp_path / str(terminal), 5, 20, "matcher") as bar:
+        with TrainingLog(tmp_path / str(terminal), 5, 20, "matcher") as bar:
             bar.advance(7)
             bar.write(7, {"loss": 0.25}, 3.0)
         shown.append(output.getvalue())

@@ -1,7 +1,7 @@
 """What may be done to a picture without making its captions false, and what its captions then have to say.
 
 Pictures of the drawn world know their scene, and `workers.lab.training.data` changes both together. Own pictures have
-only text: a mirror image swaps left and right in it, and where that cannot be done for sure, the picture stays as
+only text: a mirror image swaps left and right in it, and where that is not certain to be right, the picture stays as
 it is. Hues are turned only where no caption names a colour.
 """
 
@@ -28,17 +28,79 @@ _WORD = re.compile(r"[A-Za-z]+|[^\sA-Za-z]")
 _SIDE = re.compile(r"(left|right)(hand|most|wards?)?", re.IGNORECASE)
 _BEFORE = frozenset(
     (
-        *("the", "to", "on", "at", "from", "toward", "towards", "far", "top", "bottom", "upper", "lower"),
-        *("its", "his", "her", "their", "facing", "looking", "turning", "pointing", "leaning", "moving"),
-        *("walking", "running", "flying", "swimming", "heading", "faces", "looks", "turns", "points", "leans"),
+        *(
+            "the",
+            "to",
+            "on",
+            "at",
+            "from",
+            "toward",
+            "towards",
+            "far",
+            "top",
+            "bottom",
+            "upper",
+            "lower",
+        ),
+        *(
+            "its",
+            "his",
+            "her",
+            "their",
+            "facing",
+            "looking",
+            "turning",
+            "pointing",
+            "leaning",
+            "moving",
+        ),
+        *(
+            "walking",
+            "running",
+            "flying",
+            "swimming",
+            "heading",
+            "faces",
+            "looks",
+            "turns",
+            "points",
+            "leans",
+        ),
         *("moves", "walks", "runs", "flies", "swims", "heads", "turned"),
     )
 )
 """Words after which "left" and "right" are sides, if what follows agrees."""
 _PARTS = frozenset(
     (
-        *("side", "half", "hand", "arm", "foot", "leg", "eye", "ear", "wing", "paw", "shoulder", "corner", "edge"),
-        *("sides", "hands", "arms", "feet", "legs", "eyes", "ears", "wings", "paws", "corners", "edges", "lane"),
+        *(
+            "side",
+            "half",
+            "hand",
+            "arm",
+            "foot",
+            "leg",
+            "eye",
+            "ear",
+            "wing",
+            "paw",
+            "shoulder",
+            "corner",
+            "edge",
+        ),
+        *(
+            "sides",
+            "hands",
+            "arms",
+            "feet",
+            "legs",
+            "eyes",
+            "ears",
+            "wings",
+            "paws",
+            "corners",
+            "edges",
+            "lane",
+        ),
     )
 )
 _REMAINS = frozenset(("nothing", "none", "what", "all", "little", "much", "many", "some"))
@@ -75,7 +137,9 @@ def mirrored_text(text: str) -> str | None:
         after = words[i + 1][0].lower() if i + 1 < len(words) else ""
         if not (side[2] or _is_side(before, after)):
             return None
-        written += [text[end : word.start()], _as_written(side[1]), side[2] or ""]
+        written.append(text[end : word.start()])
+        written.append(_other_side(side[1]))
+        written.append(side[2] or "")
         end = word.end()
     swapped = "".join(written) + text[end:]
     # 左右 after a number means "about", and both sides are both sides in the mirror too.
@@ -90,19 +154,24 @@ def _is_side(before: str, after: str) -> bool:
     return before in _BEFORE and ends
 
 
-def _as_written(side: str) -> str:
+def _other_side(side: str) -> str:
     """The other side, with the capitals of this one."""
     other = _OTHER[side.lower()]
-    return other.upper() if side.isupper() else other.title() if side[0].isupper() else other
+    if side.isupper():
+        return other.upper()
+    return other.title() if side[0].isupper() else other
 
 
 def names_colour(text: str) -> bool:
-    """Whether a change of hue could make the text false. Rather yes than no: 金 may be a name, 白 a 白天."""
+    """Whether a change of hue could make the text false.
+
+    In doubt it could: 金 may be part of a name, and 白 of 白天 (daytime).
+    """
     return _COLOUR.search(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class CaptionedPictures:
     """Pictures of a batch with one caption each, as they are shown."""
 
     captions: list[str]
@@ -112,20 +181,26 @@ class Drawn:
     """Which examples they are."""
 
 
-def draw(data: Examples, size: int, rng: np.random.Generator) -> Drawn:
-    """Pictures by lot with one of their captions; half of those that can be are mirrored together with it."""
+def draw_captioned(data: Examples, size: int, rng: np.random.Generator) -> CaptionedPictures:
+    """Random pictures with one of their captions; half of those that can be are mirrored together with it."""
     rows = np.sort(rng.choice(len(data), size, replace=len(data) < size))
     pixels = np.ascontiguousarray(data.pixels[rows])
     captions = [pick(rng, data.known[row].captions) for row in rows]
     for i in np.flatnonzero(rng.random(size) < 0.5):
-        if (swapped := mirrored_text(captions[i])) is not None:
-            captions[i], pixels[i] = swapped, pixels[i, :, ::-1].copy()
-    return Drawn(captions, pixels, rows)
+        swapped = mirrored_text(captions[i])
+        if swapped is not None:
+            captions[i] = swapped
+            pixels[i] = pixels[i, :, ::-1].copy()
+    return CaptionedPictures(captions, pixels, rows)
 
 
-def changed(drawn: Drawn, data: Examples, rng: np.random.Generator) -> Tensor:
+def vary(drawn: CaptionedPictures, data: Examples, rng: np.random.Generator) -> Tensor:
     """The pictures (B, 3, 64, 64), with other hues where nothing said of them depends on hues, and in other light."""
     images = to_tensor(drawn.pixels)
-    free = torch.tensor([not any(map(names_colour, data.known[row].captions)) for row in drawn.rows])
+    colourless = []
+    for row in drawn.rows:
+        captions = data.known[row].captions
+        colourless.append(not any(names_colour(caption) for caption in captions))
+    free = torch.tensor(colourless)
     turned, _ = recolour(images, RECOLOUR, rng)
     return disturb(torch.where(free[:, None, None, None], turned, images), rng)

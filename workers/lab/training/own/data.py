@@ -5,8 +5,9 @@ else `workers.datasets.sources` recognises. What each model needs of an image:
 
 * describer and matcher: one caption or more, in Chinese or English, in any words;
 * recogniser and generator: what is to be seen, one kind of thing or two: columns `objects`, `colours`, `actions`,
-  `sizes`, `counts`, `place` and `relation` of the source (see `workers.lab.training.own.labels`), or else its captions,
-  as far as they speak of the drawn world (`workers.scenes.parsing`). What is not said is not learnt from that image.
+  `sizes`, `counts`, `place` and `relation` of the source (see `workers.lab.training.own.labels`), or without them its
+  captions, as far as they speak of the drawn world (`workers.scenes.parsing`). What is not said is not learnt from that
+  image.
 
 Pictures are kept as they were read first, in `<run>/data`: a run that goes on learns from the same ones.
 """
@@ -23,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Self, TypeAlias
+from typing import NamedTuple, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ from tuwen.jobs import Language
 from workers.datasets.sources import Source, SourceImage, SourceProblem, open_source
 from workers.engines.framing import fit
 from workers.lab.training.checkpoint import write_atomically
+from workers.lab.training.options import Missing
 from workers.lab.training.own.labels import UNKNOWN, label_set, labels_of
 from workers.models.recognizer import Labels
 from workers.models.text import LENGTH, symbols_of
@@ -44,12 +46,11 @@ from workers.scenes.lexicon import KEYS
 
 log = logging.getLogger(__name__)
 
-Missing: TypeAlias = Literal["drop", "fill", "fail"]
 Describe: TypeAlias = Callable[[Pixels, Language], Sequence[str]]
-"""Captions of pictures, uint8 (count, 64, 64, 3), one each, in a language."""
+"""From pictures, uint8 (count, 64, 64, 3), and a language to a caption of each picture."""
 
 SHARES: Mapping[str, int] = {"train": 8, "validation": 1, "test": 1}
-"""How images are dealt out, by a digest of their pixels: the same image never is in two."""
+"""How images are shared out, by a digest of their pixels: the same image is never in two shares."""
 TOGETHER = 256
 """Images that are decoded and described at a time."""
 
@@ -61,7 +62,7 @@ class Example:
     name: str
     captions: tuple[str, ...]
     slots: tuple[int, ...]
-    """As `workers.lab.training.own.labels` has them; all unknown where nothing is."""
+    """Slots as `workers.lab.training.own.labels` has them; all unknown where nothing is known."""
     share: str
     """One of `SHARES`."""
 
@@ -79,21 +80,28 @@ class Examples:
         return len(self.known)
 
     def take(self, rows: Sequence[int] | NDArray[np.intp]) -> Self:
-        return type(self)([self.known[row] for row in rows], self.pixels[np.asarray(rows, dtype=np.intp)], self.labels)
+        """The pictures with these numbers."""
+        known = [self.known[row] for row in rows]
+        pixels = self.pixels[np.asarray(rows, dtype=np.intp)]
+        return type(self)(known, pixels, self.labels)
 
     def of(self, share: str) -> Self:
-        """The part that trains, validates or tests.
+        """The pictures of one of the `SHARES`.
 
         Raises:
-            ConfigurationError: there is none.
+            ConfigurationError: the share is empty.
         """
         rows = [row for row, example in enumerate(self.known) if example.share == share]
         if not rows:
-            raise ConfigurationError(f"{len(self)} usable images are too few: none is left for {share}.", field="data")
+            raise ConfigurationError(
+                f"{len(self)} usable images are too few: none is left for {share}.",
+                field="data",
+            )
         return self.take(rows)
 
     @property
     def texts(self) -> list[str]:
+        """All captions of all pictures."""
         return [caption for example in self.known for caption in example.captions]
 
 
@@ -102,7 +110,7 @@ class Counts:
     """What became of a source's images; written to `data/counts.json`."""
 
     images: int = 0
-    """That a run can learn from."""
+    """Images that a run can learn from."""
     captions: int = 0
     filled: int = 0
     """Images that the describer gave captions."""
@@ -114,27 +122,27 @@ class Counts:
     """Images and rows by the reason why they are not used."""
     shares: dict[str, int] = field(default_factory=dict)
 
-    def leave_out(self, reason: str, count: int = 1) -> None:
-        if count:
-            self.left_out[reason] = self.left_out.get(reason, 0) + count
+    def leave_out(self, reason: str) -> None:
+        """Counts one more image that is not used for this reason."""
+        self.left_out[reason] = self.left_out.get(reason, 0) + 1
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class SourceOptions:
     """What is read, and what is done where something is missing."""
 
     source: str
     missing: Missing = "drop"
     captions: bool = True
-    """Whether an image without a caption lacks something; else one without labels does."""
+    """True where each image needs a caption; False where it needs labels."""
     limit: int | None = None
     root: str | None = None
     image_column: str | None = None
     caption_column: str | None = None
 
 
-def own_data(wanted: Wanted, folder: Path, describe: Describe) -> Examples:
-    """The usable images of a source, from `folder` where it was read before.
+def read_own_data(wanted: SourceOptions, folder: Path, describe: Describe) -> Examples:
+    """The usable images of a source, which are kept in `folder` and read from there the next time.
 
     Args:
         describe: writes captions where `wanted.missing` is "fill".
@@ -151,125 +159,174 @@ def own_data(wanted: Wanted, folder: Path, describe: Describe) -> Examples:
         log.info("%s: %s", wanted.source, json.dumps(asdict(counts), ensure_ascii=False))
     if json.loads((folder / "counts.json").read_text())["asked"] != json.loads(asked):
         raise ConfigurationError(f"{folder} holds other data or other options: delete it or choose another --out.")
-    lines = (json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines())
-    known = [Example(line["name"], tuple(line["captions"]), tuple(line["slots"]), line["share"]) for line in lines]
-    return Examples(known, np.load(folder / "pixels.npy", mmap_mode="r"), _labels(folder))
+    return _load(folder)
 
 
-def _labels(folder: Path) -> Labels:
+def _load(folder: Path) -> Examples:
+    known = []
+    for text in (folder / "examples.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        known.append(Example(line["name"], tuple(line["captions"]), tuple(line["slots"]), line["share"]))
     stored = json.loads((folder / "labels.json").read_text())
-    return {role: tuple(values) for role, values in stored.items()}
+    labels: Labels = {role: tuple(values) for role, values in stored.items()}
+    pixels = np.load(folder / "pixels.npy", mmap_mode="r")
+    return Examples(known, pixels, labels)
 
 
 def _store(examples: Examples, counts: Counts, asked: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "pixels.npy", examples.pixels)
-    write_atomically(folder / "labels.json", json.dumps(examples.labels, indent=2, ensure_ascii=False).encode())
-    told = {**asdict(counts), "asked": json.loads(asked)}
-    write_atomically(folder / "counts.json", (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
-    lines = "".join(json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in examples.known)
-    # Last: where it exists, everything does.
-    write_atomically(folder / "examples.jsonl", lines.encode())
+    labels = json.dumps(examples.labels, indent=2, ensure_ascii=False)
+    write_atomically(folder / "labels.json", labels.encode())
+    facts = json.dumps({**asdict(counts), "asked": json.loads(asked)}, indent=2, ensure_ascii=False)
+    write_atomically(folder / "counts.json", (facts + "\n").encode())
+    lines = [json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in examples.known]
+    # This file is the last one: where it exists, everything does.
+    write_atomically(folder / "examples.jsonl", "".join(lines).encode())
 
 
-def _read(wanted: Wanted, describe: Describe) -> tuple[Examples, Counts]:
+def _read(wanted: SourceOptions, describe: Describe) -> tuple[Examples, Counts]:
     counts = Counts()
-    labels: Labels = KEYS
-    if not wanted.captions:
-        # What there is to be seen has to be known before the first picture is.
-        with _open(wanted) as source:
-            entries = islice(source.images(), wanted.limit)
-            labels = label_set(entry.metadata for entry in entries if isinstance(entry, SourceImage))
+    labels = KEYS if wanted.captions else _read_labels(wanted)
     found: dict[str, tuple[Example, Pixels]] = {}
-    for sources, pixels in _pictures(wanted, counts):
-        for row, captions, slots in _complete(wanted, sources, pixels, labels, describe, counts):
-            digest = hashlib.sha256(pixels[row].tobytes()).hexdigest()
-            example = Example(sources[row].name, captions, slots, _share(digest))
+    for loaded in _load_images(wanted, counts):
+        for complete in _complete(wanted, loaded, labels, describe, counts):
+            digest = hashlib.sha256(complete.pixels.tobytes()).hexdigest()
+            example = Example(complete.name, complete.captions, complete.slots, _share_of(digest))
             if digest in found:
                 counts.leave_out("the same picture again, its captions joined")
-                earlier = found[digest][0]
-                joined = tuple(dict.fromkeys((*earlier.captions, *captions)))
-                example = replace(earlier, captions=joined, slots=slots if earlier.slots == UNKNOWN else earlier.slots)
-            found[digest] = example, pixels[row]
+                example = _join(found[digest][0], example)
+            found[digest] = example, complete.pixels
     if not found:
         raise ConfigurationError(f"{wanted.source} has no usable image: {counts.left_out}.", field="data")
     known = [example for example, _ in found.values()]
-    texts = [caption for example in known for caption in example.captions]
-    counts.images, counts.captions = len(known), len(texts)
+    pixels = np.stack([picture for _, picture in found.values()])
+    examples = Examples(known, pixels, labels)
+    texts = examples.texts
+    counts.images = len(known)
+    counts.captions = len(texts)
     counts.labelled = sum(example.slots != UNKNOWN for example in known)
     counts.too_long = sum(len(symbols_of(text)) >= LENGTH for text in texts)
     counts.shares = dict(Counter(example.share for example in known))
-    return Examples(known, np.stack([picture for _, picture in found.values()]), labels), counts
+    return examples, counts
+
+
+def _read_labels(wanted: SourceOptions) -> Labels:
+    """All labels of the source. They have to be known before the slots of the first picture are."""
+    with _open(wanted) as source:
+        entries = islice(source.images(), wanted.limit)
+        return label_set(entry.metadata for entry in entries if isinstance(entry, SourceImage))
+
+
+def _join(earlier: Example, later: Example) -> Example:
+    """What two entries of the same picture say together."""
+    captions = tuple(dict.fromkeys((*earlier.captions, *later.captions)))
+    slots = later.slots if earlier.slots == UNKNOWN else earlier.slots
+    return replace(earlier, captions=captions, slots=slots)
+
+
+class _Complete(NamedTuple):
+    """An image that has what is wanted."""
+
+    name: str
+    captions: tuple[str, ...]
+    slots: tuple[int, ...]
+    pixels: Pixels
 
 
 def _complete(
-    wanted: Wanted, sources: Sequence[SourceImage], pixels: Pixels, labels: Labels, describe: Describe, counts: Counts
-) -> Iterator[tuple[int, tuple[str, ...], tuple[int, ...]]]:
-    """Row, captions and slots of each image that has what is wanted, or got it."""
-    captions = [_usable(image.captions) for image in sources]
+    wanted: SourceOptions, loaded: _Loaded, labels: Labels, describe: Describe, counts: Counts
+) -> Iterator[_Complete]:
+    """The images that have what is wanted, some of them with a caption by `describe`."""
+    captions = [_usable(image.captions) for image in loaded.images]
 
     def slots(row: int) -> tuple[int, ...]:
-        return labels_of(sources[row].metadata, captions[row], labels)
+        return labels_of(loaded.images[row].metadata, captions[row], labels)
 
     def lacks(row: int) -> bool:
         return not captions[row] if wanted.captions else slots(row) == UNKNOWN
 
     reason = "no caption" if wanted.captions else "nothing known to be seen"
-    lacking = [row for row in range(len(sources)) if lacks(row)]
+    lacking = [row for row in range(len(captions)) if lacks(row)]
     if lacking and wanted.missing == "fail":
-        raise _refusal(sources[lacking[0]].name, reason)
+        raise _refusal(loaded.images[lacking[0]].name, reason)
     if lacking and wanted.missing == "fill":
-        # In the language of their neighbours.
-        languages: Counter[Language] = Counter(language_of(text) for said in captions for text in said) or Counter(
-            ["en"]
-        )
-        (language, _), *_ = languages.most_common()
-        for row, text in zip(lacking, describe(pixels[lacking], language), strict=True):
+        language = _main_language(captions)
+        for row, text in zip(lacking, describe(loaded.pixels[lacking], language), strict=True):
             captions[row] = _usable([text])
         counts.filled += sum(not lacks(row) for row in lacking)
-    for row in range(len(sources)):
+    for row, image in enumerate(loaded.images):
         if lacks(row):
             counts.leave_out(reason)
         else:
-            yield row, captions[row], slots(row)
+            yield _Complete(image.name, captions[row], slots(row), loaded.pixels[row])
 
 
-def _share(digest: str) -> str:
-    at = int(digest[:12], 16) % sum(SHARES.values())
-    return next(name for name in SHARES if (at := at - SHARES[name]) < 0)
+def _main_language(captions: Sequence[Sequence[str]]) -> Language:
+    """The language of most captions; English where there are none."""
+    languages = Counter(language_of(text) for said in captions for text in said)
+    most_common = languages.most_common(1)
+    return most_common[0][0] if most_common else "en"
 
 
-def _pictures(wanted: Wanted, counts: Counts) -> Iterator[tuple[list[SourceImage], Pixels]]:
-    """The images that can be decoded, some at a time, with their pictures, uint8 (count, 64, 64, 3)."""
+def _share_of(digest: str) -> str:
+    """One of the `SHARES`, which a picture belongs to by its digest."""
+    rest = int(digest[:12], 16) % sum(SHARES.values())
+    for name, size in SHARES.items():
+        if rest < size:
+            return name
+        rest -= size
+    raise AssertionError("a remainder is below its divisor")
+
+
+class _Loaded(NamedTuple):
+    """Some images that can be decoded."""
+
+    images: list[SourceImage]
+    pixels: Pixels
+    """uint8 (count, 64, 64, 3)"""
+
+
+def _load_images(wanted: SourceOptions, counts: Counts) -> Iterator[_Loaded]:
+    """The images that can be decoded, up to `TOGETHER` at a time.
+
+    Raises:
+        ConfigurationError: an image is broken and `wanted.missing` is "fail".
+    """
     settings = Settings()
     source = _open(wanted)
 
-    def picture(entry: SourceImage | SourceProblem) -> tuple[SourceImage, Pixels] | tuple[str, str]:
+    def load(
+        entry: SourceImage | SourceProblem,
+    ) -> tuple[SourceImage | SourceProblem, Pixels | str]:
+        """The entry with its picture, or with what is wrong with it."""
         if isinstance(entry, SourceProblem):
-            return entry.name, entry.code.value
+            return entry, entry.code.value
         try:
             return entry, fit(images.pixels(source.read(entry), settings), SIDE, SIDE)
         except (ConfigurationError, Unavailable):
-            # Nothing is wrong with the image: leaving it out would train on less without a word.
+            # Nothing is wrong with the image. To leave it out would mean to train on less without telling anybody.
             raise
         except TuwenError as error:
-            return entry.name, error.code
+            return entry, error.code
 
     with source, ThreadPoolExecutor(os.cpu_count()) as pool:
         entries = islice(source.images(), wanted.limit)
         while together := list(islice(entries, TOGETHER)):
-            good: list[tuple[SourceImage, Pixels]] = []
-            for name, result in pool.map(picture, together):
-                if isinstance(name, str):
-                    if wanted.missing == "fail":
-                        raise _refusal(name, str(result))
-                    counts.leave_out(str(result))
+            good: list[SourceImage] = []
+            pictures: list[Pixels] = []
+            for entry, found in pool.map(load, together):
+                if isinstance(entry, SourceImage) and not isinstance(found, str):
+                    good.append(entry)
+                    pictures.append(found)
+                elif wanted.missing == "fail":
+                    raise _refusal(entry.name, str(found))
                 else:
-                    good.append((name, result))  # type: ignore[arg-type]
-            yield [image for image, _ in good], np.array([p for _, p in good], np.uint8).reshape(-1, SIDE, SIDE, 3)
+                    counts.leave_out(str(found))
+            yield _Loaded(good, np.array(pictures, np.uint8).reshape(-1, SIDE, SIDE, 3))
 
 
-def _open(wanted: Wanted) -> Source:
+def _open(wanted: SourceOptions) -> Source:
     return open_source(
         wanted.source,
         Settings(),
@@ -280,15 +337,20 @@ def _open(wanted: Wanted) -> Source:
 
 
 def _refusal(name: str, reason: str) -> ConfigurationError:
-    return ConfigurationError(f"{name}: {reason}. Mend it, or give --missing drop or fill.", field="missing")
+    return ConfigurationError(f"{name}: {reason}. Repair it, or give --missing drop or fill.", field="missing")
 
 
 def _usable(captions: Iterable[str]) -> tuple[str, ...]:
-    """Captions with something to read in them; the characters that stand for broken ones make one unusable."""
-    texts = (" ".join(text.split()) for text in captions)
-    return tuple(dict.fromkeys(t for t in texts if "\N{REPLACEMENT CHARACTER}" not in t and any(map(str.isalpha, t))))
+    """The captions without repetitions that have letters and no broken characters in them, white space folded."""
+    usable = []
+    for caption in captions:
+        text = " ".join(caption.split())
+        broken = "\N{REPLACEMENT CHARACTER}" in text
+        if not broken and any(character.isalpha() for character in text):
+            usable.append(text)
+    return tuple(dict.fromkeys(usable))
 
 
 def language_of(text: str) -> Language:
-    """Chinese where a character of it is."""
+    """Chinese where a character of the text is Chinese, otherwise English."""
     return "zh" if any("\u4e00" <= character <= "\u9fff" for character in text) else "en"

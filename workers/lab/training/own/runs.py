@@ -1,94 +1,93 @@
-"""Training on own pictures: source read, model trained, judged on the test part and stored with its words."""
+"""Training on own pictures: the source is read, the model trained, and its weights stored with the words it learnt."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from tuwen.engine import Pixels
+from tuwen.errors import ConfigurationError
 from tuwen.jobs import Language
 from workers.lab.training import describer as drawn_describer
 from workers.lab.training import distributed
-from workers.lab.training import recognizer as drawn_recognizer
-from workers.lab.training.folds import cross_validate
 from workers.lab.training.frozen import start_from
-from workers.lab.training.loop import Outcome
+from workers.lab.training.options import TrainOptions
 from workers.lab.training.own import describer, generator, matcher, recognizer
-from workers.lab.training.own.data import Examples, Wanted, own_data
-from workers.lab.training.runs import SHIPPED, Options, is_stored, make_recipe, ready, store
+from workers.lab.training.own.data import Examples, SourceOptions, read_own_data
+from workers.lab.training.runs import SHIPPED, Material, complete, make_recipe
+from workers.lab.training.trainable import Trainable
 from workers.models.describer import Describer
+from workers.models.recognizer import Labels
 from workers.models.text import Vocabulary
 
-
-@dataclass(frozen=True, slots=True)
-class Trainable:
-    """How one of the models is made, trained and judged on own data."""
-
-    make: Callable[..., nn.Module]
-    train: Callable[..., Outcome]
-    report: Callable[[Any, dict[str, Examples]], dict[str, float]]
-    calibrate: Callable[[Any, Any], None] = lambda _model, _data: None
-    labels: bool = False
-    """Whether it learns what is to be seen, not what is said."""
-    reads: bool = True
-    """Whether it has to do with words, and so a vocabulary."""
-
-
-TRAINABLE = {
-    "recognizer": Trainable(
-        recognizer.make_recognizer,
-        recognizer.train_recognizer,
-        recognizer.report,
-        drawn_recognizer.calibrate,
-        labels=True,
-        reads=False,
-    ),
-    "describer": Trainable(
-        describer.make_describer, describer.train_describer, describer.report, drawn_describer.calibrate
-    ),
-    "matcher": Trainable(matcher.make_matcher, matcher.train_matcher, matcher.report, matcher.calibrate),
-    "generator": Trainable(generator.make_generator, generator.train_generator, generator.report, labels=True),
+TRAINABLES: Mapping[str, Callable[[Vocabulary, Labels], Trainable[Examples]]] = {
+    "recognizer": recognizer.trainable,
+    "describer": describer.trainable,
+    "matcher": matcher.trainable,
+    "generator": generator.trainable,
 }
+"""How each model is trained that knows these words and these labels."""
+LEARN_LABELS = frozenset({"recognizer", "generator"})
+"""Models that learn what is to be seen in a picture."""
+LEARN_WORDS = frozenset({"describer", "matcher", "generator"})
+"""Models that read or write text, and so have a vocabulary."""
 
 
-def train_own(options: Options) -> bool:
-    """Whether the run is finished; its weights are judged and stored then."""
-    kind, recipe = TRAINABLE[options.model], make_recipe(options)
-    wanted = Wanted(
-        options.data, options.missing, not kind.labels, options.pictures, options.root, options.image_column,
-        options.caption_column,
-    )  # fmt: skip
+def train_own(options: TrainOptions) -> bool:
+    """Trains one model on own pictures; when the run is finished, its weights are measured and stored.
+
+    Returns:
+        Whether the run is finished.
+
+    Raises:
+        ConfigurationError: no source is given, or nothing can be learnt from it.
+    """
+    recipe = make_recipe(options)
+    folder = options.folder / "data"
     with distributed.first_goes_first():
-        data = own_data(wanted, options.out / "data", partial(described, device=options.device))
-    words = Vocabulary.of(data.of("train").texts)
-    reading = {"words": words} if kind.reads else {}
-    seeing = {"labels": data.labels} if kind.labels else {}
+        data = read_own_data(_source_options(options), folder, partial(describe_pictures, device=options.device))
+    train = data.of("train")
+    words = Vocabulary.of(train.texts)
+    facts: dict[str, Any] = {
+        "data": json.loads((folder / "counts.json").read_text()),
+        "vocabulary": words.own if options.model in LEARN_WORDS else (),
+    }
+    if options.model in LEARN_LABELS:
+        facts["labels"] = data.labels
+    material = Material(
+        train=train,
+        validation=partial(data.of, "validation"),
+        folded=data,
+        calibration=partial(data.of, "validation"),
+        tests=lambda: {"test": data.of("test")},
+        facts=facts,
+    )
+    trainable = TRAINABLES[options.model](words, data.labels)
+    return complete(options, recipe, trainable, material)
 
-    def train(learnt: Examples, checked: Examples, run: Path, minutes: float | None) -> Outcome:
-        return kind.train(learnt, checked, run, recipe, **reading, minutes=minutes, device=options.device)
 
-    if options.folds:
-        return cross_validate(data, options.folds, options.out, train, seed=recipe.seed, minutes=options.minutes)
-    outcome = train(data.of("train"), data.of("validation"), options.out, options.minutes)
-    if outcome.finished and distributed.first() and not is_stored(options):
-        model = ready(kind.make(recipe, **reading, **seeing), options)
-        kind.calibrate(model, data.of("validation"))
-        figures = kind.report(model, {"test": data.of("test")})
-        counts = json.loads((options.out / "data/counts.json").read_text())
-        store(options, model, figures, {"data": counts, "vocabulary": words.own if kind.reads else (), **seeing})
-    return outcome.finished
+def _source_options(options: TrainOptions) -> SourceOptions:
+    if options.data is None:
+        raise ConfigurationError("--data names no source of pictures.", field="data")
+    return SourceOptions(
+        options.data,
+        missing=options.missing,
+        captions=options.model not in LEARN_LABELS,
+        limit=options.pictures,
+        root=options.root,
+        image_column=options.image_column,
+        caption_column=options.caption_column,
+    )
 
 
-def described(pixels: Pixels, language: Language, device: str) -> Sequence[str]:
-    """Captions by the shipped describer."""
-    return [text for text, _ in drawn_describer.describe(_shipped_describer(device), pixels, language, "detailed")]
+def describe_pictures(pixels: Pixels, language: Language, device: str) -> Sequence[str]:
+    """Captions by the shipped describer, one for each picture of uint8 (count, 64, 64, 3)."""
+    found = drawn_describer.describe(_shipped_describer(device), pixels, language, "detailed")
+    return [text for text, _ in found]
 
 
 @cache

@@ -32,7 +32,7 @@ def _never() -> bool:
 class PendingItem:
     """One item and the future of its answer.
 
-    While it waits, the lock of `Waiting` guards it; once taken out, the thread that took it settles it, once.
+    While it waits, the lock of `Schedule` guards it; once taken out, the thread that took it settles it, once.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PendingItem:
                 self.future.set_result(outcome)
 
 
-class Waiting:
+class Schedule:
     """Entries from anywhere, taken out batch by batch by any number of engines' threads."""
 
     def __init__(self) -> None:

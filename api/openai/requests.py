@@ -11,9 +11,9 @@ from anyio.to_thread import run_sync
 from fastapi import Request
 
 from api.http.auth import Caller
+from api.producer.job_waiting import follow, wait_until_over
 from api.producer.resources import Resources
 from api.producer.submission import submit
-from api.producer.waiting import follow, wait_until_over
 from shared.openai.errors import error_of_job
 from tuwen.errors import Conflict, Unavailable
 from tuwen.jobs import Job, JobRequest, Progress, Status

@@ -1,0 +1,27 @@
+"""Server-sent events: what the routes that send them share.
+
+A route that always streams is a generator of `ServerSentEvent` with the response class `EventSourceResponse`: FastAPI
+encodes the events, and sends a comment whenever there was none for 15 seconds. A route of OpenAI's API streams only if
+the body says so, which such a route cannot: it encodes its events with `format_sse_event` and answers with `stream`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import Response
+from fastapi.sse import EventSourceResponse
+
+EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+"""`responses` of a route that always streams, for readers of OpenAPI 3.1, which do not know `itemSchema`."""
+
+
+def forbid_storing(response: Response) -> None:
+    """Dependency of a route that always streams: FastAPI's own `no-cache` would let caches store the events."""
+    response.headers["Cache-Control"] = "no-store"
+
+
+def stream(events: AsyncIterator[bytes]) -> EventSourceResponse:
+    """Answer with events that are encoded already. Caches do not store them, and proxies do not collect them."""
+    return EventSourceResponse(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})

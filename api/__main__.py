@@ -8,6 +8,8 @@ import uvicorn
 
 from api.app import create_app
 from api.http.connections import bounded_http
+from shared.database.connections import require_supported
+from shared.open_files import raise_open_files
 from shared.settings import settings
 from tuwen.errors import ConfigurationError
 
@@ -18,7 +20,9 @@ proxies 60), so that they close it first. A request sent into a connection that 
 
 def main() -> int:
     try:
+        raise_open_files()
         app = create_app(settings())
+        require_supported(settings().database_url)
     except ConfigurationError as error:
         print(f"{error.code}: {error}", file=sys.stderr)  # noqa: T201 (a command's own words)
         return 1

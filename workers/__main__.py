@@ -6,6 +6,8 @@ import argparse
 import logging
 import sys
 
+from shared.database.connections import require_supported
+from shared.open_files import raise_open_files
 from shared.settings import Settings
 from tuwen.errors import ConfigurationError, TuwenError
 from tuwen.jobs import Kind
@@ -44,6 +46,8 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
 
         print(*visible_devices(), sep="\n")
         return 0
+    raise_open_files()
+    require_supported(settings.database_url)
     if arguments.role == "worker":
         from workers.app import run_worker
 

@@ -21,13 +21,13 @@ from packaging.requirements import Requirement
 from api.embedded.processes import port_is_free
 from api.embedded.servers import embedded_servers
 from shared.database import Database
+from shared.database.connections import complaint_of_age
 from shared.migrations import is_current
 from shared.objects.storage import ObjectStore
 from shared.queue import JobQueue, connect
 from shared.settings import Settings
 from tuwen.errors import ConfigurationError, NotFound, TuwenError
 
-POSTGRES = 18
 FREE_SPACE = 2 * 2**30
 NO_SPACE = 64 * 2**20
 """Bytes on the disk below which PostgreSQL, Redis and the storage fail soon or already do."""
@@ -66,7 +66,7 @@ def examine(settings: Settings, url: str, *, embedded: bool) -> Iterator[Finding
         )
         yield Finding("system", "not running", f"start it with: tuwen up (clients look for it at {url})", serious=False)
         return
-    for look in (_redis, _postgres, _storage, _workers, _housekeeper):
+    for look in (_redis, _postgres, _storage, _workers, _housekeeper, _webhooks):
         yield from _guard(look.__name__.strip("_"), partial(look, settings))
     yield from _api(url)
 
@@ -182,9 +182,8 @@ def _redis(settings: Settings) -> Iterator[Finding]:
 
 def _postgres(settings: Settings) -> Iterator[Finding]:
     with psycopg.connect(settings.database_url, connect_timeout=3) as connection:
-        version = connection.info.server_version // 10_000
-    old = f"upgrade to PostgreSQL {POSTGRES} or newer" if version < POSTGRES else ""
-    yield Finding("postgres", f"PostgreSQL {version} answers", old)
+        version = connection.info.server_version
+    yield Finding("postgres", f"PostgreSQL {version // 10_000} answers", complaint_of_age(version) or "")
     if is_current(settings.database_url):
         yield Finding("schema", "current")
     else:
@@ -236,3 +235,21 @@ def _api(url: str) -> Iterator[Finding]:
         return
     fine = answer.is_success
     yield Finding("api", f"{url} {'is ready' if fine else answer.text.strip()}", "" if fine else "see its log")
+
+
+def _webhooks(settings: Settings) -> Iterator[Finding]:
+    database = Database(settings, pool_size=1)
+    try:
+        figures = database.webhooks.figures()
+    finally:
+        database.close()
+    found = f"{figures.waiting} to be delivered, {figures.late} of them late; {figures.given_up} given up"
+    if figures.waiting and settings.webhook_secret is None:
+        advice = "the housekeeper delivers none without TUWEN_WEBHOOK_SECRET"
+    elif figures.late:
+        advice = f"the oldest is {figures.oldest_age:.0f} s old; see which receivers do not answer: tuwen webhooks ls"
+    elif figures.given_up:
+        advice = "once their receivers work, deliver them: tuwen webhooks retry --all"
+    else:
+        advice = ""
+    yield Finding("webhooks", found, advice, serious=False)

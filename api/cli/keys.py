@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from api.cli import terminal
 from api.cli.jobs import Ids
-from api.cli.place import place
+from api.cli.place import open_database, place
 from api.cli.terminal import err, out
 from shared.settings import MOST_QUOTA
-
-if TYPE_CHECKING:
-    from shared.database import Database
 
 app = typer.Typer(help="Manage API keys, directly in the database.", no_args_is_help=True)
 
@@ -37,7 +32,7 @@ def create(
 
     settings = place(context).settings()
     key, digest = new_key()
-    with _database(context) as database:
+    with open_database(context) as database:
         database.keys.add(name=name, tenant=tenant or name, sha256=digest, quota=quota or settings.default_quota)
     out.print(key)
     err.print("[dim]Only its hash is kept, so it cannot be shown again. Clients send it as TUWEN_API_KEY.[/]")
@@ -46,7 +41,7 @@ def create(
 @app.command("ls")
 def list_keys(context: typer.Context, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """List keys, including revoked ones."""
-    with _database(context) as database:
+    with open_database(context) as database:
         keys = database.keys.all()
     if as_json:
         for key in keys:
@@ -58,19 +53,7 @@ def list_keys(context: typer.Context, as_json: Annotated[bool, typer.Option("--j
 @app.command()
 def revoke(context: typer.Context, ids: Ids) -> None:
     """Revoke keys; their jobs stay."""
-    with _database(context) as database:
+    with open_database(context) as database:
         for id in ids:
             database.keys.revoke(id)
             out.print(f"{id} revoked")
-
-
-@contextmanager
-def _database(context: typer.Context) -> Iterator[Database]:
-    # Imported here: SQLAlchemy would slow down the start of commands that only speak HTTP.
-    from shared.database import Database
-
-    database = Database(place(context).settings(), pool_size=1)
-    try:
-        yield database
-    finally:
-        database.close()

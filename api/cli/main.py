@@ -15,7 +15,7 @@ import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
-from api.cli import datasets, evaluation, images, jobs, keys, system, training
+from api.cli import datasets, evaluation, images, jobs, keys, system, training, webhooks
 from api.cli.place import Place
 from api.cli.terminal import err, out
 from tuwen.errors import TuwenError, Unauthorized, Unavailable
@@ -34,6 +34,7 @@ app.add_typer(training.app)
 app.add_typer(evaluation.app)
 app.add_typer(system.app)
 app.add_typer(keys.app, name="keys", rich_help_panel=system.INSTALLATION)
+app.add_typer(webhooks.app, name="webhooks", rich_help_panel=system.INSTALLATION)
 
 
 def _show_version(wanted: bool) -> None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import typer
 
 from api.embedded.addresses import Addresses
+from api.embedded.processes import forget_libpq_variables
 from shared.settings import Settings
 from tuwen.client import Client
 from tuwen.errors import Unavailable
+
+if TYPE_CHECKING:
+    from shared.database import Database
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -26,6 +33,8 @@ class Place:
         self.system = Addresses.read(self.data)
         """The embedded system that runs on this data folder; None when none runs."""
         self.url = url or (self.system.url if self.system else DEFAULT_URL)
+        if self.system and "TUWEN_DATABASE_URL" not in os.environ:
+            forget_libpq_variables()
 
     def client(self) -> Client:
         """A client of the API; use it in a `with` block.
@@ -62,3 +71,16 @@ def place(context: typer.Context) -> Place:
     """The place that the options before the command describe."""
     found: Place = context.obj
     return found
+
+
+@contextmanager
+def open_database(context: typer.Context) -> Iterator[Database]:
+    """The database of that place, for administrators who can reach it."""
+    # Imported here: SQLAlchemy would slow down the start of commands that only speak HTTP.
+    from shared.database import Database
+
+    database = Database(place(context).settings(), pool_size=1)
+    try:
+        yield database
+    finally:
+        database.close()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from api.cli.doctor import Finding
     from api.embedded.stack import Event, System
     from shared.database.keys import ApiKey
+    from shared.database.webhooks import UndeliveredWebhook
 
 # Results go to standard output, and everything else, such as progress, to standard error.
 out = Console(highlight=False, soft_wrap=True)
@@ -235,6 +236,18 @@ def print_keys(keys: Iterable[ApiKey]) -> None:
         moments = (_moment(key.created_at), _moment(key.revoked_at))
         table.add_row(str(key.id), escape(key.name), escape(key.tenant), str(key.quota), *moments)
     _wide_console().print(table)
+
+
+def print_webhooks(webhooks: Iterable[UndeliveredWebhook]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("id", "state", "attempts", "owed since", "next attempt", "url", "last error"):
+        table.add_column(column, no_wrap=True)
+    for webhook in webhooks:
+        moments = (_moment(webhook.owed_at), _moment(webhook.due_at))
+        state, attempts = webhook.state, str(webhook.attempts)
+        table.add_row(str(webhook.id), state, attempts, *moments, escape(webhook.url), escape(webhook.error or ""))
+    # As wide as the longest URL: none is cut.
+    Console(highlight=False, width=10_000).print(table, crop=False, no_wrap=True)
 
 
 def _wide_console() -> Console:

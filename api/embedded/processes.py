@@ -15,10 +15,20 @@ from pathlib import Path
 
 from tuwen.errors import ConfigurationError
 
+LIBPQ_PREFIX = "PG"
+"""Variables such as PGSSLMODE, PGSERVICE, PGOPTIONS and PGHOST, which change what every client of PostgreSQL does."""
+
 LOG_LIMIT = 10 * 2**20
 # These ports lie below the range from which Linux and macOS take the ports of outgoing connections, so that a server
 # that is killed finds its port still free when it is started again.
 PORT_RANGE = range(20_000, 32_000)
+
+
+def forget_libpq_variables() -> None:
+    """Remove the user's settings for servers of their own from this process: they break connections to the embedded
+    one, which is found by its URL alone."""
+    for name in [name for name in os.environ if name.startswith(LIBPQ_PREFIX)]:
+        del os.environ[name]
 
 
 def spawn(

@@ -23,7 +23,7 @@ from typing import ClassVar, Self
 import psycopg
 import redis
 
-from api.embedded.processes import ChildProcess, Lock, await_end, choose_port, last_lines, spawn
+from api.embedded.processes import LIBPQ_PREFIX, ChildProcess, Lock, await_end, choose_port, last_lines, spawn
 from tuwen.errors import ConfigurationError
 
 READY_TIMEOUT = 60.0
@@ -238,10 +238,7 @@ class Postgres(Server):
                 f"--pwfile={self.folder / 'password'}",
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
-                # This provider needs no locale of the operating system, and sorts and folds case by Unicode.
-                "--locale-provider=builtin",
-                "--builtin-locale=C.UTF-8",
-                "--locale=C",
+                *self._locale_options(),
             ],
             log=self.log,
             env=_environment(),
@@ -251,6 +248,10 @@ class Postgres(Server):
         if initdb.wait() != 0:
             raise ConfigurationError(f"initdb failed. {self.log} ends:\n{last_lines(self.log)}")
         unfinished.rename(self._cluster)
+
+    def _locale_options(self) -> list[str]:
+        # This provider needs no locale of the operating system, and sorts and folds case by Unicode.
+        return ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
 
     def _options(self) -> dict[str, object]:
         return {
@@ -322,7 +323,7 @@ def _packaged_file(package: str, pattern: str) -> Path:
 
 def _environment() -> dict[str, str]:
     """Our environment without the variables that would redirect PostgreSQL's programs (PGDATA, PGPORT, PGOPTIONS…)."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
+    return {name: value for name, value in os.environ.items() if not name.startswith(LIBPQ_PREFIX)} | {"LC_ALL": "C"}
 
 
 def _give_to_nobody(folder: Path) -> None:

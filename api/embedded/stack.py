@@ -31,10 +31,20 @@ from redis.exceptions import RedisError
 
 from api.embedded.addresses import Addresses, as_environment
 from api.embedded.folders import make_private
-from api.embedded.processes import ChildProcess, Lock, await_end, choose_port, last_lines, rotate, spawn
+from api.embedded.processes import (
+    ChildProcess,
+    Lock,
+    await_end,
+    choose_port,
+    forget_libpq_variables,
+    last_lines,
+    rotate,
+    spawn,
+)
 from api.embedded.servers import Postgres, Valkey, kept_password
 from shared.database import Database
 from shared.migrations import migrate
+from shared.open_files import raise_open_files
 from shared.queue import celery_app
 from shared.settings import Settings, is_loopback
 from tuwen.errors import ConfigurationError, Unavailable
@@ -175,8 +185,11 @@ class System:
         """Start all processes and wait until each of them answers.
 
         Raises:
-            ConfigurationError: a port is taken, the folder is in use, or a process did not come up.
+            ConfigurationError: a port is taken, the folder is in use, too few files may be open, or a process did not
+                come up.
         """
+        raise_open_files()
+        forget_libpq_variables()
         self._lock_folder()
         try:
             # Checked before the servers start, so that a taken port is reported at once.

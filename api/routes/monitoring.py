@@ -27,6 +27,7 @@ from api.openai.models import served_models
 from api.producer.resources import Resources, ResourcesDep
 from shared.database import QueueState
 from shared.database.datasets import DatasetFigures
+from shared.database.webhooks import LATE, WebhookFigures
 from shared.database.workers import WorkerState
 from shared.telemetry.metrics import COUNTERS, HISTOGRAMS, distributions, redis_key
 from tuwen.errors import DatabaseUnavailable, QueueUnavailable, TuwenError
@@ -149,6 +150,7 @@ async def _gather(resources: Resources) -> list[Metric]:
         families += _dataset_families(
             await run_sync(resources.database.datasets.figures), await run_sync(resources.database.datasets.speed)
         )
+        families += _webhook_families(await run_sync(resources.database.webhooks.figures))
         up.add_metric(["postgresql"], 1)
     except DatabaseUnavailable:
         up.add_metric(["postgresql"], 0)
@@ -179,6 +181,19 @@ def _queue_families(queues: Mapping[Kind, QueueState]) -> list[Metric]:
         running.add_metric([kind], state.running)
         oldest.add_metric([kind], state.oldest_age)
     return [queued, running, oldest]
+
+
+def _webhook_families(figures: WebhookFigures) -> list[Metric]:
+    return [
+        GaugeMetricFamily("tuwen_webhooks_waiting", "Webhooks that are still to be delivered", figures.waiting),
+        GaugeMetricFamily("tuwen_webhooks_late", f"Of those, the ones owed for over {LATE:.0f} s", figures.late),
+        GaugeMetricFamily("tuwen_webhooks_given_up", "Webhooks that no receiver took in time", figures.given_up),
+        GaugeMetricFamily(
+            "tuwen_oldest_webhook_age_seconds",
+            "How long the oldest webhook that is still to be delivered has waited",
+            figures.oldest_age,
+        ),
+    ]
 
 
 def _dataset_families(rows: Sequence[DatasetFigures], speed: tuple[float, float]) -> list[Metric]:

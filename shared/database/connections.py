@@ -26,7 +26,7 @@ from sqlalchemy import exc as sqlalchemy_errors
 
 from shared.database.watchdog import PATIENCE, Silent, Watchdog, WatchedConnection, unavailable
 from shared.settings import Settings
-from tuwen.errors import DatabaseUnavailable
+from tuwen.errors import ConfigurationError, DatabaseUnavailable
 
 # Our own end of a connection: one that breaks silently is noticed in seconds.
 _CONNECT: dict[str, Any] = {
@@ -40,6 +40,9 @@ _CONNECT: dict[str, Any] = {
 # The server's end: otherwise it would hold the locks of a client whose host is gone for hours.
 _SESSION = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "2"}
 
+
+OLDEST_RELEASE = 15
+"""Of PostgreSQL, that the tests run on; nothing here may need a newer one."""
 
 Kept = TypeVar("Kept")
 """A dataclass whose fields are columns."""
@@ -69,6 +72,29 @@ def translate_errors() -> Iterator[None]:
         if isinstance(error.orig, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
             raise DatabaseUnavailable("The database lacks the schema of this version; run: tuwen migrate") from error
         raise
+
+
+def complaint_of_age(server_version: int) -> str | None:
+    """What to say of a server that is too old, by its version as libpq gives it (150004); None for any other."""
+    release = server_version // 10_000
+    if release >= OLDEST_RELEASE:
+        return None
+    return f"This is PostgreSQL {release}, and Tuwen needs {OLDEST_RELEASE} or newer: upgrade it, or use another."
+
+
+def require_supported(url: str) -> None:
+    """Refuse a server that is too old, before anything is accepted that could not run. One that is away passes.
+
+    Raises:
+        ConfigurationError: it is too old.
+    """
+    try:
+        with psycopg.connect(url, connect_timeout=PATIENCE) as connection:
+            complaint = complaint_of_age(connection.info.server_version)
+    except psycopg.Error:
+        return
+    if complaint:
+        raise ConfigurationError(f"TUWEN_DATABASE_URL: {complaint}")
 
 
 def driver_url(url: str) -> str:
@@ -123,6 +149,9 @@ class Connections:
 
         @event.listens_for(engine, "connect")
         def _set_up(connection: WatchedConnection, _record: object) -> None:
+            if complaint := complaint_of_age(connection.info.server_version):
+                connection.close()
+                raise DatabaseUnavailable(complaint)
             connection.autocommit = True
             connection.execute(statement)
 

@@ -260,14 +260,15 @@ GIVE_BACK = text(
 )
 
 # The rows are locked while they are selected, so that each is judged as it is now: its worker may be renewing the
-# lease.
+# lease. `now` as in `shared.database.job_statements.RESCUE`.
 RESCUE = text(
     _SETTLE.format(
         given="""
     SELECT id, epoch, 'crash' AS reason, 'worker_lost' AS error_code,
         'The worker ' || worker || ' stopped answering while it ran this shard.' AS error_detail
     FROM (
-        SELECT id, epoch, worker FROM shards WHERE status = 'running' AND lease_until < now()
+        SELECT id, epoch, worker FROM shards
+        WHERE status = 'running' AND lease_until < LEAST(now(), CAST(:now AS timestamptz))
         LIMIT 1000 FOR UPDATE SKIP LOCKED
     ) AS overdue
 """

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from sqlalchemy import func, select
 
 from shared.database.batches import Batches, Documents
+from shared.database.clock import Clock
 from shared.database.connections import Connections
 from shared.database.datasets import Datasets
 from shared.database.files import Files
@@ -42,6 +43,7 @@ class Database:
         self.files = Files(self._connections)
         self.keys = Keys(self._connections)
         self.webhooks = Webhooks(self._connections)
+        self.clock = Clock(self._connections, settings)
 
     def close(self) -> None:
         self._connections.close()

@@ -53,9 +53,11 @@ _SETTLE = """
 _OWE_WEBHOOKS = """
     owed AS (
         INSERT INTO webhooks (id, job_id, url)
-        SELECT uuidv7(), id, webhook FROM done WHERE webhook IS NOT NULL AND status NOT IN ('queued', 'running')
+        SELECT gen_random_uuid(), id, webhook FROM done
+        WHERE webhook IS NOT NULL AND status NOT IN ('queued', 'running')
         ON CONFLICT (job_id)
-        DO UPDATE SET id = EXCLUDED.id, due_at = now(), attempts = 0, delivered_at = NULL, error = NULL
+        DO UPDATE SET
+            id = EXCLUDED.id, due_at = now(), owed_at = now(), attempts = 0, delivered_at = NULL, error = NULL
     )
 """
 
@@ -134,7 +136,8 @@ GIVE_BACK = text(
 # The rows are locked while they are selected, so that each is judged as it is now: its worker may be renewing the
 # lease or finishing, and the row is then skipped. Of the jobs of a worker that died, those of its running batch are
 # suspects. All are where it told of none, as a worker of an early release does; and so is a job that so many workers
-# died of without a batch of it that it must be to blame.
+# died of without a batch of it that it must be to blame. `now` is the time that was compared with a monotonic clock (or
+# NULL): a clock that is set forward between that look and this statement ends nothing.
 RESCUE = text(
     _with_webhooks(
         _SETTLE.format(
@@ -145,14 +148,15 @@ RESCUE = text(
             THEN 'The worker ' || worker || ' stopped answering while it ran this job.' END AS error_detail,
         CASE WHEN lost AND suspect THEN true END AS error_retryable
     FROM (
-        SELECT id, epoch, worker, lease_until < now() AS lost,
+        SELECT id, epoch, worker, lease_until < checked.now AS lost,
             losses >= :most_losses
             OR NOT EXISTS (SELECT FROM running_batches AS b WHERE b.worker = jobs.worker)
             OR EXISTS (
                 SELECT FROM running_batches AS b, unnest(b.jobs, b.epochs) AS told (id, epoch)
                 WHERE b.worker = jobs.worker AND told.id = jobs.id AND told.epoch = jobs.epoch
             ) AS suspect
-        FROM jobs WHERE status = 'running' AND (lease_until < now() OR deadline_at <= now())
+        FROM jobs, (SELECT LEAST(now(), CAST(:now AS timestamptz)) AS now) AS checked
+        WHERE status = 'running' AND (lease_until < checked.now OR deadline_at <= checked.now)
         LIMIT 1000 FOR UPDATE OF jobs SKIP LOCKED
     ) AS overdue
 """
@@ -163,7 +167,7 @@ RESCUE = text(
 EXPIRE_QUEUED = text(
     _with_webhooks("""
     UPDATE jobs SET status = 'expired', finished_at = now(), dispatch_due_at = NULL
-    WHERE status = 'queued' AND deadline_at <= now()
+    WHERE status = 'queued' AND deadline_at <= LEAST(now(), CAST(:now AS timestamptz))
     RETURNING id, status, webhook
 """)
 )

@@ -407,14 +407,14 @@ class Jobs:
 
     # ── housekeeping ──────────────────────────────────────────────────────────────────────────────
 
-    def rescue(self) -> dict[UUID, Status]:
-        """Take back running jobs whose lease or deadline has passed."""
-        values = {**self._settling, "most_losses": MOST_LOSSES}
+    def rescue(self, now: datetime | None = None) -> dict[UUID, Status]:
+        """Take back running jobs whose lease or deadline has passed, by the time `now` that was checked, if given."""
+        values = {**self._settling, "most_losses": MOST_LOSSES, "now": now}
         return {row.id: Status(row.status) for row in self._run(transitions.RESCUE, values)}
 
-    def expire_queued(self) -> list[UUID]:
-        """End queued jobs past their deadline."""
-        return [row.id for row in self._run(transitions.EXPIRE_QUEUED)]
+    def expire_queued(self, now: datetime | None = None) -> list[UUID]:
+        """End queued jobs past their deadline; `now` as in `rescue`."""
+        return [row.id for row in self._run(transitions.EXPIRE_QUEUED, {"now": now})]
 
     def take_due(self, kind: Kind, most: int) -> list[Dispatch]:
         """Take up to `most` queued jobs whose message is overdue; they count as published from now on."""

@@ -193,9 +193,10 @@ class Shards:
 
     # ── housekeeping ──────────────────────────────────────────────────────────────────────────────
 
-    def rescue(self) -> dict[UUID, ShardStatus]:
-        """Take back running shards whose lease has passed."""
-        return {row.id: ShardStatus(row.status) for row in self._run(transitions.RESCUE, self._settling)}
+    def rescue(self, now: datetime | None = None) -> dict[UUID, ShardStatus]:
+        """Take back running shards whose lease has passed, by the time `now` that was checked, if given."""
+        rows = self._run(transitions.RESCUE, {**self._settling, "now": now})
+        return {row.id: ShardStatus(row.status) for row in rows}
 
     def ready(self) -> dict[str, int]:
         """Models needed → how many shards may run now."""

@@ -245,6 +245,10 @@ class BatchLineRow(Base):
     response_format: Mapped[str | None]
 
 
+WEBHOOK_HOST = "COALESCE(lower(substring(url, '//([^/?#]*)')), '')"
+"""SQL for the host that a webhook goes to, with the port where the URL names one; an index contains it."""
+
+
 class WebhookRow(Base):
     """A pending delivery of a webhook, written in the transaction that finished the job."""
 
@@ -255,13 +259,29 @@ class WebhookRow(Base):
     url: Mapped[str]
     attempts: Mapped[int] = mapped_column(server_default="0")
     due_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
+    owed_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """When its job ended, or when its delivery was ordered again."""
     delivered_at: Mapped[datetime | None]
     error: Mapped[str | None]
 
     __table_args__ = (
         UniqueConstraint("job_id"),
         Index("ix_webhooks_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+        Index("ix_webhooks_host", text(WEBHOOK_HOST), "due_at", postgresql_where=text("due_at IS NOT NULL")),
+        Index("ix_webhooks_undelivered", "owed_at", postgresql_where=text("delivered_at IS NULL")),
     )
+
+
+class ClockRow(Base):
+    """The one row that says how far times were shifted, because PostgreSQL's clock was set to another time."""
+
+    __tablename__ = "clock"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    shifted: Mapped[float] = mapped_column(server_default="0")
+    """Seconds, of all jumps together."""
+
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
 
 
 class WorkerRow(Base):

@@ -26,6 +26,7 @@ def migrate(database_url: str) -> None:
 
     Raises:
         DatabaseUnavailable: PostgreSQL cannot be reached.
+        ConfigurationError: it is too old.
     """
     with translate_errors():
         command.upgrade(_config(database_url), "head")

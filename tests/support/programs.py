@@ -9,18 +9,22 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Collection
+from glob import glob
+from itertools import chain
 
 EXECUTABLES = {
     "chromium": ("chromium", "google-chrome", "chromium-browser"),
     "g++": ("g++",),
+    "postgresql": ("/usr/lib/postgresql/*/bin/postgres",),
     "redis-server": ("redis-server",),
 }
-"""Names under which each package of Debian's may be found, under Debian's name of the package."""
+"""Names or paths under which each package of Debian's may be found, under Debian's name of the package."""
 
 
 def find(package: str) -> str | None:
     """Path of the program; None where it is not installed."""
-    return next(filter(None, map(shutil.which, EXECUTABLES[package])), None)
+    names = chain.from_iterable(sorted(glob(name)) or [name] for name in EXECUTABLES[package])  # noqa: PTH207
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def path(package: str) -> str:

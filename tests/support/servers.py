@@ -8,6 +8,7 @@ import psycopg
 from psycopg import sql
 
 from api.embedded import servers
+from tests.support import programs
 
 DATABASES = 64
 """Numbered databases of a Valkey."""
@@ -45,3 +46,16 @@ class Postgres(servers.Postgres):
         """Drop it although somebody may still be connected."""
         with psycopg.connect(self.database_url("postgres"), autocommit=True) as connection:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+class DebianPostgres(Postgres):
+    """Of an older release, from Debian's package."""
+
+    def _binary(self, name: str) -> Path:
+        return Path(programs.path("postgresql")).with_name(name)
+
+    def _locale_options(self) -> list[str]:
+        return ["--locale=C.UTF-8"]
+
+    def _options(self) -> dict[str, object]:
+        return {name: value for name, value in super()._options().items() if name != "io_method"}

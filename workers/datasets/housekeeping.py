@@ -6,6 +6,7 @@ import logging
 import platform
 import threading
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -161,9 +162,9 @@ class DatasetKeeper:
 
     # ── each round of the housekeeper that acts ───────────────────────────────────────────────────
 
-    def rescue(self) -> dict[UUID, ShardStatus]:
-        """Take back the shards that lost their worker."""
-        return self._database.shards.rescue()
+    def rescue(self, now: datetime) -> dict[UUID, ShardStatus]:
+        """Take back the shards that lost their worker, by PostgreSQL's time `now`."""
+        return self._database.shards.rescue(now)
 
     def keep(self) -> None:
         """Export what is done, publish what is due."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 from flower.app import Flower
@@ -15,6 +13,7 @@ from flower.urls import settings as tornado_settings
 from flower.views.monitor import Metrics
 from kombu.utils.url import maybe_sanitize_url
 from tornado.httputil import HTTPServerRequest
+from tornado.ioloop import PeriodicCallback
 from tornado.options import options
 from tornado.web import ErrorHandler, OutputTransform
 
@@ -23,12 +22,17 @@ from shared.local_hosts import host_name, local_names
 from shared.queue import celery_app
 from shared.settings import Settings, is_loopback
 from tuwen.errors import ConfigurationError
+from workers.flower.intake import EventIntake
 from workers.flower.missed_events import MissedEvents
+from workers.flower.state_file import StateFile
 
 log = logging.getLogger(__name__)
 
 MOST_TASKS = 20_000
 """Tasks kept in memory, about 6 kB each; the oldest go first."""
+
+SAVE_INTERVAL = 300.0
+"""Seconds between savings of its state, which survives a restart; each blocks it for up to a second."""
 
 
 def run_flower(settings: Settings) -> int:
@@ -38,6 +42,7 @@ def run_flower(settings: Settings) -> int:
         ConfigurationError: no password outside loopback, a port that is taken, a folder that cannot be written.
     """
     _set_options(settings)
+    file = _state_file(settings)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)  # from where Flower takes it
     database = Database(settings, pool_size=1)
@@ -49,8 +54,19 @@ def run_flower(settings: Settings) -> int:
     missed = MissedEvents(flower, database, settings.housekeeping_interval)
     _listen(flower, settings)
     log.info("Flower listens on %s port %d", settings.flower_host, settings.flower_port)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, flower.stop)
+    state = _restore(flower, file)
+    saving = PeriodicCallback(lambda: file.save(state), SAVE_INTERVAL * 1000)
+    intake = EventIntake(loop, state.event)
+    flower.events.on_event = intake.receive  # type: ignore[method-assign]
+
+    def stop() -> None:
+        missed.stop()
+        saving.stop()
+        file.save(state)
+        flower.stop()
+
+    intake.stop_on_signals(stop)
+    saving.start()
     missed.start()
     try:
         flower.start()
@@ -58,6 +74,16 @@ def run_flower(settings: Settings) -> int:
         missed.stop()
         database.close()
     return 0
+
+
+def _restore(flower: Flower, file: StateFile) -> Any:
+    """Give Flower the state that was saved, if there is one. Returns the state that it has now."""
+    if state := file.load():
+        # It would keep the limit it was saved with.
+        state.max_tasks_in_memory = state.tasks.limit = MOST_TASKS
+        state.tasks.update()
+        flower.events.state = state
+    return flower.events.state
 
 
 def _set_options(settings: Settings) -> None:
@@ -75,10 +101,8 @@ def _set_options(settings: Settings) -> None:
     if not options.basic_auth:
         # Flower reads this from the environment only; without it, its API wants a password even on loopback.
         os.environ["FLOWER_UNAUTHENTICATED_API"] = "true"
-    # Its state survives a restart; saving blocks it for up to a second, so it saves rarely.
-    options.persistent = True
-    options.db = str(_state_file(settings))
-    options.state_save_interval = 300_000
+    # We keep its state.
+    options.persistent = False
     # A line a request is noise; refusals and errors are not.
     logging.getLogger("tornado.access").setLevel(logging.WARNING)
 
@@ -100,13 +124,13 @@ def _credentials(settings: Settings) -> list[str]:
     return [credentials]
 
 
-def _state_file(settings: Settings) -> Path:
+def _state_file(settings: Settings) -> StateFile:
     folder = settings.data_dir / "flower"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"Flower cannot keep its state in {folder}: {error.strerror}") from error
-    return folder / "state"
+    return StateFile(folder / "state.pickle")
 
 
 def _listen(flower: Flower, settings: Settings) -> None:

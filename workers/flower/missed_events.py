@@ -48,6 +48,7 @@ class MissedEvents:
         self._flower = flower
         self._database = database
         self._timer = PeriodicCallback(self.tell, interval * 1000)
+        self._stopped = False
 
     def start(self) -> None:
         """Compare now, and then at each interval."""
@@ -55,7 +56,8 @@ class MissedEvents:
         self._timer.start()
 
     def stop(self) -> None:
-        """Compare no more."""
+        """Compare no more, and break off a comparison that is under way."""
+        self._stopped = True
         self._timer.stop()
 
     async def tell(self) -> None:
@@ -72,6 +74,8 @@ class MissedEvents:
             log.warning("Flower was not compared with PostgreSQL: %s", error)
             return
         for outline in outlines:
+            if self._stopped:
+                return
             task = self._tasks.get(str(outline.row.id))
             # What Flower heard after PostgreSQL was asked is newer than the answer.
             if task is None or task.state == known.get(task.uuid):

@@ -15,9 +15,13 @@ from shared.settings import Settings
 from workers.datasets.housekeeping import DatasetKeeper
 from workers.housekeeper import housekeeping
 from workers.housekeeper.batches import BatchRunner
+from workers.housekeeper.beat import MonotonicScheduler
 from workers.housekeeper.housekeeping import Housekeeper
 
 log = logging.getLogger(__name__)
+
+WEBHOOK_GRACE = 2.0
+"""Seconds that webhooks on their way get at the end: what is cut off is delivered again, and receivers may hang."""
 
 
 def run_housekeeper(settings: Settings) -> int:
@@ -42,6 +46,7 @@ def run_housekeeper(settings: Settings) -> int:
         deadline = time.monotonic() + settings.shutdown_grace
         datasets.stop(settings.shutdown_grace)
         batches.close(max(0.0, deadline - time.monotonic()))
+        housekeeper.close(max(0.0, min(WEBHOOK_GRACE, deadline - time.monotonic())))
     return consumer.exitcode or 0
 
 
@@ -49,7 +54,7 @@ def _beat(app: Celery) -> None:
     """Run Celery's beat for ever, its schedule in memory: no time needs to outlive a restart."""
     while True:
         try:
-            beat.Service(app, max_interval=1, scheduler_cls=beat.Scheduler).start()
+            beat.Service(app, max_interval=1, scheduler_cls=MonotonicScheduler).start()
         except Exception:
             log.exception("beat stopped; starting it again")
             time.sleep(1)

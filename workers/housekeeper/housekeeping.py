@@ -28,8 +28,9 @@ from tuwen.datasets import ShardStatus
 from tuwen.errors import DatabaseUnavailable, QueueUnavailable, Unavailable
 from tuwen.jobs import Kind, Status
 from workers.datasets.housekeeping import DatasetKeeper
-from workers.housekeeper import webhooks
+from workers.housekeeper.clock import ClockWatch
 from workers.housekeeper.collection import Collector
+from workers.housekeeper.webhooks import WebhookSender
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +50,12 @@ class Housekeeper:
         self._datasets = datasets
         self._database = Database(settings, pool_size=4)
         self._queue = JobQueue(settings)
-        self._fetcher = Fetcher(settings)
+        self._webhooks = WebhookSender(settings, self._database, Fetcher(settings))
+        self._clock = ClockWatch(self._database)
         self._generation: str | None = None
         self._trusting_from = 0.0
-        """Time of the monotonic clock until which an expired lease says nothing about its worker."""
+        """Time of the monotonic clock until which an expired lease says nothing about its worker: after an outage or a
+        jump of the clock, each needs time for a heartbeat."""
         self._collector = Collector(settings, self._database, self._queue, ObjectStore.open(settings))
 
     def housekeep(self) -> None:
@@ -68,16 +71,19 @@ class Housekeeper:
         self._sign()
 
     def _mend(self) -> None:
+        now, jumped = self._clock.look()
+        if jumped:
+            self._trusting_from = time.monotonic() + self._settings.lease
         if time.monotonic() >= self._trusting_from:
-            self._announce(self._database.jobs.rescue())
-            self._tell_flower(self._datasets.rescue())
-        self._announce(dict.fromkeys(self._database.jobs.expire_queued(), Status.EXPIRED))
+            self._announce(self._database.jobs.rescue(now))
+            self._tell_flower(self._datasets.rescue(now))
+        self._announce(dict.fromkeys(self._database.jobs.expire_queued(now), Status.EXPIRED))
         self._dispatch()
         self._datasets.keep()
 
     def deliver_webhooks(self) -> None:
         """Deliver the webhooks that are due."""
-        webhooks.deliver(self._settings, self._database, self._fetcher)
+        self._webhooks.deliver()
 
     def collect(self) -> None:
         """Remove what nobody can ask for any more: orphaned objects, dead workers, old idempotency keys."""
@@ -88,6 +94,11 @@ class Housekeeper:
     def stop(self) -> None:
         """Stop long work soon, because this process is about to end; another one continues."""
         self._collector.stop()
+        self._webhooks.stop()
+
+    def close(self, grace: float) -> None:
+        """Wait `grace` seconds for webhooks that are on their way."""
+        self._webhooks.close(grace)
 
     def _dispatch(self) -> None:
         """Publish queued jobs whose message was lost, or was never sent.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -19,12 +20,16 @@ from api.cli.demo import SAMPLE, thumbnail
 from api.cli.images import image_files
 from api.cli.place import DEFAULT_URL, Place
 from api.embedded.processes import Lock, last_lines, rotate
+from shared.database import Database
+from shared.settings import Settings
+from tests.support.plain_sql import Sql
 from tests.support.waiting import PATIENT
 from tuwen.jobs import (
     DescribeResult,
     GenerateResult,
     Job,
     JobError,
+    JobRequest,
     JobResult,
     Kind,
     MatchResult,
@@ -208,6 +213,29 @@ def test_unreachable_database_is_one_line() -> None:
     assert refused.returncode == 3
     assert refused.stderr.startswith("error: ")
     assert "Traceback" not in refused.stderr
+
+
+def test_webhooks_are_shown_and_tried_again(settings: Settings, database: Database, sql: Sql) -> None:
+    where = {"TUWEN_DATABASE_URL": settings.database_url, "TUWEN_DATA_DIR": str(settings.data_dir)}
+    assert "0 webhooks are still to be delivered" in tuwen("webhooks", "ls", **where).stderr
+    url = "https://hooks.example.com:8443/of/[alice]"
+    request = JobRequest.model_validate({"input": {"kind": "generate", "prompt": "猫"}, "webhook": url})
+    for id in database.jobs.submit([request] * 2, tenant="t").ids:
+        database.jobs.cancel(id, "t")
+    sql("UPDATE webhooks SET due_at = NULL, error = 'answered 410'")
+    shown = tuwen("webhooks", "ls", **where)
+    assert "2 were given up" in shown.stderr
+    assert shown.stdout.count(url) == 2
+    first, second = (json.loads(line) for line in tuwen("webhooks", "ls", "--json", **where).stdout.splitlines())
+    assert (first["state"], first["error"], first["url"]) == ("given up", "answered 410", url)
+    assert tuwen("webhooks", "ls", "--late", "--json", **where).stdout == ""
+    assert tuwen("webhooks", "retry", first["id"], **where).stdout == f"{first['id']} is due\n"
+    assert tuwen("webhooks", "retry", "--host", "hooks.example.com", **where).stdout == "", "another port"
+    assert tuwen("webhooks", "retry", "--host", "hooks.example.com:8443", **where).stdout == f"{second['id']} is due\n"
+    assert database.webhooks.figures().given_up == 0
+    assert tuwen("webhooks", "retry", **where).returncode == 2
+    unknown = tuwen("webhooks", "retry", str(uuid4()), **where)
+    assert (unknown.returncode, "There is no webhook" in unknown.stderr) == (1, True)
 
 
 def test_a_key_that_is_none_is_refused_in_one_line() -> None:

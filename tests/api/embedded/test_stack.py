@@ -31,6 +31,16 @@ FAKES = {
     "TUWEN_RECOGNIZE": "import:tests.support.fakes:NullRecognizer",
     "TUWEN_MATCH": "import:tests.support.fakes:NullMatcher",
 }
+# Meant for servers of the user's own: not one of them may reach the embedded PostgreSQL, or connections to it.
+FOREIGN = {
+    "PGSSLMODE": "verify-full",
+    "PGSERVICE": "nowhere",
+    "PGOPTIONS": "-c no_such_setting=1",
+    "PGHOST": "db.example.com",
+    "PGPORT": "1",
+    "PGDATABASE": "another",
+    "PGTARGETSESSIONATTRS": "standby",
+}
 PNG = b"\x89PNG"
 
 
@@ -84,7 +94,7 @@ def tuwen_up(data: Path, *arguments: str, **environment: str) -> Iterator[Up]:
             [*command, *arguments],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=os.environ | FAKES | environment,
+            env=os.environ | FAKES | FOREIGN | environment,
             start_new_session=True,
         )
     up = Up(process, data, output)
@@ -173,7 +183,9 @@ def test_a_second_one_on_the_same_folder_is_refused(up: Up) -> None:
 def tuwen(up: Up, *arguments: str, cwd: Path | None = None, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Another terminal on the same machine."""
     command = [sys.executable, "-m", "api.cli", "--data", str(up.data), *arguments]
-    return subprocess.run(command, capture_output=True, timeout=PATIENT, check=False, cwd=cwd, input=stdin)
+    return subprocess.run(
+        command, capture_output=True, timeout=PATIENT, check=False, cwd=cwd, input=stdin, env=os.environ | FOREIGN
+    )
 
 
 def test_doctor_finds_it_well(up: Up) -> None:

@@ -12,14 +12,16 @@ import pytest
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
+from api.cli.doctor import _webhooks
 from api.embedded.servers import Valkey
 from shared.database import Database
 from shared.database.workers import ServedModel
 from shared.settings import Settings
 from shared.telemetry.metrics import Recorder
 from tests.support.api_server import FakeWorker
-from tests.support.waiting import eventually
-from tuwen.jobs import Kind, Status
+from tests.support.plain_sql import Sql
+from tests.support.waiting import PATIENT, eventually
+from tuwen.jobs import JobRequest, Kind, Status
 
 GENERATE = {"input": {"kind": "generate", "prompt": "a cat"}}
 
@@ -33,6 +35,26 @@ def figures(api: httpx.Client) -> dict[tuple[str, ...], float]:
         for family in text_string_to_metric_families(answer.text)
         for sample in family.samples
     }
+
+
+def test_webhooks_that_are_owed_and_given_up_are_counted(
+    api: httpx.Client, settings: Settings, database: Database, sql: Sql
+) -> None:
+    hook = "https://example.com/hook"
+    request = JobRequest.model_validate({"input": {"kind": "generate", "prompt": "a cat"}, "webhook": hook})
+    ids = database.jobs.submit([request] * 4, tenant="t").ids
+    for id in ids[:3]:
+        database.jobs.cancel(id, "t")
+    sql("UPDATE webhooks SET owed_at = now() - interval '5 minutes' WHERE job_id = :id", id=ids[0])
+    sql("UPDATE webhooks SET due_at = NULL WHERE job_id = :id", id=ids[1])
+    shown = figures(api)
+    assert shown["tuwen_webhooks_waiting",] == 2
+    assert shown["tuwen_webhooks_late",] == 1
+    assert shown["tuwen_webhooks_given_up",] == 1
+    assert 300 <= shown["tuwen_oldest_webhook_age_seconds",] < 300 + PATIENT
+    [found] = _webhooks(settings)
+    assert found.found == "2 to be delivered, 1 of them late; 1 given up"
+    assert "TUWEN_WEBHOOK_SECRET" in found.advice
 
 
 @pytest.mark.parametrize("page", ["/", "/docs", "/redoc"])

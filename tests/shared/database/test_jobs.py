@@ -11,15 +11,23 @@ import pytest
 from alembic import command
 from sqlalchemy import create_engine, text
 
-from shared.database import Database, Finish, GiveBack, JobClaim
+from shared.database import Database, Finish, GiveBack, JobClaim, connections
 from shared.database.connections import driver_url
 from shared.database.jobs import MOST_LOSSES, SUSPICIOUS_LOSSES
 from shared.database.workers import ServedModel
-from shared.migrations import _config, is_current
+from shared.migrations import _config, is_current, migrate
 from shared.settings import Settings
 from tests.support.plain_sql import Sql, plain_sql
 from tests.support.servers import Postgres
-from tuwen.errors import Conflict, DatabaseUnavailable, IdempotencyMismatch, InvalidRequest, NotFound, QuotaExceeded
+from tuwen.errors import (
+    ConfigurationError,
+    Conflict,
+    DatabaseUnavailable,
+    IdempotencyMismatch,
+    InvalidRequest,
+    NotFound,
+    QuotaExceeded,
+)
 from tuwen.jobs import Candidate, GenerateResult, JobError, JobRequest, Kind, MatchResult, Status, StoredImage
 
 BOOM = JobError(code="boom", detail="It broke.", retryable=True)
@@ -58,7 +66,9 @@ class TestSchema:
             sql("""
                 INSERT INTO jobs (
                     id, tenant, kind, model, priority, request, max_attempts, dispatch_due_at, deadline_at
-                ) VALUES (uuidv7(), 't', 'generate', 'builtin', 5, '{}', 5, now(), now() + interval '90 seconds')
+                ) VALUES (
+                    gen_random_uuid(), 't', 'generate', 'builtin', 5, '{}', 5, now(), now() + interval '90 seconds'
+                )
             """)
             command.upgrade(_config(url), "0005")
             assert sql("SELECT deadline FROM jobs") == [(90.0,)]
@@ -75,6 +85,21 @@ class TestSchema:
             database.check()
         command.upgrade(_config(settings.database_url), "head")
         assert is_current(settings.database_url)
+
+    def test_a_release_that_is_too_old_is_refused_by_all_that_would_use_it(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(connections, "OLDEST_RELEASE", 99)
+        said = r"This is PostgreSQL 1\d, and Tuwen needs 99 or newer"
+        with pytest.raises(ConfigurationError, match=said):
+            migrate(settings.database_url)
+        with pytest.raises(ConfigurationError, match=said):
+            connections.require_supported(settings.database_url)
+        database = Database(settings)
+        with pytest.raises(DatabaseUnavailable, match=said):  # what /readyz and a worker that starts ask
+            database.check()
+        database.close()
+        connections.require_supported("postgresql://nobody@127.0.0.1:9/nothing")  # it may be supported when it comes
 
     @pytest.mark.parametrize(
         "broken",

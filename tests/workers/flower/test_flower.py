@@ -23,7 +23,7 @@ from shared.settings import Settings
 from tests.support.annotation import annotate, paint, wait_until_over
 from tests.support.browser import chromium, open_page
 from tests.support.fakes import painted
-from tests.support.plain_sql import Sql
+from tests.support.plain_sql import Sql, plain_sql
 from tests.support.system import TENANT, Process, System, running_system
 from tests.support.waiting import PATIENT, eventually
 from tuwen.datasets import ShardStatus
@@ -345,6 +345,24 @@ def sleepers(folder: Path, count: int) -> Path:
     return folder
 
 
+def test_flower_that_was_killed_while_it_saved_keeps_what_it_had_saved_before(system: System, tmp_path: Path) -> None:
+    system.worker("gpu")
+    [done] = system.wait_until_finished(system.submit("a cat"))
+    with flower_beside(system, tmp_path) as flower:
+        flower.shows(done.id, "SUCCESS")
+    folder = system.settings.data_dir / "flower"
+    [file] = folder.iterdir()
+    (folder / "state.new").write_bytes(file.read_bytes()[:100])
+    with plain_sql(system.settings) as sql:
+        sql("DELETE FROM jobs")  # so that only Flower knows of it
+    with flower_beside(system, tmp_path) as flower:
+        flower.shows(done.id, "SUCCESS")
+    assert list(folder.iterdir()) == [file]
+    file.write_bytes(b"no state")
+    with flower_beside(system, tmp_path) as flower:
+        assert flower.task(done.id)["state"] is None
+
+
 def test_flower_restarts_while_shards_run(settings: Settings, sql: Sql, tmp_path: Path) -> None:
     def shards(dataset_id: UUID) -> dict[str, ShardStatus]:
         rows = sql("SELECT id, status FROM shards WHERE dataset_id = :id ORDER BY number", id=dataset_id)
@@ -364,6 +382,7 @@ def test_flower_restarts_while_shards_run(settings: Settings, sql: Sql, tmp_path
                 assert flower.task(id)["runtime"] > 0
             slow = annotate(system, sleepers(tmp_path / "slow", 288), tmp_path / "out-slow", shard_size=144)
             system.wait_until(lambda: ShardStatus.RUNNING in shards(slow).values(), "a running shard")
+            system.wait_until(lambda: len(shards(slow)) == 2, "both shards")
             first, second = shards(slow)
             flower.shows(first, "STARTED")
         system.wait_until(lambda: shards(slow)[second] is ShardStatus.RUNNING, "the other shard")

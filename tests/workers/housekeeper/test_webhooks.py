@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -20,24 +21,32 @@ from shared.database.connections import driver_url
 from shared.intake.fetch import Fetcher
 from shared.settings import Settings
 from tests.support.api_server import serving
+from tests.support.waiting import PATIENT, eventually
+from tuwen.errors import Conflict, NotFound
 from tuwen.jobs import JobRequest
 from workers.housekeeper import webhooks
+from workers.housekeeper.webhooks import WebhookSender
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
 class Receiver:
-    """Keeps what it is sent; answers with `status`."""
+    """Keeps what it is sent; answers with `status`, or not at all as long as it `hangs`."""
 
     def __init__(self) -> None:
         self.status = 204
+        self.hangs = False
         self.deliveries: list[tuple[dict[str, str], bytes]] = []
+        self._released = threading.Event()
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 receiver.deliveries.append(({k.lower(): v for k, v in self.headers.items()}, body))
+                if receiver.hangs:
+                    receiver._released.wait()
+                    return
                 self.send_response(receiver.status)
                 self.send_header("content-length", "0")
                 self.end_headers()
@@ -48,10 +57,13 @@ class Receiver:
             request_queue_size = 128  # of socketserver's 5, many deliveries at once lose some
 
         self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/hook"
+        self._server.daemon_threads = True
+        self.host = f"127.0.0.1:{self._server.server_port}"
+        self.url = f"http://{self.host}/hook"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
+        self._released.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -68,21 +80,35 @@ class Sender:
         allowed = {"webhook_secret": SecretStr(SECRET), "fetch_allow_networks": ("127.0.0.0/8",), **changed}
         self.settings = settings.model_copy(update=allowed)
         self.database = Database(self.settings)
-        self.fetcher = Fetcher(self.settings)
+        self.webhooks = WebhookSender(self.settings, self.database, Fetcher(self.settings))
         self._engine = create_engine(driver_url(settings.database_url), isolation_level="AUTOCOMMIT")
 
     def cancelled_job(self, url: str) -> UUID:
+        return self.cancelled_jobs(url, 1)[0]
+
+    def cancelled_jobs(self, url: str, count: int) -> list[UUID]:
         request = JobRequest.model_validate({"input": {"kind": "generate", "prompt": "猫"}, "webhook": url})
-        [id] = self.database.jobs.submit([request], tenant="t").ids
-        self.database.jobs.cancel(id, "t")
-        return id
+        ids = self.database.jobs.submit([request] * count, tenant="t").ids
+        for id in ids:
+            self.database.jobs.cancel(id, "t")
+        return ids
 
     def deliver(self) -> int:
-        return webhooks.deliver(self.settings, self.database, self.fetcher)
+        """Deliver what is due, to the end."""
+        count = 0
+        while more := self.webhooks.deliver():
+            count += more
+        eventually(lambda: not self.webhooks._hosts.in_flight)
+        return count
 
     def rows(self) -> list[Any]:
         with self._engine.connect() as connection:
             return list(connection.execute(text("SELECT * FROM webhooks")))
+
+    def age_everything(self, seconds: float) -> None:
+        with self._engine.connect() as connection:
+            older = text("UPDATE webhooks SET owed_at = owed_at - :by * interval '1 second'")
+            connection.execute(older, {"by": seconds})
 
     def wait_out_the_backoff(self) -> None:
         with self._engine.connect() as connection:
@@ -129,10 +155,117 @@ def test_a_receiver_that_is_gone_is_left_alone(settings: Settings, receiver: Rec
 def test_many_in_one_round(settings: Settings, receiver: Receiver) -> None:
     sender = Sender(settings)
     count = webhooks.AT_ONCE + 1
-    for _ in range(count):
-        sender.cancelled_job(receiver.url)
+    sender.cancelled_jobs(receiver.url, count)
     assert sender.deliver() == count
     assert len({headers["webhook-id"] for headers, _ in receiver.deliveries}) == count
+
+
+def test_a_receiver_that_hangs_delays_no_other(settings: Settings, receiver: Receiver) -> None:
+    """It was tried first, has more waiting than there are places, and answers nothing while the others are served."""
+    sender = Sender(settings, fetch_timeout=PATIENT)
+    hanging = Receiver()
+    hanging.hangs = True
+    sender.cancelled_jobs(hanging.url, 2 * webhooks.AT_ONCE)
+    others = sender.cancelled_jobs(receiver.url, 150)
+    began = time.monotonic()
+    eventually(lambda: sender.webhooks.deliver() or len(receiver.deliveries) >= len(others))
+    eventually(lambda: len(delivered(sender)) == len(others))
+    # The hanging one is not even given up: what passes is the time of the others.
+    assert time.monotonic() - began < PATIENT / 2
+    assert delivered(sender) == set(others)
+    assert len(hanging.deliveries) == webhooks.FIRST_PLACES
+    hanging.close()
+
+
+def delivered(sender: Sender) -> set[UUID]:
+    return {row.job_id for row in sender.rows() if row.delivered_at is not None}
+
+
+def test_a_host_that_does_not_answer_rests_and_costs_its_webhooks_no_attempts(
+    settings: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "FIRST_REST", PATIENT)
+    monkeypatch.setattr(webhooks, "LONGEST_REST", PATIENT)
+    sender = Sender(settings, fetch_timeout=1.0)
+    receiver.hangs = True
+    ids = sender.cancelled_jobs(receiver.url, 20)
+    sender.deliver()
+    sender.wait_out_the_backoff()
+    assert sender.deliver() == 0
+    assert sorted(row.attempts for row in sender.rows()) == [0] * 16 + [1] * webhooks.FIRST_PLACES
+    receiver.hangs = False
+    with sender.webhooks._hosts._guard:  # its rest is over
+        sender.webhooks._hosts._hosts[receiver.host].rests_until = 0.0
+    receiver.deliveries.clear()
+    assert sender.webhooks.deliver() == 20, "one finds out, and the others follow in the same round"
+    assert delivered(sender) == set(ids)
+
+
+def test_one_delivery_at_a_time_finds_out_whether_a_host_answers_again(
+    settings: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what it has been owed for a day is given up: with one try a minute a long queue would never end."""
+    monkeypatch.setattr(webhooks, "FIRST_REST", 0.0)
+    sender = Sender(settings, fetch_timeout=0.5)
+    receiver.hangs = True
+    sender.cancelled_jobs(receiver.url, 50)
+    sender.webhooks.deliver()
+    eventually(lambda: not sender.webhooks._hosts.in_flight)
+    assert len(receiver.deliveries) < 15, "four at first, and then one after another"
+    sender.age_everything(webhooks.MAX_AGE + 1)
+    sender.wait_out_the_backoff()
+    sender.webhooks.deliver()
+    eventually(lambda: not sender.webhooks._hosts.in_flight)
+    rows = sender.rows()
+    assert {row.due_at for row in rows} == {None}
+    assert all("did not answer" in row.error for row in rows)
+
+
+def test_what_was_not_delivered_is_counted_and_shown_and_can_be_tried_again(
+    settings: Settings, receiver: Receiver
+) -> None:
+    sender = Sender(settings)
+    store = sender.database.webhooks
+    receiver.status = 410
+    sender.cancelled_job(receiver.url)
+    sender.deliver()
+    receiver.status = 500
+    sender.cancelled_job(receiver.url)
+    sender.deliver()
+    sender.age_everything(100)
+    sender.cancelled_job(receiver.url)
+    figures = store.figures()
+    assert (figures.waiting, figures.late, figures.given_up) == (2, 1, 1)
+    assert 100 <= figures.oldest_age < 100 + PATIENT
+    gone, late, waiting = store.undelivered(most=10)
+    assert (gone.state, late.state, waiting.state) == ("given up", "late", "waiting")
+    assert (gone.error, late.error, waiting.error) == ("answered 410", "answered 500", None)
+    assert store.undelivered(state="late", most=10) == [late]
+    receiver.status = 204
+    assert store.retry_given_up("elsewhere.example.com") == []
+    assert store.retry_given_up(receiver.host) == [gone.id]
+    store.retry([late.id])
+    assert sender.deliver() == 3
+    assert store.figures().waiting == store.figures().given_up == 0
+    assert receiver.deliveries[0][0]["webhook-id"] in {h["webhook-id"] for h, _ in receiver.deliveries[2:]}
+    with pytest.raises(Conflict):
+        store.retry([late.id])
+    with pytest.raises(NotFound):
+        store.retry([late.job_id])
+
+
+def test_a_housekeeper_that_stops_does_not_wait_for_receivers_that_hang(settings: Settings, receiver: Receiver) -> None:
+    sender = Sender(settings, fetch_timeout=PATIENT)
+    receiver.hangs = True
+    sender.cancelled_job(receiver.url)
+    round_ = threading.Thread(target=sender.webhooks.deliver)
+    round_.start()
+    eventually(lambda: receiver.deliveries)
+    began = time.monotonic()
+    sender.webhooks.close(0.1)
+    round_.join(PATIENT)
+    assert time.monotonic() - began < PATIENT / 2
+    assert sender.webhooks.deliver() == 0
 
 
 def test_a_receiver_in_trouble_is_tried_again_under_the_same_id(settings: Settings, receiver: Receiver) -> None:

@@ -7,6 +7,7 @@ import sys
 import uvicorn
 
 from api.app import create_app
+from api.http.connections import bounded_http
 from shared.database.connections import require_supported
 from shared.open_files import raise_open_files_limit
 from shared.settings import settings
@@ -29,6 +30,8 @@ def main() -> int:
         app,
         host=settings().host,
         port=settings().port,
+        http=bounded_http(),
+        ws="none",  # no route speaks WebSocket
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE,
         # Event streams stay open as long as their job runs; they would hold up every stop.

@@ -1,4 +1,4 @@
-"""The limit on open files: each connection, each thread's socket and each pipe to an engine counts."""
+"""How many files and sockets this process may have open."""
 
 from __future__ import annotations
 
@@ -12,29 +12,38 @@ log = logging.getLogger(__name__)
 LEAST = 256
 """Open files without which a process would accept jobs and then hang."""
 ENOUGH = 1024
+
 MOST = 65_536
-"""More is never needed, and some systems refuse a limit without an end."""
+"""Enough for every process of ours; a hard limit may be a thousand million, for which some programs reserve memory."""
 
 
-def raise_open_files_limit() -> None:
-    """Raise the soft limit of this process, and of those it starts, as far as the hard one allows.
+def raise_open_files() -> int:
+    """Raise the soft limit of open files (RLIMIT_NOFILE) to the hard one, at most to `MOST`; return the soft limit.
 
-    Raises:
-        ConfigurationError: the limit stays too low to run.
+    Many systems start processes with 1,024 for the sake of programs that use select(2), which none of ours does.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        except (ValueError, OSError) as error:  # macOS has a lower limit for the whole system
-            log.debug("the limit on open files stays at %d: %s", soft, error)
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= ENOUGH:
-        return
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return MOST if soft == resource.RLIM_INFINITY else soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):  # macOS has a lower limit beside the one that it reports
+        return soft
+    return wanted
+
+
+def raise_open_files_limit() -> None:
+    """Raise the soft limit likewise, of this process and of those it starts, and say when it stays low.
+
+    Raises:
+        ConfigurationError: it stays too low to run.
+    """
+    soft = raise_open_files()
     if soft < LEAST:
         raise ConfigurationError(
             f"A process may open only {soft} files here, and Tuwen needs {LEAST} at least: "
             f"raise the hard limit, and start again after `ulimit -n {ENOUGH}`."
         )
-    log.warning("A process may open only %d files here; under load more are needed: ulimit -n %d", soft, ENOUGH)
+    if soft < ENOUGH:
+        log.warning("A process may open only %d files here; under load more are needed: ulimit -n %d", soft, ENOUGH)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from api.cli.terminal import err, out
 from tuwen.client import Client
-from tuwen.datasets import Dataset, DatasetProgress, DatasetStatus
+from tuwen.datasets import Dataset, DatasetProgress, DatasetStatus, Filters
 
 _COLOURS = {
     DatasetStatus.PLANNING: "yellow",
@@ -22,6 +22,13 @@ _COLOURS = {
     DatasetStatus.FAILED: "red",
     DatasetStatus.CANCELLED: "bright_black",
 }
+
+_ESTIMATE = (
+    *("entries", "images", "captioned", "bytes", "shorter_sides", "aspects"),
+    *("problems", "broken", "examples", "exact_duplicates", "near_duplicates", "dropped"),
+    *("to_annotate", "images_per_second", "devices", "seconds", "device_hours"),
+)
+"""Fields of an estimate in the order in which they are printed."""
 
 
 def follow(client: Client, dataset: Dataset) -> Dataset:
@@ -72,7 +79,7 @@ def print_datasets(datasets: Iterable[Dataset]) -> None:
             f"{progress.done + progress.failed:,}/{progress.images:,}",
             f"{progress.failed:,}",
             dataset.created_at.astimezone().strftime("%m-%d %H:%M"),
-            escape(f"{request.source} → {request.destination or 'dry run'}"),
+            escape(f"{request.source} → {'dry run' if request.dry_run else request.destination}"),
         )
     Console(highlight=False, width=max(out.width, 120)).print(table)
 
@@ -83,13 +90,15 @@ def print_dataset(dataset: Dataset) -> None:
         "id": str(dataset.id),
         "status": _status(dataset),
         "source": escape(request.source),
-        "destination": escape(f"{request.destination} ({request.destination_format})") if request.destination else "",
+        "destination": "none: a dry run"
+        if request.dry_run
+        else escape(f"{request.destination} ({request.destination_format})"),
         "tasks": ", ".join([*request.tasks, *request.languages, *request.styles]),
         "priority": str(dataset.priority),
         "images": f"{progress.done:,} done, {progress.failed:,} failed, {progress.left:,} left of {progress.images:,}"
         + ("" if progress.planned else " planned so far"),
         "shards": f"{progress.shards - progress.shards_left:,} of {progress.shards:,}",
-        "speed": speed(progress),
+        "speed": speed(progress) if dataset.finished_at is None else "",
         "workers": "\n".join(
             f"{escape(each.worker)}: {each.images_per_second:,.1f} images/s, {each.shards} shards"
             for each in progress.workers
@@ -101,21 +110,29 @@ def print_dataset(dataset: Dataset) -> None:
         print_estimate(dataset.estimate)
 
 
-def print_outcome(dataset: Dataset) -> None:
-    """Print how a data set ended, in a line or two."""
+def print_outcome(dataset: Dataset, *, exporting: bool = False) -> None:
+    """Print how a data set ended, in a line or two; after an export, with no advice about what failed before it."""
     if dataset.estimate is not None:
         print_estimate(dataset.estimate)
         return
     progress = dataset.progress
-    out.print(f"{dataset.id} {dataset.status}: {progress.done:,} annotated, {progress.failed:,} failed")
+    done = "annotated" if dataset.request.filters == Filters() else "annotated or dropped by a filter"
+    out.print(f"{dataset.id} {dataset.status}: {progress.done:,} {done}, {progress.failed:,} failed")
     if dataset.status is DatasetStatus.SUCCEEDED and dataset.request.destination:
         out.print(escape(dataset.request.destination))
-    if progress.failed:
-        err.print(f"[dim]retry the failed images with: tuwen datasets retry {dataset.id} --failed[/]")
+    if progress.failed and not exporting:
+        err.print(
+            "[dim]errors.jsonl says why each image failed; once that is mended, run them again with: "
+            f"tuwen datasets retry {dataset.id} --failed[/]",
+            soft_wrap=True,
+        )
 
 
 def print_estimate(estimate: Mapping[str, object]) -> None:
-    """Print the estimate of a dry run."""
+    """Print the estimate of a dry run: what there is, what is wrong with it, what it would take."""
+    # PostgreSQL keeps the fields of a JSON object in an order of its own.
+    names = [*(name for name in _ESTIMATE if name in estimate), *(name for name in estimate if name not in _ESTIMATE)]
+    estimate = {name: estimate[name] for name in names}
     _print_rows({name.replace("_", " "): escape(_figure(value)) for name, value in estimate.items()})
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 from uuid import UUID
 
 import typer
@@ -14,9 +15,18 @@ from api.cli.images import PANEL, AsJson, NoWait
 from api.cli.place import place
 from api.cli.terminal import err, out, print_json
 from tuwen.client import Client
-from tuwen.datasets import Dataset, DatasetRequest, DatasetStatus, ExportFormat, ExportRequest, Filters, SourceFormat
+from tuwen.datasets import (
+    Dataset,
+    DatasetRequest,
+    DatasetStatus,
+    ExportFormat,
+    ExportRequest,
+    Filters,
+    SourceFormat,
+    Task,
+)
 from tuwen.errors import Unavailable
-from tuwen.jobs import Kind, Language
+from tuwen.jobs import Kind, Language, Style
 
 app = typer.Typer()
 datasets = typer.Typer(help="Watch and steer the annotation of data sets.", no_args_is_help=True)
@@ -26,6 +36,21 @@ Ids = Annotated[list[UUID], typer.Argument(metavar="ID")]
 Destination = Annotated[str, typer.Option("-o", "--out", help="Folder, file or s3:// prefix to export to.")]
 Format = Annotated[ExportFormat, typer.Option("-f", "--format", help="Format of the export.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace captions that the destination already has.")]
+
+TASKS = tuple(task.value for task in get_args(Task))
+STYLES: tuple[str, ...] = get_args(Style)
+
+
+def _each_among(allowed: Sequence[str]) -> Callable[[list[str] | None], list[str] | None]:
+    """Callback of an option that may be repeated; typer itself takes no list of choices."""
+
+    def check(values: list[str] | None) -> list[str] | None:
+        for value in values or ():
+            if value not in allowed:
+                raise typer.BadParameter(f"{value!r} is none of {', '.join(allowed)}")
+        return values
+
+    return check
 
 
 @app.command(rich_help_panel=PANEL)
@@ -53,12 +78,20 @@ def annotate(
     ] = None,
     task: Annotated[
         list[str] | None,
-        typer.Option("-t", "--task", help="Task: describe, recognize or match; may be repeated. By default describe."),
+        typer.Option(
+            "-t",
+            "--task",
+            callback=_each_among(TASKS),
+            help="Task: describe, recognize or match; may be repeated. By default describe.",
+        ),
     ] = None,
     language: Annotated[Literal["zh", "en", "both"], typer.Option("-l", "--language")] = "en",
     style: Annotated[
         list[str] | None,
-        typer.Option(help="Caption style: short, detailed or tags; may be repeated. By default short."),
+        typer.Option(
+            callback=_each_among(STYLES),
+            help="Caption style: short, detailed or tags; may be repeated. By default short.",
+        ),
     ] = None,
     prompt: Annotated[str, typer.Option(help="Instruction for each image, for models that take a prompt.")] = "",
     max_tokens: Annotated[int, typer.Option(min=1, max=2048)] = 64,
@@ -93,6 +126,8 @@ def annotate(
     as_json: AsJson = False,
 ) -> None:
     """Annotate a whole data set. The run is resumable, and every image ends with a result or an error."""
+    if destination is None and not dry_run:
+        raise typer.BadParameter("say where the annotations go, or add --dry-run", param_hint="--out")
     languages: tuple[Language, ...] = ("zh", "en") if language == "both" else (language,)
     filters = Filters(
         min_side=min_side,
@@ -244,7 +279,7 @@ def export(
         if no_wait:
             _say(dataset)
         else:
-            _follow(client, dataset, as_json)
+            _follow(client, dataset, as_json, exporting=True)
 
 
 def absolute(where: str) -> str:
@@ -256,7 +291,7 @@ def _say(dataset: Dataset) -> None:
     out.print(f"{dataset.id} {'paused' if dataset.paused else dataset.status}")
 
 
-def _follow(client: Client, dataset: Dataset, as_json: bool) -> None:
+def _follow(client: Client, dataset: Dataset, as_json: bool, exporting: bool = False) -> None:
     try:
         dataset = shown.follow(client, dataset)
     except KeyboardInterrupt:
@@ -268,9 +303,11 @@ def _follow(client: Client, dataset: Dataset, as_json: bool) -> None:
     if as_json:
         print_json(dataset.model_dump(mode="json"))
     else:
-        shown.print_outcome(dataset)
+        shown.print_outcome(dataset, exporting=exporting)
     if dataset.error is not None:
         err.print(f"[red]{dataset.error.code}[/] {escape(dataset.error.detail)}")
-    # A dry run succeeds even if it finds broken images: finding them is its purpose.
-    if dataset.status is not DatasetStatus.SUCCEEDED or (dataset.progress.failed and not dataset.request.dry_run):
+    # A dry run succeeds even if it finds broken images: finding them is its purpose. An export succeeds once it is
+    # written: those images failed in the run before it.
+    failed = dataset.progress.failed and not (dataset.request.dry_run or exporting)
+    if dataset.status is not DatasetStatus.SUCCEEDED or failed:
         raise typer.Exit(1)

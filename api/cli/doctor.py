@@ -60,6 +60,11 @@ def examine(settings: Settings, url: str, *, embedded: bool) -> Iterator[Finding
     if not embedded and not {"database_url", "redis_url"} & settings.model_fields_set:
         # Nothing is configured and nothing runs: this is a fresh installation, which `tuwen up` starts.
         yield _embedded_servers()
+        if _answers(url):
+            # Its ports are taken for a good reason, and clients of this folder use it too.
+            yield Finding("system", f"none on {settings.data_dir.absolute()}; clients use the one at {url}")
+            yield from _api(url)
+            return
         yield from (
             _port("port", settings.port, settings.host),
             _port("flower_port", settings.flower_port, settings.flower_host),
@@ -225,6 +230,14 @@ def _housekeeper(settings: Settings) -> Iterator[Finding]:
         queue.close()
     advice = "" if hosts else "lost jobs, batches and data sets wait: start one (tuwen housekeeper)"
     yield Finding("housekeeper", f"runs on {', '.join(hosts)}" if hosts else "none runs", advice)
+
+
+def _answers(url: str) -> bool:
+    """Whether Tuwen, and not another program, answers at this address."""
+    try:
+        return "components" in httpx.get(f"{url}/readyz", timeout=5).json()
+    except (httpx.HTTPError, ValueError, TypeError):
+        return False
 
 
 def _api(url: str) -> Iterator[Finding]:

@@ -282,6 +282,10 @@ def _require_readable(images: Iterable[str]) -> None:
         if not _is_url(image) and image != STANDARD_INPUT:
             try:
                 Path(image).open("rb").close()
+            except IsADirectoryError as error:
+                raise InvalidRequest(
+                    f"{image} is a folder: name its images, or annotate all of it with `tuwen annotate`"
+                ) from error
             except OSError as error:
                 raise InvalidRequest(f"cannot read {image}: {error.strerror}") from error
 

@@ -18,6 +18,7 @@ from rich.markup import escape
 from api.cli import datasets, evaluation, images, jobs, keys, system, training, webhooks
 from api.cli.place import Place
 from api.cli.terminal import err, out
+from shared.intake.validation import invalid_fields
 from tuwen.errors import TuwenError, Unauthorized, Unavailable
 from tuwen.version import __version__
 
@@ -54,7 +55,9 @@ def options(
         typer.Option(envvar="TUWEN_API_KEY", help="API key; not needed for an open installation on this machine."),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the embedded system; by default .tuwen.")] = None,
-    _version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     context.obj = Place(url, api_key, data)
 
@@ -64,9 +67,8 @@ def main() -> None:
     try:
         app()
     except ValidationError as error:
-        for wrong in error.errors():
-            field = ".".join(str(part) for part in wrong["loc"])
-            _complain(f"{field}: {wrong['msg']}")
+        for wrong in invalid_fields(error.errors()).errors:
+            _complain(f"{wrong.field}: {wrong.detail}" if wrong.field != "body" else wrong.detail)
         sys.exit(2)
     except Unauthorized as error:
         _complain(f"{error} Give a key with --api-key or TUWEN_API_KEY; `tuwen keys create NAME` makes one.")

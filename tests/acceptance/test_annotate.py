@@ -88,6 +88,10 @@ def test_over_http_and_the_command_line(system: System, tmp_path: Path) -> None:
         assert mistakes(tmp_path / "captions", range(60)) == []
         assert [failure["name"] for failure in failures(tmp_path / "captions")] == ["broken.png"]
 
+        export = tuwen("datasets", "export", run["id"], "--out", "captions")
+        assert export.returncode == 0, "what failed before it makes no export fail"
+        assert "retry" not in export.stderr
+
         paint(tmp_path / "more", range(60, 61))
         (tmp_path / "more" / "000" / "000060.png").rename(source / "broken.png")
         again = tuwen("datasets", "retry", run["id"], "--failed")

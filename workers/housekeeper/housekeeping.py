@@ -11,6 +11,7 @@ import logging
 import platform
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from uuid import UUID
 
@@ -144,7 +145,8 @@ class Housekeeper:
         """Tell watchers and Flower about jobs that no worker could report."""
         if not ended:
             return
-        log.info("settled without a worker: %s", {str(id): status.value for id, status in ended.items()})
+        for status, count in sorted(Counter(ended.values()).items()):
+            log.info("settled %d jobs without a worker: they are %s now", count, status.value)
         self._queue.announce((id, {"status": status.value}) for id, status in ended.items())
         self._tell_flower(ended)
 

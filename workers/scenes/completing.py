@@ -89,7 +89,7 @@ def complete(asked: Understood, seed: int) -> Scenery:
     relation = asked.relation or (pick(rng, ("left", "right")) if singles else None)
     warnings = [*asked.warnings, *_doubts(asked.things, asked.place)]
     if asked.relation and max(thing.count for thing in things) > 2:
-        warnings.append("of two groups only pairs can stand in a relation")
+        warnings.append("where the groups are to each other was left out: that works for at most two of each")
         relation = None
     # A size that the prompt does not speak of is not worth a word.
     said = [replace(thing, size=was.size) for thing, was in zip(things, asked.things, strict=True)]

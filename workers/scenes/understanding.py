@@ -64,7 +64,7 @@ def refusal(asked: Understood) -> str:
     """Why nothing is drawn, and what could be."""
     objects = [CONCEPT[key].plural[0] for key in KEYS["object"]]
     names = [CONCEPT[key].zh[0] for key in KEYS["object"]]
-    world = f"It draws {', '.join(objects[:-1])} and {objects[-1]} ({'、'.join(names)})."
+    world = f"The built-in generator draws {', '.join(objects[:-1])} and {objects[-1]} ({'、'.join(names)})."
     meant = f" Did you mean “{'” or “'.join(asked.suggestions)}”?" if asked.suggestions else ""
     if asked.unknown:
         named = ", ".join(f"“{word}”" for word in asked.unknown[:10])

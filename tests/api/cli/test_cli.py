@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 from PIL import Image
 
-from api.cli import terminal
+from api.cli import dataset_terminal, terminal
 from api.cli.demo import SAMPLE, thumbnail
 from api.cli.images import image_files
 from api.cli.place import DEFAULT_URL, Place
@@ -24,6 +24,7 @@ from shared.database import Database
 from shared.settings import Settings
 from tests.support.plain_sql import Sql
 from tests.support.waiting import PATIENT
+from tuwen.datasets import Dataset, DatasetProgress, DatasetRequest, DatasetStatus
 from tuwen.jobs import (
     DescribeResult,
     GenerateResult,
@@ -199,6 +200,67 @@ def test_missing_image_is_named() -> None:
     refused = tuwen("describe", "no such.png")
     assert refused.returncode == 1
     assert refused.stderr == "error: cannot read no such.png: No such file or directory\n"
+
+
+def test_folder_in_place_of_an_image_is_named(tmp_path: Path) -> None:
+    refused = tuwen("describe", str(tmp_path))
+    assert refused.returncode == 1
+    assert f"{tmp_path} is a folder" in refused.stderr.replace("\n", " ")
+    assert "tuwen annotate" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--out", "captions", "-t", "nonsense"], "'nonsense' is none of describe, recognize, match"),
+        (["--out", "captions", "--style", "long"], "'long' is none of short, detailed, tags"),
+        ([], "say where the annotations go, or add --dry-run"),
+        (["--out", "captions", "-t", "match", "--candidates", "3"], "error: candidates need captions"),
+    ],
+)
+def test_wrong_options_of_annotate_are_named(options: list[str], said: str) -> None:
+    refused = tuwen("annotate", "photos", *options, COLUMNS="200")
+    assert refused.returncode == 2
+    assert said in refused.stderr
+    assert "Value error" not in refused.stderr
+
+
+def _dataset(request: DatasetRequest, estimate: dict[str, Any] | None = None) -> Dataset:
+    progress = DatasetProgress(
+        images=16, done=15, failed=1, left=0, shards=1, shards_left=0, planned=True, images_per_second=0,
+        tokens_per_second=0,
+    )  # fmt: skip
+    now = datetime.now(UTC)
+    return Dataset(
+        id=uuid4(),
+        status=DatasetStatus.SUCCEEDED,
+        paused=False,
+        priority=5,
+        request=request,
+        progress=progress,
+        estimate=estimate,
+        created_at=now,
+        finished_at=now,
+    )
+
+
+def test_a_dry_run_is_told_from_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    dry = DatasetRequest(source="/photos", destination="/captions", dry_run=True)
+    dataset_terminal.print_datasets([_dataset(dry)])
+    assert "/photos → dry run" in capsys.readouterr().out
+    dataset_terminal.print_dataset(_dataset(dry))
+    assert "none: a dry run" in capsys.readouterr().out
+    run = _dataset(dry.model_copy(update={"dry_run": False}))
+    dataset_terminal.print_datasets([run])
+    assert "/photos → /captions" in capsys.readouterr().out
+    dataset_terminal.print_dataset(run)
+    assert "speed" not in capsys.readouterr().out, "it is over"
+
+
+def test_estimate_is_printed_in_an_order_to_read(capsys: pytest.CaptureFixture[str]) -> None:
+    dataset_terminal.print_estimate({"bytes": 9, "later": 1, "device_hours": 0.5, "images": 2, "entries": 3})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["entries", "images", "bytes", "device hours", "later"]
 
 
 def test_wrong_setting_is_named() -> None:

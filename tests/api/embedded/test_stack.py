@@ -195,6 +195,15 @@ def test_doctor_finds_it_well(up: Up) -> None:
     assert {"redis", "postgres", "schema", "storage", "workers", "housekeeper", "api"} <= set(findings)
 
 
+def test_doctor_in_another_folder_finds_the_system_that_clients_use(up: Up, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "api.cli", "--data", str(tmp_path), "--url", up.addresses.url, "doctor", "--json"]
+    doctor = subprocess.run(command, capture_output=True, timeout=PATIENT, check=False)
+    findings = {finding["subject"]: finding for finding in map(json.loads, doctor.stdout.splitlines())}
+    assert doctor.returncode == 0, findings
+    assert up.addresses.url in findings["system"]["found"]
+    assert "port" not in findings
+
+
 def test_keys_are_made_listed_and_revoked(up: Up) -> None:
     made = tuwen(up, "keys", "create", "me", "--quota", "7")
     assert made.stdout.startswith(b"tw_")

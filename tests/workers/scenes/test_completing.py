@@ -92,7 +92,10 @@ def test_the_columns_of_a_plan() -> None:
         ("a dog jumping", "no training picture shows a dog jumping"),
         ("a cat swimming on the grass", "no training picture shows a cat swimming"),
         ("a rabbit swimming on the grass", "no training picture shows a rabbit swimming on the grass"),
-        ("three cats to the left of a dog", "of two groups only pairs can stand in a relation"),
+        (
+            "three cats to the left of a dog",
+            "where the groups are to each other was left out: that works for at most two of each",
+        ),
     ],
 )
 def test_doubts_are_told(text: str, doubt: str) -> None:

@@ -16,6 +16,7 @@ proxies 60), so that they close it first. A request sent into a connection that 
 
 
 def main() -> int:
+    """Serve the API until it is stopped."""
     try:
         app = create_app(settings())
     except ConfigurationError as error:

@@ -127,6 +127,7 @@ async def list_datasets(
 
 @router.get("/{dataset_id}", response_model=Dataset, summary="Show a data set", responses=problems(401, 404))
 async def show(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
+    """The answer has the progress, the speed, and the workers that run its shards."""
     return _answer(await run_sync(resources.database.datasets.get, dataset_id, caller.tenant))
 
 
@@ -185,6 +186,7 @@ async def pause(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDe
 
 @router.post("/{dataset_id}/resume", response_model=Dataset, summary="Resume a data set", responses=_STEERING)
 async def resume(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
+    """A data set that was paused goes on where it stopped."""
     return await _steer(resources, dataset_id, caller.tenant, resources.database.datasets.resume)
 
 
@@ -274,6 +276,8 @@ async def items(
 
 @router.get("/{dataset_id}/items/{image}", response_model=Item, summary="Show an image", responses=problems(401, 404))
 async def item(caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep) -> Response:
+    """The answer has the captions, or the reason or error in their place, and all reviews."""
+
     def look() -> Item:
         resources.database.datasets.get(dataset_id, caller.tenant)
         return dataset_items.one(resources, dataset_id, image)

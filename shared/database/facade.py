@@ -44,6 +44,7 @@ class Database:
         self.webhooks = Webhooks(self._connections)
 
     def close(self) -> None:
+        """Close all connections."""
         self._connections.close()
 
     def check(self) -> None:

@@ -25,7 +25,7 @@ SLOW = "sleep 1"
 
 
 def assert_all_succeeded(system: System, jobs: list[Job]) -> None:
-    """Each once, each with its own seed's picture, each with one ending."""
+    """Assert that each job succeeded once, with its own seed's picture and one ending."""
     assert {job.status for job in jobs} == {Status.SUCCEEDED}, [(job.status, job.error) for job in jobs]
     for job in jobs:
         assert isinstance(job.result, GenerateResult)

@@ -68,14 +68,14 @@ def load(model: Model, path: Path, device: str) -> Model:
 
 
 def as_images(pixels: Sequence[Pixels], device: str) -> Tensor:
-    """uint8 pictures of any size → float (B, 3, 64, 64) in [-1, 1]."""
+    """Convert uint8 pictures of any size to float (B, 3, 64, 64) in [-1, 1]."""
     images = torch.from_numpy(np.stack([fit(p, SIDE, SIDE) for p in pixels])).to(device)
     images = images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def token_ids(texts: Sequence[str], device: str, words: Vocabulary | None = None) -> Tensor:
-    """Texts → int (B, longest), padded; `words` is the built-in vocabulary by default."""
+    """Encode texts as int (B, longest), padded; `words` is the built-in vocabulary by default."""
     return torch.from_numpy((words or vocabulary()).encode_batch(texts)).to(device)
 
 
@@ -107,13 +107,15 @@ class BuiltinGenerator:
         self.model = Generator.load(path, device)
 
     def example(self) -> Item:
+        """Return the prompt of the example scene."""
         return GenerateItem(_EXAMPLE_TEXT, seed=0)
 
     def batch_limit(self, item: Item) -> int:  # noqa: ARG002
+        """Return the most items in a batch, which depends on the device alone."""
         return _limit(self.device)
 
     def run(self, items: Sequence[Item], run: Run) -> Sequence[Picture | TuwenError]:
-        """Steps and guidance mean nothing to a GAN and change nothing.
+        """Draw all prompts. Steps and guidance mean nothing to a GAN and change nothing.
 
         What a prompt means is settled before the planner reads it (`workers.scenes.understanding`); words of one's own
         data, of which the grammar knows nothing, are the planner's alone to understand.
@@ -176,9 +178,11 @@ class BuiltinDescriber:
         self.model = load(Describer(words=Vocabulary.beside(path)), path, device)
 
     def example(self) -> Item:
+        """Return the picture of the example scene."""
         return DescribeItem(_example_pixels(), "zh", "detailed")
 
     def batch_limit(self, item: Item) -> int:  # noqa: ARG002
+        """Return the most items in a batch, which depends on the device alone."""
         return _limit(self.device)
 
     @torch.no_grad()
@@ -237,6 +241,7 @@ class BuiltinRecognizer:
         self.model = load(Recognizer(labels=labels_beside(path)), path, device)
 
     def example(self) -> Item:
+        """Return the picture of the example scene."""
         return RecognizeItem(_example_pixels())
 
     def batch_limit(self, item: Item) -> int:  # noqa: ARG002
@@ -302,6 +307,7 @@ class BuiltinMatcher:
                 self.revision += f"+{revision}"
 
     def example(self) -> Item:
+        """Return the example scene, as picture and text."""
         return MatchItem(_example_pixels(), _EXAMPLE_TEXT)
 
     def batch_limit(self, item: Item) -> int:  # noqa: ARG002

@@ -92,9 +92,11 @@ class TransformersDescriber:
         self.compilation = Compilation(options)
 
     def example(self) -> Item:
+        """Return a grey picture, described in a few tokens."""
         return DescribeItem(_grey(), max_tokens=TRIAL_TOKENS)
 
     def weights(self) -> int:
+        """Return the bytes of the model's weights."""
         return weight_bytes([self.model])
 
     def calibrate(self, room: int) -> None:

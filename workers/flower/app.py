@@ -115,7 +115,7 @@ def _listen(flower: Flower, settings: Settings) -> None:
 
 
 class _SameOriginOnly(OutputTransform):
-    """Without a password Flower lets every web site the user visits read its API; this removes the permission."""
+    """Removes the permission by which Flower, without a password, lets every web site the user visits read its API."""
 
     def transform_first_chunk(self, status_code: int, headers: Any, chunk: bytes, *_: Any) -> Any:
         for name in [name for name in headers if name.startswith("Access-Control-")]:

@@ -21,7 +21,7 @@ from tuwen.errors import TuwenError
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 8
-"""With the backoff of `Webhooks.take`, the last attempt comes about four hours after the first."""
+"""Attempts; with the backoff of `Webhooks.take`, the last comes about four hours after the first."""
 
 AT_ONCE = 32
 """Deliveries at a time; most of them wait for receivers, and a receiver may take `fetch_timeout` seconds."""

@@ -83,7 +83,7 @@ class Written:
     """One caption as written."""
 
     ids: tuple[int, ...]
-    """Without the begin and end tokens."""
+    """Token ids, without the begin and end tokens."""
     confidences: tuple[float, ...]
     """Probability of each token given those before it, the end token last where it was reached."""
 

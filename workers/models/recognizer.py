@@ -161,7 +161,7 @@ class Recognized:
 
     scene: Scene
     confidences: tuple[float, ...]
-    """For each thing: the probability of its object times those of its attributes."""
+    """Probability of each thing: that of its object times those of its attributes."""
     place_confidence: float
     in_domain: float
     """Probability that the picture is of the drawn world."""

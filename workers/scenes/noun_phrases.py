@@ -20,14 +20,14 @@ class Phrase:
     """A noun phrase: determiners, attributes, and a noun that is known (`noun`), unknown, or left out."""
 
     end: int
-    """Index of the word after it."""
+    """Index of the word after the phrase."""
     noun: Word | None = None
     count: int | None = None
     about: Word | None = None
     fresh: bool = False
-    """It speaks of something new: a, another, two."""
+    """Whether it speaks of something new: a, another, two."""
     begun: bool = False
-    """It has a determiner or a number."""
+    """Whether it has a determiner or a number."""
     attributes: list[Word] = field(default_factory=list)
     without: list[Word] = field(default_factory=list)
     """Attributes that the thing does not have."""

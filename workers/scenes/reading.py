@@ -14,7 +14,7 @@ from workers.scenes.relating import Link, Spot
 from workers.scenes.wording import Word
 
 SEVERAL = 2
-"""Drawn of a plural without a number."""
+"""Number of things that are drawn for a plural without a number."""
 
 Attribute = Literal["colour", "action", "size"]
 ATTRIBUTES: tuple[Attribute, ...] = ("colour", "action", "size")
@@ -24,22 +24,24 @@ _INSIDE = frozenset({"里", "中", "内", "里面", "中间", "之中"})
 
 @dataclass(slots=True, eq=False)
 class Thing:
-    """What is said of one thing, or of several equal ones. Compared by identity: two equal cats are two."""
+    """What the text says of one thing, or of several equal ones. Compared by identity: two equal cats are two."""
 
     object: str
     count: int | None = None
-    """None where no number is said."""
+    """The number that is said, if one is."""
     plural: bool = False
     colour: str | None = None
     action: str | None = None
     size: str | None = None
 
     def agrees(self, other: Thing) -> bool:
+        """Whether both can be the same thing: no attribute is said to differ."""
         pairs = [(getattr(self, role), getattr(other, role)) for role in ATTRIBUTES]
         return all(mine is None or theirs is None or mine == theirs for mine, theirs in pairs)
 
     @property
     def number(self) -> int:
+        """The number of things to draw."""
         return self.count if self.count is not None else SEVERAL if self.plural else 1
 
 
@@ -59,7 +61,7 @@ class Reader:
         self.part = 0
         """Number of the part of a clause: parts are joined by and, with, and relations."""
         self.subjects: list[Thing | None] = []
-        """Whom a predicate is said of; None is something that is not known."""
+        """The things that a predicate is said of; None is something that is not known."""
         self.waiting: list[Word] = []
         """Predicates that come before their noun: 草地上坐着一只狗."""
         self.head: Thing | None = None
@@ -67,6 +69,7 @@ class Reader:
         self.joined = self.copula = self.everybody = self.negated = False
 
     def read(self) -> None:
+        """Read all words; the things, their relations and the warnings are in the attributes afterwards."""
         for word, after in zip_longest(self.text, self.text[1:]):
             if word.meant:
                 self.tell(f"“{word.text}” was read as “{word.meant}”")
@@ -166,7 +169,7 @@ class Reader:
             self.spots.append(Spot(None, phrase.end - 1, self.clause, self.part))
 
     def _describes_place(self, at: int) -> bool:
-        """a beautiful beach, 美丽的沙滩"""
+        """Whether an adjective here belongs to a place: a beautiful beach, 美丽的沙滩."""
         rest = [word.part for word in self.text[at:] if word.part not in ("of", "filler", "size", "colour")]
         return rest[:1] == ["place"]
 
@@ -355,7 +358,7 @@ class Reader:
         return rest[:1] == ["frame"]
 
     def _place_follows(self, at: int) -> bool:
-        """over the lake, under water: at the place itself."""
+        """Whether a place follows, so that nothing is related to another thing: over the lake, under water."""
         if self.text[at].chinese:
             return False
         rest = [
@@ -426,4 +429,5 @@ class Reader:
         return at > 0 and bool(self.spots) and self.spots[-1].at == at - 1
 
     def tell(self, warning: str) -> None:
+        """Add a warning, once."""
         self.warnings.setdefault(warning)

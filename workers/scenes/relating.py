@@ -1,4 +1,4 @@
-"""Which of two things a prompt puts left of, right of, above or below the other.
+"""Relations of prompts: which of two things is left of, right of, above or below the other.
 
 English puts the relation between them (A left of B) or before both (left of B is A); Chinese after both (A在B左边) or
 between (B的左边有A). Sides of the picture name one thing each: A on the left, 左边是A.
@@ -35,13 +35,13 @@ class Link:
     clause: int
     part: int
     side: bool
-    """It names a side of the picture, and not of another thing."""
+    """Whether it names a side of the picture, and not of another thing."""
 
 
 def related(
     links: Sequence[Link], spots: Sequence[Spot[T]], text: Sequence[Word]
 ) -> Iterator[tuple[Link, T | None, T | None]]:
-    """Each relation with its subject and what that is related to; sides have a subject only."""
+    """Yield each relation with its subject and what that is related to; sides have a subject only."""
     for link in links:
         if link.side:
             subject = _on_side(link, spots, text)

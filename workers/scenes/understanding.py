@@ -33,7 +33,7 @@ class Understood:
     """Groups of equal things, at most `MOST_GROUPS` and `MOST_THINGS` things; two groups may be of one kind."""
     place: str | None = None
     relation: str | None = None
-    """Of the first group to the second."""
+    """Relation of the first group to the second."""
     unlike: frozenset[tuple[str, str, str]] = frozenset()
     """What must not be: role, value and the object that it is said of ("" for the place)."""
     warnings: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ def understand(text: str) -> Understood:
 
 
 def refusal(asked: Understood) -> str:
-    """Why nothing is drawn, and what could be."""
+    """Say why nothing is drawn, and what could be."""
     objects = [CONCEPT[key].plural[0] for key in KEYS["object"]]
     names = [CONCEPT[key].zh[0] for key in KEYS["object"]]
     world = f"It draws {', '.join(objects[:-1])} and {objects[-1]} ({'、'.join(names)})."
@@ -147,7 +147,7 @@ def _suggestions(reader: Reader) -> tuple[str, ...]:
 
 
 def _grouped(things: Sequence[Thing]) -> tuple[list[Thing], dict[int, int]]:
-    """Equal things are counted together: a cat and another cat are two cats."""
+    """Count equal things together: a cat and another cat are two cats."""
     groups: list[Thing] = []
     group_of: dict[int, int] = {}
     for thing in things:

@@ -18,7 +18,7 @@ _LONGEST = 7
 MOST_WORDS = 600
 """Words and characters that are read; what is longer describes no picture of few things."""
 _MISSPELT_FROM = 4
-"""Letters of the shortest word that may be misspelt: nearly every word of three is one letter from another."""
+"""Least letters of a word that may be misspelt: nearly every word of three is one letter from another."""
 _TWO_MISTAKES_FROM = 8
 _PARTICIPLES = frozenset({"asleep", "parked", "still", "located", "placed"})
 """They describe as running does, though they do not end so."""
@@ -37,10 +37,11 @@ class Word:
     meant: str = ""
     """The word that a misspelt one was read as."""
     raw: bool = False
-    """Of an unknown one: whether it is in no list at all."""
+    """Whether it is unknown and in no list at all."""
 
     @property
     def chinese(self) -> bool:
+        """Whether it is written in Chinese characters."""
         return bool(_CHINESE.match(self.text))
 
 
@@ -68,7 +69,7 @@ def _forms() -> dict[str, Word]:
 
 
 def words(text: str) -> list[Word]:
-    """The text cut into the longest known words, from the left; what is misspelt is corrected."""
+    """Cut the text into the longest known words, from the left; misspelt ones are corrected."""
     return _joined(list(_cut(_HYPHEN.sub(" ", normalise(text)))))
 
 
@@ -117,7 +118,7 @@ def _unlisted(text: str) -> Word:
 
 @lru_cache(4096)
 def neighbours(text: str) -> tuple[Word, ...]:
-    """The known words that an unknown one may be a misspelling of; the nearest only.
+    """Return the known words that an unknown one may be a misspelling of; the nearest only.
 
     A first letter is hardly ever wrong, and a word that people write is meant as it stands.
     """
@@ -144,7 +145,7 @@ def _by_letter() -> dict[str, list[tuple[str, Word]]]:
 
 
 def distance(a: str, b: str) -> int:
-    """Letters put in, left out, changed, or swapped with the next (optimal string alignment)."""
+    """Count the letters put in, left out, changed, or swapped with the next (optimal string alignment)."""
     before: list[int] = []
     row = list(range(len(b) + 1))
     for i, letter in enumerate(a, 1):

@@ -167,7 +167,7 @@ class TestPlanning:
         assert sorted(here.found(id)) == [f"{number}.png" for number in range(8)]
 
     def test_cancelled_and_deleted_while_it_is_planned(self, here: Installation) -> None:
-        """Before the heartbeat has told the planner."""
+        """Both happen before the heartbeat has told the planner."""
         for number in range(8):
             here.paint(f"{number}.png")
         id = here.submit(shard_size=2)

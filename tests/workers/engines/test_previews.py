@@ -156,7 +156,7 @@ def test_a_model_that_cannot_be_previewed_draws_all_the_same(engine: Callable[[s
 
 
 def test_a_picture_that_a_checker_has_to_see_first_is_not_previewed(tiny: Callable[[str], Path]) -> None:
-    """As the checkpoints of Stable Diffusion 1 are published."""
+    """The checkpoints of Stable Diffusion 1 are published so."""
     [spec] = parse_models(f"diffusers:{tiny('checked_stable_diffusion')}")
     generator = DiffusersGenerator("cpu", locate(spec, "pipeline", Policy(), lambda *_: None))
     run = Watching(1)

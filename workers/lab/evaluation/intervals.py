@@ -12,7 +12,7 @@ DRAWS = 1000
 LEVEL = 0.95
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""From sums over questions (…, columns) to the figure (…)."""
+"""A function from sums over questions (…, columns) to the figure (…)."""
 
 
 @dataclass(frozen=True, slots=True)

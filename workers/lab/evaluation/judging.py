@@ -69,7 +69,7 @@ def _accepted(asked: Sequence[Prompt], seen: Sequence[Sighting]) -> list[float]:
 
 
 def figures(count: int, judge: Judge) -> dict[str, Any]:
-    """For each column and measure the mean of GenEval's six tags, and every tag by itself."""
+    """Return for each column and measure the mean of GenEval's six tags, and every tag by itself."""
     return {column: _column(column, count, judge) for column in COLUMNS}
 
 

@@ -98,7 +98,7 @@ def _logits(model: Any, pictures: Sequence[Pixels], device: str, size: int = 64)
 
 
 def figures(inside: Pictures, count: int, contestants: Contestants) -> dict[str, Any]:
-    """For recogniser and describer: area under the ROC curve for each kind of stranger, and what users are told."""
+    """Return the area under the ROC curve for each kind of stranger, and what users are told, by model."""
     outside = strangers(count, inside.pixels)
     drawn = list(inside.pixels)
     return {

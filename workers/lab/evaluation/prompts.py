@@ -39,7 +39,7 @@ FEWEST_ATOMS, MOST_ATOMS = 3, 8
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One entry of `include` or `exclude`: so many objects of a class, with what is said of them."""
+    """An entry of `include` or `exclude`: so many objects of a class, with what is said of them."""
 
     object: str
     count: int = 1

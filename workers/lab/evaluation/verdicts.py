@@ -25,7 +25,7 @@ def _of_class(object_: str, sighting: Sighting) -> list[Detection]:
 
 
 def _found(wanted: Wanted, sighting: Sighting) -> list[Detection]:
-    """As many of the wanted class as are wanted, the most certain first."""
+    """Return as many objects of the wanted class as are wanted, the most certain first."""
     return _of_class(wanted.object, sighting)[: wanted.count]
 
 
@@ -71,7 +71,7 @@ def relations(box: Box, other: Box) -> set[str]:
 
 
 def atoms(prompt: Prompt, sighting: Sighting) -> dict[str, float]:
-    """For each single statement of the prompt the probability that it holds.
+    """Return the probability that it holds for each single statement of the prompt.
 
     This is Soft-TIFA (Kamath et al., 2025) with the judge's probabilities in place of a language model's answers.
     """

@@ -22,7 +22,7 @@ class Build:
     head: float
     """Radius of the head."""
     neck: Point
-    """From the shoulder to the head's centre, standing."""
+    """Way from the shoulder to the head's centre, standing."""
 
 
 BUILDS = {
@@ -39,7 +39,7 @@ Leg = tuple[Point, Point, Point]
 
 @dataclass(frozen=True, slots=True)
 class Stance:
-    """Where the joints are: the far legs come first."""
+    """Places of the joints; the far legs come first."""
 
     hip: Point
     shoulder: Point
@@ -50,13 +50,13 @@ class Stance:
 
 
 def _leg(joint: Point, dx: float, dy: float, bend: float) -> Leg:
-    """From the joint to a foot `dx` ahead and `dy` below; `bend` pushes the knee forward."""
+    """Make the leg from the joint to a foot `dx` ahead and `dy` below; `bend` pushes the knee forward."""
     x, y = joint
     return (joint, (x + dx * 0.5 + bend, y - dy * 0.5), (x + dx, y - dy))
 
 
 def stance(build: Build, action: str | None, phase: float) -> Stance:
-    """Where the joints of an animal are that does something; `phase` says how far it has come with it."""
+    """Place the joints of an animal that does something; `phase` says how far it has come with it."""
     if action == "sitting":
         return _sit(build)
     if action == "sleeping":

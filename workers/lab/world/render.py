@@ -27,7 +27,7 @@ Box = tuple[float, float, float, float]
 
 
 class Spot(NamedTuple):
-    """Where a cell's object stands, in shares of the picture: x of its middle, y of its feet, its height."""
+    """Place of a cell's object, in shares of the picture: x of its middle, y of its feet, its height."""
 
     x: float
     y: float
@@ -115,7 +115,7 @@ class Placed(NamedTuple):
 
     @property
     def head(self) -> Head | None:
-        """Where the head of a four-legged animal is; None for all else."""
+        """Return the place of the head of a four-legged animal; None for all other things."""
         if self.thing.object not in BUILDS:
             return None
         (x, y), radius = head(self.thing.object, self.thing.action, self.instance)
@@ -142,7 +142,7 @@ def draw(place: str, background: list[float], placed: Sequence[Placed], size: in
 
 
 def layout(scene: Scene, vector: NDArray[np.float32]) -> list[Placed]:
-    """Where the scene's objects are; what stands further back comes first."""
+    """Place the scene's objects; what stands further back comes first."""
     _, instances = split_latents(vector)
     return [_place(*cell) for cell in sorted(_cells(scene, instances), key=_nearness)]
 
@@ -154,7 +154,7 @@ def _nearness(cell: tuple[Thing, Spot, Instance]) -> float:
 
 
 def places(scene: Scene) -> list[Placed]:
-    """Where the objects of the scene's picture are, in the order of its canonical things."""
+    """Return the places of the objects of the scene's picture, in the order of its canonical things."""
     return [_place(*cell) for cell in _cells(scene, split_latents(latents(scene))[1])]
 
 

@@ -123,7 +123,7 @@ class Schedule:
         """
         with self._lock:
             self._idle += 1
-            while not self._wanted() and not self.closed.is_set():
+            while not self._drop_cancelled() and not self.closed.is_set():
                 self._arrival.wait()
             self._idle -= 1
             if self.closed.is_set():
@@ -136,7 +136,7 @@ class Schedule:
         """Take out the entries that share the leader's batch of at most `limit` items; idle engines keep a fair
         share."""
         with self._lock:
-            followers = [entry for entry in self._wanted() if entry.batch_key == leader.batch_key]
+            followers = [entry for entry in self._drop_cancelled() if entry.batch_key == leader.batch_key]
             followers.sort(key=lambda entry: -entry.priority)  # stable: the older first
             fair = math.ceil((1 + len(followers)) / (1 + self._idle))
             taken = followers[: min(limit, fair) - 1]
@@ -153,6 +153,6 @@ class Schedule:
         # max takes the first of equal ones, which is the oldest.
         return max(self._entries, key=lambda entry: (entry.priority, is_warm(entry.item)))
 
-    def _wanted(self) -> Sequence[PendingItem]:
+    def _drop_cancelled(self) -> Sequence[PendingItem]:
         self._entries = [entry for entry in self._entries if not entry.future.cancelled()]
         return self._entries

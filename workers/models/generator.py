@@ -190,10 +190,10 @@ class Painter(nn.Module):
         # Colour enters late and knows nothing of the form, so that it also suits forms it was never seen on.
         paint = self.colour(colour) + self.place(plan[picture, PLACE]) + self.pose(pose)
         frames = self.frames(cells[picture, slot], size, form, pose)
-        sprites = onto_canvas(self.thing(form, paint, self._known(object_, action)), frames)
+        sprites = onto_canvas(self.thing(form, paint, self._recall(object_, action)), frames)
         return compose(background, sprites, frames, picture, slot)
 
-    def _known(self, object_: Tensor, action: Tensor) -> Tensor:
+    def _recall(self, object_: Tensor, action: Tensor) -> Tensor:
         """What was learnt by heart of objects in their actions; sometimes forgotten, so that the decoder learns it too.
 
         The decoder alone then draws what was never seen.

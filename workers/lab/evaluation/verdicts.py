@@ -14,7 +14,7 @@ CLEARANCE = 0.1
 
 def correct(prompt: Prompt, sighting: Sighting) -> bool:
     """GenEval's verdict: everything in `include` is there, nothing in `exclude` is, and the place is right if asked."""
-    groups = [_found(wanted, sighting) for wanted in prompt.include]
+    groups = [_find(wanted, sighting) for wanted in prompt.include]
     shown = all(_satisfied(wanted, group, groups) for wanted, group in zip(prompt.include, groups, strict=True))
     excess = any(len(_of_class(wanted.object, sighting)) >= wanted.count for wanted in prompt.exclude)
     return shown and not excess and prompt.place in (None, sighting.place)
@@ -24,7 +24,7 @@ def _of_class(object_: str, sighting: Sighting) -> list[Detection]:
     return [detection for detection in sighting.detections if detection.value("object") == object_]
 
 
-def _found(wanted: Wanted, sighting: Sighting) -> list[Detection]:
+def _find(wanted: Wanted, sighting: Sighting) -> list[Detection]:
     """Return as many objects of the wanted class as are wanted, the most certain first."""
     return _of_class(wanted.object, sighting)[: wanted.count]
 

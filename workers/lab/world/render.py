@@ -223,20 +223,20 @@ def _draw(canvas: Image.Image, placed: Placed, place: str) -> None:
     aloft = thing.action in ("flying", "jumping")
     wet = place == "water"
     if not wet:
-        _shadow(pen, x * size, y * size, height * size * (0.7 if aloft else 1.0))
+        _draw_shadow(pen, x * size, y * size, height * size * (0.7 if aloft else 1.0))
     draw_object(pen, thing.object, thing.action, self_, paint_)
     pen.pose(0)
     if wet and not (thing.object == "fish" and thing.action == "swimming"):
-        _splash(canvas, pen, x * size, y * size, height * size, thing, aloft=aloft)
+        _draw_splash(canvas, pen, x * size, y * size, height * size, thing, aloft=aloft)
 
 
-def _shadow(pen: Pen, x: float, y: float, height: float) -> None:
+def _draw_shadow(pen: Pen, x: float, y: float, height: float) -> None:
     w = 0.5 * height
     h = 0.07 * height
     pen.glaze.ellipse((x - w, y - h, x + w, y + h * 0.9), fill=(20, 20, 40, 70))
 
 
-def _splash(
+def _draw_splash(
     canvas: Image.Image,
     pen: Pen,
     x: float,

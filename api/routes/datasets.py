@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from api.http.auth import CallerDep
 from api.http.reference import json_body, problems
-from api.http.streams import EVENTS, forbid_storing
+from api.http.streams import EVENTS, StreamingRoute
 from api.producer.resources import Resources, ResourcesDep
 from api.routes import dataset_items
 from api.routes.dataset_items import Only, Order
@@ -42,7 +42,7 @@ from tuwen.jobs import Tenant
 
 log = logging.getLogger(__name__)
 
-router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=StreamingRoute)
 
 LOOK = 1.0
 """Seconds between two reads of a data set that a client watches."""
@@ -134,7 +134,6 @@ async def show(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep
 @router.get(
     "/{dataset_id}/events",
     response_class=EventSourceResponse,
-    dependencies=[Depends(forbid_storing)],
     summary="Watch a data set",
     responses=EVENTS | problems(401, 404),
 )

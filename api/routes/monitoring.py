@@ -57,7 +57,7 @@ async def health() -> Health:
     responses={503: {"model": Readiness, "description": "PostgreSQL or object storage fails"}},
 )
 async def readiness(resources: ResourcesDep) -> Response:
-    """Without Redis, jobs are still accepted and stored, so the process stays ready when Redis is down."""
+    """The process stays ready when Redis is down, because jobs are still accepted and stored."""
     database, store, redis = await asyncio.gather(
         _state(_run_check(resources.database.check)),
         _state(_run_check(resources.store.check)),

@@ -366,7 +366,7 @@ class TestResuming:
         here.database.datasets.end(claim)
         first = here.found(id)
         here.paint("4.png")
-        for number in range(4):  # whoever reads these again will fail
+        for number in range(4):  # reading these again would fail
             (here.source / f"{number}.png").unlink()
         assert here.database.datasets.retry(id, T, failed_only=True) is DatasetStatus.RUNNING
         assert len(here.shard_ids(id)) == 1, "the other shard had no failure"

@@ -1,4 +1,4 @@
-"""Texts that grow and pictures that take shape, from checkpoints in a real worker to whoever watches."""
+"""Texts that grow and pictures that take shape, from checkpoints in a real worker to those who watch."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def safe_name(name: str) -> str:
 
 
 def url_name(url: httpx.URL) -> str:
-    """host/path of a URL, and a digest of the query where that tells images apart."""
+    """Name an image by the host and path of its URL, and a digest of the query where that tells images apart."""
     name = safe_name(f"{url.host}{url.path}")
     return _mark(name, url.query) if url.query else name
 
@@ -203,13 +203,13 @@ def _mark(name: str, difference: bytes) -> str:
 
 
 def texts(said: object) -> tuple[str, ...]:
-    """Captions from what a table has in their place: a string or a list of them."""
+    """Return the captions that a table has in one place: a string or a list of them."""
     found = said if isinstance(said, list | tuple) else (said,)
     return tuple(text.strip() for text in found if isinstance(text, str) and text.strip())
 
 
 def plain(values: Mapping[str, object]) -> dict[str, object]:
-    """`values` as JSON and PostgreSQL can hold them: no bytes, no NaN, no lone surrogates, no NUL."""
+    """Make `values` what JSON and PostgreSQL can hold: no bytes, no NaN, no lone surrogates, no NUL."""
     return {clean(str(key)): _plain(value) for key, value in values.items()}
 
 
@@ -231,7 +231,7 @@ def _plain(value: object) -> object:
 
 
 def clean(text: str) -> str:
-    """`text` with bytes that are no characters escaped, such as `\\xff`."""
+    """Escape bytes of `text` that are no characters, such as `\\xff`."""
     if text.isascii():
         return text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
     try:

@@ -7,6 +7,7 @@ import sys
 import uvicorn
 
 from api.app import create_app
+from api.http.connections import bounded_http
 from shared.settings import settings
 from tuwen.errors import ConfigurationError
 
@@ -26,6 +27,8 @@ def main() -> int:
         app,
         host=settings().host,
         port=settings().port,
+        http=bounded_http(),
+        ws="none",  # no route speaks WebSocket
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE,
         # Event streams stay open as long as their job runs; they would hold up every stop.

@@ -1,4 +1,4 @@
-"""The API process, which puts the routes together: `uvicorn api.app:create_app --factory`."""
+"""The application, which puts the routes together. `python -m api` serves it, with bounds for connections."""
 
 from __future__ import annotations
 

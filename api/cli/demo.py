@@ -19,6 +19,7 @@ from rich.text import Text
 
 from api.cli import terminal
 from api.cli.terminal import err, out
+from api.embedded import folders
 from api.embedded.stack import System
 from shared.settings import Settings
 from tuwen.client import Client
@@ -57,6 +58,7 @@ def run(folder: Path) -> None:
         EngineError: a job did not succeed.
     """
     folder = folder.absolute()
+    folders.close(folder.parent)  # that of `tuwen up`, inside which the demo's is
     # The environment is ignored here: nothing outside this folder and this machine takes part.
     settings = Settings(
         data_dir=folder,
@@ -87,7 +89,8 @@ def _draw(client: Client, folder: Path) -> list[DemoPicture]:
     sources = [ImageSource(file_id=client.upload(data).id) for data in drawn]
     questions = [MatchInput(image=image, text=prompt) for image, prompt in zip(sources, prompts, strict=True)]
     scores = [_score(job) for job in _run_jobs(client, questions)]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
     pictures = []
     for first in range(0, len(prompts), CANDIDATES):
         best = max(range(first, first + CANDIDATES), key=scores.__getitem__)

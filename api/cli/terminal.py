@@ -246,9 +246,11 @@ def _wide_console() -> Console:
 
 def print_addresses(system: System) -> None:
     """Print the addresses of a running system to standard error."""
+    login = "user {}, password {}".format(*system.flower_login) if system.flower_login else None
     rows = {
         "API docs": f"{system.url}/docs",
         "Flower": system.flower_url,
+        "login": login,
         "data": short_path(system.data),
         "try": 'tuwen generate "a black cat jumping on the grass"',
     }

@@ -50,7 +50,7 @@ def spawn(
         )
     else:
         tether = []
-    log.parent.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     rotate(log)
     with log.open("ab") as output:
         return subprocess.Popen(

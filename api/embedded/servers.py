@@ -135,11 +135,7 @@ class Server(ChildProcess, ABC):
     @property
     def password(self) -> str:
         """Password of the server, made when it is first asked for and kept in its folder."""
-        file = self.folder / "password"
-        if not file.exists():
-            file.touch(mode=0o600)
-            file.write_text(secrets.token_urlsafe(24))
-        return file.read_text()
+        return kept_password(self.folder)
 
 
 class Valkey(Server):
@@ -303,6 +299,15 @@ class Postgres(Server):
         except psycopg.OperationalError:  # not listening yet, or still recovering
             return False
         return True
+
+
+def kept_password(folder: Path) -> str:
+    """The random password that is kept in the folder's file `password` (mode 0600), made when there is none."""
+    file = folder / "password"
+    if not file.exists():
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_urlsafe(24))
+    return file.read_text()
 
 
 def embedded_servers() -> str:

@@ -1,11 +1,11 @@
 """The embedded system of `tuwen up`: servers, API, workers, housekeeper and Flower, started and supervised together.
 
-Everything it keeps is in one data folder:
+Everything it keeps is in one data folder, which other users cannot read:
 
     lock          held by every process of the system, so that only one system at a time uses the folder
     system.json   the addresses, for the other commands on this machine; holds passwords (mode 0600)
     objects/      uploaded and generated images
-    postgres/     valkey/     flower/
+    postgres/     valkey/     flower/     exports/
     logs/         NAME.log, and NAME.log.1 before it
 """
 
@@ -26,11 +26,13 @@ from typing import Any, Literal, Protocol, Self
 
 import httpx
 from kombu.exceptions import KombuError
+from pydantic import SecretStr
 from redis.exceptions import RedisError
 
 from api.embedded.addresses import Addresses, as_environment
+from api.embedded.folders import make_private
 from api.embedded.processes import ChildProcess, Lock, await_end, choose_port, last_lines, rotate, spawn
-from api.embedded.servers import Postgres, Valkey
+from api.embedded.servers import Postgres, Valkey, kept_password
 from shared.database import Database
 from shared.migrations import migrate
 from shared.queue import celery_app
@@ -170,7 +172,9 @@ class System:
         self._postgres = Postgres(self.data / "postgres", postgres_port, log=self._log("postgres"))
         self._members: list[_Member] = []
         self.settings = settings
-        """The settings; after the start they include the ports and URLs that were chosen."""
+        """The settings; after the start they include the ports, URLs and passwords that were chosen."""
+        self.flower_login: tuple[str, str] | None = None
+        """User and password of Flower when the password was generated, so that nobody knows it yet."""
 
     # ── life ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -243,8 +247,12 @@ class System:
             self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
             # The last processes of a system whose supervisor was killed may still be ending.
             free = self._lock.acquire(timeout=0 if self._lock.owner() else 15)
+            if free:
+                make_private(self.data)
         except OSError as error:
-            raise ConfigurationError(f"cannot use the data folder {self.data}: {error.strerror}") from error
+            self._lock.release()
+            where = error.filename or self.data
+            raise ConfigurationError(f"cannot use the data folder {where}: {error.strerror}") from error
         if free:
             # An earlier run that was killed left this file.
             Addresses.withdraw(self.data)
@@ -275,7 +283,13 @@ class System:
             values["storage_url"] = f"file://{self.data / 'objects'}"
         if "auth" not in given.model_fields_set and is_loopback(given.host):
             values["auth"] = "open"
-        return given.model_copy(update=values)
+        settings = given.model_copy(update=values)
+        if self._with_flower and settings.auth == "keys" and settings.flower_password is None:
+            # It shows every tenant's jobs. In an open installation it shows what the API, too, shows to everybody here.
+            password = kept_password(self.data / "flower")
+            settings = settings.model_copy(update={"flower_password": SecretStr(password)})
+            self.flower_login = settings.flower_user, password
+        return settings
 
     def _connect(self) -> None:
         """Put the URLs of the running servers into the settings, and migrate the database to our schema."""

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.http.problems import respond_to
 from shared.database import Database
+from shared.local_hosts import host_name, local_names
 from shared.settings import Settings, is_loopback
 from tuwen.errors import ConfigurationError, Forbidden, Unauthorized
 from tuwen.jobs import Tenant
@@ -33,7 +34,6 @@ _KEY = re.compile(r"tw_[A-Za-z0-9_-]{43}", re.ASCII)
 _CACHED = 1.0
 """Seconds for which a key that was found is cached; a revoked key may still work for that long."""
 _MOST_CACHED = 10_000
-_LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 _SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 
 
@@ -129,8 +129,7 @@ class LocalOnly:
 
     def __init__(self, app: ASGIApp, settings: Settings):
         self._app = app
-        public = urlsplit(settings.public_url).hostname if settings.public_url else None
-        self._names = _LOOPBACK_NAMES | ({public} if public else set())
+        self._names = local_names(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -146,7 +145,7 @@ class LocalOnly:
         if server and _is_address(server[0]) and not is_loopback(server[0]):
             return Forbidden("Without API keys only this machine is served.")
         host = headers.get("host", "")
-        if _host_name(host) not in self._names:
+        if host_name(host) not in self._names:
             return Forbidden("Without API keys only localhost is served; this request names another host.")
         if scope["method"] not in _SAFE_METHODS and _is_cross_site(headers, host):
             return Forbidden("This request was made by a page of another site.")
@@ -158,13 +157,6 @@ def _is_cross_site(headers: Headers, host: str) -> bool:
     if origin is not None:
         return urlsplit(origin).netloc != host
     return headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
-
-
-def _host_name(host: str) -> str:
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
 
 
 def _is_address(host: str) -> bool:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from api.__main__ import KEEP_ALIVE
 from api.app import create_app
+from api.http.connections import Limits, bounded_http
 from shared.database import Database, Finish
 from shared.objects.storage import ObjectStore, content_key
 from shared.queue import JobQueue
@@ -25,8 +26,8 @@ from tuwen.jobs import GenerateResult, JobError, Progress, Status, StoredImage
 
 
 @contextmanager
-def serving(settings: Settings, port: int = 0) -> Iterator[str]:
-    """The base URL of an API that runs in a thread."""
+def serving(settings: Settings, port: int = 0, limits: Limits | None = None) -> Iterator[str]:
+    """The base URL of an API that runs in a thread; `limits` of connections by default as in production."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
@@ -34,6 +35,8 @@ def serving(settings: Settings, port: int = 0) -> Iterator[str]:
             create_app(settings),
             log_level="warning",
             lifespan="on",
+            http=bounded_http(limits),
+            ws="none",
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=2,
         )

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from flower.app import Flower
 from flower.urls import settings as tornado_settings
 from flower.views.monitor import Metrics
 from kombu.utils.url import maybe_sanitize_url
+from tornado.httputil import HTTPServerRequest
 from tornado.options import options
-from tornado.web import OutputTransform
+from tornado.web import ErrorHandler, OutputTransform
 
 from shared.database import Database
+from shared.local_hosts import host_name, local_names
 from shared.queue import celery_app
 from shared.settings import Settings, is_loopback
 from tuwen.errors import ConfigurationError
@@ -38,7 +41,7 @@ def run_flower(settings: Settings) -> int:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)  # from where Flower takes it
     database = Database(settings, pool_size=1)
-    flower = Flower(capp=celery_app(settings), options=options, **tornado_settings, transforms=[_SameOriginOnly])
+    flower: Flower = _LocalFlower(settings)
     flower.add_handlers(r".*", [(r"/metrics", _PrivateMetrics)])
     # Otherwise it takes them from the connection, where it does not recognise our transport as Redis.
     flower.broker_uri_with_password = settings.redis_url
@@ -88,6 +91,8 @@ def _credentials(settings: Settings) -> list[str]:
                 f"Flower on {settings.flower_host} can be reached from other machines and needs a password: "
                 "set TUWEN_FLOWER_PASSWORD, or TUWEN_FLOWER_HOST=127.0.0.1"
             )
+        if settings.auth == "keys":
+            log.warning("without TUWEN_FLOWER_PASSWORD Flower shows every tenant's jobs to all users of this machine")
         return []
     credentials = f"{settings.flower_user}:{password}"
     if not credentials.isascii():
@@ -114,12 +119,29 @@ def _listen(flower: Flower, settings: Settings) -> None:
         ) from error
 
 
-class _SameOriginOnly(OutputTransform):
-    """Removes the permission by which Flower, without a password, lets every web site the user visits read its API."""
+class _LocalFlower(Flower):
+    """Flower that, without a password, answers only requests for this machine by name."""
+
+    def __init__(self, settings: Settings):
+        super().__init__(  # type: ignore[no-untyped-call]
+            capp=celery_app(settings), options=options, **tornado_settings, transforms=[_NoOtherSite]
+        )
+        self._names = None if options.basic_auth else local_names(settings)
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        if self._names is not None and host_name(request.headers.get("Host", "")) not in self._names:
+            return self.get_handler_delegate(request, ErrorHandler, {"status_code": HTTPStatus.FORBIDDEN})
+        return super().find_handler(request, **kwargs)
+
+
+class _NoOtherSite(OutputTransform):
+    """Keeps other sites from reading answers, which Flower allows when it has no password, and from framing them."""
 
     def transform_first_chunk(self, status_code: int, headers: Any, chunk: bytes, *_: Any) -> Any:
         for name in [name for name in headers if name.startswith("Access-Control-")]:
             del headers[name]
+        headers["Content-Security-Policy"] = "frame-ancestors 'none'"
+        headers["X-Frame-Options"] = "DENY"
         return status_code, headers, chunk
 
 

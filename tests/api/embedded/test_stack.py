@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -75,7 +76,7 @@ def until(condition: Callable[[], Any], up: Up) -> Any:
 
 
 @contextmanager
-def tuwen_up(data: Path, *arguments: str) -> Iterator[Up]:
+def tuwen_up(data: Path, *arguments: str, **environment: str) -> Iterator[Up]:
     output = data.parent / f"{data.name}.out"
     command = [sys.executable, "-m", "api.cli", "up", "--data", str(data), "--port", "0", "--flower-port", "0"]
     with output.open("wb") as file:
@@ -83,7 +84,7 @@ def tuwen_up(data: Path, *arguments: str) -> Iterator[Up]:
             [*command, *arguments],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=os.environ | FAKES,
+            env=os.environ | FAKES | environment,
             start_new_session=True,
         )
     up = Up(process, data, output)
@@ -130,6 +131,11 @@ def test_everything_answers_and_does_a_job(up: Up) -> None:
     for name in ("valkey", "postgres", "api", "worker", "housekeeper", "flower"):
         assert f"✓ {name}" in said
         assert (up.data / "logs" / f"{name}.log").exists()
+
+
+def test_without_api_keys_flower_needs_no_password(up: Up) -> None:
+    assert httpx.get(f"{up.addresses.flower}/api/tasks", trust_env=False).status_code == 200
+    assert "TUWEN_FLOWER_PASSWORD" not in up.addresses.environment
 
 
 @pytest.mark.parametrize(
@@ -254,6 +260,34 @@ def test_nothing_is_left_when_it_is_killed_and_the_data_are_kept(tmp_path: Path)
     with tuwen_up(data, "--no-flower") as up, Client(up.addresses.url) as client:
         assert client.get(job.id).status is Status.SUCCEEDED
         assert client.result_bytes(job).startswith(PNG)
+
+
+def await_words(words: str, up: Up) -> None:
+    until(lambda: words in up.said(), up)
+
+
+def test_with_api_keys_flower_has_a_password_that_is_printed_and_kept(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    passwords = []
+    for _ in range(2):
+        with tuwen_up(data, TUWEN_AUTH="keys") as up:
+            password = up.addresses.environment["TUWEN_FLOWER_PASSWORD"]
+            await_words(f"user tuwen, password {password}\n", up)
+            tasks = f"{up.addresses.flower}/api/tasks"
+            assert httpx.get(tasks, trust_env=False).status_code == 401
+            assert httpx.get(tasks, auth=("tuwen", password), trust_env=False).status_code == 200
+            passwords.append(password)
+    assert passwords[0] == passwords[1]
+    assert (data / "flower" / "password").stat().st_mode & 0o777 == 0o600
+    assert len(passwords[0]) > 20
+
+
+def test_a_password_of_the_users_own_is_not_printed(tmp_path: Path) -> None:
+    with tuwen_up(tmp_path / "data", TUWEN_AUTH="keys", TUWEN_FLOWER_PASSWORD="correct horse") as up:
+        await_words("Ctrl-C stops it", up)
+        assert "correct horse" not in up.said()
+        tasks = f"{up.addresses.flower}/api/tasks"
+        assert httpx.get(tasks, auth=("tuwen", "correct horse"), trust_env=False).status_code == 200
 
 
 @pytest.mark.parametrize("option", ["--port", "--flower-port", "--redis-port", "--postgres-port"])

@@ -87,6 +87,18 @@ def flower_beside(system: System, folder: Path, **changed: Any) -> Iterator[Flow
             process.kill()
 
 
+@pytest.fixture(scope="module")
+def passwordless(module_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
+    """Flower without a password, in an installation whose API has a public name."""
+    folder = tmp_path_factory.mktemp("passwordless")
+    port = choose_port(0, "--flower-port")
+    with (
+        running_system(module_settings, folder, flower_port=port, public_url="https://tuwen.example") as system,
+        flower_beside(system, folder) as flower,
+    ):
+        yield flower
+
+
 def answers(flower: Flower) -> bool:
     try:
         return flower.get("/healthcheck").is_success
@@ -241,6 +253,35 @@ def test_other_web_sites_may_not_read_it(system: System, tmp_path: Path) -> None
         response = flower.get("/api/tasks", headers={"Origin": "https://example.com"})
         assert response.status_code == 200
         assert not [name for name in response.headers if name.lower().startswith("access-control-")]
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/api/tasks", "/metrics", "/healthcheck", "/static/css/bootstrap.min.css", "/none"]
+)
+def test_without_a_password_only_this_machine_by_name_is_answered(
+    passwordless: Flower, path: str, subtests: pytest.Subtests
+) -> None:
+    for host in ("rebound.example", "127.0.0.1.example", "10.0.0.1:5555", "", "]["):
+        with subtests.test(host=host):
+            assert passwordless.get(path, headers={"Host": host}).status_code in (400, 403)
+            assert passwordless.post(path, headers={"Host": host}).status_code in (400, 403)
+    for host in ("localhost", "LOCALHOST:5555", "127.0.0.1:5555", "[::1]:5555", "tuwen.example"):
+        with subtests.test(host=host):
+            assert passwordless.get(path, headers={"Host": host}).status_code == (404 if path == "/none" else 200)
+
+
+@pytest.mark.parametrize("path", ["/", "/api/tasks", "/healthcheck", "/static/css/bootstrap.min.css", "/none"])
+@pytest.mark.parametrize("host", ["localhost", "rebound.example"])
+def test_no_other_site_may_frame_it(passwordless: Flower, path: str, host: str) -> None:
+    headers = passwordless.get(path, headers={"Host": host}).headers
+    assert headers["X-Frame-Options"] == "DENY"
+    assert headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+
+
+def test_with_a_password_it_has_any_name(system: System, tmp_path: Path) -> None:
+    with flower_beside(system, tmp_path, flower_password=PASSWORD) as flower:
+        assert flower.get("/", headers={"Host": "flower.example"}).status_code == 200
+        assert flower.get("/", headers={"Host": "flower.example"}, auth=None).status_code == 401
 
 
 def test_no_page_shows_the_password_of_redis(system: System, valkey: Valkey, tmp_path: Path) -> None:

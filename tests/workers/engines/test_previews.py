@@ -23,7 +23,7 @@ from tuwen.engine import PREVIEW_SIDE, GenerateItem, Picture, SoFar
 from workers.engines.checkpoint import locate
 from workers.engines.diffusers import DiffusersGenerator
 from workers.engines.placement import UnobservedRun
-from workers.engines.previews import Colours, _decoded, clean
+from workers.engines.previews import Colours, _decode, clean
 from workers.inference.policy import Policy
 from workers.jobs.pictures import PREVIEW_LENGTH, preview_url
 
@@ -98,7 +98,7 @@ def test_the_map_is_that_of_the_decoder(config: dict[str, Any]) -> None:
     channels = config.get("latent_channels") or config["z_dim"]
     decoder = LinearDecoder(channels, **config)
     latents = torch.randn(1, channels, 8, 8) / 4
-    truth = (functional.adaptive_avg_pool2d(_decoded(decoder, latents), 8)[0].movedim(0, -1) + 1) * 127.5
+    truth = (functional.adaptive_avg_pool2d(_decode(decoder, latents), 8)[0].movedim(0, -1) + 1) * 127.5
     pixels = Colours.of(SimpleNamespace(vae=decoder)).paint(latents[0])
     assert truth.std() > 3
     assert np.abs(truth.numpy() - pixels).max() <= 2

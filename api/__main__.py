@@ -19,6 +19,7 @@ proxies 60), so that they close it first. A request sent into a connection that 
 
 
 def main() -> int:
+    """Serve the API until it is stopped."""
     try:
         raise_open_files()
         app = create_app(settings())

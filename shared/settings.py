@@ -62,7 +62,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class Settings(BaseSettings):
-    """Each field is the environment variable `TUWEN_<FIELD>`; times are seconds, sizes bytes, lists `a,b`."""
+    """Settings. The environment variable of a field is `TUWEN_<FIELD>`; times are seconds, sizes bytes, lists `a,b`."""
 
     model_config = SettingsConfigDict(env_prefix="TUWEN_", env_ignore_empty=True, extra="ignore")
 
@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     max_image_pixels: int = 50_000_000
     max_image_frames: int = 100
     model_image_side: int = Field(1024, description="larger images are reduced to this before a model sees them")
-    fetch_timeout: float = Field(20.0, description="total time for one image URL, redirects included")
+    fetch_timeout: float = Field(20.0, description="time limit for one image URL, redirects included")
     fetch_allow_networks: Annotated[
         tuple[Annotated[str, AfterValidator(_check_network)], ...], NoDecode, BeforeValidator(_split_list)
     ] = Field((), description="CIDRs that image URLs and webhooks may reach although they are not public")
@@ -148,7 +148,9 @@ class Settings(BaseSettings):
     orphan_age: float = Field(86_400.0, description="stored objects that no row names are collected after this")
 
     # Flower
-    flower_host: str = Field("127.0.0.1", description="beyond loopback, `flower_password` must be set")
+    flower_host: str = Field(
+        "127.0.0.1", description="address of Flower; beyond loopback, `flower_password` must be set"
+    )
     flower_port: Port = 5555
     flower_user: str = "tuwen"
     flower_password: SecretStr | None = None
@@ -169,7 +171,7 @@ class Settings(BaseSettings):
         return self.models_for(kind)[0].name
 
     def models_for(self, kind: Kind) -> tuple[ModelSpec, ...]:
-        """Every model of the kind, the default first."""
+        """Return every model of the kind, the default first."""
         return parse_models(getattr(self, kind.value))
 
 

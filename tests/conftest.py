@@ -169,7 +169,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def database(settings: Settings) -> Iterator[Database]:
-    """As the API and workers use it."""
+    """The database as the API and workers use it."""
     database = Database(settings)
     yield database
     database.close()
@@ -199,7 +199,7 @@ def sql(settings: Settings) -> Iterator[Sql]:
 
 @pytest.fixture(scope="module")
 def one_torch_thread() -> Iterator[None]:
-    """On a busy machine a second thread makes such small models slower, not faster."""
+    """Run torch with one thread: on a busy machine a second makes such small models slower, not faster."""
     import torch  # here, so that the other unit tests do without
 
     before = torch.get_num_threads()

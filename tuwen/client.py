@@ -68,7 +68,7 @@ class JobOperations:
 
     @property
     def base_url(self) -> str:
-        """Where the API is."""
+        """Address of the API."""
         return self._exchange.transport.base_url
 
     async def close(self) -> None:
@@ -250,7 +250,7 @@ class JobOperations:
 
 
 class AsyncClient(JobOperations):
-    """For asyncio. Usable in an `async with` block, which closes its connections.
+    """A client for asyncio. Usable in an `async with` block, which closes its connections.
 
     Leaving an `async for` over `iter_events` early leaves its stream open until Python finds the iterator unused:
     where that matters, use `async with contextlib.aclosing(client.iter_events(id)) as events`. Cancelling the task
@@ -275,7 +275,7 @@ class AsyncClient(JobOperations):
 
 
 class Client(Blocking[JobOperations]):
-    """Thread-safe. Usable in a `with` block, which closes its connections."""
+    """A client whose methods block; thread-safe. Usable in a `with` block, which closes its connections."""
 
     def __init__(self, base_url: str, api_key: str | None = None, timeout: float = 30.0):
         """`timeout` bounds, in seconds, how long a server may be silent.
@@ -289,7 +289,7 @@ class Client(Blocking[JobOperations]):
 
     @property
     def base_url(self) -> str:
-        """Where the API is."""
+        """Address of the API."""
         return self._operations.base_url
 
     def __enter__(self) -> Self:

@@ -67,9 +67,11 @@ class AsyncDatasetClient:
         return await self._dataset("POST", f"/v1/datasets/{id}/pause")
 
     async def resume(self, id: UUID) -> Dataset:
+        """Resume a paused data set."""
         return await self._dataset("POST", f"/v1/datasets/{id}/resume")
 
     async def cancel(self, id: UUID) -> Dataset:
+        """Cancel a data set; annotations that are finished stay and can be exported."""
         return await self._dataset("POST", f"/v1/datasets/{id}/cancel", repeatable=False)
 
     async def delete(self, id: UUID) -> None:
@@ -82,6 +84,7 @@ class AsyncDatasetClient:
         return await self._dataset("POST", f"/v1/datasets/{id}/retry", params=parameters, repeatable=False)
 
     async def prioritize(self, id: UUID, priority: int) -> Dataset:
+        """Change the priority among data sets, from 0 to 9; 9 is most urgent."""
         body = PriorityRequest(priority=priority).model_dump_json()
         return await self._dataset("POST", f"/v1/datasets/{id}/priority", content=body)
 

@@ -31,6 +31,7 @@ class DatasetStatus(StrEnum):
 
     @property
     def terminal(self) -> bool:
+        """Whether it is over for good, unless it is retried."""
         return self in (DatasetStatus.SUCCEEDED, DatasetStatus.FAILED, DatasetStatus.CANCELLED)
 
 
@@ -45,6 +46,7 @@ class ShardStatus(StrEnum):
 
     @property
     def terminal(self) -> bool:
+        """Whether the shard is over."""
         return self not in (ShardStatus.QUEUED, ShardStatus.RUNNING)
 
 
@@ -59,7 +61,7 @@ Place = Annotated[Word, Field(min_length=1, max_length=4096)]
 
 
 class Filters(FrozenModel):
-    """Which images are exported. Dropped images are listed with their reason. A filter that is null drops none."""
+    """Conditions for exporting images. Dropped ones are listed with their reason. A filter that is null drops none."""
 
     min_side: int | None = Field(None, ge=1, description="minimum of the shorter side, in pixels")
     max_side: int | None = Field(None, ge=1, description="maximum of the longer side, in pixels")
@@ -91,7 +93,7 @@ class DatasetRequest(FrozenModel):
         description="column that names the image, for CSV, TSV and Parquet sources whose column names do not show it",
     )
     caption_column: Label | None = None
-    destination: Place | None = Field(None, description="where to export to; only a dry run needs none")
+    destination: Place | None = Field(None, description="place to export to; only a dry run needs none")
     destination_format: ExportFormat = "jsonl"
     tasks: tuple[Task, ...] = Field((Kind.DESCRIBE,), min_length=1, max_length=3)
     languages: tuple[Language, ...] = Field(("en",), min_length=1, max_length=2)

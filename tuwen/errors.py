@@ -68,122 +68,182 @@ def _rebuild(kind: type[TuwenError], detail: str, field: str | None, retry_after
 
 
 class InvalidRequest(TuwenError):
+    """The request cannot be done as it stands; `field` names its invalid part."""
+
     code, status = "invalid_request", 422
 
 
 class UnknownModel(InvalidRequest):
+    """No model of this name is served for the kind of job."""
+
     code = "unknown_model"
 
 
 class IdempotencyMismatch(InvalidRequest):
+    """The idempotency key was used before, with another request."""
+
     code = "idempotency_mismatch"
 
 
 class ContentRefused(InvalidRequest):
+    """The safety filter refuses the prompt or the picture."""
+
     code = "content_refused"
 
 
 class UrlForbidden(InvalidRequest):
+    """The URL of an image leads to an address that may not be reached."""
+
     code = "url_forbidden"
 
 
 class FetchRefused(InvalidRequest):
+    """The URL of an image gives none, and another attempt would not help."""
+
     code = "fetch_refused"
 
 
 class SourceUnusable(InvalidRequest):
+    """The source of a data set cannot be read, or does not have the form that it should."""
+
     code = "source_unusable"
 
 
 class DestinationUnusable(InvalidRequest):
+    """The destination of a data set cannot be written, or holds something else."""
+
     code = "destination_unusable"
 
 
 class ImageRejected(InvalidRequest):
+    """The image cannot be used; the subclasses say why."""
+
     code = "image_rejected"
 
 
 class ImageCorrupt(ImageRejected):
+    """The image cannot be decoded."""
+
     code = "image_corrupt"
 
 
 class ImageTooLarge(ImageRejected):
+    """The image has more bytes or pixels than are allowed."""
+
     code = "image_too_large"
 
 
 class TooManyFrames(ImageRejected):
+    """The image is animated, with more frames than are read."""
+
     code = "too_many_frames"
 
 
 class UnsupportedFormat(ImageRejected):
+    """The bytes are no image of a format that is read."""
+
     code = "unsupported_format"
 
 
 class Unauthorized(TuwenError):
+    """The API key is missing or not valid."""
+
     code, status = "unauthorized", 401
 
 
 class Forbidden(TuwenError):
+    """The caller may not do this."""
+
     code, status = "forbidden", 403
 
 
 class NotFound(TuwenError):
+    """Nothing has this id, or it belongs to another tenant."""
+
     code, status = "not_found", 404
 
 
 class Conflict(TuwenError):
+    """The job, data set or batch is in a state that does not allow this."""
+
     code, status = "conflict", 409
 
 
 class PayloadTooLarge(TuwenError):
+    """The body of the request is too large."""
+
     code, status = "payload_too_large", 413
 
 
 class QuotaExceeded(TuwenError):
+    """The API key has as many unfinished jobs as it may have."""
+
     code, status = "quota_exceeded", 429
 
 
 class FetchFailed(TuwenError):
+    """The image of a URL could not be fetched; another attempt may succeed."""
+
     code, status, retryable = "fetch_failed", 502, True
 
 
 class Unavailable(TuwenError):
+    """Something that the request needs does not answer; another attempt may succeed."""
+
     code, status, retryable = "unavailable", 503, True
 
 
 class DatabaseUnavailable(Unavailable):
+    """PostgreSQL does not answer."""
+
     code = "database_unavailable"
 
 
 class QueueUnavailable(Unavailable):
+    """Redis does not answer."""
+
     code = "queue_unavailable"
 
 
 class StorageUnavailable(Unavailable):
+    """The object storage does not answer."""
+
     code = "storage_unavailable"
 
 
 class EngineError(TuwenError):
+    """The engine failed on this job."""
+
     code = "engine_error"
 
 
 class EngineStartFailed(EngineError):
+    """The engine cannot load its model or run its example."""
+
     code = "engine_start_failed"
 
 
 class EngineCrashed(EngineError):
+    """The engine's process died while it was running the job."""
+
     code, retryable = "engine_crashed", True
 
 
 class EngineHung(EngineError):
+    """The engine was silent for too long and was killed."""
+
     code, retryable = "engine_hung", True
 
 
 class OutOfMemory(EngineError):
+    """The job does not fit into memory, even in a batch of its own."""
+
     code = "out_of_memory"
 
 
 class ConfigurationError(TuwenError):
+    """A setting, or what it names, cannot work."""
+
     code = "configuration_error"
 
 

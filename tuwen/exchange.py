@@ -38,16 +38,27 @@ class Transport(Protocol):
     """Whatever an operation waits for."""
 
     @property
-    def base_url(self) -> str: ...
-    async def request(self, method: str, path: str, **options: Any) -> httpx.Response: ...
-    def stream(self, path: str, timeout: httpx.Timeout) -> AbstractAsyncContextManager[Stream]: ...
-    async def sleep(self, seconds: float) -> None: ...
-    async def read(self, path: Path) -> bytes: ...
-    async def close(self) -> None: ...
+    def base_url(self) -> str:
+        """Address of the API."""
+
+    async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request; `options` are httpx's."""
+
+    def stream(self, path: str, timeout: httpx.Timeout) -> AbstractAsyncContextManager[Stream]:
+        """Open a stream, which is closed when the block ends."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for so many seconds."""
+
+    async def read(self, path: Path) -> bytes:
+        """Read a file."""
+
+    async def close(self) -> None:
+        """Close the connections."""
 
 
 class AwaitingTransport:
-    """Awaits, under asyncio."""
+    """A transport that awaits, under asyncio."""
 
     def __init__(self, http: httpx.AsyncClient):
         self._http = http
@@ -75,7 +86,7 @@ class AwaitingTransport:
 
 
 class BlockingTransport:
-    """Blocks: none of its coroutines is ever suspended."""
+    """A transport that blocks: none of its coroutines is ever suspended."""
 
     def __init__(self, http: httpx.Client):
         self._http = http
@@ -108,7 +119,7 @@ async def _unsuspended(chunks: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
 
 
 def http_options(base_url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
-    """What httpx's client, of either sort, is made with.
+    """Return the arguments that httpx's client, of either sort, is made with.
 
     Raises:
         Unauthorized: no API key looks like this one.
@@ -132,7 +143,7 @@ class Exchange:
         self.timeout = timeout
 
     async def send(self, method: str, path: str, *, repeatable: bool = True, **options: Any) -> httpx.Response:
-        """An answer that is no error. `repeatable`: sending it twice does no more than sending it once.
+        """Send a request; return an answer that is no error. `repeatable`: sending it twice does no more than once.
 
         Raises:
             TuwenError: the API refused; the class that it raised.
@@ -149,7 +160,7 @@ class Exchange:
         raise AssertionError("the last attempt returns or raises")
 
     async def follow(self, path: str) -> AsyncGenerator[tuple[str, str], None]:
-        """Name and data of each server-sent event, without end: a stream that breaks or ends is taken up again.
+        """Yield name and data of each server-sent event, without end: a stream that breaks or ends is taken up again.
 
         Raises:
             Unavailable: taking it up did not succeed within a minute.
@@ -177,7 +188,7 @@ class Exchange:
         return response
 
     async def _events(self, path: str) -> AsyncGenerator[tuple[str, str], None]:
-        """The events of one stream, until it ends."""
+        """Yield the events of one stream, until it ends."""
         timeout = httpx.Timeout(self.timeout, read=STREAM_SILENCE)
         try:
             async with self.transport.stream(path, timeout) as (response, chunks):
@@ -202,7 +213,7 @@ class EventParser:
         self._name = self._data = ""
 
     def feed(self, chunk: bytes) -> Iterator[tuple[str, str]]:
-        """Name and data of each event that is complete with this chunk."""
+        """Yield name and data of each event that is complete with this chunk."""
         # Lines end in LF, and only there: text in JSON may hold what Unicode also calls a line's end.
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
@@ -217,7 +228,7 @@ class EventParser:
 
 
 def error_of(response: httpx.Response, content: bytes) -> TuwenError:
-    """The error that the API raised, from what it said of it."""
+    """Make the error that the API raised from the problem document that it answered."""
     retry_after = response.headers.get("retry-after", "")
     seconds = float(retry_after) if retry_after.isdigit() else None
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tuwen.errors import ConfigurationError
 
 _INSTALLED = Path(__file__).absolute().parents[1]
-"""Where all packages of this installation are. Not resolved: some installers link every file to a place of its own."""
+"""Folder of all packages of this installation. Not resolved: some installers link every file to a place of its own."""
 
 
 def require_visible(package: str, path: Sequence[str] | None = None) -> None:

@@ -33,6 +33,7 @@ class Status(StrEnum):
 
     @property
     def terminal(self) -> bool:
+        """Whether the job is over: its state does not change any more."""
         return self not in (Status.QUEUED, Status.RUNNING)
 
 
@@ -292,7 +293,7 @@ class Claim(FrozenModel):
 
 
 class PairReport(FrozenModel):
-    """Which statements of a text an image shows."""
+    """The statements of a text, each with whether the image shows it."""
 
     claims: tuple[Claim, ...]
     unknown_words: tuple[Word, ...] = Field((), description="words of the text that are not judged")

@@ -79,11 +79,13 @@ class File(BaseModel):
     @computed_field  # type: ignore[prop-decorator]  # mypy allows no decorator on one
     @property
     def bytes(self) -> int:
+        """Size in bytes, by the name that OpenAI's clients read."""
         return self.size
 
     @computed_field  # type: ignore[prop-decorator]  # mypy allows no decorator on one
     @property
     def filename(self) -> str:
+        """A name for the file, made of its id and its type."""
         return f"{self.id[:12]}.{self.media_type.rpartition('/')[2]}"
 
 

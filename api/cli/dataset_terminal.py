@@ -67,6 +67,7 @@ def speed(progress: DatasetProgress) -> str:
 
 
 def print_datasets(datasets: Iterable[Dataset]) -> None:
+    """Print a table of data sets to standard output."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("id", "status", "images", "failed", "created"):
         table.add_column(column, no_wrap=True)
@@ -85,6 +86,7 @@ def print_datasets(datasets: Iterable[Dataset]) -> None:
 
 
 def print_dataset(dataset: Dataset) -> None:
+    """Print all that is known of a data set to standard output, a field a line."""
     request, progress = dataset.request, dataset.progress
     rows = {
         "id": str(dataset.id),

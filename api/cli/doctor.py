@@ -45,6 +45,7 @@ class Finding:
 
     @property
     def fine(self) -> bool:
+        """Whether nothing has to be done."""
         return not self.advice
 
 

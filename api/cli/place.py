@@ -1,4 +1,4 @@
-"""Where a command finds Tuwen: from the options before the command, the environment, or the system running here."""
+"""The Tuwen that a command talks to: named by the options before the command, the environment, or running here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 class Place:
-    """Where a command finds the API, or the servers of the system."""
+    """The addresses at which a command finds the API, or the servers of the system."""
 
     def __init__(self, url: str | None, api_key: str | None, data: Path | None):
         self._api_key = api_key

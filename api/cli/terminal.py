@@ -183,6 +183,7 @@ def _object(thing: RecognizedObject) -> str:
 
 
 def print_jobs(jobs: Iterable[Job]) -> None:
+    """Print a table of jobs to standard output."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("id", "kind", "status", "created", "took"):
         table.add_column(column, no_wrap=True)
@@ -195,6 +196,7 @@ def print_jobs(jobs: Iterable[Job]) -> None:
 
 
 def print_job(job: Job) -> None:
+    """Print all that is known of a job to standard output, a field a line."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
@@ -229,6 +231,7 @@ def print_json(value: Job | Mapping[str, Any]) -> None:
 
 
 def print_keys(keys: Iterable[ApiKey]) -> None:
+    """Print a table of API keys to standard output."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("id", "name", "tenant", "quota", "created", "revoked"):
         table.add_column(column, no_wrap=column == "id")
@@ -255,6 +258,7 @@ def _wide_console() -> Console:
 
 
 def print_addresses(system: System) -> None:
+    """Print the addresses of a running system to standard error."""
     login = "user {}, password {}".format(*system.flower_login) if system.flower_login else None
     rows = {
         "API docs": f"{system.url}/docs",
@@ -268,6 +272,7 @@ def print_addresses(system: System) -> None:
 
 
 def print_rows(rows: Mapping[str, str | None]) -> None:
+    """Print names and values to standard error; those without a value are left out."""
     err.print()
     for name, value in rows.items():
         if value:

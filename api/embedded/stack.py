@@ -73,15 +73,26 @@ class Supervised(Protocol):
     """The interface of a supervised process; our own processes and both servers have it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name in messages."""
+
     @property
-    def log(self) -> Path: ...
+    def log(self) -> Path:
+        """File of its output."""
+
     @property
-    def running(self) -> bool: ...
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+
     @property
-    def exit_code(self) -> int | None: ...
-    def start(self) -> Self: ...
-    def ready(self) -> bool: ...
+    def exit_code(self) -> int | None:
+        """Exit code; None while it runs."""
+
+    def start(self) -> Self:
+        """Start it, again if it has ended."""
+
+    def ready(self) -> bool:
+        """Whether it does its work by now."""
 
 
 class Service(ChildProcess):
@@ -107,6 +118,7 @@ class Service(ChildProcess):
         self._started_at = datetime.now(UTC)
 
     def start(self) -> Self:
+        """Start the process."""
         self._started_at = datetime.now(UTC)
         self._process = spawn(
             self._command,
@@ -120,6 +132,7 @@ class Service(ChildProcess):
         return self
 
     def ready(self) -> bool:
+        """Whether the process does its work by now."""
         return self._ready(self._started_at)
 
     def request_stop(self) -> None:
@@ -401,10 +414,12 @@ class System:
 
     @property
     def url(self) -> str:
+        """Address of the API."""
         return _http(self.settings.host, self.settings.port)
 
     @property
     def flower_url(self) -> str | None:
+        """Address of Flower; None where it is not started."""
         return _http(self.settings.flower_host, self.settings.flower_port) if self._with_flower else None
 
     def _log(self, name: str) -> Path:

@@ -7,19 +7,31 @@ the body says so, which such a route cannot: it encodes its events with `format_
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from fastapi import Response
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse
 
 EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 """`responses` of a route that always streams, for readers of OpenAPI 3.1, which do not know `itemSchema`."""
 
 
-def forbid_storing(response: Response) -> None:
-    """Dependency of a route that always streams: FastAPI's own `no-cache` would let caches store the events."""
-    response.headers["Cache-Control"] = "no-store"
+class StreamingRoute(APIRoute):
+    """A route whose events no cache stores: the `no-cache` that FastAPI sends with them would allow it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return FastAPI's handler, with one header of an event stream replaced."""
+        handle = super().get_route_handler()
+
+        async def handle_unstored(request: Request) -> Response:
+            response = await handle(request)
+            if response.media_type == EventSourceResponse.media_type:
+                response.headers["Cache-Control"] = "no-store"
+            return response
+
+        return handle_unstored
 
 
 def stream(events: AsyncIterator[bytes]) -> EventSourceResponse:

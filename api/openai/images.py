@@ -31,7 +31,7 @@ router = APIRouter(prefix="/v1/images", tags=["openai"], route_class=OpenAIRoute
     openapi_extra=json_body(ImagesRequest, {"cat": {"value": {"prompt": "一只黑色的猫在草地上跳跃", "n": 2}}}),
 )
 async def generate(request: Request, caller: CallerDep, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
-    """With `n`, the images are scored against the prompt and come in the order of their scores.
+    """Draw images. With `n`, they are scored against the prompt and come in the order of their scores.
 
     With `stream` and `partial_images`, small previews come before the image, from models that draw in steps."""
     sent = await request.body()

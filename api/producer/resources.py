@@ -66,7 +66,7 @@ class Resources:
     events: JobEvents
     outbox: Outbox
     keyring: Keyring | None
-    """None in an open installation."""
+    """The API keys; None in an open installation."""
     index: DatasetIndex
     heavy: CapacityLimiter
     """Limits how many requests hold whole images in memory at a time."""

@@ -1,4 +1,4 @@
-"""From the bytes of a request to committed jobs: all checks that are made before a job exists."""
+"""Submission, from the bytes of a request to committed jobs: all checks that are made before a job exists."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from api.http.auth import CallerDep
 from api.http.reference import json_body, problems
-from api.http.streams import EVENTS, forbid_storing
+from api.http.streams import EVENTS, StreamingRoute
 from api.producer.resources import Resources, ResourcesDep
 from api.routes import dataset_items
 from api.routes.dataset_items import Only, Order
@@ -42,7 +42,7 @@ from tuwen.jobs import Tenant
 
 log = logging.getLogger(__name__)
 
-router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=StreamingRoute)
 
 LOOK = 1.0
 """Seconds between two reads of a data set that a client watches."""
@@ -127,13 +127,13 @@ async def list_datasets(
 
 @router.get("/{dataset_id}", response_model=Dataset, summary="Show a data set", responses=problems(401, 404))
 async def show(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
+    """The answer has the progress, the speed, and the workers that run its shards."""
     return _answer(await run_sync(resources.database.datasets.get, dataset_id, caller.tenant))
 
 
 @router.get(
     "/{dataset_id}/events",
     response_class=EventSourceResponse,
-    dependencies=[Depends(forbid_storing)],
     summary="Watch a data set",
     responses=EVENTS | problems(401, 404),
 )
@@ -185,6 +185,7 @@ async def pause(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDe
 
 @router.post("/{dataset_id}/resume", response_model=Dataset, summary="Resume a data set", responses=_STEERING)
 async def resume(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
+    """A data set that was paused goes on where it stopped."""
     return await _steer(resources, dataset_id, caller.tenant, resources.database.datasets.resume)
 
 
@@ -274,6 +275,8 @@ async def items(
 
 @router.get("/{dataset_id}/items/{image}", response_model=Item, summary="Show an image", responses=problems(401, 404))
 async def item(caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep) -> Response:
+    """The answer has the captions, or the reason or error in their place, and all reviews."""
+
     def look() -> Item:
         resources.database.datasets.get(dataset_id, caller.tenant)
         return dataset_items.one(resources, dataset_id, image)

@@ -118,6 +118,7 @@ async def list_files(
 
 @router.get("/{file_id}", response_model=File | documents.Document, summary="Show a file", responses=problems(401, 404))
 async def show(caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> File | documents.Document:
+    """An id is that of an uploaded image, or of a file of a batch."""
     if file_id.startswith(documents.PREFIX):
         id = documents.document_id(file_id)
         return documents.to_document(await run_sync(resources.database.documents.get, id, caller.tenant))
@@ -152,6 +153,7 @@ async def delete(caller: CallerDep, file_id: FileId, resources: ResourcesDep) ->
     responses={200: {"content": {"image/*": {}}}, 307: {"description": "address of the bytes"}, **problems(401, 404)},
 )
 async def content(request: Request, caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> Response:
+    """The bytes, or a redirect to them where the object storage gives presigned URLs."""
     if file_id.startswith(documents.PREFIX):
         id = documents.document_id(file_id)
         document = await run_sync(resources.database.documents.get, id, caller.tenant)

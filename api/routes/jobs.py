@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from api.http.auth import CallerDep
 from api.http.reference import json_body, problems
-from api.http.streams import EVENTS, forbid_storing
+from api.http.streams import EVENTS, StreamingRoute
 from api.producer.job_waiting import follow, wait_until_over
 from api.producer.resources import BaseUrlDep, Resources, ResourcesDep
 from api.producer.submission import submit
@@ -24,7 +24,7 @@ from tuwen.errors import Conflict, InvalidRequest, NotFound
 from tuwen.jobs import GenerateResult, Job, JobRequest, Kind, Progress, Status, StoredImage
 from tuwen.messages import Accepted, Batch, JobPage
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StreamingRoute)
 
 _HEAVY = 64 * 1024
 """Bodies larger than this contain images or very many jobs; only a few of them are handled at a time."""
@@ -233,7 +233,6 @@ async def retry(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_
 @router.get(
     "/{job_id}/events",
     response_class=EventSourceResponse,
-    dependencies=[Depends(forbid_storing)],
     summary="Watch a job",
     responses=EVENTS | problems(401, 404),
 )

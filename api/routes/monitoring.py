@@ -47,6 +47,7 @@ _checkers = CapacityLimiter(8)
 
 @router.get("/healthz", response_model=Health, summary="Is this process alive?")
 async def health() -> Health:
+    """Nothing outside this process is asked."""
     return Health(version=__version__)
 
 

@@ -64,7 +64,7 @@ class StoredDocument:
     id: UUID
     tenant: Tenant
     key: str
-    """Of its object in the storage."""
+    """Key of its object in the storage."""
     filename: str
     purpose: str
     size: int
@@ -112,7 +112,7 @@ class BatchClaim:
     endpoint: str
     input_id: UUID
     base_url: str
-    """Where the client reached the API, for addresses in answers."""
+    """Address under which the client reached the API, for addresses in answers."""
     status: BatchStatus
     position: int
     """Bytes of the input that have become jobs."""

@@ -46,6 +46,7 @@ class Database:
         self.clock = Clock(self._connections, settings)
 
     def close(self) -> None:
+        """Close all connections."""
         self._connections.close()
 
     def check(self) -> None:

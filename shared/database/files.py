@@ -22,7 +22,7 @@ class StoredFile:
     tenant: Tenant
     sha256: str
     key: str
-    """Of its object in the storage."""
+    """Key of its object in the storage."""
     media_type: str
     width: int
     height: int

@@ -26,7 +26,7 @@ class ApiKey:
     name: str
     tenant: Tenant
     sha256: str
-    """Of the key."""
+    """SHA-256 of the key, in hexadecimal."""
     quota: int
     """Unfinished jobs that it may have at once."""
     created_at: datetime

@@ -204,7 +204,7 @@ class BatchRow(Base):
     status: Mapped[str] = mapped_column(server_default=BatchStatus.VALIDATING.value)
     epoch: Mapped[int] = mapped_column(server_default="0")
     due_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
-    """When the next step is due; null when the batch is over."""
+    """Time at which the next step is due; null when the batch is over."""
     problems: Mapped[list[Any]] = mapped_column(server_default="[]")
 
     # progress: how much of the input became jobs, and how many parts of the output are written
@@ -321,7 +321,7 @@ class DatasetRow(Base):
     tenant: Mapped[str]
     request: Mapped[dict[str, Any]]
     destination: Mapped[str | None]
-    """Where to export to; null for a dry run."""
+    """Place to export to; null for a dry run."""
     kinds: Mapped[str]
     """Models that the shards need, joined by `+`."""
     priority: Mapped[int]

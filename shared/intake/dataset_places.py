@@ -1,4 +1,4 @@
-"""Where data sets may lie: clients name paths on the servers, so not every path may be named.
+"""Places that data sets may lie in: clients name paths on the servers, so not every path may be named.
 
 An installation without keys serves this machine only, and its user may name any folder of it. With keys, clients may
 name only folders and `s3://` prefixes that `TUWEN_DATASET_ROOTS` allows, and never the object storage, which holds the

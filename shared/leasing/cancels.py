@@ -20,16 +20,18 @@ class CancelListener:
     """
 
     def __init__(self, settings: Settings, on_cancel: Callable[[UUID], None]):
-        """`on_cancel` is given the id of each job whose end is requested, whichever worker runs it."""
+        """`on_cancel` is given the id of each job whose end is requested, on whatever worker it runs."""
         self._settings = settings
         self._on_cancel = on_cancel
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="cancel-listener", daemon=True)
 
     def start(self) -> None:
+        """Start to listen, in a thread."""
         self._thread.start()
 
     def close(self) -> None:
+        """Stop listening; wait a few seconds for the thread to end."""
         self._closing.set()
         if self._thread.ident is not None:
             self._thread.join(timeout=5)

@@ -151,6 +151,7 @@ class LeasedConsumer(Generic[Work]):
         self._stopping = threading.Event()
 
     def start(self) -> None:
+        """Start the heartbeat, then take messages."""
         self._heartbeat.start()
         self._consumer.start()
 

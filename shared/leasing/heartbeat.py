@@ -20,10 +20,12 @@ class Claim(Protocol):
     """The right to do something until the lease ends; its epoch tells it from earlier and later ones."""
 
     @property
-    def id(self) -> UUID: ...
+    def id(self) -> UUID:
+        """Id of the row that was taken."""
 
     @property
-    def epoch(self) -> int: ...
+    def epoch(self) -> int:
+        """Number of the claim: each claim of the same row has a larger one."""
 
 
 AnyClaim = TypeVar("AnyClaim", bound=Claim, covariant=True)
@@ -37,10 +39,12 @@ class Held(ABC, Generic[AnyClaim]):
 
     @property
     def id(self) -> UUID:
+        """Id of the row that is held."""
         return self.claim.id
 
     @property
     def epoch(self) -> int:
+        """Epoch of the claim under which it is held."""
         return self.claim.epoch
 
     @abstractmethod
@@ -84,6 +88,7 @@ class Heartbeat(Generic[Work]):
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
+        """Start to beat, in a thread."""
         self._thread.start()
 
     def close(self) -> None:
@@ -103,6 +108,7 @@ class Heartbeat(Generic[Work]):
             earlier.stop()
 
     def release(self, work: Work) -> None:
+        """Renew the lease of `work` no longer."""
         with self._guard:
             # What was lost and claimed again by this very process is held under another lease by now.
             if self._held.get(work.id) is work:

@@ -10,6 +10,7 @@ from tuwen.errors import TuwenError
 
 
 def main() -> int:
+    """Migrate the configured database to the newest revision."""
     try:
         migrate(settings().database_url)
     except TuwenError as error:

@@ -62,10 +62,10 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class AtRisk:
-    """In place of a result: the image was in progress when this was written, in a shard that had crashed before."""
+    """Stands for a result: the image was in progress when this was written, in a shard that had crashed before."""
 
     alone: bool
-    """No other image was in progress: if the worker dies now, this image is almost certainly the cause."""
+    """Whether no other image was in progress: if the worker dies now, this image is almost certainly the cause."""
     strikes: int = 0
     """How often a worker has died with this image before."""
 

@@ -1,4 +1,4 @@
-"""One line of a batch: from its JSON to a job, and from the finished job to the line of the output."""
+"""Lines of a batch: each becomes a job, and the finished job becomes a line of the output."""
 
 from __future__ import annotations
 

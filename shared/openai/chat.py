@@ -158,6 +158,7 @@ def answer(job: Job) -> dict[str, Any]:
 
 
 def completion_head(job: Job, name: str) -> dict[str, Any]:
+    """Return the fields that whole completions and their chunks share; `name` is the type of the object."""
     return {
         "id": f"chatcmpl-{job.id.hex}",
         "object": name,
@@ -167,12 +168,14 @@ def completion_head(job: Job, name: str) -> dict[str, Any]:
 
 
 def describe_result(job: Job) -> DescribeResult:
+    """Return the result of a describe job; raise the error of a job that has none."""
     if not isinstance(job.result, DescribeResult):
         raise error_of_job(job)
     return job.result
 
 
 def finish_reason(job: Job, result: DescribeResult) -> str:
+    """Say why the text ends: `length` where it has as many tokens as it may have, otherwise `stop`."""
     most: int = job.input["max_tokens"]
     return "length" if result.tokens is not None and result.tokens >= most else "stop"
 

@@ -1,4 +1,4 @@
-"""Where the files of batches are stored."""
+"""Places in the object storage of the files of batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which model does what a request of OpenAI's clients asks for."""
+"""Choice of the model that does what a request of OpenAI's clients asks for."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A message is a hint that a job may run; PostgreSQL knows whether it may. So a message can be lost, duplicated or late,
 and it only matters how soon the housekeeper notices. In come ids of rows that were committed; out go messages, and
-events for whoever watches a job.
+events for those who watch a job.
 """
 
 from shared.queue.app import celery_app, connect, priority_keys

@@ -28,6 +28,17 @@ _SOCKET: dict[str, Any] = {
     "health_check_interval": 25,
 }
 
+_TRANSPORT: dict[str, Any] = {
+    **_SOCKET,
+    # Redis keeps no unacknowledged messages, which saves two round trips per message. Messages that a dead worker had
+    # prefetched are lost messages like any others, and the housekeeper publishes those jobs again sooner than a
+    # visibility timeout would.
+    "ack_emulation": False,
+    "priority_steps": list(range(10)),
+    "queue_order_strategy": "priority",
+    "max_connections": 200,
+}
+
 
 def celery_app(settings: Settings) -> Celery:
     """The Celery application that API, workers, housekeeper and Flower share.
@@ -48,16 +59,7 @@ def celery_app(settings: Settings) -> Celery:
         # A crash is noticed by the expired lease, within seconds.
         task_acks_late=False,
         worker_prefetch_multiplier=1,
-        broker_transport_options={
-            **_SOCKET,
-            # Redis keeps no unacknowledged messages, which saves two round trips per message. Messages that a dead
-            # worker had prefetched are lost messages like any others, and the housekeeper publishes those jobs again
-            # sooner than a visibility timeout would.
-            "ack_emulation": False,
-            "priority_steps": list(range(10)),
-            "queue_order_strategy": "priority",
-            "max_connections": 200,
-        },
+        broker_transport_options=_TRANSPORT,
         broker_transport="shared.queue.transport:Transport",
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,

@@ -51,6 +51,7 @@ class EventDispatcher(dispatcher.EventDispatcher):
                     publish(events, self.producer, f"{group}.multi")
 
     def close(self) -> None:
+        """Publish what is buffered, and end the thread."""
         self._closed = True
         self._gathered.set()
         super().close()  # type: ignore[no-untyped-call]  # of kombu

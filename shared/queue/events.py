@@ -35,6 +35,7 @@ class Outcome:
 
     @classmethod
     def of(cls, status: Status | ShardStatus, error: JobError | None) -> Outcome:
+        """Return the outcome of a row's status and the error it ended with, if any."""
         return cls(status, f"{error.code}: {error.detail}" if error else status.value)
 
     @property
@@ -57,6 +58,7 @@ DONE = Outcome(Status.SUCCEEDED)
 
 
 def failed(reason: str) -> Outcome:
+    """Return the outcome of a task that failed for good."""
     return Outcome(Status.FAILED, reason)
 
 

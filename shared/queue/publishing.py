@@ -206,5 +206,6 @@ class JobQueue:
             self.redis.ping()
 
     def close(self) -> None:
+        """Close the connections to Redis."""
         self.redis.close()
         self._app.close()

@@ -25,7 +25,7 @@ SLOW = "sleep 1"
 
 
 def assert_all_succeeded(system: System, jobs: list[Job]) -> None:
-    """Each once, each with its own seed's picture, each with one ending."""
+    """Assert that each job succeeded once, with its own seed's picture and one ending."""
     assert {job.status for job in jobs} == {Status.SUCCEEDED}, [(job.status, job.error) for job in jobs]
     for job in jobs:
         assert isinstance(job.result, GenerateResult)
@@ -117,7 +117,7 @@ def test_postgres_is_restarted(system: System, postgres: Postgres) -> None:
 
 
 def test_postgres_is_silent_for_longer_than_a_lease(system: System, postgres: Postgres) -> None:
-    """Frozen, or beyond a network that swallows everything: nobody's connection breaks."""
+    """Frozen, or beyond a network that swallows everything: no connection breaks."""
     keeper, worker = system.housekeeper(), system.worker()
     ids = submit(system, *[SLOW] * 40)
     system.wait_until_running(ids, at_least=16)
@@ -174,7 +174,7 @@ def test_a_job_is_cancelled_while_it_runs(system: System) -> None:
 
 
 def test_garbage_in_redis(system: System) -> None:
-    """Whoever reaches Redis can waste a worker's time, and nothing else."""
+    """Anybody who reaches Redis can waste a worker's time, and nothing else."""
     system.housekeeper()
     worker = system.worker()
     [over] = submit(system, "cat")

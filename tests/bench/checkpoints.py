@@ -100,7 +100,7 @@ def figures(settings: Settings, folder: Path, scale: Scale) -> list[Figure]:
 
 
 def _kind(settings: Settings, folder: Path, scale: Scale, kind: Kind, spec: str) -> list[Figure]:
-    """One model: through the queue, alone, in larger batches, compiled."""
+    """Measure one model: through the queue, alone, in larger batches, compiled."""
     on_gpu = scale.device != "cpu"
     alone = {size: float(_child("pipeline", spec, scale, kind, size)) for size in scale.batches}
     best = max(alone, key=alone.__getitem__)

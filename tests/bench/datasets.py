@@ -113,7 +113,7 @@ def scale(settings: Settings, folder: Path) -> list[Figure]:
 
 
 def interactive(settings: Settings, folder: Path) -> list[Figure]:
-    """p95 of single jobs while a data set fills the worker, whose batches take 0.2 s, against the same when idle."""
+    """Compare p95 of single jobs while a data set fills the worker, whose batches take 0.2 s, with an idle worker's."""
     source = write_painted(folder / "source", 4000)
     with (
         bulk_system(settings.model_copy(update={"describe": WAITING}), folder) as system,

@@ -31,7 +31,7 @@ CLIENTS = 8
 
 @contextmanager
 def api(settings: Settings) -> Iterator[tuple[str, psutil.Process]]:
-    """One API process; its base URL and itself."""
+    """Run one API process; yield its base URL and the process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

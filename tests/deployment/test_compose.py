@@ -218,7 +218,7 @@ def test_migration_says_when_there_is_no_database(project: Project) -> None:
 
 
 def test_redis_takes_its_configuration_and_password(services: dict[str, Any], valkey: Valkey, tmp_path: Path) -> None:
-    """With the server of the tests, which is compatible, in the place of redis-server."""
+    """The server of the tests, which is compatible, takes the place of redis-server."""
     service, port = services["redis"], choose_port(0, "")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/redis-server").symlink_to(valkey.executable)

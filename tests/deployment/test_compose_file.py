@@ -113,7 +113,7 @@ def test_each_image_is_built_once_and_never_fetched(services: dict[str, Any]) ->
     for name in OURS:
         if "build" not in services[name]:
             assert services[name]["pull_policy"] == "never", name
-            # Whoever starts it builds it.
+            # The service that builds its image starts before it.
             assert any("build" in services[other] for other in services[name]["depends_on"]), name
 
 

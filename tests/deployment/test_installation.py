@@ -316,7 +316,7 @@ def test_readmes_client_lines_run_in_a_project_with_such_folders(
 
 @contextmanager
 def doing_jobs(url: str, hand: FakeWorker) -> Iterator[None]:
-    """Every job that is queued meanwhile succeeds."""
+    """Do jobs as a worker would: every job that is queued meanwhile succeeds."""
     over = threading.Event()
 
     def work() -> None:
@@ -369,7 +369,7 @@ def test_the_whole_system_runs_in_such_a_project_with_an_engine_of_its_own(
 def test_an_engine_in_the_current_folder_is_found(
     installed: Path, tmp_path: Path, settings: Settings, database: Database
 ) -> None:
-    """Where the worker is started as a module, as in the containers."""
+    """The worker is started as a module, as in the containers."""
     (tmp_path / "mine.py").write_text(ENGINE)
     environment = (
         os.environ

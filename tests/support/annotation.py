@@ -40,10 +40,12 @@ def annotate(system: System, source: Path, destination: Path, **wishes: Any) -> 
 
 
 def dataset(system: System, id: UUID) -> Dataset:
+    """Return the data set as the database has it."""
     return system.database.datasets.get(id, TENANT)
 
 
 def wait_until_over(system: System, id: UUID) -> Dataset:
+    """Wait until the data set is over, and return it."""
     system.wait_until(lambda: dataset(system, id).status.terminal, "the end of a data set")
     return dataset(system, id)
 
@@ -55,6 +57,7 @@ def records(destination: Path) -> list[dict[str, Any]]:
 
 
 def failures(destination: Path) -> list[dict[str, Any]]:
+    """Read the errors that an export lists."""
     return [json.loads(line) for line in (destination / "errors.jsonl").read_text().splitlines()]
 
 

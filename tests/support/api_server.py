@@ -64,10 +64,12 @@ class FakeWorker:
         self._epochs: dict[UUID, int] = {}
 
     def claim(self, id: UUID) -> None:
+        """Claim the job and announce that it runs."""
         self._epochs[id] = self._database.jobs.claim([id], "cpu@test")[id].epoch
         self._queue.announce([(id, {"status": Status.RUNNING.value})])
 
     def tell(self, id: UUID, step: int, steps: int) -> None:
+        """Announce the progress of a job."""
         self._queue.announce([(id, {"progress": Progress(step=step, steps=steps).model_dump()})])
 
     def succeed(self, id: UUID, image: bytes) -> str:
@@ -79,6 +81,7 @@ class FakeWorker:
         return key
 
     def fail(self, id: UUID) -> None:
+        """End the job with an error."""
         self._end(Finish(id, self._epochs[id], error=JobError(code="engine_error", detail="It did not work.")))
 
     def _end(self, finish: Finish) -> None:
@@ -86,11 +89,13 @@ class FakeWorker:
         self._queue.announce((id, {"status": status.value}) for id, status in ended.items())
 
     def close(self) -> None:
+        """Close the connections."""
         self._queue.close()
         self._database.close()
 
 
 def png(colour: str = "white", size: tuple[int, int] = (8, 8)) -> bytes:
+    """Return the bytes of a PNG of one colour."""
     file = BytesIO()
     Image.new("RGB", size, colour).save(file, "PNG")
     return file.getvalue()

@@ -358,7 +358,7 @@ def siglip(folder: Path) -> Path:
 
 
 def clip_tokenizer(longest: int = PROMPT_TOKENS) -> CLIPTokenizer:
-    """Every byte is a token, at the end of a word another one; so is each word of `WORDS`."""
+    """A tokenizer whose tokens are the bytes, each in a second form for the end of a word, and the words of `WORDS`."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     merges = _merges([word for word in WORDS if len(word) > 1])
@@ -385,7 +385,7 @@ def _merges(words: list[str]) -> list[tuple[str, str]]:
 
 
 def _word_tokenizer(longest: int) -> PreTrainedTokenizerFast:
-    """Each word of `WORDS` is a token, with an end as T5's and SigLIP's have."""
+    """A tokenizer whose tokens are the words of `WORDS`, with an end as T5's and SigLIP's have."""
     inner = Tokenizer(
         WordLevel({word: id for id, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}, unk_token="<unk>")
     )

@@ -69,7 +69,7 @@ def losing_first_answers(url: str, count: int) -> Iterator[str]:
 
 
 def _pass_on(client: socket.socket, target: Any, losing: bool) -> None:
-    """One connection: what the client sends, then, unless it is lost, what the API answers."""
+    """Pass on one connection: what the client sends, then, unless it is lost, what the API answers."""
     with client, socket.create_connection(target) as server, suppress(OSError):
         sending = threading.Thread(target=_copy, args=(client, server), daemon=True)
         sending.start()

@@ -73,15 +73,19 @@ class NullGenerator:
         self.device = device
 
     def example(self) -> Item:
+        """Return a job that the engine can do."""
         return GenerateItem("a black cat", seed=0)
 
     def batch_limit(self, item: Item) -> int:
+        """Return the limit of the class."""
         return self.limit
 
     def run(self, items: Sequence[Item], run: Run) -> list[Output | TuwenError]:
+        """Answer every item, after the tricks that concern the whole batch."""
         return perform(items, run, self.answer)
 
     def answer(self, item: Any) -> Output:
+        """Answer one item."""
         if _trick(item) == "nan":
             return Picture(np.full((8, 8, 3), np.nan, np.float32))
         pixels = np.full((8, 8, 3), seed_colour(item.seed), np.uint8)
@@ -106,7 +110,7 @@ class NullDescriber(NullGenerator):
 
 
 class PickyDescriber(NullDescriber):
-    """Is surer the redder an image is, and finds very blue images out of domain."""
+    """A describer that is surer the redder an image is, and finds very blue images out of domain."""
 
     def answer(self, item: Any) -> Output:
         red, _, blue = item.pixels.mean((0, 1))
@@ -214,7 +218,7 @@ class DeadAtStart(NullGenerator):
 
 
 class SleepyAtStart(NullGenerator):
-    """Is still loading when every timeout has run out."""
+    """An engine that is still loading when every timeout has run out."""
 
     def __init__(self, device: str):
         time.sleep(3600)

@@ -24,6 +24,8 @@ from tests.support.waiting import PATIENT
 
 @dataclass(frozen=True)
 class S3Server:
+    """A running S3 server, and the keys that it accepts."""
+
     endpoint: str
     folder: Path
     """Each folder in it is a bucket, each file an object; the server caches what it read of it."""

@@ -57,6 +57,7 @@ class Process:
 
     @property
     def process(self) -> psutil.Process:
+        """The process, for what psutil can tell of it."""
         return psutil.Process(self._process.pid)
 
     @property
@@ -67,9 +68,11 @@ class Process:
 
     @property
     def alive(self) -> bool:
+        """Whether it has not ended."""
         return self._process.poll() is None
 
     def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process, and not to its children."""
         self._process.send_signal(number)
 
     def kill(self) -> None:
@@ -111,9 +114,11 @@ class System:
         return {(row.name, row.started_at) for row in self.database.workers.alive()}
 
     def housekeeper(self) -> Process:
+        """Start a housekeeper."""
         return self.start("housekeeper")
 
     def start(self, *arguments: str) -> Process:
+        """Start `python -m workers` with these arguments; its output goes to a file of its own."""
         log = self.folder / f"{'-'.join(arguments)}-{len(self._processes)}.log"
         process = Process(self.settings, log, *arguments)
         self._processes.append(process)
@@ -138,9 +143,11 @@ class System:
         return True
 
     def jobs(self, ids: Iterable[UUID]) -> list[Job]:
+        """Return these jobs as the database has them."""
         return self.database.jobs.get_many(list(ids), TENANT)
 
     def statuses(self, ids: Iterable[UUID]) -> list[Status]:
+        """Return the states of these jobs."""
         return [job.status for job in self.jobs(ids)]
 
     def wait_until_finished(self, ids: Iterable[UUID]) -> list[Job]:
@@ -155,12 +162,15 @@ class System:
         self.wait_until(lambda: self.statuses(ids).count(Status.RUNNING) >= at_least, "running jobs")
 
     def wait_until(self, condition: Callable[[], Any], what: str, patience: float = PATIENT) -> None:
+        """Wait for a condition; when it does not come, fail with `what` and the end of each process's log."""
+
         def so_far() -> str:
             return "\n".join([what, *(f"== {p.log.name}\n{p.log.read_text()[-3000:]}" for p in self._processes)])
 
         eventually(condition, so_far, patience)
 
     def close(self) -> None:
+        """Kill all processes that are left, frozen ones too, and close the connections."""
         for process in self._processes:
             if process.alive:
                 process.signal(signal.SIGCONT)
@@ -206,6 +216,7 @@ def ports_here(server: Server) -> set[int]:
 
 @contextmanager
 def running_system(settings: Settings, folder: Path, **changed: Any) -> Iterator[System]:
+    """Yield a system with `settings`, quick timeouts, and the settings in `changed`."""
     system = System(Settings(**{**settings.model_dump(exclude_unset=True), **QUICK, **changed}), folder)
     try:
         yield system

@@ -39,7 +39,7 @@ def run(body: Callable[[AsyncClient, str], Awaitable[None]], settings: Settings)
 
 
 def connections(url: str) -> int:
-    """That the API, which runs in this process, holds open."""
+    """Count the connections that the API, which runs in this process, holds open."""
     port = urlsplit(url).port
     return sum(
         bool(each.laddr) and each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED
@@ -144,7 +144,7 @@ def test_the_block_closes_the_connections(settings: Settings) -> None:
 
 
 def test_the_client_that_blocks_works_inside_an_event_loop_too(settings: Settings) -> None:
-    """As in a notebook, whose cells run in one."""
+    """The cells of a notebook run in one."""
 
     async def body(_: AsyncClient, url: str) -> None:
         with Client(url) as client:

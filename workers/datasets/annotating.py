@@ -292,7 +292,7 @@ class Annotating:
         self._events.put(_Answer(work, item, future))
 
     def _first_questions(self, work: ImageTask) -> list[Item]:
-        request, seen = self._request, _decoded(work)
+        request, seen = self._request, _require_pixels(work)
         items: list[Item] = []
         if Kind.DESCRIBE in request.tasks:
             items += [
@@ -312,7 +312,7 @@ class Annotating:
     def _second_questions(self, work: ImageTask) -> list[Item]:
         if not (self._request.scored and Kind.DESCRIBE in self._request.tasks):
             return []
-        return [MatchItem(_decoded(work), text) for text in {caption.text for caption in work.captions}]
+        return [MatchItem(_require_pixels(work), text) for text in {caption.text for caption in work.captions}]
 
     def _take(self, work: ImageTask, item: Item, answer: Output) -> None:
         match item, answer:
@@ -366,20 +366,20 @@ class Annotating:
         attempts = work.known.attempts + work.tries
         if work.failure is not None:
             return work.known.model_copy(update={"error": _error(work), "attempts": attempts})
-        best, others = _ranked(work.captions, self._request)
+        best, others = _rank(work.captions, self._request)
         known = {"captions": best, "others": others, "recognition": work.recognition, "attempts": attempts}
         annotation = work.known.model_copy(update=known)
         drop = annotation.drop or drop_after_models(self._request.filters, annotation)
         return annotation if drop is None else annotation.model_copy(update={"drop": drop})
 
 
-def _decoded(work: ImageTask) -> Pixels:
+def _require_pixels(work: ImageTask) -> Pixels:
     if work.pixels is None:
         raise AssertionError("only images that were decoded are asked about")
     return work.pixels
 
 
-def _ranked(captions: Iterable[Caption], request: DatasetRequest) -> tuple[tuple[Caption, ...], tuple[Caption, ...]]:
+def _rank(captions: Iterable[Caption], request: DatasetRequest) -> tuple[tuple[Caption, ...], tuple[Caption, ...]]:
     """Return the best caption of each language and style by its score, and the other texts, the best first."""
     best: dict[tuple[str, str], Caption] = {}
     others: dict[tuple[str, str, str], Caption] = {}

@@ -122,8 +122,8 @@ class _Tally:
             near_duplicates=self._copies[DropReason.NEAR_DUPLICATE],
             dropped=dict(self._dropped),
             captioned=self._captioned,
-            shorter_sides=_named(self._sides, _SIDES),
-            aspects=_named(self._aspects, _ASPECTS),
+            shorter_sides=_name_steps(self._sides, _SIDES),
+            aspects=_name_steps(self._aspects, _ASPECTS),
             to_annotate=self._to_annotate,
             images_per_second=rate,
             devices=devices,
@@ -141,7 +141,7 @@ def _step(steps: tuple[float, ...], value: float) -> int:
     return sum(value >= step for step in steps)
 
 
-def _named(counts: Counter[int], steps: tuple[float, ...]) -> dict[str, int]:
+def _name_steps(counts: Counter[int], steps: tuple[float, ...]) -> dict[str, int]:
     """Name the steps of a histogram, from the smallest; empty ones are left out."""
     bounds = ["", *(f"{step:g}" for step in steps), ""]
     names = [f"{low}–{high}" if low and high else f"≥ {low}" if low else f"< {high}" for low, high in pairwise(bounds)]

@@ -264,7 +264,7 @@ class ShardRun(Held[ShardClaim]):
         self._before = lines
         self._lines = [None] * len(plan)
         for index, (planned, line) in enumerate(zip(plan, lines, strict=True)):
-            annotation = _kept(planned, line, again=self.claim.again)
+            annotation = _find_annotation(planned, line, again=self.claim.again)
             if annotation is not None:
                 self._record_end(index, annotation)
         kept = self._progress
@@ -280,7 +280,7 @@ class ShardRun(Held[ShardClaim]):
 
     def _annotate(self, annotating: Annotating, plan: Sequence[Planned]) -> None:
         todo = [
-            (index, SourceImage.from_fields(planned.image), self._known(index, planned))
+            (index, SourceImage.from_fields(planned.image), self._begin_annotation(index, planned))
             for index, planned in enumerate(plan)
             if self._lines[index] is None and planned.image is not None
         ]
@@ -299,7 +299,7 @@ class ShardRun(Held[ShardClaim]):
                 self._lines[index] = None
             annotating.run(group, alone=size == 1, tick=self._tick)
 
-    def _known(self, index: int, planned: Planned) -> Annotation:
+    def _begin_annotation(self, index: int, planned: Planned) -> Annotation:
         blank = planned.blank_annotation().model_copy(update={"attempts": 0})
         line = self._before[index]
         if not isinstance(line, bytes):
@@ -327,7 +327,7 @@ def _is_remote(claim: ShardClaim, plan: Sequence[Planned]) -> bool:
     return claim.request.source.startswith("s3://") or first.get("held") == HeldAs.URL
 
 
-def _kept(planned: Planned, line: Line, *, again: bool) -> Annotation | None:
+def _find_annotation(planned: Planned, line: Line, *, again: bool) -> Annotation | None:
     """Return the annotation that an image already has; None where it is to be annotated now."""
     known = Annotation.model_validate_json(line) if isinstance(line, bytes) else planned.annotation
     if known is not None:

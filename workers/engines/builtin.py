@@ -68,14 +68,14 @@ def load(model: Model, path: Path, device: str) -> Model:
 
 
 def as_images(pixels: Sequence[Pixels], device: str) -> Tensor:
-    """uint8 pictures of any size → float (B, 3, 64, 64) in [-1, 1]."""
+    """Convert uint8 pictures of any size to float (B, 3, 64, 64) in [-1, 1]."""
     images = torch.from_numpy(np.stack([fit(p, SIDE, SIDE) for p in pixels])).to(device)
     images = images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def token_ids(texts: Sequence[str], device: str, words: Vocabulary | None = None) -> Tensor:
-    """Texts → int (B, longest), padded; `words` is the built-in vocabulary by default."""
+    """Encode texts as int (B, longest), padded; `words` is the built-in vocabulary by default."""
     return torch.from_numpy((words or vocabulary()).encode_batch(texts)).to(device)
 
 
@@ -107,53 +107,57 @@ class BuiltinGenerator:
         self.model = Generator.load(path, device)
 
     def example(self) -> Item:
+        """Return the prompt of the example scene."""
         return GenerateItem(_EXAMPLE_TEXT, seed=0)
 
     def batch_limit(self, item: Item) -> int:  # noqa: ARG002
+        """Return the most items in a batch, which depends on the device alone."""
         return _limit(self.device)
 
     def run(self, items: Sequence[Item], run: Run) -> Sequence[Picture | TuwenError]:
-        """Steps and guidance mean nothing to a GAN and change nothing.
+        """Draw all prompts. Steps and guidance mean nothing to a GAN and change nothing.
 
         What a prompt means is settled before the planner reads it (`workers.scenes.understanding`); words of one's own
         data, of which the grammar knows nothing, are the planner's alone to understand.
         """
-        wishes = [self._wish(item) for item in of_type(items, GenerateItem)]
-        drawable = [wish for wish in wishes if isinstance(wish, _Wish)]
+        prompts = [self._understand(item) for item in of_type(items, GenerateItem)]
+        drawable = [prompt for prompt in prompts if isinstance(prompt, _Prompt)]
         pictures = iter(self._draw(drawable) if drawable else ())
         run.progress(1, 1)
-        return [self._framed(wish, next(pictures)) if isinstance(wish, _Wish) else wish for wish in wishes]
+        return [
+            self._to_picture(prompt, next(pictures)) if isinstance(prompt, _Prompt) else prompt for prompt in prompts
+        ]
 
-    def _wish(self, item: GenerateItem) -> _Wish | InvalidRequest:
+    def _understand(self, item: GenerateItem) -> _Prompt | InvalidRequest:
         if max(item.width or 0, item.height or 0) > LARGEST:
             field = "input.width" if (item.width or 0) > LARGEST else "input.height"
             return InvalidRequest(f"the built-in generator makes at most {LARGEST}×{LARGEST} pixels", field=field)
         if self.model.vocabulary.own:
-            return _Wish(item, None, unknown_words(item.prompt, self.model.vocabulary))
+            return _Prompt(item, None, unknown_words(item.prompt, self.model.vocabulary))
         asked = understand(item.prompt)
         if asked.empty:
             return InvalidRequest(refusal(asked), field="input.prompt")
-        return _Wish(item, complete(asked, item.seed), asked.unknown)
+        return _Prompt(item, complete(asked, item.seed), asked.unknown)
 
-    def _draw(self, wishes: Sequence[_Wish]) -> NDArray[np.uint8]:
-        ids = token_ids([wish.text for wish in wishes], self.device, self.model.vocabulary)
+    def _draw(self, prompts: Sequence[_Prompt]) -> NDArray[np.uint8]:
+        ids = token_ids([prompt.text for prompt in prompts], self.device, self.model.vocabulary)
         columns = len(self.model.shape.plan)
-        settled = [np.full(columns, OPEN) if wish.scenery is None else wish.scenery.slots() for wish in wishes]
+        settled = [np.full(columns, OPEN) if prompt.scenery is None else prompt.scenery.slots() for prompt in prompts]
         return self.model.sample(
-            ids, [wish.item.seed for wish in wishes], torch.from_numpy(np.stack(settled)).to(self.device)
+            ids, [prompt.item.seed for prompt in prompts], torch.from_numpy(np.stack(settled)).to(self.device)
         )
 
-    def _framed(self, wish: _Wish, pixels: Pixels) -> Picture:
-        width, height = wish.item.width or pixels.shape[1], wish.item.height or pixels.shape[0]
-        warnings = wish.scenery.warnings if wish.scenery else ()
-        if wish.item.negative_prompt:
+    def _to_picture(self, prompt: _Prompt, pixels: Pixels) -> Picture:
+        width, height = prompt.item.width or pixels.shape[1], prompt.item.height or pixels.shape[0]
+        warnings = prompt.scenery.warnings if prompt.scenery else ()
+        if prompt.item.negative_prompt:
             warnings += ("the built-in generator does not heed a negative prompt",)
-        revised = wish.scenery.text if wish.scenery else ""
-        return Picture(fit(pixels, width, height), wish.unknown, warnings, revised)
+        revised = prompt.scenery.text if prompt.scenery else ""
+        return Picture(fit(pixels, width, height), prompt.unknown, warnings, revised)
 
 
 @dataclass(frozen=True, slots=True)
-class _Wish:
+class _Prompt:
     """A request with what is understood of it; nothing is, where the model learnt words of its own."""
 
     item: GenerateItem
@@ -176,9 +180,11 @@ class BuiltinDescriber:
         self.model = load(Describer(words=Vocabulary.beside(path)), path, device)
 
     def example(self) -> Item:
+        """Return the picture of the example scene."""
         return DescribeItem(_example_pixels(), "zh", "detailed")
 
     def batch_limit(self, item: Item) -> int:  # noqa: ARG002
+        """Return the most items in a batch, which depends on the device alone."""
         return _limit(self.device)
 
     @torch.no_grad()
@@ -237,6 +243,7 @@ class BuiltinRecognizer:
         self.model = load(Recognizer(labels=labels_beside(path)), path, device)
 
     def example(self) -> Item:
+        """Return the picture of the example scene."""
         return RecognizeItem(_example_pixels())
 
     def batch_limit(self, item: Item) -> int:  # noqa: ARG002
@@ -302,6 +309,7 @@ class BuiltinMatcher:
                 self.revision += f"+{revision}"
 
     def example(self) -> Item:
+        """Return the example scene, as picture and text."""
         return MatchItem(_example_pixels(), _EXAMPLE_TEXT)
 
     def batch_limit(self, item: Item) -> int:  # noqa: ARG002

@@ -76,7 +76,7 @@ class TwoEncoders:
 
     @torch.inference_mode()
     def images(self, pixels: Sequence[Pixels]) -> Tensor:
-        """uint8 pictures of any size → (B, D), of unit length."""
+        """Embed uint8 pictures of any size as (B, D), of unit length."""
         inputs = self.processor(images=[Image.fromarray(each) for each in pixels], return_tensors="pt")
         return _unit(self.model.get_image_features(**inputs.to(self.device, self.model.dtype)))
 

@@ -197,7 +197,7 @@ class DiffusersGenerator:
         return on_step_end
 
     def _picture(self, item: GenerateItem, image: Tensor, flagged: bool) -> Picture | TuwenError:
-        """float (3, H, W) in [0, 1] → 8 bits, or an error that says why it is not a picture."""
+        """Convert float (3, H, W) in [0, 1] to 8 bits, or to an error that says why it is not a picture."""
         if not torch.isfinite(image).all():
             return EngineError("the model made not-a-number instead of a picture: " + _OVERFLOW)
         if flagged:

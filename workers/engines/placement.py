@@ -41,7 +41,7 @@ def precision(device: str, options: Mapping[str, str]) -> torch.dtype:
 
 
 class Compilation:
-    """torch.compile as the option `compile` says, all of it before the first job.
+    """Runs torch.compile as the option `compile` says, all of it before the first job.
 
     Raises:
         EngineStartFailed: no such mode.
@@ -123,9 +123,11 @@ def in_use(device: str) -> int:
 class UnobservedRun:
     """The `Run` of a trial, which nobody listens to or cancels."""
 
-    def progress(self, step: int, steps: int, so_far: SoFar | None = None) -> None: ...
+    def progress(self, step: int, steps: int, so_far: SoFar | None = None) -> None:
+        """Do nothing."""
 
     def cancelled(self, index: int) -> bool:  # noqa: ARG002
+        """Return False: nobody cancels a trial."""
         return False
 
 

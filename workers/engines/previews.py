@@ -54,7 +54,7 @@ class Colours:
         if channels is None:
             raise ValueError("it has no autoencoder")
         latents = torch.randn(SAMPLES, channels, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-        decoded = _decoded(decoder, latents)
+        decoded = _decode(decoder, latents)
         if not torch.isfinite(decoded).all():
             raise ValueError("its decoder makes not-a-number of noise")
         # Cells at the rim see the padding of convolutions.
@@ -117,12 +117,12 @@ class PreviewPainter:
             if not every or step == steps or step // every == self._shown[index] // every or self._clean is None:
                 return None
             self._shown[index] = step
-            latent = self._grid(self._clean()[index : index + 1])
+            latent = self._to_grid(self._clean()[index : index + 1])
             return None if latent is None else self._colours.paint(latent)
 
         return so_far
 
-    def _grid(self, latents: Tensor) -> Tensor | None:
+    def _to_grid(self, latents: Tensor) -> Tensor | None:
         """(1, …) as the pipeline holds them → (C, h, w)."""
         if latents.ndim == 3:  # a sequence of patches, as in Flux
             unpack = getattr(self._pipeline, "_unpack_latents", None)
@@ -164,7 +164,7 @@ def clean(
 
 
 @torch.inference_mode()
-def _decoded(decoder: ModelMixin, latents: Tensor) -> Tensor:
+def _decode(decoder: ModelMixin, latents: Tensor) -> Tensor:
     """Latents as a pipeline holds them (B, C, h, w) → float (B, 3, H, W) in [-1, 1]."""
     config, dtype = decoder.config, decoder.dtype
 

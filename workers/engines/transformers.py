@@ -92,9 +92,11 @@ class TransformersDescriber:
         self.compilation = Compilation(options)
 
     def example(self) -> Item:
+        """Return a grey picture, described in a few tokens."""
         return DescribeItem(_grey(), max_tokens=TRIAL_TOKENS)
 
     def weights(self) -> int:
+        """Return the bytes of the model's weights."""
         return weight_bytes([self.model])
 
     def calibrate(self, room: int) -> None:
@@ -133,7 +135,7 @@ class TransformersDescriber:
         continues all texts of a batch at the same place."""
         if self.chats:
             return {0: [*range(len(wanted))]}
-        texts = [self._asked(item) for item in wanted]
+        texts = [self._instruction(item) for item in wanted]
         begun = {text: self._begun(text) for text in set(texts)}
         groups: dict[int, list[int]] = {}
         for row, text in enumerate(texts):
@@ -163,7 +165,7 @@ class TransformersDescriber:
 
     def _inputs(self, wanted: list[DescribeItem]) -> BatchFeature:
         images = [Image.fromarray(item.pixels) for item in wanted]
-        texts = [self._question(item) if self.chats else self._asked(item) for item in wanted]
+        texts = [self._question(item) if self.chats else self._instruction(item) for item in wanted]
         if self.chats:
             each_its_own = [[image] for image in images]
             inputs = self.processor(images=each_its_own, text=texts, padding=True, return_tensors="pt")
@@ -174,12 +176,12 @@ class TransformersDescriber:
             inputs = self.processor(images=images, return_tensors="pt")
         return inputs.to(self.device, self.model.dtype)
 
-    def _asked(self, item: DescribeItem) -> str:
+    def _instruction(self, item: DescribeItem) -> str:
         template = item.prompt or self.prompt
         return template.replace("{language}", NAMES[item.language]).replace("{style}", item.style)
 
     def _question(self, item: DescribeItem) -> str:
-        words = self._asked(item) or QUESTIONS[item.language, item.style]
+        words = self._instruction(item) or QUESTIONS[item.language, item.style]
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": words}]}
         return str(self.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False))
 
@@ -217,7 +219,7 @@ class TransformersDescriber:
         elif length >= most:
             warnings.append(f"the text was cut off after {most} tokens, the most that this model writes")
         limit = self.positions // 2
-        if not self.chats and (rest := unread(self.processor.tokenizer, self._asked(item), limit)):
+        if not self.chats and (rest := unread(self.processor.tokenizer, self._instruction(item), limit)):
             warnings.append(cut_warning("prompt", rest, limit))
         if not self.chats and item.language != self.language:
             warnings.append(f"this captioner writes {NAMES[self.language]} whatever is asked")
@@ -248,9 +250,9 @@ class _Watch(LogitsProcessor):  # type: ignore[misc]  # mypy does not follow tra
 
     def tell(self, ids: Tensor) -> None:
         """Report a step. `ids` (items, tokens): all that is written so far."""
-        self.run.progress(len(self._sureness), self.steps, lambda index: self._settled(ids[index].cpu()))
+        self.run.progress(len(self._sureness), self.steps, lambda index: self._settled_text(ids[index].cpu()))
 
-    def _settled(self, ids: Tensor) -> str:
+    def _settled_text(self, ids: Tensor) -> str:
         """Return the beginning of a row's text that further tokens do not change.
 
         They finish words and characters of several bytes, and take back spaces (“do n ' t” becomes “don't”), none of

@@ -51,7 +51,7 @@ def run_housekeeper(settings: Settings) -> int:
 
 
 def _beat(app: Celery) -> None:
-    """Run Celery's beat for ever, its schedule in memory: no time needs to outlive a restart."""
+    """Run Celery's beat forever, its schedule in memory: no time needs to outlive a restart."""
     while True:
         try:
             beat.Service(app, max_interval=1, scheduler_cls=MonotonicScheduler).start()

@@ -77,7 +77,7 @@ class _Step(Held[BatchClaim]):
     """A batch while a step of it is done here."""
 
     def stop(self) -> None:
-        """Nothing is to be done: the step is bounded, and what it writes under a lost lease is refused."""
+        """Do nothing: the step is bounded, and what it writes under a lost lease is refused."""
 
 
 class BatchRunner:
@@ -131,7 +131,7 @@ class BatchRunner:
                     self._await_batch(redis)
 
     def _await_batch(self, redis: Redis) -> None:
-        """Until the API says that there is a batch to see to, or for a moment: others may be due by themselves."""
+        """Wait until the API says that a batch is due, but only for a moment: others may come due by themselves."""
         try:
             redis.blpop([BATCHES_LIST], timeout=_IDLE)
         except (RedisError, OSError):

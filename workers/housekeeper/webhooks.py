@@ -25,7 +25,7 @@ from tuwen.errors import DatabaseUnavailable, FetchFailed, TuwenError
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 8
-"""With the backoff of `Webhooks.take`, the last attempt comes about four hours after the first."""
+"""Attempts; with the backoff of `Webhooks.take`, the last comes about four hours after the first."""
 
 MAX_AGE = 86_400.0
 """Seconds after which what is owed to a host that does not answer is given up, however seldom it was tried."""

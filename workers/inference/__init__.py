@@ -1,4 +1,4 @@
-"""From single items to whole batches on a device: the scheduler, the engine process, and what is loaded in it.
+"""Inference in batches, made of single items: the scheduler, the engine process, and what is loaded in it.
 
 Imports no torch: engines, which do, are named by strings and imported in the engine process.
 """

@@ -172,7 +172,7 @@ class Schedule:
         """Take out the entries that share the leader's batch of at most `limit` items; idle engines keep a fair
         share."""
         with self._lock:
-            followers = [entry for entry in self._wanted() if entry.batch_key == leader.batch_key]
+            followers = [entry for entry in self._drop_cancelled() if entry.batch_key == leader.batch_key]
             followers.sort(key=lambda entry: -entry.priority)  # stable: the older first
             fair = math.ceil((1 + len(followers)) / (1 + self._idle))
             taken = followers[: min(limit, fair) - 1]
@@ -191,9 +191,9 @@ class Schedule:
         return max(entries, key=lambda entry: (entry.priority, is_warm(entry.item)))
 
     def _takeable(self) -> Sequence[PendingItem]:
-        wanted = self._wanted()
+        wanted = self._drop_cancelled()
         return [entry for entry in wanted if entry.apart] if self._apart else wanted
 
-    def _wanted(self) -> Sequence[PendingItem]:
+    def _drop_cancelled(self) -> Sequence[PendingItem]:
         self._entries = [entry for entry in self._entries if not entry.future.cancelled()]
         return self._entries

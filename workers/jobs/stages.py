@@ -13,7 +13,7 @@ from tuwen.engine import Item, Output
 T = TypeVar("T")
 Stages = Generator[Sequence[Item], list[Output], T]
 Submit = Callable[[Item, int], "Future[Output]"]
-"""Has an engine run an item, given its number in its stage; the steps of item 0 stand for all."""
+"""A function that has an engine run an item, given its number in its stage; the steps of item 0 stand for all."""
 
 
 def run_stages(stages: Stages[T], submit: Submit) -> Future[T]:
@@ -49,7 +49,7 @@ class _StageRunner(Generic[T]):
             with suppress(InvalidStateError):
                 self.future.set_result(end.value)
             return
-        except Exception as error:  # noqa: BLE001 (whoever waits for the future is told)
+        except Exception as error:  # noqa: BLE001 (who waits for the future is told)
             self._fail(error)
             return
         with self._lock:

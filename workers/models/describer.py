@@ -83,7 +83,7 @@ class Written:
     """One caption as written."""
 
     ids: tuple[int, ...]
-    """Without the begin and end tokens."""
+    """Token ids, without the begin and end tokens."""
     confidences: tuple[float, ...]
     """Probability of each token given those before it, the end token last where it was reached."""
 
@@ -135,7 +135,7 @@ def write(
         if bool(ended.all()) or not step(count):
             break
     # Beam 0 is the most probable caption of its row.
-    return [_written(ids[row * beams].tolist(), each[row * beams].exp().tolist()) for row in range(rows)]
+    return [_to_written(ids[row * beams].tolist(), each[row * beams].exp().tolist()) for row in range(rows)]
 
 
 @torch.no_grad()
@@ -174,9 +174,9 @@ def sample(
         if bool(ended.all()) or not step(count):
             break
     rows = zip(torch.stack(ids, 1).tolist(), torch.stack(each, 1).tolist(), strict=True)
-    return [_written(words, probabilities) for words, probabilities in rows]
+    return [_to_written(words, probabilities) for words, probabilities in rows]
 
 
-def _written(ids: list[int], confidences: list[float]) -> Written:
+def _to_written(ids: list[int], confidences: list[float]) -> Written:
     length = ids.index(END) if END in ids else len(ids)
     return Written(tuple(ids[:length]), tuple(confidences[: length + 1]))

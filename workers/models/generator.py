@@ -1,7 +1,7 @@
 """The generator: text → plan → picture, both steps trained networks.
 
 1. `Planner`, a recurrent network with attention, reads the text and writes the *plan*: what is where doing what, as
-   integers. What the text leaves open is drawn by lot from the distribution that the network learnt.
+   integers. What the text leaves open is drawn at random from the distribution that the network learnt.
 2. `Painter`, the generator of a conditional GAN, turns plan and noise into pixels: convolutions decode every thing in
    its own frame, with its transparency, and the background; a spatial transformer (Jaderberg et al., 2015) places the
    things over it.
@@ -32,7 +32,7 @@ THINGS = 4
 PLACE, RELATION = 10, 11
 """Columns of a plan. Before them: object, colour, action, size, count of the first kind of thing, then the second."""
 OPEN = -1
-"""In a plan that is settled beforehand: a column that the planner is to fill."""
+"""Value of a column that the planner is to fill, in a plan that is settled beforehand."""
 NOBODY = -1
 """Count of the first kind of thing in a picture of a place alone."""
 SIDE = 64
@@ -190,10 +190,10 @@ class Painter(nn.Module):
         # Colour enters late and knows nothing of the form, so that it also suits forms it was never seen on.
         paint = self.colour(colour) + self.place(plan[picture, PLACE]) + self.pose(pose)
         frames = self.frames(cells[picture, slot], size, form, pose)
-        sprites = onto_canvas(self.thing(form, paint, self._known(object_, action)), frames)
+        sprites = onto_canvas(self.thing(form, paint, self._recall(object_, action)), frames)
         return compose(background, sprites, frames, picture, slot)
 
-    def _known(self, object_: Tensor, action: Tensor) -> Tensor:
+    def _recall(self, object_: Tensor, action: Tensor) -> Tensor:
         """What was learnt by heart of objects in their actions; sometimes forgotten, so that the decoder learns it too.
 
         The decoder alone then draws what was never seen.
@@ -232,7 +232,7 @@ CELLS = (
     *((0.5, 0.3, 0.4), (0.5, 0.73, 0.4)),  # the first above the second
     *((0.5, 0.73, 0.4), (0.5, 0.3, 0.4)),
 )
-"""Where training starts to look for a thing: centre and height as shares of the picture.
+"""Places at which training starts to look for a thing: centre and height as shares of the picture.
 
 For one, two, three and four equal things, then for two kinds by their relation.
 """
@@ -267,7 +267,7 @@ _LAYOUTS = _layouts()
 
 
 class _Frames(nn.Module):
-    """Where each thing stands and how large it is: learnt from a rough first guess."""
+    """Place and size of each thing: learnt from a rough first guess."""
 
     def __init__(self, width: int, sizes: int):
         super().__init__()

@@ -97,6 +97,6 @@ class Matcher(nn.Module):
 
 
 def log_odds(log_p: Tensor) -> Tensor:
-    """log(p / (1 − p)) from log p."""
+    """Return log(p / (1 − p)), given log p."""
     log_p = log_p.clamp(max=-1e-6)
     return log_p - torch.log(-torch.expm1(log_p))

@@ -120,7 +120,7 @@ class Recognizer(nn.Module):
         pairs = torch.cat([apart, seen[:, self.first], seen[:, self.second]], -1)
         whole_each = tokens.mean(1, keepdim=True).expand(-1, evidence.shape[1], -1)
         return Reading(
-            evidence.logsumexp(-1) if self.training else settled(evidence),
+            evidence.logsumexp(-1) if self.training else suppress_overlaps(evidence),
             self.colour(tint),
             self.action(torch.cat([seen, near], -1)),
             self.size(seen),
@@ -140,7 +140,7 @@ LENIENCE = 0.4
 """Added to the logit of a second object: the most that cost no validation picture."""
 
 
-def settled(evidence: Tensor) -> Tensor:
+def suppress_overlaps(evidence: Tensor) -> Tensor:
     """Presence (B, 10) from evidence (B, 10, 256), where one place holds one thing.
 
     The most likely object keeps its evidence, the others only that from other places (non-maximum suppression): a head
@@ -161,7 +161,7 @@ class Recognized:
 
     scene: Scene
     confidences: tuple[float, ...]
-    """For each thing: the probability of its object times those of its attributes."""
+    """Probability of each thing: that of its object times those of its attributes."""
     place_confidence: float
     in_domain: float
     """Probability that the picture is of the drawn world."""

@@ -82,10 +82,10 @@ class Vocabulary:
         """Ids of the text's tokens and the end token; words that only people use are put as the grammar puts them."""
         ids = [self.ids.get(symbol, UNKNOWN) for symbol in symbols_of(text)]
         if UNKNOWN in ids:
-            ids = [self.ids.get(symbol, UNKNOWN) for symbol in symbols_of(self._reworded(text))]
+            ids = [self.ids.get(symbol, UNKNOWN) for symbol in symbols_of(self._reword(text))]
         return [*ids[: LENGTH - 1], END]
 
-    def _reworded(self, text: str) -> str:
+    def _reword(self, text: str) -> str:
         words = []
         for token in tokens(text):
             foreign = any(symbol not in self.ids for symbol in symbols_of(token.text))

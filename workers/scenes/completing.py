@@ -53,7 +53,7 @@ class Scenery:
     """What is drawn: everything of it is decided but the pose and the light."""
 
     things: tuple[Mention, ...]
-    """At most two groups, each with colour and size; without an action, it is at rest."""
+    """Groups of things, at most two, each with colour and size; one without an action is at rest."""
     place: str
     relation: str | None
     text: str
@@ -61,7 +61,7 @@ class Scenery:
     warnings: tuple[str, ...]
 
     def slots(self) -> NDArray[np.int64]:
-        """As the columns of a plan (`workers.scenes.grammar.SLOTS`); of a place alone all others are 0."""
+        """Return the columns of a plan (`workers.scenes.grammar.SLOTS`); all others are 0 if there is only a place."""
         values = dict.fromkeys(SLOTS, 0)
         order = [KEYS["object"].index(thing.object) for thing in self.things]
         swapped = order != sorted(order)

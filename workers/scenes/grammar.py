@@ -117,7 +117,7 @@ T = TypeVar("T")
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """One of the options at random, each with the same probability."""
+    """Pick one of the options at random, each with the same probability."""
     return options[int(rng.integers(len(options)))]
 
 

@@ -100,7 +100,7 @@ PLACES_ZH = {
     "room": ("房间里", "屋子里"),
     "night street": ("夜晚的街道上", "夜晚的街头"),
 }
-"""Where something is, as Chinese says it after 在."""
+"""Names of places as Chinese says them after 在."""
 
 PLACES_EN = {
     "grass": ("on the grass", "on the lawn", "on grass"),

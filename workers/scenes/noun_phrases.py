@@ -20,14 +20,14 @@ class Phrase:
     """A noun phrase: determiners, attributes, and a noun that is known (`noun`), unknown, or left out."""
 
     end: int
-    """Index of the word after it."""
+    """Index of the word after the phrase."""
     noun: Word | None = None
     count: int | None = None
     about: Word | None = None
     fresh: bool = False
-    """It speaks of something new: a, another, two."""
+    """Whether it speaks of something new: a, another, two."""
     begun: bool = False
-    """It has a determiner or a number."""
+    """Whether it has a determiner or a number."""
     attributes: list[Word] = field(default_factory=list)
     without: list[Word] = field(default_factory=list)
     """Attributes that the thing does not have."""
@@ -46,60 +46,68 @@ class NounPhrases:
         found = Phrase(at)
         # Where it ends, and with how many attributes, if no noun that we know comes.
         known, kept = at, 0
-        while at < len(self.text):
+        while at < len(self.text) and self._continues(at, found, first=first):
             word = self.text[at]
-            match word.part:
-                case "object" | "kind":
-                    found.noun, found.unknown, found.end = word, False, at + 1
-                    return found
-                case "count" | "about" | "a" | "the":
-                    if not self._determines(at, found):
-                        break
-                    self._determine(found, word)
-                    known, kept = at + 1, len(found.attributes)
-                case "colour" | "size":
-                    found.attributes.append(word)
-                    if not found.unknown:
-                        known, kept = at + 1, len(found.attributes)
-                case "action" | "rest":
-                    if not self._before_noun(at):
-                        break
-                    found.attributes.append(word)
-                case "place":
-                    if not (found.begun and word.chinese and self._before_noun(at)):
-                        break
-                    found.places.append(word)
-                case "unknown":
-                    found.unknown = True
-                    known, kept = at + 1, len(found.attributes)
-                case "measure" | "filler" | "shade":
-                    if word.part == "measure" and found.begun:
-                        known, kept = at + 1, len(found.attributes)
-                case "of":
-                    if not (found.attributes or found.unknown or found.begun):
-                        break
-                case "at":
-                    if not (word.chinese and found.begun and self._before_noun(at + 1)):
-                        break
-                case "and" | "stop":
-                    if not self._goes_on(at, found, first=first):
-                        break
-                case "not":
-                    after = self._denied(at) if found.begun else None
-                    if after is None:
-                        break
-                    found.without.append(self.text[after])
-                    at = after
-                case _:
-                    break
-            at += 1
+            if word.part in ("object", "kind"):
+                found.noun, found.unknown, found.end = word, False, at + 1
+                return found
+            at = self._take(at, found)
+            if self._may_end(word, found):
+                known, kept = at, len(found.attributes)
         if found.unknown or found.count is not None:
             found.end = known
             found.attributes, found.places = found.attributes[:kept], []
             return found
         return None
 
-    def _denied(self, at: int) -> int | None:
+    def _continues(self, at: int, found: Phrase, *, first: bool) -> bool:
+        """Whether this word belongs to the phrase that was found so far."""
+        word = self.text[at]
+        match word.part:
+            case "count" | "about" | "a" | "the":
+                return self._determines(at, found)
+            case "action" | "rest":
+                return self._before_noun(at)
+            case "place":
+                return found.begun and word.chinese and self._before_noun(at)
+            case "of":
+                return bool(found.attributes) or found.unknown or found.begun
+            case "at":
+                return found.begun and word.chinese and at + 1 < len(self.text) and self._before_noun(at + 1)
+            case "and" | "stop":
+                return self._goes_on(at, found, first=first)
+            case "not":
+                return found.begun and self._find_denied(at) is not None
+        return word.part in ("object", "kind", "colour", "size", "unknown", "measure", "filler", "shade")
+
+    def _take(self, at: int, found: Phrase) -> int:
+        """Add this word to the phrase; return where the next begins."""
+        word = self.text[at]
+        match word.part:
+            case "count" | "about" | "a" | "the":
+                self._determine(found, word)
+            case "colour" | "size" | "action" | "rest":
+                found.attributes.append(word)
+            case "place":
+                found.places.append(word)
+            case "unknown":
+                found.unknown = True
+            case "not" if (denied := self._find_denied(at)) is not None:
+                found.without.append(self.text[denied])
+                return denied + 1
+        return at + 1
+
+    @staticmethod
+    def _may_end(word: Word, found: Phrase) -> bool:
+        """Whether a phrase without a known noun may end after this word."""
+        match word.part:
+            case "colour" | "size":
+                return not found.unknown
+            case "measure":
+                return found.begun
+        return word.part in ("count", "about", "a", "the", "unknown")
+
+    def _find_denied(self, at: int) -> int | None:
         """Index of the attribute of the noun to come that is denied here: 不是黑色的猫, a not black cat."""
         after = next((i for i in range(at + 1, len(self.text)) if self.text[i].part not in ("be", "at")), at)
         said = self.text[after].part in ("colour", "size", "action")

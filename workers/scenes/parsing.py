@@ -1,4 +1,4 @@
-"""From text back to what it says: the inverse of `caption`, for scoring captions and for naming unknown words."""
+"""Parser of captions, the inverse of `caption`: for scoring captions and for naming unknown words."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SceneGraph:
     things: tuple[Mention, ...] = ()
     place: str | None = None
     relation: str | None = None
-    """Of the first thing to the second."""
+    """Relation of the first thing to the second."""
     unknown: tuple[str, ...] = ()
     """Words outside the drawn world."""
 

@@ -58,7 +58,7 @@ def other_words() -> frozenset[str]:
 
 
 def phrases() -> Iterator[tuple[Part, str, str]]:
-    """Each form with its part and key; the key is "" where the part has one meaning."""
+    """Yield each form with its part and key; the key is "" where the part has one meaning."""
     listed = tomllib.loads(files("workers.scenes").joinpath("phrases.toml").read_text(encoding="utf-8"))
     for part, keys in listed.items():
         for key, forms in keys.items():

@@ -14,7 +14,7 @@ from workers.scenes.relating import Link, Spot
 from workers.scenes.wording import Word
 
 SEVERAL = 2
-"""Drawn of a plural without a number."""
+"""Number of things that are drawn for a plural without a number."""
 
 Attribute = Literal["colour", "action", "size"]
 ATTRIBUTES: tuple[Attribute, ...] = ("colour", "action", "size")
@@ -24,22 +24,24 @@ _INSIDE = frozenset({"里", "中", "内", "里面", "中间", "之中"})
 
 @dataclass(slots=True, eq=False)
 class Thing:
-    """What is said of one thing, or of several equal ones. Compared by identity: two equal cats are two."""
+    """What the text says of one thing, or of several equal ones. Compared by identity: two equal cats are two."""
 
     object: str
     count: int | None = None
-    """None where no number is said."""
+    """The number that is said, if one is."""
     plural: bool = False
     colour: str | None = None
     action: str | None = None
     size: str | None = None
 
     def agrees(self, other: Thing) -> bool:
+        """Whether both can be the same thing: no attribute is said to differ."""
         pairs = [(getattr(self, role), getattr(other, role)) for role in ATTRIBUTES]
         return all(mine is None or theirs is None or mine == theirs for mine, theirs in pairs)
 
     @property
     def number(self) -> int:
+        """The number of things to draw."""
         return self.count if self.count is not None else SEVERAL if self.plural else 1
 
 
@@ -59,7 +61,7 @@ class Reader:
         self.part = 0
         """Number of the part of a clause: parts are joined by and, with, and relations."""
         self.subjects: list[Thing | None] = []
-        """Whom a predicate is said of; None is something that is not known."""
+        """The things that a predicate is said of; None is something that is not known."""
         self.waiting: list[Word] = []
         """Predicates that come before their noun: 草地上坐着一只狗."""
         self.head: Thing | None = None
@@ -67,6 +69,7 @@ class Reader:
         self.joined = self.copula = self.everybody = self.negated = False
 
     def read(self) -> None:
+        """Read all words; the things, their relations and the warnings are in the attributes afterwards."""
         for word, after in zip_longest(self.text, self.text[1:]):
             if word.meant:
                 self.tell(f"“{word.text}” was read as “{word.meant}”")
@@ -83,36 +86,36 @@ class Reader:
         word = self.text[at]
         if word.part in ("colour", "size", "action", "rest"):
             if self._is_predicate(at):
-                self._predicate(word)
+                self._read_predicate(word)
                 return at + 1
             phrase = self.phrases.at(at, first=not self.spots)
             if phrase is None or phrase.noun is None:
                 self.waiting.append(word)
                 return at + 1
-            self._noun_phrase(phrase)
+            self._read_noun_phrase(phrase)
             return phrase.end
         if word.part in ("count", "about", "a", "the", "unknown", "object", "kind", "shade"):
             phrase = self.phrases.at(at, first=not self.spots)
             if phrase is not None:
-                self._noun_phrase(phrase)
+                self._read_noun_phrase(phrase)
                 return phrase.end
-        self._other(at, word)
+        self._read_other(at, word)
         return at + 1
 
     # ── noun phrases ──
 
-    def _noun_phrase(self, phrase: Phrase) -> None:
+    def _read_noun_phrase(self, phrase: Phrase) -> None:
         for place in phrase.places:
-            self._place(place)
+            self._read_place(place)
         if phrase.noun is not None:
-            self._known(phrase, phrase.noun)
+            self._read_known(phrase, phrase.noun)
         elif phrase.unknown:
-            self._foreign(phrase)
+            self._read_unknown(phrase)
         else:
-            self._without_noun(phrase)
+            self._read_without_noun(phrase)
         self.joined = self.copula = False
 
-    def _known(self, phrase: Phrase, noun: Word) -> None:
+    def _read_known(self, phrase: Phrase, noun: Word) -> None:
         if noun.part == "kind":
             self.tell(f"“{noun.text}” is drawn as any {noun.key}")
         if self.negated or phrase.count == 0:
@@ -122,11 +125,11 @@ class Reader:
             return
         self.unlike |= {(word.part, word.key, noun.key) for word in phrase.without}
         new = Thing(noun.key, phrase.count, noun.plural)
-        self._number(new, phrase)
+        self._adjust_number(new, phrase)
         for word in (*phrase.attributes, *self.waiting):
             self._give(new, word)
         self.waiting = []
-        thing = None if phrase.fresh else self._mentioned(new)
+        thing = None if phrase.fresh else self._find_mentioned(new)
         if thing is None:
             thing = new
             self.things.append(thing)
@@ -135,13 +138,13 @@ class Reader:
                 setattr(thing, role, getattr(thing, role) or getattr(new, role))
         self._enter(thing, phrase.end - 1)
 
-    def _number(self, thing: Thing, phrase: Phrase) -> None:
+    def _adjust_number(self, thing: Thing, phrase: Phrase) -> None:
         if phrase.about is not None:
             self.tell(f"“{phrase.about.text}” is drawn as {phrase.about.key}")
         if thing.plural and phrase.count == 1 and thing.object != "fish":
             thing.plural = False
 
-    def _mentioned(self, new: Thing) -> Thing | None:
+    def _find_mentioned(self, new: Thing) -> Thing | None:
         """The thing that a noun without a or a number speaks of again."""
         return next((thing for thing in self.things if thing.object == new.object and thing.agrees(new)), None)
 
@@ -151,7 +154,7 @@ class Reader:
         self.subjects = [*self.subjects, thing] if listed else [thing]
         self.spots.append(Spot(thing, at, self.clause, self.part))
 
-    def _foreign(self, phrase: Phrase) -> None:
+    def _read_unknown(self, phrase: Phrase) -> None:
         """Something that is not known; what is said of it goes with it."""
         if self.negated:
             self.negated = False
@@ -166,23 +169,38 @@ class Reader:
             self.spots.append(Spot(None, phrase.end - 1, self.clause, self.part))
 
     def _describes_place(self, at: int) -> bool:
-        """a beautiful beach, 美丽的沙滩"""
+        """Whether an adjective here belongs to a place: a beautiful beach, 美丽的沙滩."""
         rest = [word.part for word in self.text[at:] if word.part not in ("of", "filler", "size", "colour")]
         return rest[:1] == ["place"]
 
-    def _without_noun(self, phrase: Phrase) -> None:
+    def _read_without_noun(self, phrase: Phrase) -> None:
         """猫两只; two cats, one black and one white; a cat, a black one."""
         if not self.things or phrase.count is None:
             self.waiting += phrase.attributes
             return
         last = self.things[-1]
+        if phrase.count == 0:
+            if self.text[phrase.end - 1].part == "measure":
+                self._deny(last)
+            else:
+                self.tell("“0” after a noun was not read as its number")
+            return
         if not phrase.attributes and last.count is None:
             last.count = phrase.count
-            self._number(last, phrase)
+            self._adjust_number(last, phrase)
             return
         roles = [word.part for word in phrase.attributes] or ["colour", "action"]
         untold = [t for t in self.things if t.object == last.object and not any(getattr(t, r, None) for r in roles)]
         self._split(untold[-1] if untold else last, phrase)
+
+    def _deny(self, thing: Thing) -> None:
+        """Take back a thing whose number is told to be none: 猫0只."""
+        self.unlike.add(("object", thing.object, thing.object))
+        self.things.remove(thing)
+        self.spots = [spot for spot in self.spots if spot.thing is not thing]
+        self.subjects = [subject for subject in self.subjects if subject is not thing]
+        if self.head is thing:
+            self.head = None
 
     def _split(self, whole: Thing, phrase: Phrase) -> None:
         """Some of a group are told apart from the others."""
@@ -232,10 +250,10 @@ class Reader:
     def _follows_link(self, at: int) -> bool:
         return self.text[at - 1].part in ("relation", "beside", "unshown", "on", "and", "have") if at else False
 
-    def _predicate(self, word: Word) -> None:
+    def _read_predicate(self, word: Word) -> None:
         if word.finite:
-            self._verb()
-        subjects = self._whom(word)
+            self._return_to_subject()
+        subjects = self._find_subjects(word)
         if None in subjects:
             self.tell(f"“{word.text}” is said of something that is not known")
         for thing in subjects:
@@ -248,7 +266,7 @@ class Reader:
                 self._give(thing, word)
         self.negated = False
 
-    def _whom(self, word: Word) -> list[Thing | None]:
+    def _find_subjects(self, word: Word) -> list[Thing | None]:
         subjects = self.subjects
         if subjects == [None] and self.spots[-1].clause != self.clause:
             known = [spot.thing for spot in self.spots if spot.thing is not None]
@@ -285,20 +303,20 @@ class Reader:
 
     # ── other words ──
 
-    def _other(self, at: int, word: Word) -> None:
+    def _read_other(self, at: int, word: Word) -> None:
         match word.part:
             case "the" if word.text in ("that", "those") and self._verb_follows(at):
-                self._pronoun(at, word)
+                self._read_pronoun(at, word)
             case "place":
-                self._place(word)
+                self._read_place(word)
             case "relation" | "side":
-                self._link(at, word)
+                self._read_relation(at, word)
             case "beside" | "unshown":
-                self._beside(at, word)
+                self._read_unshown(at, word)
             case "on" | "at":
-                self._preposition(at, word)
+                self._read_preposition(at, word)
             case "be" | "are":
-                self._verb()
+                self._return_to_subject()
                 self.copula = bool(self.spots) and self.spots[-1].clause == self.clause
                 self.everybody |= word.part == "are"
             case "both":
@@ -306,24 +324,24 @@ class Reader:
             case "not":
                 self.negated = True
             case "it" | "they":
-                self._pronoun(at, word)
+                self._read_pronoun(at, word)
             case "frame":
-                self._frame()
+                self._set_frame_aside()
             case "and" | "have":
                 if word.text in _CHOICE and not self.negated:
                     self.tell(f"“{word.text}” leaves a choice: all of it is drawn")
                 if self.phrases.leads_to_noun(at + 1, WITHIN | {"a", "the", "count", "about"}):
                     self.head = None
-                self._next_part()
+                self._begin_part()
                 self.joined = self._after_noun(at)
             case "stop":
-                self._next_part()
+                self._begin_part()
                 self.clause += 1
                 self.everybody = self.negated = False
                 self.head = None
                 self.joined = word.text in (",", "、") and self._after_noun(at)
 
-    def _place(self, word: Word) -> None:
+    def _read_place(self, word: Word) -> None:
         if self.negated:
             self.unlike.add(("place", word.key, ""))
             self.negated = False
@@ -333,7 +351,7 @@ class Reader:
             self.place = word.key
         self.copula = False
 
-    def _link(self, at: int, word: Word) -> None:
+    def _read_relation(self, at: int, word: Word) -> None:
         if self._place_follows(at):
             return
         side = word.part == "side"
@@ -348,14 +366,14 @@ class Reader:
             self.negated = False
             return
         self.links.append(Link(word.key, at, self.clause, self.part, side))
-        self._leave(word)
+        self._leave_subject(word)
 
     def _frame_follows(self, at: int) -> bool:
         rest = [word.part for word in self.text[at + 1 :] if word.part not in ("of", "the", "filler")]
         return rest[:1] == ["frame"]
 
     def _place_follows(self, at: int) -> bool:
-        """over the lake, under water: at the place itself."""
+        """Whether a place follows, so that nothing is related to another thing: over the lake, under water."""
         if self.text[at].chinese:
             return False
         rest = [
@@ -365,41 +383,41 @@ class Reader:
         ]
         return rest[:1] == ["place"]
 
-    def _beside(self, at: int, word: Word) -> None:
+    def _read_unshown(self, at: int, word: Word) -> None:
         if word.part == "unshown" and not self._place_follows(at):
             self.tell(f"“{word.text}” cannot be drawn: things stand left or right of, above or below each other")
-        self._leave(word)
+        self._leave_subject(word)
 
-    def _leave(self, relation: Word) -> None:
+    def _leave_subject(self, relation: Word) -> None:
         """A relation leads from its subject to another thing."""
         here = self.spots and self.spots[-1].clause == self.clause
         if here and not relation.chinese and relation.part != "side":
             self.head = self.head or self.spots[-1].thing
-        self._next_part()
+        self._begin_part()
 
     def _verb_follows(self, at: int) -> bool:
         after = self.text[at + 1] if at + 1 < len(self.text) else None
         return after is not None and (after.part in ("be", "are", "not", "have") or after.finite)
 
-    def _verb(self) -> None:
+    def _return_to_subject(self) -> None:
         """The verb of a clause goes back to its subject."""
         if self.head is not None:
             self.subjects, self.head = [self.head], None
 
-    def _preposition(self, at: int, word: Word) -> None:
+    def _read_preposition(self, at: int, word: Word) -> None:
         before = self.text[at - 1].part if at else "stop"
         if word.chinese:
             if before in ("object", "kind") and word.text == "上":
-                self._link(at, replace(word, part="relation", key="above"))
+                self._read_relation(at, replace(word, part="relation", key="above"))
             elif before in ("object", "kind") and word.text in _INSIDE:
-                self._beside(at, replace(word, part="unshown"))
+                self._read_unshown(at, replace(word, part="unshown"))
             return
         noun = self.phrases.leads_to_noun(at + 1, {"a", "the", "count", "colour", "size", "unknown", "shade", "filler"})
         if noun and self.spots and self.spots[-1].clause == self.clause:
             key: Part = "relation" if word.part == "on" else "unshown"
-            self._other(at, replace(word, part=key, key="above"))
+            self._read_other(at, replace(word, part=key, key="above"))
 
-    def _pronoun(self, at: int, word: Word) -> None:
+    def _read_pronoun(self, at: int, word: Word) -> None:
         known = [spot.thing for spot in self.spots if spot.thing is not None]
         if not known:
             return
@@ -412,12 +430,12 @@ class Reader:
         self.head = None
         self.spots.append(Spot(known[-1], at, self.clause, self.part))
 
-    def _frame(self) -> None:
+    def _set_frame_aside(self) -> None:
         for word in self.waiting:
             self.tell(f"“{word.text}” is said of the picture, and not drawn")
         self.waiting = []
 
-    def _next_part(self) -> None:
+    def _begin_part(self) -> None:
         self.part += 1
         self.joined = self.copula = False
 
@@ -426,4 +444,5 @@ class Reader:
         return at > 0 and bool(self.spots) and self.spots[-1].at == at - 1
 
     def tell(self, warning: str) -> None:
+        """Add a warning, once."""
         self.warnings.setdefault(warning)

@@ -1,4 +1,4 @@
-"""Which of two things a prompt puts left of, right of, above or below the other.
+"""Relations of prompts: which of two things is left of, right of, above or below the other.
 
 English puts the relation between them (A left of B) or before both (left of B is A); Chinese after both (A在B左边) or
 between (B的左边有A). Sides of the picture name one thing each: A on the left, 左边是A.
@@ -35,13 +35,13 @@ class Link:
     clause: int
     part: int
     side: bool
-    """It names a side of the picture, and not of another thing."""
+    """Whether it names a side of the picture, and not of another thing."""
 
 
-def related(
+def find_related(
     links: Sequence[Link], spots: Sequence[Spot[T]], text: Sequence[Word]
 ) -> Iterator[tuple[Link, T | None, T | None]]:
-    """Each relation with its subject and what that is related to; sides have a subject only."""
+    """Yield each relation with its subject and what that is related to; sides have a subject only."""
     for link in links:
         if link.side:
             subject = _on_side(link, spots, text)
@@ -51,13 +51,13 @@ def related(
             yield link, first.thing if first else None, second.thing if second else None
 
 
-def _around(link: Link, spots: Sequence[Spot[T]]) -> tuple[list[Spot[T]], list[Spot[T]]]:
+def _split_around(link: Link, spots: Sequence[Spot[T]]) -> tuple[list[Spot[T]], list[Spot[T]]]:
     """The mentions in the relation's own clause, before and after it."""
     here = [spot for spot in spots if spot.clause == link.clause]
     return [s for s in here if s.at < link.at], [s for s in here if s.at > link.at]
 
 
-def _elsewhere(link: Link, spots: Sequence[Spot[T]]) -> tuple[list[Spot[T]], list[Spot[T]]]:
+def _split_clauses(link: Link, spots: Sequence[Spot[T]]) -> tuple[list[Spot[T]], list[Spot[T]]]:
     """The mentions in clauses before and after the relation's own."""
     return [s for s in spots if s.clause < link.clause], [s for s in spots if s.clause > link.clause]
 
@@ -66,8 +66,8 @@ _Pair = tuple[Spot[T] | None, Spot[T] | None]
 
 
 def _english(link: Link, spots: Sequence[Spot[T]], text: Sequence[Word]) -> _Pair[T]:  # noqa: ARG001
-    before, after = _around(link, spots)
-    earlier, later = _elsewhere(link, spots)
+    before, after = _split_around(link, spots)
+    earlier, later = _split_clauses(link, spots)
     if not after:
         return None, None
     if before:
@@ -81,8 +81,8 @@ def _english(link: Link, spots: Sequence[Spot[T]], text: Sequence[Word]) -> _Pai
 
 
 def _chinese(link: Link, spots: Sequence[Spot[T]], text: Sequence[Word]) -> _Pair[T]:
-    before, after = _around(link, spots)
-    earlier, later = _elsewhere(link, spots)
+    before, after = _split_around(link, spots)
+    earlier, later = _split_clauses(link, spots)
     if not before:
         return None, None
     other = before[-1]
@@ -102,8 +102,8 @@ _STANDS = frozenset({"在", "位于", "正在", "停在", "坐在", "站在", "�
 
 
 def _on_side(link: Link, spots: Sequence[Spot[T]], text: Sequence[Word]) -> Spot[T] | None:
-    before, after = _around(link, spots)
-    _, later = _elsewhere(link, spots)
+    before, after = _split_around(link, spots)
+    _, later = _split_clauses(link, spots)
     chinese = text[link.at].chinese
     if chinese and before and link.at and text[link.at - 1].text in _STANDS:
         return before[-1]

@@ -16,7 +16,7 @@ from tuwen.jobs import Language
 from workers.scenes.grammar import OPPOSITE, Mention, possible_actions
 from workers.scenes.lexicon import CONCEPT, KEYS
 from workers.scenes.reading import Reader, Thing
-from workers.scenes.relating import related
+from workers.scenes.relating import find_related
 from workers.scenes.wording import MOST_WORDS, neighbours, too_long, words
 
 MOST_THINGS = 4
@@ -33,7 +33,7 @@ class Understood:
     """Groups of equal things, at most `MOST_GROUPS` and `MOST_THINGS` things; two groups may be of one kind."""
     place: str | None = None
     relation: str | None = None
-    """Of the first group to the second."""
+    """Relation of the first group to the second."""
     unlike: frozenset[tuple[str, str, str]] = frozenset()
     """What must not be: role, value and the object that it is said of ("" for the place)."""
     warnings: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ def understand(text: str) -> Understood:
 
 
 def refusal(asked: Understood) -> str:
-    """Why nothing is drawn, and what could be."""
+    """Say why nothing is drawn, and what could be."""
     objects = [CONCEPT[key].plural[0] for key in KEYS["object"]]
     names = [CONCEPT[key].zh[0] for key in KEYS["object"]]
     world = f"The built-in generator draws {', '.join(objects[:-1])} and {objects[-1]} ({'、'.join(names)})."
@@ -77,12 +77,12 @@ def refusal(asked: Understood) -> str:
 def _result(reader: Reader) -> Understood:
     things = [replace(thing, count=thing.number) for thing in reader.things]
     copies = dict(zip(map(id, reader.things), things, strict=True))
-    groups, group_of = _grouped(things)
-    relation = _relation(reader, {key: group_of[id(copy)] for key, copy in copies.items()}, groups)
-    kept = _fitting(reader, groups)
+    groups, group_of = _group(things)
+    relation = _find_relation(reader, {key: group_of[id(copy)] for key, copy in copies.items()}, groups)
+    kept = _keep_fitting(reader, groups)
     if len(kept) < MOST_GROUPS:
         relation = None
-    _possible(reader, kept)
+    _drop_impossible(reader, kept)
     return Understood(
         tuple(Mention(g.object, g.number, g.colour, g.size, g.action) for g in kept),
         reader.place,
@@ -96,9 +96,9 @@ def _result(reader: Reader) -> Understood:
     )
 
 
-def _relation(reader: Reader, group_of: dict[int, int], groups: Sequence[Thing]) -> str | None:
+def _find_relation(reader: Reader, group_of: dict[int, int], groups: Sequence[Thing]) -> str | None:
     found: str | None = None
-    for link, subject, other in related(reader.links, reader.spots, reader.text):
+    for link, subject, other in find_related(reader.links, reader.spots, reader.text):
         first = group_of[id(subject)] if subject is not None else None
         second = group_of[id(other)] if other is not None else None
         if second is None and first is not None and len(groups) == MOST_GROUPS and link.side:
@@ -114,7 +114,7 @@ def _relation(reader: Reader, group_of: dict[int, int], groups: Sequence[Thing])
     return found
 
 
-def _fitting(reader: Reader, groups: list[Thing]) -> list[Thing]:
+def _keep_fitting(reader: Reader, groups: list[Thing]) -> list[Thing]:
     for extra in groups[MOST_GROUPS:]:
         reader.tell(f"a picture has at most {MOST_GROUPS} kinds of things: the {extra.object} is not drawn")
     kept = groups[:MOST_GROUPS]
@@ -128,7 +128,7 @@ def _fitting(reader: Reader, groups: list[Thing]) -> list[Thing]:
     return kept
 
 
-def _possible(reader: Reader, groups: Sequence[Thing]) -> None:
+def _drop_impossible(reader: Reader, groups: Sequence[Thing]) -> None:
     """Drop what a thing cannot do."""
     for group in groups:
         can = {action for place in KEYS["place"] for action in possible_actions(group.object, place)}
@@ -146,8 +146,8 @@ def _suggestions(reader: Reader) -> tuple[str, ...]:
     return tuple(dict.fromkeys(near))
 
 
-def _grouped(things: Sequence[Thing]) -> tuple[list[Thing], dict[int, int]]:
-    """Equal things are counted together: a cat and another cat are two cats."""
+def _group(things: Sequence[Thing]) -> tuple[list[Thing], dict[int, int]]:
+    """Count equal things together: a cat and another cat are two cats."""
     groups: list[Thing] = []
     group_of: dict[int, int] = {}
     for thing in things:

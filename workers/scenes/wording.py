@@ -18,7 +18,7 @@ _LONGEST = 7
 MOST_WORDS = 600
 """Words and characters that are read; what is longer describes no picture of few things."""
 _MISSPELT_FROM = 4
-"""Letters of the shortest word that may be misspelt: nearly every word of three is one letter from another."""
+"""Least letters of a word that may be misspelt: nearly every word of three is one letter from another."""
 _TWO_MISTAKES_FROM = 8
 _PARTICIPLES = frozenset({"asleep", "parked", "still", "located", "placed"})
 """They describe as running does, though they do not end so."""
@@ -37,10 +37,11 @@ class Word:
     meant: str = ""
     """The word that a misspelt one was read as."""
     raw: bool = False
-    """Of an unknown one: whether it is in no list at all."""
+    """Whether it is unknown and in no list at all."""
 
     @property
     def chinese(self) -> bool:
+        """Whether it is written in Chinese characters."""
         return bool(_CHINESE.match(self.text))
 
 
@@ -68,8 +69,8 @@ def _forms() -> dict[str, Word]:
 
 
 def words(text: str) -> list[Word]:
-    """The text cut into the longest known words, from the left; what is misspelt is corrected."""
-    return _joined(list(_cut(_HYPHEN.sub(" ", normalise(text)))))
+    """Cut the text into the longest known words, from the left; misspelt ones are corrected."""
+    return _join_characters(list(_cut(_HYPHEN.sub(" ", normalise(text)))))
 
 
 def too_long(text: str) -> bool:
@@ -86,23 +87,23 @@ def _cut(text: str) -> Iterator[Word]:
             part = chunks[at : at + length]
             written = ("" if any(map(_CHINESE.match, part)) else " ").join(part)
             found = forms.get(written)
-            if found is not None and found.part == "unknown" and _shared(chunks, at + length - 1, forms):
+            if found is not None and found.part == "unknown" and _begins_relation(chunks, at + length - 1, forms):
                 found = None
             if found is None and length == 1:
-                found = _unlisted(written)
+                found = _read_unlisted(written)
             if found is not None:
                 yield found
                 at += length
                 break
 
 
-def _shared(chunks: list[str], at: int, forms: dict[str, Word]) -> bool:
+def _begins_relation(chunks: list[str], at: int, forms: dict[str, Word]) -> bool:
     """Whether a character and the next are a relation: 马上 (at once) is no word in 马上方 (above the horse)."""
     found = forms.get("".join(chunks[at : at + 2])) if _CHINESE.match(chunks[at]) else None
     return found is not None and found.part == "relation" and len(found.text) == 2
 
 
-def _unlisted(text: str) -> Word:
+def _read_unlisted(text: str) -> Word:
     if text.isdigit():
         return Word(text, "count", str(int(text[:6])))
     if not text.isascii() or not text.isalpha():
@@ -117,7 +118,7 @@ def _unlisted(text: str) -> Word:
 
 @lru_cache(4096)
 def neighbours(text: str) -> tuple[Word, ...]:
-    """The known words that an unknown one may be a misspelling of; the nearest only.
+    """Return the known words that an unknown one may be a misspelling of; the nearest only.
 
     A first letter is hardly ever wrong, and a word that people write is meant as it stands.
     """
@@ -144,7 +145,7 @@ def _by_letter() -> dict[str, list[tuple[str, Word]]]:
 
 
 def distance(a: str, b: str) -> int:
-    """Letters put in, left out, changed, or swapped with the next (optimal string alignment)."""
+    """Count the letters put in, left out, changed, or swapped with the next (optimal string alignment)."""
     before: list[int] = []
     row = list(range(len(b) + 1))
     for i, letter in enumerate(a, 1):
@@ -159,18 +160,18 @@ def distance(a: str, b: str) -> int:
 _CONTENT: frozenset[Part] = frozenset({"object", "colour", "size", "action", "place", "kind"})
 
 
-def _joined(found: list[Word]) -> list[Word]:
+def _join_characters(found: list[Word]) -> list[Word]:
     """A single Chinese character beside one that is in no list is part of a longer word, and not the one we know."""
     strange = [word.raw and word.chinese for word in found]
 
-    def swallowed(i: int) -> bool:
+    def is_swallowed(i: int) -> bool:
         word = found[i]
         beside = (i > 0 and strange[i - 1]) or (i + 1 < len(found) and strange[i + 1])
         return word.part in _CONTENT and len(word.text) == 1 and word.chinese and beside
 
     whole: list[Word] = []
     for i, word in enumerate(found):
-        if swallowed(i):
+        if is_swallowed(i):
             word = Word(word.text, "unknown", raw=True)
         if whole and word.part == whole[-1].part == "unknown" and word.chinese and whole[-1].chinese:
             raw = word.raw or whole[-1].raw

@@ -197,7 +197,7 @@ def _running(system: System, batch: Batch) -> bool:
 
 
 def test_another_process_takes_over(client: OpenAI, system: System) -> None:
-    """One that took the batch and died has done nothing by halves."""
+    """A process that took the batch and died left nothing half done."""
     batch = submit(client, [chat_line(number, number % 256) for number in range(150)])
     with working_off(system.settings.model_copy(update={"lease": 2.0})):  # a second housekeeper's
         for _ in range(3):

@@ -19,7 +19,7 @@ from tuwen.jobs import Kind
 
 GENERATE = {"input": {"kind": "generate", "prompt": "一只黑色的猫在草地上跳跃"}}
 FROZEN = 5.0
-"""Seconds a frozen Redis holds up whoever publishes to it (shared.queue): no request may be that one."""
+"""Seconds that a frozen Redis holds up a publisher (shared.queue): no request may be that one."""
 
 
 def due(database: Database) -> int:

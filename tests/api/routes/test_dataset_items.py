@@ -32,7 +32,7 @@ ORDERS = ("number", "score", "confidence", "-score", "-confidence")
 
 
 def annotation(number: int, rng: random.Random) -> Annotation:
-    """One of every kind; many share a score."""
+    """An annotation of a kind that depends on its number; many share a score."""
     name = f"{number:06d}.png"
     if number % 17 == 3:
         return Annotation(name=name, error=JobError(code="image_corrupt", detail="It is cut short."))

@@ -283,7 +283,7 @@ class TestSteering:
                 deed(id, T)
         left = sql("SELECT dataset_id FROM shards UNION ALL SELECT dataset_id FROM reviews")
         assert [row.dataset_id for row in left] == [other, other]
-        # The worker that still runs one of its shards learns that it is nobody's.
+        # The worker that still runs one of its shards learns that it is no longer leased to anyone.
         assert database.shards.renew({running.id: (running.epoch, ShardProgress(2))}).lost == {running.id}
         assert not database.shards.checkpoint(running, "results/1")
         assert not database.shards.finish(running, "results/1", ShardProgress(5))

@@ -126,7 +126,7 @@ class TestSchema:
             database._connections.run(full)
 
     def test_a_heartbeat_touches_no_index(self, database: Database, sql: Sql) -> None:
-        """So that PostgreSQL can keep it a heap-only update."""
+        """PostgreSQL can keep such an update heap-only."""
         indexes = [row.indexdef for row in sql("SELECT indexdef FROM pg_indexes WHERE tablename = 'jobs'")]
         assert len(indexes) > 3
         assert not [index for index in indexes if "lease_until" in index]
@@ -208,7 +208,7 @@ class TestClaim:
         assert database.jobs.claim([cancelled, late, uuid4()], "w") == {}
 
     def test_an_epoch_is_never_given_twice(self, database: Database, postgres: Postgres) -> None:
-        """Not even when PostgreSQL is killed right after a claim, and its worker does not know."""
+        """PostgreSQL is killed right after a claim, and its worker does not know."""
         [id] = submit(database)
         held = claim(database, id)
         postgres.kill()

@@ -1,4 +1,4 @@
-"""Which URLs and addresses may be reached, told without a network."""
+"""The URLs and addresses that may be reached, tested without a network."""
 
 from __future__ import annotations
 

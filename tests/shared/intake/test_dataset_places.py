@@ -1,4 +1,4 @@
-"""Which places data sets may lie in."""
+"""The places that data sets may lie in."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def mentions(function: Callable[..., Any], code: str) -> bool:
 
 CHANNEL = "the transport's Channel"
 DISPATCHER = "the EventDispatcher"
-TICKET = "the jobs' tasks and their Ticket"
+JOB_MESSAGE = "the jobs' tasks and their JobMessage"
 
 USES = [
     # The transport: BLMPOP for BRPOP, and no message can end the worker.
@@ -153,7 +153,7 @@ USES = [
         "kombu.transport.redis.Channel._size(queue)",
         "JobQueue.depth",
         "count the messages of a queue over all its priorities",
-        lambda on: on.channel._size("nobody's") == 0,
+        lambda on: on.channel._size("no-queue") == 0,
     ),
     Use(
         "kombu.Producer.batch()",
@@ -217,7 +217,7 @@ USES = [
     # Tasks: the consumer only receives, and the runner does the jobs.
     Use(
         "celery.Task.Strategy, Task.start_strategy(app, consumer)",
-        TICKET,
+        JOB_MESSAGE,
         "decide what becomes of a message, in place of Celery's pool and tracer",
         lambda _: (
             takes(Task.start_strategy, "self", "app", "consumer")
@@ -226,7 +226,7 @@ USES = [
     ),
     Use(
         "celery.worker.consumer.Consumer.create_task_handler: strategy(message, payload, ack, reject, callbacks)",
-        TICKET,
+        JOB_MESSAGE,
         "be given each message, in the loop that receives them",
         lambda _: mentions(
             Consumer.create_task_handler,
@@ -235,7 +235,7 @@ USES = [
     ),
     Use(
         "kombu.message.Message.ack_log_error(logger, errors), .reject_log_error(logger, errors)",
-        TICKET,
+        JOB_MESSAGE,
         "acknowledge a message and refuse one, through the promises that the strategy is given",
         lambda _: (
             takes(Message.ack_log_error, "self", "logger", "errors")
@@ -244,8 +244,8 @@ USES = [
     ),
     Use(
         "celery.worker.state.task_reserved, .task_accepted, .task_ready(request, successful)",
-        TICKET,
-        "count in the worker's figures and prefetch; a Ticket stands for Celery's Request there and has its `id`",
+        JOB_MESSAGE,
+        "count in the worker's figures and prefetch; a JobMessage stands for Celery's Request there and has its `id`",
         lambda _: (
             takes(state.task_reserved, "request")
             and takes(state.task_accepted, "request")
@@ -254,7 +254,7 @@ USES = [
     ),
     Use(
         "celery.worker.control.active: request.info(safe=…)",
-        TICKET,
+        JOB_MESSAGE,
         "show what runs on Flower's page of a worker",
         lambda _: mentions(
             control.active, "request.info(safe=safe) for request in state.tset(worker_state.active_requests)"
@@ -262,7 +262,7 @@ USES = [
     ),
     Use(
         "celery.worker.consumer.Consumer.event_dispatcher, .hostname, .connection_errors",
-        TICKET,
+        JOB_MESSAGE,
         "tell watchers what becomes of a job",
         lambda _: (
             mentions(Consumer.__init__, "self.hostname =")

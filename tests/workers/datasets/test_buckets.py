@@ -57,7 +57,7 @@ def settings(server: S3Server, tmp_path: Path) -> Settings:
 
 
 class _Partial(BaseHTTPRequestHandler):
-    """rclone, but with the status 206 for a range, which AWS and most others answer and rclone does not."""
+    """Makes rclone answer a range with the status 206, as AWS and most others do and rclone does not."""
 
     behind: ClassVar[str]
     partial: ClassVar[int] = 0

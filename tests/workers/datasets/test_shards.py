@@ -169,7 +169,7 @@ class TestPlanning:
         assert sorted(here.found(id)) == [f"{number}.png" for number in range(8)]
 
     def test_cancelled_and_deleted_while_it_is_planned(self, here: Installation) -> None:
-        """Before the heartbeat has told the planner."""
+        """Both happen before the heartbeat has told the planner."""
         for number in range(8):
             here.paint(f"{number}.png")
         id = here.submit(shard_size=2)
@@ -368,7 +368,7 @@ class TestResuming:
         here.database.datasets.end(claim)
         first = here.found(id)
         here.paint("4.png")
-        for number in range(4):  # whoever reads these again will fail
+        for number in range(4):  # reading these again would fail
             (here.source / f"{number}.png").unlink()
         assert here.database.datasets.retry(id, T, failed_only=True) is DatasetStatus.RUNNING
         assert len(here.shard_ids(id)) == 1, "the other shard had no failure"

@@ -285,7 +285,7 @@ def test_a_growing_text_holds_back_what_the_tokenizer_may_still_join(
     ids = torch.tensor(tokenizer.convert_tokens_to_ids([*words, *["[PAD]"] * UNSETTLED]))
     watch = _Watch(UnobservedRun(), [None], 64, engine._text)
     whole = engine._text(ids, 0)
-    parts = [watch._settled(ids[:count]) for count in range(1, len(ids) + 1)]
+    parts = [watch._settled_text(ids[:count]) for count in range(1, len(ids) + 1)]
     assert all(whole.startswith(part) for part in parts), (whole, parts)
     assert parts[-1] == whole  # what comes after the end of a text in a batch is nothing
     assert len(set(parts)) > len(words) / 2
@@ -297,7 +297,7 @@ def test_a_growing_text_has_no_half_characters(loaded: Load) -> None:
     ids = engine.processor.tokenizer(text, return_tensors="pt")["input_ids"][0]
     assert len(ids) == len(text.encode())  # each byte is a token of this tokenizer
     watch = _Watch(UnobservedRun(), [None], 64, engine._text)
-    parts = [watch._settled(ids[:count]) for count in range(1, len(ids) + 1)]
+    parts = [watch._settled_text(ids[:count]) for count in range(1, len(ids) + 1)]
     assert all(text.startswith(part) for part in parts)
     assert len(set(parts)) >= len(text) - 2
 

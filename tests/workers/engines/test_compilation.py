@@ -89,7 +89,7 @@ def test_no_text_waits_for_the_compiler(tiny: Callable[[str], Path]) -> None:
 def test_pictures_are_compiled_for_the_batches_that_are_measured_and_for_no_job(
     tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU the size of a batch is found after the start, by running larger and larger ones."""
+    """A GPU's batch size is found after the start, by running larger and larger batches."""
     batches = [pictures(1), pictures(2), pictures(4), pictures(2, width=48), pictures(1, guidance=1.0)]
     plain = load(DiffusersGenerator, f"diffusers:{tiny('stable_diffusion_3')}")
     expected = [plain.run(items, UnobservedRun()) for items in batches]

@@ -23,7 +23,7 @@ from tuwen.engine import PREVIEW_SIDE, GenerateItem, Picture, SoFar
 from workers.engines.checkpoint import locate
 from workers.engines.diffusers import DiffusersGenerator
 from workers.engines.placement import UnobservedRun
-from workers.engines.previews import Colours, _decoded, clean
+from workers.engines.previews import Colours, _decode, clean
 from workers.inference.policy import Policy
 from workers.jobs.pictures import PREVIEW_LENGTH, preview_url
 
@@ -98,7 +98,7 @@ def test_the_map_is_that_of_the_decoder(config: dict[str, Any]) -> None:
     channels = config.get("latent_channels") or config["z_dim"]
     decoder = LinearDecoder(channels, **config)
     latents = torch.randn(1, channels, 8, 8) / 4
-    truth = (functional.adaptive_avg_pool2d(_decoded(decoder, latents), 8)[0].movedim(0, -1) + 1) * 127.5
+    truth = (functional.adaptive_avg_pool2d(_decode(decoder, latents), 8)[0].movedim(0, -1) + 1) * 127.5
     pixels = Colours.of(SimpleNamespace(vae=decoder)).paint(latents[0])
     assert truth.std() > 3
     assert np.abs(truth.numpy() - pixels).max() <= 2
@@ -156,7 +156,7 @@ def test_a_model_that_cannot_be_previewed_draws_all_the_same(engine: Callable[[s
 
 
 def test_a_picture_that_a_checker_has_to_see_first_is_not_previewed(tiny: Callable[[str], Path]) -> None:
-    """As the checkpoints of Stable Diffusion 1 are published."""
+    """The checkpoints of Stable Diffusion 1 are published so."""
     [spec] = parse_models(f"diffusers:{tiny('checked_stable_diffusion')}")
     generator = DiffusersGenerator("cpu", locate(spec, "pipeline", Policy(), lambda *_: None))
     run = Watching(1)

@@ -280,7 +280,7 @@ def orphan(house: House, folder: Path, key: str) -> None:
 
 
 def test_what_a_deletion_left_behind_is_collected(house: House, tmp_path: Path) -> None:
-    """Its rows went first; then the API died, or a worker stored what it had not heard was nobody's."""
+    """Its rows went first; then the API died, or a worker stored a result after it had lost the job."""
     gone, kept = (
         house.database.datasets.submit(DatasetRequest(source="/s", destination=f"/out/{name}"), TENANT)
         for name in ("gone", "kept")
@@ -300,7 +300,7 @@ def test_what_a_deletion_left_behind_is_collected(house: House, tmp_path: Path) 
 
 
 def test_a_task_that_is_still_at_it_is_not_started_again(house: House) -> None:
-    """Or receivers of webhooks that answer late would take every thread, and none were left for lost jobs."""
+    """Otherwise receivers of webhooks that answer late would take every thread, and leave none for lost jobs."""
     entered, release = threading.Event(), threading.Event()
     calls = []
 

@@ -63,7 +63,7 @@ class HandDrivenEngine:
         return self.most
 
     def is_warm(self, item: Item) -> bool:
-        """Of the models that a picture may name, one is loaded: the one that ran last."""
+        """Tell whether this model is loaded: of those that a picture may name, only the one that ran last is."""
         return not isinstance(item, GenerateItem) or item.model == self.model
 
     def run(

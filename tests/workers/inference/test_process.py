@@ -83,7 +83,7 @@ def engine() -> Iterator[Callable[..., EngineProcess]]:
 
 @pytest.fixture(scope="module")
 def shared_engine() -> Iterator[EngineProcess]:
-    """One process of all four kinds for the tests that do it no harm."""
+    """A process of all four kinds, shared by the tests that do it no harm."""
     process = EngineProcess(NULL, "cpu", PATIENT, PATIENT)
     process.start()
     yield process

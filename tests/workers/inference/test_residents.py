@@ -1,4 +1,4 @@
-"""Which models stay under a budget, how large their batches are, and who has the GPU."""
+"""Models that stay loaded under a budget, the size of their batches, and the holder of the GPU."""
 
 from __future__ import annotations
 

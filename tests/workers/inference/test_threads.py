@@ -27,7 +27,7 @@ class Machine:
         self.threads = count
 
     def model(self, seconds: Callable[[int], float]) -> Callable[[], None]:
-        """One that takes so many seconds with so many threads."""
+        """A model that takes so many seconds with so many threads."""
 
         def trial() -> None:
             self.trials.append(self.threads)

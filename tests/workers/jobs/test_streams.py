@@ -1,4 +1,4 @@
-"""Texts that grow and pictures that take shape, from checkpoints in a real worker to whoever watches."""
+"""Texts that grow and pictures that take shape, from checkpoints in a real worker to those who watch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tuwen.jobs import (
 )
 
 TOKENS = 600
-"""So many that a text takes seconds, and is seen to grow."""
+"""Tokens of a text: so many that it takes seconds, and is seen to grow."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def client(url: str) -> Iterator[Client]:
 
 
 def watched(client: Client, wanted: JobInput) -> tuple[list[Progress], Any]:
-    """Every progress that is heard of a job, and its result."""
+    """Watch a job to its end: every progress that is heard of, and the result."""
     heard = []
     for job in client.iter_events(client.submit(JobRequest(input=wanted)).id):
         heard += [job.progress] if job.progress else []

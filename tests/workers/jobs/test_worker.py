@@ -151,7 +151,7 @@ def test_a_failing_download_is_tried_again_until_attempts_are_spent(system: Syst
 
 
 def test_only_the_guilty_fail(system: System) -> None:
-    """One waits in the engine while the others gather behind it to share a batch."""
+    """A first job waits in the engine while the others gather behind it to share a batch."""
     ids = system.submit("sleep 1", *["cat"] * 5, "reject", "fail", "nan", "oom", *["dog"] * 5, max_attempts=1)
     jobs = system.wait_until_finished(ids)
     failed = {job.input["prompt"]: job.error.code for job in jobs if job.error}

@@ -251,7 +251,7 @@ def test_actions_are_met_as_often_as_they_are_shown(data):
 
 
 def test_an_imagined_reading_is_as_sure_as_it_is_right():
-    """Of values given the probability p the share p is true, and none is of a pair that is held out of training."""
+    """The share p of the values given the probability p is true, and none is of a pair held out of training."""
     rng = np.random.default_rng(0)
     scenes = [sample_scene(rng, "train") for _ in range(1500)]
     reading = imagine(scenes, rng)

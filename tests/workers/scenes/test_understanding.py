@@ -241,6 +241,19 @@ def test_what_is_denied_is_kept_out(text: str, objects: list[str], unlike: tuple
     assert all(getattr(thing, unlike[0], None) != unlike[1] for thing in asked.things)
 
 
+@pytest.mark.parametrize("text", ["一只在", "两只黑色的在", "两只狗和一只在"])
+def test_a_prompt_may_end_in_the_middle_of_a_phrase(text: str) -> None:
+    """A phrase that breaks off after 在 has no noun to look for."""
+    assert understand(text).things == ((several(DOG, 2),) if "狗" in text else ())
+
+
+def test_none_after_a_noun_is_a_denial() -> None:
+    assert understand("一只狗，猫0只").things == (DOG,)
+    assert understand("猫0只").unlike == {("object", "cat", "cat")}
+    assert understand("dog0").things == (DOG,)
+    assert understand("dog0").warnings == ("“0” after a noun was not read as its number",)
+
+
 def test_an_unclear_misspelling_is_asked_about() -> None:
     asked = understand("a hourse")
     assert asked.empty

@@ -38,7 +38,7 @@ class Coco:
         extra = {"sha256": known.sha256, "custom_id": known.custom_id, "metadata": known.metadata or None}
         image |= {key: value for key, value in extra.items() if value is not None}
         self._images.write(_element(image, first=exported.number == 0))
-        for said in _said(exported.words, known):
+        for said in _list_captions(exported.words, known):
             self._captions += 1
             annotation = {"id": self._captions, "image_id": id, **said}
             self._annotations.write(_element(annotation, first=self._captions == 1))
@@ -58,11 +58,11 @@ def _element(value: dict[str, Any], *, first: bool) -> str:
     return ("\n" if first else ",\n") + json.dumps(value, ensure_ascii=False)
 
 
-def _said(words: Words, known: Annotation) -> list[dict[str, Any]]:
+def _list_captions(words: Words, known: Annotation) -> list[dict[str, Any]]:
     """List the chosen words first, then the others, each with its author and what is known of it."""
     chosen: dict[str, Any] = {"caption": words.text, "author": words.author, "language": words.language}
     if words.caption is not None:
-        chosen |= _described(words.caption)
+        chosen |= _to_caption(words.caption)
     elif words.provenance is not None:
         chosen["provenance"] = words.provenance.model_dump(mode="json")
     people = [
@@ -70,11 +70,11 @@ def _said(words: Words, known: Annotation) -> list[dict[str, Any]]:
         for review in known.reviews
         if review.text is not None and (review.text, review.author) != (words.text, words.author)
     ]
-    others = [_described(caption) for caption in (*known.captions, *known.others) if caption is not words.caption]
+    others = [_to_caption(caption) for caption in (*known.captions, *known.others) if caption is not words.caption]
     kept = [{"caption": text, "author": "source"} for text in known.existing if text != words.text]
     return [*([chosen] if words.text else []), *people, *others, *kept]
 
 
-def _described(caption: Caption) -> dict[str, Any]:
+def _to_caption(caption: Caption) -> dict[str, Any]:
     known = caption.model_dump(mode="json", exclude_none=True)
     return {"caption": known.pop("text"), "author": "model", **known}

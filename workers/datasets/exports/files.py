@@ -21,7 +21,7 @@ def file_name(name: str, format: str) -> str:  # noqa: A002
     """
     suffix = _SUFFIXES.get(format, f".{format}")
     named = name if is_image_name(name) else f"{name}{suffix}"
-    return "/".join(_shortened(part) for part in named.split("/"))
+    return "/".join(_shorten(part) for part in named.split("/"))
 
 
 def suffix_of(format: str) -> str:  # noqa: A002
@@ -29,7 +29,7 @@ def suffix_of(format: str) -> str:  # noqa: A002
     return _SUFFIXES.get(format, format).lstrip(".")
 
 
-def _shortened(part: str) -> str:
+def _shorten(part: str) -> str:
     raw = part.encode()
     if len(raw) <= _LONGEST_PART:
         return part

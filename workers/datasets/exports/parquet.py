@@ -155,9 +155,9 @@ def _caption(caption: Caption, words: Words) -> dict[str, Any]:
     said = {
         name: getattr(caption, name) for name in ("text", "language", "style", "confidence", "score", "out_of_domain")
     }
-    return {**said, "chosen": caption is words.caption, **_made(caption.provenance)}
+    return {**said, "chosen": caption is words.caption, **_provenance(caption.provenance)}
 
 
-def _made(provenance: Provenance) -> dict[str, str | datetime]:
+def _provenance(provenance: Provenance) -> dict[str, str | datetime]:
     fields = {name: getattr(provenance, name) for name in ("model", "revision", "software", "worker", "created_at")}
     return {**fields, "parameters": json.dumps(provenance.parameters, ensure_ascii=False)}

@@ -43,11 +43,13 @@ def choose_columns(names: list[str], image: str | None, caption: str | None) -> 
     """
     for asked, option in ((image, "image_column"), (caption, "caption_column")):
         if asked is not None and asked not in names:
-            raise SourceUnusable(f"there is no column {asked!r} among {_listed(names)}", field=option)
+            raise SourceUnusable(f"there is no column {asked!r} among {_list_names(names)}", field=option)
     if image is None:
         found = [name for name in names if name.lower() in IMAGE_COLUMNS]
         if len(found) != 1:
-            reason = f"{_listed(found)} could each name the image" if found else f"none of {_listed(names)} names it"
+            reason = (
+                f"{_list_names(found)} could each name the image" if found else f"none of {_list_names(names)} names it"
+            )
             raise SourceUnusable(f"which column is the image? {reason}: set image_column", field="image_column")
         image = found[0]
     if caption is None:
@@ -185,29 +187,29 @@ def safe_name(name: str) -> str:
     """`name` as a relative path that stays below its folder on every system; a digest keeps changed names apart."""
     parts = (_UNSAFE.sub("_", part) for part in name.split("/"))
     safe = "/".join(part for part in parts if part.strip(". ")) or "image"
-    return safe if safe == name else _marked(safe, name.encode(errors="surrogatepass"))
+    return safe if safe == name else _mark(safe, name.encode(errors="surrogatepass"))
 
 
 def url_name(url: httpx.URL) -> str:
-    """host/path of a URL, and a digest of the query where that tells images apart."""
+    """Name an image by the host and path of its URL, and a digest of the query where that tells images apart."""
     name = safe_name(f"{url.host}{url.path}")
-    return _marked(name, url.query) if url.query else name
+    return _mark(name, url.query) if url.query else name
 
 
-def _marked(name: str, difference: bytes) -> str:
+def _mark(name: str, difference: bytes) -> str:
     stem, dot, suffix = name.rpartition(".")
     digest = sha256(difference).hexdigest()[:12]
     return f"{stem}-{digest}.{suffix}" if dot and "/" not in suffix else f"{name}-{digest}"
 
 
 def texts(said: object) -> tuple[str, ...]:
-    """Captions from what a table has in their place: a string or a list of them."""
+    """Return the captions that a table has in one place: a string or a list of them."""
     found = said if isinstance(said, list | tuple) else (said,)
     return tuple(text.strip() for text in found if isinstance(text, str) and text.strip())
 
 
 def plain(values: Mapping[str, object]) -> dict[str, object]:
-    """`values` as JSON and PostgreSQL can hold them: no bytes, no NaN, no lone surrogates, no NUL."""
+    """Make `values` what JSON and PostgreSQL can hold: no bytes, no NaN, no lone surrogates, no NUL."""
     return {clean(str(key)): _plain(value) for key, value in values.items()}
 
 
@@ -229,7 +231,7 @@ def _plain(value: object) -> object:
 
 
 def clean(text: str) -> str:
-    """`text` with bytes that are no characters escaped, such as `\\xff`."""
+    """Escape bytes of `text` that are no characters, such as `\\xff`."""
     if text.isascii():
         return text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
     try:
@@ -239,5 +241,5 @@ def clean(text: str) -> str:
     return raw.decode("utf-8", "backslashreplace").replace("\x00", "\N{REPLACEMENT CHARACTER}")
 
 
-def _listed(names: list[str]) -> str:
+def _list_names(names: list[str]) -> str:
     return ", ".join(map(repr, names[:20])) or "no column"

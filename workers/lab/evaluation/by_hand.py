@@ -47,7 +47,7 @@ class Asked:
     """All things of the picture, and no other; none of an infeasible prompt: nothing to hold it against."""
     place: str | None = None
     relation: str | None = None
-    """Of the first things to the second."""
+    """Relation of the first things to the second."""
 
     @property
     def scenes(self) -> list[Scene]:
@@ -70,7 +70,7 @@ class Drawn:
 
     asked: Asked
     pictures: tuple[Pixels, ...]
-    """None where the prompt was refused."""
+    """Pictures of the prompt; there are none where it was refused."""
     right: tuple[bool, ...]
     """Whether each picture shows what it has to."""
     said: tuple[str, ...]
@@ -91,7 +91,7 @@ def prompts_by_hand(name: str) -> tuple[Asked, ...]:
 
 
 def draw(asked: Sequence[Asked], generator: BuiltinGenerator, judge: Judge) -> list[Drawn]:
-    """Each prompt with each seed."""
+    """Draw each prompt with each seed."""
     return [_draw(each, generator, judge) for each in asked]
 
 
@@ -147,7 +147,7 @@ def _is(thing: Mention, found: Detection) -> bool:
 
 
 def figures(generator: BuiltinGenerator, judge: Judge) -> dict[str, Any]:
-    """For each set: the feasible and the infeasible prompts by outcome, and how far the judge can be believed.
+    """Count for each set the feasible and the infeasible prompts by outcome, and how far the judge can be believed.
 
     Which prompts of the development set went wrong is told; of the others that would make them a development set too.
     """

@@ -38,7 +38,7 @@ def cider_d(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         frequency.update(set().union(*each))
     rarity = math.log(max(2, len(known)))
 
-    def weighted(grams: Grams) -> list[dict[tuple[str, ...], float]]:
+    def weigh(grams: Grams) -> list[dict[tuple[str, ...], float]]:
         sizes: list[dict[tuple[str, ...], float]] = [{} for _ in range(LONGEST)]
         for gram, count in grams.items():
             sizes[len(gram) - 1][gram] = count * (rarity - math.log(max(1, frequency[gram])))
@@ -50,7 +50,7 @@ def cider_d(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         likenesses = []
         for other in others:
             longer = _length(mine) - _length(other)
-            likenesses.append(_likeness(weighted(mine), weighted(other), longer))
+            likenesses.append(_likeness(weigh(mine), weigh(other), longer))
         scores.append(np.mean(likenesses))
     return float(10 * np.mean(scores))
 

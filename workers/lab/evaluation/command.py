@@ -56,7 +56,7 @@ def arguments() -> argparse.Namespace:
         "--cache",
         type=Path,
         default=Path("runs/pictures"),
-        help="where rendered pictures are kept",
+        help="folder that keeps drawn pictures",
     )
     parser.add_argument("--device", default="cpu", help="device that the models run on")
     parser.add_argument(

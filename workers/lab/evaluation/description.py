@@ -40,7 +40,7 @@ def facts(scene: Scene, style: Style) -> frozenset[Fact]:
 
 
 def f1_rows(true: Sequence[frozenset[Fact]], said: Sequence[frozenset[Fact]]) -> list[tuple[int, int, int]]:
-    """For each picture: facts that are right, said, true."""
+    """Count for each picture the facts that are right, said, true."""
     return [(len(t & s), len(s), len(t)) for t, s in zip(true, said, strict=True)]
 
 

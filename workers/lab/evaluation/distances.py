@@ -34,7 +34,7 @@ class _Features(nn.Module):
 
 @torch.no_grad()
 def figures(data: Pictures, contestants: Contestants, size: int = 200) -> dict[str, Any]:
-    """Of the pictures that captions of `data` give, against its own pictures."""
+    """Return the distances of the pictures that captions of `data` give from its own pictures."""
     features = _Features(contestants.recognizer.model.trunk)
     frechet = FrechetInceptionDistance(features, input_img_size=(3, 64, 64))
     kernel = KernelInceptionDistance(features, subsets=50, subset_size=min(1000, len(data)))

@@ -36,7 +36,7 @@ class Drawn:
     scores: NDArray[np.float64]
     """What the match engine, which is not the judge, gives each."""
     atoms: list[dict[str, float]]
-    """For each picture the probability of each statement."""
+    """Probability of each statement, for each picture."""
 
     @property
     def at_1(self) -> float:
@@ -88,7 +88,7 @@ MEASURES = ("at_1", "best", "oracle")
 
 
 def figures(gallery: Gallery) -> dict[str, Any]:
-    """For each column: the tags, the mean of GenEval's six, the tags beside it and Soft-TIFA."""
+    """Return for each column the tags, the mean of GenEval's six, the tags beside it and Soft-TIFA."""
     return {column: _column(tags) for column, tags in gallery.items()}
 
 

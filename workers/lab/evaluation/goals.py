@@ -20,7 +20,7 @@ class Goal:
     low: float | None = None
     high: float | None = None
     unit: str = ""
-    """Of figures where less is better; shares, of which more is better, have none."""
+    """Unit of a figure where less is better; shares, of which more is better, have none."""
 
     @property
     def verdict(self) -> str:

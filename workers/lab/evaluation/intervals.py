@@ -12,7 +12,7 @@ DRAWS = 1000
 LEVEL = 0.95
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""From sums over questions (…, columns) to the figure (…)."""
+"""A function from sums over questions (…, columns) to the figure (…)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def figure(rows: ArrayLike, of: Statistic, seed: int = 0) -> Figure:
         rows: what each question adds to the sums, (questions, columns).
     """
     table = np.asarray(rows, float)
-    return _figure(of(table.sum(0)), of(_resampled(table, seed)), len(table))
+    return _figure(of(table.sum(0)), of(_resample(table, seed)), len(table))
 
 
 def mean(values: ArrayLike, seed: int = 0) -> Figure:
@@ -50,12 +50,12 @@ def mean(values: ArrayLike, seed: int = 0) -> Figure:
 def mean_of_means(groups: Sequence[ArrayLike], seed: int = 0) -> Figure:
     """The unweighted mean of the groups' means; each group is resampled by itself."""
     tables = [np.asarray(group, float).reshape(-1, 1) for group in groups]
-    drawn = [_resampled(table, seed + i)[:, 0] / len(table) for i, table in enumerate(tables)]
+    drawn = [_resample(table, seed + i)[:, 0] / len(table) for i, table in enumerate(tables)]
     value = np.mean([table.mean() for table in tables])
     return _figure(value, np.mean(drawn, 0), sum(map(len, tables)))
 
 
-def _resampled(table: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+def _resample(table: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     """Sums over as many questions drawn with replacement, (DRAWS, columns)."""
     count = len(table)
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=DRAWS)

@@ -241,9 +241,9 @@ def main() -> None:
         "--seed",
         type=int,
         default=default.seed,
-        help="of weights and batches; of the data plus one",
+        help="seed of the weights and the batches; the seed of the data is one more",
     )
-    parser.add_argument("--cache", type=Path, default=Path("runs/pictures"), help="where pictures are kept")
+    parser.add_argument("--cache", type=Path, default=Path("runs/pictures"), help="folder that keeps drawn pictures")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--now",

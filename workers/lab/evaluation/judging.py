@@ -54,22 +54,22 @@ def trial(asked: Sequence[Prompt], judge: Judge, seed: int) -> dict[str, list[fl
     edited = [counterfactual(prompt, rng) for prompt in asked]
     seen = judge.look([render(scene, SIDE) for scene in (*true, *shuffled, *edited)])
     repeated = [prompt for prompt in asked for _ in SEEDS]
-    ceiling = _accepted(repeated, seen[: len(true)])
+    ceiling = _judge(repeated, seen[: len(true)])
     return {
         "ceiling": np.reshape(ceiling, (-1, len(SEEDS))).mean(1).tolist(),
-        "shuffled": _accepted(asked, seen[len(true) : len(true) + count]),
-        "shuffled_true": _accepted(asked, [truth(scene) for scene in shuffled]),
-        "edited": _accepted(asked, seen[-count:]),
+        "shuffled": _judge(asked, seen[len(true) : len(true) + count]),
+        "shuffled_true": _judge(asked, [truth(scene) for scene in shuffled]),
+        "edited": _judge(asked, seen[-count:]),
     }
 
 
-def _accepted(asked: Sequence[Prompt], seen: Sequence[Sighting]) -> list[float]:
+def _judge(asked: Sequence[Prompt], seen: Sequence[Sighting]) -> list[float]:
     """1 where what is seen in a picture is what its prompt asks for, otherwise 0."""
     return [float(correct(prompt, sighting)) for prompt, sighting in zip(asked, seen, strict=True)]
 
 
 def figures(count: int, judge: Judge) -> dict[str, Any]:
-    """For each column and measure the mean of GenEval's six tags, and every tag by itself."""
+    """Return for each column and measure the mean of GenEval's six tags, and every tag by itself."""
     return {column: _column(column, count, judge) for column in COLUMNS}
 
 

@@ -47,15 +47,15 @@ def photographs() -> list[Pixels]:
     """Photographs that come with scikit-learn and scikit-image, uint8 RGB of any size: nothing is downloaded."""
     found = [np.asarray(image) for image in load_sample_images().images]
     found += [np.asarray(getattr(bundled, name)()) for name in SKIMAGE]
-    return [_rgb(image) for image in [*found, *map(_stored, SKIMAGE_FILES)]]
+    return [_rgb(image) for image in [*found, *map(_load, SKIMAGE_FILES)]]
 
 
 def pages() -> list[Pixels]:
     """Photographed and scanned text."""
-    return [_rgb(_stored(name)) for name in TEXT]
+    return [_rgb(_load(name)) for name in TEXT]
 
 
-def _stored(name: str) -> NDArray[np.uint8]:
+def _load(name: str) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO((files("skimage") / "data" / name).read_bytes())))
 
 
@@ -98,16 +98,16 @@ def _logits(model: Any, pictures: Sequence[Pixels], device: str, size: int = 64)
 
 
 def figures(inside: Pictures, count: int, contestants: Contestants) -> dict[str, Any]:
-    """For recogniser and describer: area under the ROC curve for each kind of stranger, and what users are told."""
+    """Return the area under the ROC curve for each kind of stranger, and what users are told, by model."""
     outside = strangers(count, inside.pixels)
     drawn = list(inside.pixels)
     return {
-        "recognizer": _told(contestants.recognizer, contestants.recognize, drawn, outside),
-        "describer": _told(contestants.describer, lambda p: contestants.describe(p, "en"), drawn, outside),
+        "recognizer": _measure(contestants.recognizer, contestants.recognize, drawn, outside),
+        "describer": _measure(contestants.describer, lambda p: contestants.describe(p, "en"), drawn, outside),
     }
 
 
-def _told(engine: Any, ask: Any, drawn: list[Pixels], outside: dict[str, list[Pixels]]) -> dict[str, Any]:
+def _measure(engine: Any, ask: Any, drawn: list[Pixels], outside: dict[str, list[Pixels]]) -> dict[str, Any]:
     known = _logits(engine.model, drawn, engine.device)
     answers = ask(drawn)
     found: dict[str, Any] = {"drawn": _answers(answers)}

@@ -72,12 +72,12 @@ def wrong_pictures(gallery: Gallery) -> list[Failure]:
     found: list[list[Failure]] = []
     for column, tags in gallery.items():
         for tag, drawn in tags.items():
-            found.append([_refused(each, tag, column) for each in drawn if not each.right.all()])
+            found.append([_to_failure(each, tag, column) for each in drawn if not each.right.all()])
     most = max(map(len, found), default=0)
     return [each[i] for i in range(most) for each in found if i < len(each)][: 2 * FAILURES]
 
 
-def _refused(drawn: Drawn, tag: str, column: str) -> Failure:
+def _to_failure(drawn: Drawn, tag: str, column: str) -> Failure:
     index = int((~drawn.right).argmax())
     doubted = min(drawn.atoms[index].items(), key=lambda atom: atom[1])
     return Failure(

@@ -39,7 +39,7 @@ FEWEST_ATOMS, MOST_ATOMS = 3, 8
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One entry of `include` or `exclude`: so many objects of a class, with what is said of them."""
+    """An entry of `include` or `exclude`: so many objects of a class, with what is said of them."""
 
     object: str
     count: int = 1
@@ -133,7 +133,7 @@ def _draw(tag: str, column: Column, language: Language, rng: np.random.Generator
     text = say(said, place, relation, language, "short", rng)
     exclude = (Wanted(said[0].object, said[0].count + 1),) if tag == "counting" else ()
     asked_place = place if tag == "scene" else None
-    return Prompt(tag, column, text, language, _wanted(said, relation), exclude, asked_place, scene)
+    return Prompt(tag, column, text, language, _to_wanted(said, relation), exclude, asked_place, scene)
 
 
 def _mention(thing: Thing, tag: str, column: Column) -> Mention:
@@ -181,14 +181,14 @@ def _atoms(scene: Scene, column: Column, language: Language, rng: np.random.Gene
         style = "detailed"
     text = say(said, place, relation, language, style, rng)
     exclude = tuple(Wanted(m.object, m.count + 1) for m in said if m.count > 1)
-    return Prompt("atoms", column, text, language, _wanted(said, relation), exclude, place, scene)
+    return Prompt("atoms", column, text, language, _to_wanted(said, relation), exclude, place, scene)
 
 
 def _has(thing: Thing, role: str) -> bool:
     return getattr(thing, role) is not None
 
 
-def _wanted(said: Sequence[Mention], relation: str | None) -> tuple[Wanted, ...]:
+def _to_wanted(said: Sequence[Mention], relation: str | None) -> tuple[Wanted, ...]:
     wanted = [Wanted(m.object, m.count, m.colour, None, m.action, m.size) for m in said]
     if relation:
         # GenEval's first entry is what the second one stands in relation to.

@@ -121,7 +121,7 @@ def _hits(answers: Answers, classes: Sequence[str], pictures: int) -> NDArray[np
 
 
 def macro_f1(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """From `_hits` summed over pictures, (…, 3 · classes); a class that does not occur counts for nothing."""
+    """Return macro-F1 of `_hits` summed over pictures, (…, 3 · classes); a class that does not occur does not count."""
     hits, said, true = np.split(sums, 3, axis=-1)
     occurs = (said + true) > 0
     each = 2 * hits / np.maximum(said + true, 1)
@@ -163,7 +163,7 @@ def _attribute(answers: Answers, classes: Sequence[str], pictures: int) -> dict[
 
 
 def reliability(confidence: NDArray[np.float64], exact: NDArray[np.bool_]) -> list[dict[str, float]]:
-    """For each bin of confidence that is not empty: how sure, how often right, how many."""
+    """Return for each bin of confidence that is not empty: how sure, how often right, how many."""
     which = np.minimum((confidence * BINS).astype(int), BINS - 1)
     bins = []
     for number in range(BINS):

@@ -39,7 +39,7 @@ from workers.lab.training.data import Pictures, draw_pictures
 log = logging.getLogger("workers.lab.evaluation")
 
 DATA_SEED = 9001
-"""No model was trained, chosen or calibrated on pictures with this seed."""
+"""Seed of the test pictures; no model was trained, chosen or calibrated on pictures with it."""
 SECTIONS = (
     "judge",
     "generation",
@@ -59,13 +59,13 @@ class Sizes:
     """How much is measured."""
 
     prompts: int = 120
-    """Of each tag, seen and unseen each; every one is drawn with four seeds."""
+    """Number of prompts of each tag, seen and unseen each; every one is drawn with four seeds."""
     pictures: int = 1000
-    """Of each test split."""
+    """Number of pictures of each test split."""
     strangers: int = 150
-    """Of each kind from outside the drawn world."""
+    """Number of pictures of each kind from outside the drawn world."""
     repeats: int = 30
-    """Of each timed call."""
+    """Number of repetitions of each timed call."""
     distances: int = 0
     """Pictures for Fréchet and kernel distance, which say little on fewer than 10,000; 0 leaves them out."""
 

@@ -38,10 +38,10 @@ def _with(threads: int, picture: Pixels, contestants: Contestants, repeats: int)
         "recognition": lambda: contestants.recognize([picture]),
         "match": lambda: contestants.match([picture], [PROMPT]),
     }
-    return {name: _timed(call, repeats) for name, call in calls.items()}
+    return {name: _time(call, repeats) for name, call in calls.items()}
 
 
-def _timed(call: Callable[[], object], repeats: int) -> dict[str, float]:
+def _time(call: Callable[[], object], repeats: int) -> dict[str, float]:
     call()  # what the first call sets up is no part of the time
     times = []
     for _ in range(repeats):

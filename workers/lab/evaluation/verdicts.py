@@ -14,7 +14,7 @@ CLEARANCE = 0.1
 
 def correct(prompt: Prompt, sighting: Sighting) -> bool:
     """GenEval's verdict: everything in `include` is there, nothing in `exclude` is, and the place is right if asked."""
-    groups = [_found(wanted, sighting) for wanted in prompt.include]
+    groups = [_find(wanted, sighting) for wanted in prompt.include]
     shown = all(_satisfied(wanted, group, groups) for wanted, group in zip(prompt.include, groups, strict=True))
     excess = any(len(_of_class(wanted.object, sighting)) >= wanted.count for wanted in prompt.exclude)
     return shown and not excess and prompt.place in (None, sighting.place)
@@ -24,8 +24,8 @@ def _of_class(object_: str, sighting: Sighting) -> list[Detection]:
     return [detection for detection in sighting.detections if detection.value("object") == object_]
 
 
-def _found(wanted: Wanted, sighting: Sighting) -> list[Detection]:
-    """As many of the wanted class as are wanted, the most certain first."""
+def _find(wanted: Wanted, sighting: Sighting) -> list[Detection]:
+    """Return as many objects of the wanted class as are wanted, the most certain first."""
     return _of_class(wanted.object, sighting)[: wanted.count]
 
 
@@ -71,7 +71,7 @@ def relations(box: Box, other: Box) -> set[str]:
 
 
 def atoms(prompt: Prompt, sighting: Sighting) -> dict[str, float]:
-    """For each single statement of the prompt the probability that it holds.
+    """Return the probability that it holds for each single statement of the prompt.
 
     This is Soft-TIFA (Kamath et al., 2025) with the judge's probabilities in place of a language model's answers.
     """

@@ -1,4 +1,4 @@
-"""Where a training run is kept: resumable checkpoints, and weights with their facts beside them.
+"""Files of a training run: resumable checkpoints, and weights with their facts beside them.
 
 Everything is written to a temporary name first and renamed, so a process killed at any moment leaves
 either the old file or the new one, never half of one.

@@ -33,7 +33,7 @@ class HasPixels(Protocol):
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
-        """uint8 (count, size, size, 3)"""
+        """The pictures, uint8 (count, size, size, 3)."""
         ...
 
 
@@ -130,7 +130,7 @@ def cut(count: int, size: int) -> list[slice]:
 
 
 def to_tensor(pixels: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
-    """uint8 (B, H, W, 3) → float (B, 3, H, W) in [-1, 1], channels last in memory."""
+    """Convert uint8 (B, H, W, 3) to float (B, 3, H, W) in [-1, 1], channels last in memory."""
     images = torch.from_numpy(np.array(pixels, order="C")).to(device).permute(0, 3, 1, 2)
     return images.float().div_(127.5).sub_(1)
 
@@ -186,5 +186,5 @@ def _shift(images: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def blur(images: Tensor) -> Tensor:
-    """Each pixel becomes the mean of its 3×3 neighbourhood; (B, 3, H, W) → the same."""
+    """Blur pictures (B, 3, H, W): each pixel becomes the mean of its 3×3 neighbourhood."""
     return avg_pool2d(pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)

@@ -121,9 +121,9 @@ class Tilted(NamedTuple):
     images: Tensor
     """(B, 3, H, W)"""
     upright: Tensor
-    """Which pictures are as they were, bool (B,)."""
+    """Whether a picture is as it was, bool (B,)."""
     change: Tensor
-    """Where each point comes from, (B, 2, 3) as `affine_grid` takes it."""
+    """The map from each point to where it comes from, (B, 2, 3) as `affine_grid` takes it."""
 
 
 def tilt(images: Tensor, share: float, rng: np.random.Generator) -> Tilted:

@@ -68,7 +68,7 @@ class _Draft:
     def _logits(self, true: int, possible: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Log probabilities with `true` among them, in doubt now and then against one other that is `possible`.
 
-        The true one of two gets the share √u: so whichever has the share p is the true one with probability p.
+        The true one of two gets the share √u: so the one that has the share p is the true one with probability p.
         """
         chances = np.full(len(possible), 1e-4)
         others = [value for value in possible.nonzero()[0] if value != true]

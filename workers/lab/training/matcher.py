@@ -36,18 +36,18 @@ class Batch(NamedTuple):
     ids: Tensor
     """Token ids of the pictures' own captions, then of captions with one edit, (2B, length)."""
     fits: Tensor
-    """Which texts are true of which pictures, bool (B, 2B)."""
+    """Whether a text is true of a picture, bool (B, 2B)."""
 
 
 class Evidence(NamedTuple):
     """Log odds that texts fit their pictures, on the processor, (count,) each."""
 
     true: Tensor
-    """Of each picture's own caption."""
+    """Log odds of each picture's own caption."""
     edited: Tensor
-    """Of its caption with one statement changed."""
+    """Log odds of its caption with one statement changed."""
     other: Tensor
-    """Of the next picture's caption."""
+    """Log odds of the next picture's caption."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ def _true_before_edits(
     split: Split,
     rng: np.random.Generator,
 ) -> list[bool]:
-    """For every fourth picture, whether its caption comes before nine captions with one edit each."""
+    """Return, for every fourth picture, whether its caption comes before nine captions with one edit each."""
     first: list[bool] = []
     for row in range(0, len(data), 4):
         scene = data.scenes[row]

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from workers.lab.training.recipe import OptimiserName, Schedule
 
 MODELS = ("recognizer", "describer", "matcher", "generator")
-"""In the order in which they are trained: describer and matcher take over the recogniser's encoder."""
+"""The models in the order in which they are trained: describer and matcher take over the recogniser's encoder."""
 
 Missing: TypeAlias = Literal["drop", "fill", "fail"]
 """What is done with an image of the user's that lacks a caption or labels."""
@@ -59,7 +59,7 @@ class TrainOptions:
 
     @property
     def folder(self) -> Path:
-        """Where the run of this one model is kept."""
+        """Return the folder of the run of this one model."""
         return self.out or Path("runs", self.model)
 
     @classmethod
@@ -109,7 +109,7 @@ def _add_data_options(data: argparse._ArgumentGroup) -> None:
         help="what to do with an image that has no caption or no labels: leave it out (drop), let the describer write "
         "a caption (fill), or stop (fail); a broken image is left out, or stops the run (fail)",
     )
-    data.add_argument("--root", help="folder that the paths in a table start from")
+    data.add_argument("--root", help="folder that the paths in a table are relative to")
     data.add_argument("--image-column", help="column of a table that names the image")
     data.add_argument("--caption-column", help="column of a table that holds the caption")
     data.add_argument(

@@ -15,7 +15,7 @@ from tuwen.engine import Pixels
 from workers.lab.world.pen import Colour
 
 Maker = Callable[[np.random.Generator, int, Pixels], Pixels]
-"""From the random generator, the side in pixels and a picture of the drawn world to an outlier (side, side, 3)."""
+"""Makes an outlier (side, side, 3) of a random generator, the side in pixels and a picture of the drawn world."""
 
 
 def _colour(rng: np.random.Generator) -> Colour:

@@ -25,7 +25,7 @@ from workers.lab.training.checkpoint import write_atomically
 log = logging.getLogger(__name__)
 
 console = Console(stderr=True)
-"""Where logs and the bar go, so that neither writes over the other."""
+"""Console of the logs and the bar, so that neither writes over the other."""
 
 REDRAW_SECONDS = 30.0
 """Least time between two drawings of the curves."""

@@ -45,9 +45,9 @@ class Batch(NamedTuple):
     upright: Tensor
     """Whether it is neither turned nor stretched, bool (B,)."""
     where: Tensor
-    """Which cells the things are in, bool (B, 2, 2, 256)."""
+    """Cells that the things are in, bool (B, 2, 2, 256)."""
     met: Tensor
-    """Which objects were met in which actions, bool (10, 7)."""
+    """Whether an object was met in an action, bool (10, 7)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ def strip(picture: Pixels, telling: NDArray[np.float32], rng: np.random.Generato
 
 
 def count_lookalikes(facts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """For slots (scenes, 12): 1 where there is a four-legged animal, 2 where one of them is white, otherwise 0."""
+    """Return 1 for slots (scenes, 12) with a four-legged animal, 2 where one of them is white, otherwise 0."""
     animals = [KEYS["object"].index(animal) + 1 for animal in BUILDS]
     four_legged = np.isin(facts[:, [0, 5]], animals)
     white = facts[:, [1, 6]] == KEYS["colour"].index("white") + 1
@@ -185,7 +185,7 @@ def count_lookalikes(facts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def actions_met(facts: NDArray[np.int64]) -> Tensor:
-    """Which objects (rows) some of the slots (scenes, 12) show in which action (columns), bool (10, 7)."""
+    """Find the objects (rows) that some of the slots (scenes, 12) show in each action (columns), bool (10, 7)."""
     met = torch.zeros(len(KEYS["object"]), len(KEYS["action"]) + 1, dtype=torch.bool)
     for first in (0, 5):
         there = facts[facts[:, first] > 0]
@@ -196,7 +196,7 @@ def actions_met(facts: NDArray[np.int64]) -> Tensor:
 
 
 def rectangles(scenes: Sequence[Scene]) -> NDArray[np.float32]:
-    """Where the things of each scene are, float (scenes, 2, 2, 4, 4).
+    """Return the rectangles of the things of each scene, float (scenes, 2, 2, 4, 4).
 
     The dimensions: scene; first or second kind of thing; the box around the whole, or around the part that tells what
     it is, which is its head where it has one; up to four things of a kind; left, top, right and bottom in shares of the
@@ -216,7 +216,7 @@ def rectangles(scenes: Sequence[Scene]) -> NDArray[np.float32]:
 
 
 def cells_within(rectangles: Tensor, change: Tensor, margin: float = 0.05) -> Tensor:
-    """Which cells of changed pictures lie in any of the rectangles or near it.
+    """Find the cells of changed pictures that lie in any of the rectangles or near it.
 
     Args:
         rectangles: as `rectangles` returns them, (B, 2, 2, 4, 4).

@@ -44,7 +44,7 @@ IN_FULL: Mapping[str, Mapping[str, Any]] = {
 """What `all` changes in the recipes, whose own lengths are for trying things out."""
 
 SHIPPED = Path(__file__).parents[2] / "weights"
-"""Where the built-in engines look for weights."""
+"""Folder in which the built-in engines look for weights."""
 
 
 def make_recipe(options: TrainOptions) -> Any:
@@ -78,7 +78,7 @@ def options_of_each(options: TrainOptions) -> Iterator[TrainOptions]:
 
 
 def shipped_path(options: TrainOptions) -> Path:
-    """Where the finished weights of this model go."""
+    """Return the path that the finished weights of this model go to."""
     if options.ship:
         return SHIPPED / f"{options.model}.safetensors"
     return options.folder / "shipped.safetensors"

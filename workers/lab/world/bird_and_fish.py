@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from workers.lab.world.latents import Instance
-from workers.lab.world.marks import drops, eye, snores
+from workers.lab.world.marks import draw_drops, draw_eye, draw_snores
 from workers.lab.world.paint import BEAK, FOAM, Paint
 from workers.lab.world.pen import Colour, Pen, Point
 
 
-def bird(pen: Pen, action: str | None, self_: Instance, paint: Paint) -> None:
+def draw_bird(pen: Pen, action: str | None, self_: Instance, paint: Paint) -> None:
     """A bird that looks to the right, in one of its poses."""
     asleep = action == "sleeping"
     flying = action == "flying"
     low = {"sitting": 0.32, "sleeping": 0.3, "swimming": 0.26}.get(action or "", 0.44)
     if action in ("sitting", "sleeping"):
-        _nest(pen)
+        _draw_nest(pen)
     if flying:
         pen.pose(12 + 6 * self_.phase, (0.0, low), 0.2)
-        _wing(pen, (0.1, low + 0.12), 0.16, self_.phase, paint.dark)
+        _draw_wing(pen, (0.1, low + 0.12), 0.16, self_.phase, paint.dark)
     if action is None:
         for dx in (-0.06, 0.08):
             pen.limb([(dx, 0.3), (dx, 0.03), (dx + 0.1, 0.02)], 0.035, BEAK)
@@ -40,10 +40,10 @@ def bird(pen: Pen, action: str | None, self_: Instance, paint: Paint) -> None:
     pen.ellipse(x, y, 0.195, 0.185, paint.base)
     pen.flush()
     pen.ellipse(0.1, low - 0.08, 0.17, 0.13, paint.light, outlined=False)
-    eye(pen, x + 0.07, y + 0.04, 0.052, closed=asleep)
+    draw_eye(pen, x + 0.07, y + 0.04, 0.052, closed=asleep)
     if flying:
         pen.flush()
-        _wing(pen, (-0.04, low + 0.02), -0.2, self_.phase, paint.dark)
+        _draw_wing(pen, (-0.04, low + 0.02), -0.2, self_.phase, paint.dark)
     else:
         pen.blob(
             [
@@ -57,10 +57,10 @@ def bird(pen: Pen, action: str | None, self_: Instance, paint: Paint) -> None:
         )
     pen.flush()
     if asleep:
-        snores(pen, 0.28, 0.62)
+        draw_snores(pen, 0.28, 0.62)
 
 
-def _wing(pen: Pen, root: Point, lean: float, phase: float, fill: Colour) -> None:
+def _draw_wing(pen: Pen, root: Point, lean: float, phase: float, fill: Colour) -> None:
     """A raised wing with three feathers at its end; `lean` moves its tip forward."""
     x, y = root
     up = 0.54 + 0.08 * phase
@@ -80,7 +80,7 @@ def _wing(pen: Pen, root: Point, lean: float, phase: float, fill: Colour) -> Non
     )
 
 
-def _nest(pen: Pen) -> None:
+def _draw_nest(pen: Pen) -> None:
     with pen.outlined_in((74, 48, 26)):
         pen.blob(
             [
@@ -102,7 +102,7 @@ def _nest(pen: Pen) -> None:
             )
 
 
-def _fish_tail(pen: Pen, x: float, y: float, swish: float, paint: Paint) -> None:
+def _draw_fish_tail(pen: Pen, x: float, y: float, swish: float, paint: Paint) -> None:
     pen.blob(
         [
             (x + 0.1, y),
@@ -116,7 +116,7 @@ def _fish_tail(pen: Pen, x: float, y: float, swish: float, paint: Paint) -> None
     )
 
 
-def _fish_body(pen: Pen, y: float, paint: Paint) -> None:
+def _draw_fish_body(pen: Pen, y: float, paint: Paint) -> None:
     """Fins and body around the height y."""
     pen.blob(
         [(-0.12, y + 0.2), (-0.06, y + 0.4), (0.14, y + 0.36), (0.22, y + 0.2)],
@@ -142,7 +142,7 @@ def _fish_body(pen: Pen, y: float, paint: Paint) -> None:
     pen.flush()
 
 
-def _fish_markings(pen: Pen, y: float, paint: Paint) -> None:
+def _draw_fish_markings(pen: Pen, y: float, paint: Paint) -> None:
     """Belly, scales, side fin and mouth."""
     pen.blob(
         [
@@ -171,18 +171,18 @@ def _fish_markings(pen: Pen, y: float, paint: Paint) -> None:
     pen.limb([(0.5, y - 0.05), (0.4, y - 0.07)], 0.024, paint.outline, outlined=False)
 
 
-def fish(pen: Pen, action: str | None, self_: Instance, paint: Paint) -> None:
+def draw_fish(pen: Pen, action: str | None, self_: Instance, paint: Paint) -> None:
     """A fish that looks to the right, in one of its poses."""
     swish = 0.06 * self_.phase
     middle = 0.42 if action == "swimming" else 0.3
     if action == "jumping":
         pen.pose(38 + 10 * self_.phase, (0.0, middle), 0.36)
-        drops(pen, (-0.2, -0.2))
+        draw_drops(pen, (-0.2, -0.2))
     y = middle
-    _fish_tail(pen, -0.42, y, swish, paint)
-    _fish_body(pen, y, paint)
-    _fish_markings(pen, y, paint)
-    eye(pen, 0.32, y + 0.06, 0.062)
+    _draw_fish_tail(pen, -0.42, y, swish, paint)
+    _draw_fish_body(pen, y, paint)
+    _draw_fish_markings(pen, y, paint)
+    draw_eye(pen, 0.32, y + 0.06, 0.062)
     pen.flush()
     if action == "swimming":
         with pen.outlined_in((110, 170, 210)):

@@ -6,7 +6,7 @@ from workers.lab.world.paint import DUST, EYE_WHITE, FOAM, PUPIL
 from workers.lab.world.pen import Pen, Point
 
 
-def eye(pen: Pen, x: float, y: float, r: float, *, closed: bool = False) -> None:
+def draw_eye(pen: Pen, x: float, y: float, r: float, *, closed: bool = False) -> None:
     """An eye around x and y."""
     if closed:
         arc = [
@@ -22,7 +22,7 @@ def eye(pen: Pen, x: float, y: float, r: float, *, closed: bool = False) -> None
     pen.ellipse(x + r * 0.25, y - r * 0.05, r * 0.58, r * 0.72, PUPIL, outlined=False)
 
 
-def snores(pen: Pen, x: float, y: float) -> None:
+def draw_snores(pen: Pen, x: float, y: float) -> None:
     """Z z Z rising from a sleeper."""
     pen.pose(0)
     with pen.outlined_in((60, 70, 110)):
@@ -41,7 +41,7 @@ def snores(pen: Pen, x: float, y: float) -> None:
             pen.limb(zed, 0.03, (250, 250, 255))
 
 
-def dust(pen: Pen, x: float) -> None:
+def draw_dust(pen: Pen, x: float) -> None:
     """Puffs and speed lines behind a runner."""
     with pen.outlined_in((168, 158, 146)):
         for dx, y, r in ((0.0, 0.06, 0.07), (-0.13, 0.10, 0.055), (-0.23, 0.05, 0.04)):
@@ -51,7 +51,7 @@ def dust(pen: Pen, x: float) -> None:
     pen.flush()
 
 
-def drops(pen: Pen, at: Point) -> None:
+def draw_drops(pen: Pen, at: Point) -> None:
     """Drops of water around a point."""
     x, y = at
     with pen.outlined_in((96, 150, 200)):

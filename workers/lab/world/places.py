@@ -131,11 +131,11 @@ def grass(size: int, u: Numbers) -> Image.Image:
         if i % 4 == 3:
             sketch.disc(x, y, 0.011, petals[i // 4])
         else:
-            _tuft(sketch, x, y, tuft)
+            _draw_tuft(sketch, x, y, tuft)
     return image
 
 
-def _tuft(sketch: _Sketch, x: float, y: float, fill: Colour) -> None:
+def _draw_tuft(sketch: _Sketch, x: float, y: float, fill: Colour) -> None:
     """Three blades of grass; those nearer to the eye are longer."""
     px = x * sketch.size
     py = y * sketch.size
@@ -174,8 +174,8 @@ def snow(size: int, u: Numbers) -> Image.Image:
     top = _between((150, 172, 204), (178, 196, 222), u[1])
     image = _gradient(size, horizon, (top, (214, 224, 238)), ((224, 234, 246), (246, 250, 255)))
     sketch = _Sketch(image)
-    _mountain(sketch, horizon, 0.22 + 0.15 * u[2], 0.2 + 0.04 * u[3])
-    _mountain(sketch, horizon, 0.74 + 0.15 * u[4], 0.24 + 0.04 * u[5])
+    _draw_mountain(sketch, horizon, 0.22 + 0.15 * u[2], 0.2 + 0.04 * u[3])
+    _draw_mountain(sketch, horizon, 0.74 + 0.15 * u[4], 0.24 + 0.04 * u[5])
     sketch.hill(horizon + 0.02, 0.4 + 0.3 * u[6], 0.06, 0.6, (232, 240, 250))
     for i in range(4):
         x = 0.5 + 0.5 * u[7 + i]
@@ -195,7 +195,7 @@ def snow(size: int, u: Numbers) -> Image.Image:
     return image
 
 
-def _mountain(sketch: _Sketch, horizon: float, x: float, height: float) -> None:
+def _draw_mountain(sketch: _Sketch, horizon: float, x: float, height: float) -> None:
     """A mountain that stands on the horizon, with snow on its peak."""
     size = sketch.size
     base = horizon * size
@@ -237,8 +237,8 @@ def room(size: int, u: Numbers) -> Image.Image:
     image = _gradient(size, horizon, (shade(wall, 1.15), wall), (shade(floor, 0.88), floor))
     sketch = _Sketch(image)
     sketch.draw.rectangle((0, (horizon - 0.03) * size, size, horizon * size), fill=shade(wall, 1.6))
-    _boards(sketch, horizon, 0.08 * u[4], floor)
-    _window(
+    _draw_boards(sketch, horizon, 0.08 * u[4], floor)
+    _draw_window(
         sketch,
         0.22 + 0.12 * u[5],
         0.05 + 0.02 * u[6],
@@ -257,7 +257,7 @@ def room(size: int, u: Numbers) -> Image.Image:
     return image
 
 
-def _boards(sketch: _Sketch, horizon: float, shift: float, floor: Colour) -> None:
+def _draw_boards(sketch: _Sketch, horizon: float, shift: float, floor: Colour) -> None:
     """The joints of floor boards, in perspective."""
     size = sketch.size
     edge = sketch.line_width(100)
@@ -271,7 +271,7 @@ def _boards(sketch: _Sketch, horizon: float, shift: float, floor: Colour) -> Non
         sketch.draw.line((far, horizon * size, near, size), fill=shade(floor, 0.84), width=edge)
 
 
-def _window(sketch: _Sketch, x: float, y: float, view: Colour) -> None:
+def _draw_window(sketch: _Sketch, x: float, y: float, view: Colour) -> None:
     """A window with four panes; x and y are its upper left corner."""
     frame = (250, 246, 238)
     bar = sketch.line_width(100) * 3
@@ -295,7 +295,7 @@ def night_street(size: int, u: Numbers) -> Image.Image:
     sketch.disc(x, y, 0.06, (250, 240, 190))
     sketch.disc(x + 0.025, y - 0.012, 0.05, (24, 27, 62))
     for i in range(6):
-        _building(sketch, horizon, i, u)
+        _draw_building(sketch, horizon, i, u)
     sketch.draw.rectangle(
         (0, size * (horizon - 0.02), size, size * (horizon + 0.04)),
         fill=(128, 128, 146),
@@ -310,7 +310,7 @@ def night_street(size: int, u: Numbers) -> Image.Image:
     return image
 
 
-def _building(sketch: _Sketch, horizon: float, i: int, u: Numbers) -> None:
+def _draw_building(sketch: _Sketch, horizon: float, i: int, u: Numbers) -> None:
     """The i-th house of the street; some of its windows are lit."""
     x = i / 6 + 0.02 * u[7 + i % 6]
     height = 0.14 + 0.06 * u[8 + i % 6]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import cos, radians, sin
 
 from workers.lab.world.latents import Instance
-from workers.lab.world.marks import dust, eye, snores
+from workers.lab.world.marks import draw_dust, draw_eye, draw_snores
 from workers.lab.world.paint import EYE_WHITE, PINK, PUPIL, Paint
 from workers.lab.world.pen import Pen, Point
 
@@ -22,7 +22,7 @@ class Build:
     head: float
     """Radius of the head."""
     neck: Point
-    """From the shoulder to the head's centre, standing."""
+    """Way from the shoulder to the head's centre, standing."""
 
 
 BUILDS = {
@@ -39,7 +39,7 @@ Leg = tuple[Point, Point, Point]
 
 @dataclass(frozen=True, slots=True)
 class Stance:
-    """Where the joints are: the far legs come first."""
+    """Places of the joints; the far legs come first."""
 
     hip: Point
     shoulder: Point
@@ -50,13 +50,13 @@ class Stance:
 
 
 def _leg(joint: Point, dx: float, dy: float, bend: float) -> Leg:
-    """From the joint to a foot `dx` ahead and `dy` below; `bend` pushes the knee forward."""
+    """Make the leg from the joint to a foot `dx` ahead and `dy` below; `bend` pushes the knee forward."""
     x, y = joint
     return (joint, (x + dx * 0.5 + bend, y - dy * 0.5), (x + dx, y - dy))
 
 
 def stance(build: Build, action: str | None, phase: float) -> Stance:
-    """Where the joints of an animal are that does something; `phase` says how far it has come with it."""
+    """Place the joints of an animal that does something; `phase` says how far it has come with it."""
     if action == "sitting":
         return _sit(build)
     if action == "sleeping":
@@ -172,19 +172,19 @@ def head(species: str, action: str | None, self_: Instance) -> tuple[Point, floa
     return (px + c * dx - d * dy, py + d * dx + c * dy + lift), build.head
 
 
-def quadruped(pen: Pen, species: str, action: str | None, self_: Instance, paint: Paint) -> None:
+def draw_quadruped(pen: Pen, species: str, action: str | None, self_: Instance, paint: Paint) -> None:
     """A four-legged animal that looks to the right, in one of its poses."""
     build = BUILDS[species]
     s = stance(build, action, self_.phase)
     if action == "running":
-        dust(pen, s.hip[0] - 0.36)
+        draw_dust(pen, s.hip[0] - 0.36)
     pen.pose(*_posture(action, s, self_))
-    _tail(pen, species, action, s, self_, paint)
+    _draw_tail(pen, species, action, s, self_, paint)
     near = len(s.legs) // 2
     for leg in s.legs[:near]:
         pen.limb(leg, build.limb, paint.dark)
     if species == "horse":
-        _horse_neck(pen, s, paint)
+        _draw_horse_neck(pen, s, paint)
     pen.limb([s.hip, s.shoulder], build.girth, paint.base)
     if s.haunch:
         pen.ellipse(s.hip[0], s.hip[1], s.haunch, s.haunch * 0.92, paint.base)
@@ -213,14 +213,14 @@ def quadruped(pen: Pen, species: str, action: str | None, self_: Instance, paint
     HEADS[species](pen, s.head, build.head, self_, paint, s.asleep)
     pen.flush()
     if s.asleep:
-        snores(
+        draw_snores(
             pen,
             s.head[0] + 0.02,
             s.head[1] + build.head * (1.9 if species == "rabbit" else 1.5),
         )
 
 
-def _tail(pen: Pen, species: str, action: str | None, s: Stance, self_: Instance, paint: Paint) -> None:
+def _draw_tail(pen: Pen, species: str, action: str | None, s: Stance, self_: Instance, paint: Paint) -> None:
     x = s.hip[0] - BUILDS[species].girth * 0.42
     y = s.hip[1] + 0.04
     wag = 0.05 * self_.variant
@@ -261,7 +261,7 @@ def _tail(pen: Pen, species: str, action: str | None, s: Stance, self_: Instance
         )
 
 
-def _horse_neck(pen: Pen, s: Stance, paint: Paint) -> None:
+def _draw_horse_neck(pen: Pen, s: Stance, paint: Paint) -> None:
     (x, y), (hx, hy) = s.shoulder, s.head
     pen.blob(
         [
@@ -276,7 +276,7 @@ def _horse_neck(pen: Pen, s: Stance, paint: Paint) -> None:
     pen.limb([(x, y + 0.02), (hx - 0.02, hy)], 0.2, paint.base)
 
 
-def _cat_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, asleep: bool) -> None:
+def _draw_cat_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, asleep: bool) -> None:
     x, y = at
     tip = r * (1.5 + 0.12 * self_.variant)
     for side in (-1, 1):
@@ -298,7 +298,7 @@ def _cat_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, asle
         pen.polygon(ear, PINK, outlined=False)
     pen.ellipse(x + r * 0.14, y - r * 0.42, r * 0.46, r * 0.34, paint.light, outlined=False)
     for across in (-0.32, 0.58):
-        eye(pen, x + across * r, y + r * 0.08, r * 0.24, closed=asleep)
+        draw_eye(pen, x + across * r, y + r * 0.08, r * 0.24, closed=asleep)
     pen.polygon(
         [
             (x + r * 0.02, y - r * 0.22),
@@ -321,7 +321,7 @@ def _cat_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, asle
             )
 
 
-def _dog_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, asleep: bool) -> None:
+def _draw_dog_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, asleep: bool) -> None:
     x, y = at
     pen.ellipse(x, y, r, r * 0.95, paint.base)
     pen.ellipse(x + r * 0.85, y - r * 0.3, r * 0.62, r * 0.42, paint.light)
@@ -335,7 +335,7 @@ def _dog_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, asle
         outlined=False,
     )
     pen.ellipse(x + r * 1.34, y - r * 0.12, r * 0.2, r * 0.17, PUPIL, outlined=False)
-    eye(pen, x + r * 0.32, y + r * 0.2, r * 0.21, closed=asleep)
+    draw_eye(pen, x + r * 0.32, y + r * 0.2, r * 0.21, closed=asleep)
     droop = r * (0.95 + 0.15 * self_.variant)
     pen.blob(
         [
@@ -349,7 +349,7 @@ def _dog_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, asle
     )
 
 
-def _rabbit_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, asleep: bool) -> None:
+def _draw_rabbit_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, asleep: bool) -> None:
     x, y = at
     back = 50.0 if asleep else 14 + 8 * self_.variant
     for dx, turn in ((-0.42, back), (0.16, back - 18)):
@@ -366,7 +366,7 @@ def _rabbit_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, a
         )
     pen.ellipse(x, y, r * 1.05, r * 0.95, paint.base)
     pen.ellipse(x + r * 0.55, y - r * 0.35, r * 0.4, r * 0.32, paint.light, outlined=False)
-    eye(pen, x + r * 0.25, y + r * 0.15, r * 0.24, closed=asleep)
+    draw_eye(pen, x + r * 0.25, y + r * 0.15, r * 0.24, closed=asleep)
     pen.ellipse(x + r * 0.86, y - r * 0.12, r * 0.13, r * 0.11, PINK, outlined=False)
     pen.polygon(
         [
@@ -379,7 +379,7 @@ def _rabbit_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, a
     )
 
 
-def _horse_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, asleep: bool) -> None:
+def _draw_horse_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, asleep: bool) -> None:
     x, y = at
     tilt = -6.0 if asleep else -24.0
     pen.polygon(
@@ -410,13 +410,13 @@ def _horse_head(pen: Pen, at: Point, r: float, self_: Instance, paint: Paint, as
         paint.dark,
         outlined=False,
     )
-    eye(pen, x + r * 0.42, y + r * 0.08, r * 0.25, closed=asleep)
+    draw_eye(pen, x + r * 0.42, y + r * 0.08, r * 0.25, closed=asleep)
     pen.ellipse(x + r * 1.68, y - r * 0.62, r * 0.12, r * 0.12, PUPIL, outlined=False)
 
 
 HEADS = {
-    "cat": _cat_head,
-    "dog": _dog_head,
-    "rabbit": _rabbit_head,
-    "horse": _horse_head,
+    "cat": _draw_cat_head,
+    "dog": _draw_dog_head,
+    "rabbit": _draw_rabbit_head,
+    "horse": _draw_horse_head,
 }

@@ -27,7 +27,7 @@ Box = tuple[float, float, float, float]
 
 
 class Spot(NamedTuple):
-    """Where a cell's object stands, in shares of the picture: x of its middle, y of its feet, its height."""
+    """Place of a cell's object, in shares of the picture: x of its middle, y of its feet, its height."""
 
     x: float
     y: float
@@ -115,7 +115,7 @@ class Placed(NamedTuple):
 
     @property
     def head(self) -> Head | None:
-        """Where the head of a four-legged animal is; None for all else."""
+        """Return the place of the head of a four-legged animal; None for all other things."""
         if self.thing.object not in BUILDS:
             return None
         (x, y), radius = head(self.thing.object, self.thing.action, self.instance)
@@ -142,7 +142,7 @@ def draw(place: str, background: list[float], placed: Sequence[Placed], size: in
 
 
 def layout(scene: Scene, vector: NDArray[np.float32]) -> list[Placed]:
-    """Where the scene's objects are; what stands further back comes first."""
+    """Place the scene's objects; what stands further back comes first."""
     _, instances = split_latents(vector)
     return [_place(*cell) for cell in sorted(_cells(scene, instances), key=_nearness)]
 
@@ -154,7 +154,7 @@ def _nearness(cell: tuple[Thing, Spot, Instance]) -> float:
 
 
 def places(scene: Scene) -> list[Placed]:
-    """Where the objects of the scene's picture are, in the order of its canonical things."""
+    """Return the places of the objects of the scene's picture, in the order of its canonical things."""
     return [_place(*cell) for cell in _cells(scene, split_latents(latents(scene))[1])]
 
 
@@ -223,20 +223,20 @@ def _draw(canvas: Image.Image, placed: Placed, place: str) -> None:
     aloft = thing.action in ("flying", "jumping")
     wet = place == "water"
     if not wet:
-        _shadow(pen, x * size, y * size, height * size * (0.7 if aloft else 1.0))
+        _draw_shadow(pen, x * size, y * size, height * size * (0.7 if aloft else 1.0))
     draw_object(pen, thing.object, thing.action, self_, paint_)
     pen.pose(0)
     if wet and not (thing.object == "fish" and thing.action == "swimming"):
-        _splash(canvas, pen, x * size, y * size, height * size, thing, aloft=aloft)
+        _draw_splash(canvas, pen, x * size, y * size, height * size, thing, aloft=aloft)
 
 
-def _shadow(pen: Pen, x: float, y: float, height: float) -> None:
+def _draw_shadow(pen: Pen, x: float, y: float, height: float) -> None:
     w = 0.5 * height
     h = 0.07 * height
     pen.glaze.ellipse((x - w, y - h, x + w, y + h * 0.9), fill=(20, 20, 40, 70))
 
 
-def _splash(
+def _draw_splash(
     canvas: Image.Image,
     pen: Pen,
     x: float,

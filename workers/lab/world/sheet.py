@@ -25,7 +25,7 @@ def contact_sheet(scenes: list[Scene], columns: int, size: int) -> Image.Image:
 
 
 def every_pose(seed: int) -> list[Scene]:
-    """One scene for each object and action that make sense."""
+    """Return one scene for each object and action that make sense."""
     rng = np.random.default_rng(seed)
     scenes = []
     for object_ in KEYS["object"]:

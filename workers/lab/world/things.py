@@ -7,7 +7,7 @@ from workers.lab.world.paint import BEAK, GLASS, WOOD, Paint
 from workers.lab.world.pen import Pen
 
 
-def car(pen: Pen, self_: Instance, paint: Paint) -> None:
+def draw_car(pen: Pen, self_: Instance, paint: Paint) -> None:
     """A car that looks to the right."""
     roof = 0.6 + 0.04 * self_.variant
     back = -0.32 - 0.03 * self_.phase
@@ -47,7 +47,7 @@ def car(pen: Pen, self_: Instance, paint: Paint) -> None:
             pen.ellipse(x, 0.13, 0.06, 0.06, (196, 198, 204), outlined=False)
 
 
-def boat(pen: Pen, self_: Instance, paint: Paint) -> None:
+def draw_boat(pen: Pen, self_: Instance, paint: Paint) -> None:
     """A sailing boat."""
     top = 1.0 + 0.05 * self_.variant
     pen.limb([(0.02, 0.2), (0.02, top)], 0.035, WOOD)
@@ -86,7 +86,7 @@ def boat(pen: Pen, self_: Instance, paint: Paint) -> None:
     pen.flush()
 
 
-def house(pen: Pen, self_: Instance, paint: Paint) -> None:
+def draw_house(pen: Pen, self_: Instance, paint: Paint) -> None:
     """A house with a chimney."""
     eaves = 0.54
     top = 0.98 + 0.04 * self_.variant
@@ -117,7 +117,7 @@ def house(pen: Pen, self_: Instance, paint: Paint) -> None:
     pen.flush()
 
 
-def tree(pen: Pen, self_: Instance, paint: Paint) -> None:
+def draw_tree(pen: Pen, self_: Instance, paint: Paint) -> None:
     """A tree."""
     with pen.outlined_in((58, 36, 20)):
         pen.polygon([(-0.11, 0.0), (-0.06, 0.45), (0.06, 0.45), (0.11, 0.0)], WOOD)

@@ -278,7 +278,7 @@ def test_a_generator_is_trained_in_slices_and_put_together(tmp_path: Path) -> No
 
 
 def test_losses_are_finite_in_mixed_precision() -> None:
-    """As they are computed on processors with native bfloat16, and on GPUs."""
+    """Processors with native bfloat16 and GPUs compute them so."""
     torch.manual_seed(0)
     planner, rivals = Planner(SHAPE), Rivals(Painter(SHAPE), Discriminator(SHAPE.plan))
     batch = paintings(draw_pictures("train", 4, seed=1), 4, seed=1)(0)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def assert_same_run(one: Path, other: Path, *, tolerance: float = 0.0) -> None:
-    """Kept weights, and everything that training would go on from."""
+    """Assert that two runs kept the same weights, and everything else that training would go on from."""
     for name, weight in load_file(one / "weights.safetensors").items():
         torch.testing.assert_close(load_file(other / "weights.safetensors")[name], weight, rtol=0, atol=tolerance)
     states = load_checkpoint(one), load_checkpoint(other)

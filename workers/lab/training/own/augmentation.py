@@ -176,9 +176,9 @@ class CaptionedPictures:
 
     captions: list[str]
     pixels: Pixels
-    """uint8 (B, 64, 64, 3)"""
+    """The pictures, uint8 (B, 64, 64, 3)."""
     rows: NDArray[np.intp]
-    """Which examples they are."""
+    """Numbers of the examples that they are."""
 
 
 def draw_captioned(data: Examples, size: int, rng: np.random.Generator) -> CaptionedPictures:

@@ -47,7 +47,7 @@ from workers.scenes.lexicon import KEYS
 log = logging.getLogger(__name__)
 
 Describe: TypeAlias = Callable[[Pixels, Language], Sequence[str]]
-"""From pictures, uint8 (count, 64, 64, 3), and a language to a caption of each picture."""
+"""A function from pictures, uint8 (count, 64, 64, 3), and a language to a caption of each picture."""
 
 SHARES: Mapping[str, int] = {"train": 8, "validation": 1, "test": 1}
 """How images are shared out, by a digest of their pixels: the same image is never in two shares."""
@@ -270,7 +270,7 @@ def _main_language(captions: Sequence[Sequence[str]]) -> Language:
 
 
 def _share_of(digest: str) -> str:
-    """One of the `SHARES`, which a picture belongs to by its digest."""
+    """Return which of the `SHARES` a picture belongs to by its digest."""
     rest = int(digest[:12], 16) % sum(SHARES.values())
     for name, size in SHARES.items():
         if rest < size:
@@ -284,7 +284,7 @@ class _Loaded(NamedTuple):
 
     images: list[SourceImage]
     pixels: Pixels
-    """uint8 (count, 64, 64, 3)"""
+    """The pictures, uint8 (count, 64, 64, 3)."""
 
 
 def _load_images(wanted: SourceOptions, counts: Counts) -> Iterator[_Loaded]:

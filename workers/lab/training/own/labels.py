@@ -51,7 +51,7 @@ def label_set(rows: Iterable[Mapping[str, Any]]) -> Labels:
     """
     counted: dict[Role, Counter[str]] = {role: Counter() for role in _OPEN}
     for row in rows:
-        said = _said(row)
+        said = _labels_by_role(row)
         for role in _OPEN:
             counted[role].update(_distinct(role, said.get(role, ())))
     labels = dict(KEYS)
@@ -70,7 +70,7 @@ def _distinct(role: Role, values: Sequence[str]) -> set[str]:
     for value in values:
         lower = value.lower()
         if lower and lower not in STILL:
-            found.add(_known(role, lower) or lower)
+            found.add(_find_concept(role, lower) or lower)
     return found
 
 
@@ -80,16 +80,16 @@ def labels_of(metadata: Mapping[str, Any], captions: Sequence[str], labels: Labe
     Captions that agree in what is there count together. The slots are `UNKNOWN` where there is none of the objects, or
     where there are more than two kinds, which the models do not tell apart.
     """
-    said = _said(metadata)
+    said = _labels_by_role(metadata)
     if "object" in said:
         return _from_columns(said, labels)
     slots = UNKNOWN
     for caption in captions:
-        slots = _merged(slots, _from_graph(parse(caption), labels))
+        slots = _merge(slots, _from_graph(parse(caption), labels))
     return slots
 
 
-def _said(metadata: Mapping[str, Any]) -> dict[Role, list[str]]:
+def _labels_by_role(metadata: Mapping[str, Any]) -> dict[Role, list[str]]:
     """The labels of one image by role."""
     said = {}
     for name, value in metadata.items():
@@ -104,7 +104,7 @@ def _values(value: Any) -> list[str]:
     return [str(part).strip() for part in parts]
 
 
-def _known(role: Role, value: str) -> str | None:
+def _find_concept(role: Role, value: str) -> str | None:
     """The concept of the drawn world that a label is a form of; None where the label is more or something else."""
     found = list(tokens(value))
     if len(found) == 1 and found[0].role == role:
@@ -114,7 +114,7 @@ def _known(role: Role, value: str) -> str | None:
 
 def _slot(role: Role, value: str, labels: Labels) -> int:
     """1 + the number of the label that a column names; 0 where it is none of the labels."""
-    return _index(role, _known(role, value) or value.lower(), labels)
+    return _index(role, _find_concept(role, value) or value.lower(), labels)
 
 
 def _from_columns(said: Mapping[Role, Sequence[str]], labels: Labels) -> tuple[int, ...]:
@@ -186,7 +186,7 @@ def _opposite(relation: int) -> int:
     return KEYS["relation"].index(OPPOSITE[side]) + 1
 
 
-def _merged(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+def _merge(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
     """What two captions of one picture say together; what the first says where they speak of different things."""
     if other == UNKNOWN:
         return one

@@ -106,7 +106,7 @@ def batches(data: Examples, recipe: MatcherRecipe, words: Vocabulary) -> Callabl
 
 
 def _truth(drawn: CaptionedPictures, texts: Sequence[str]) -> NDArray[np.bool_]:
-    """Which texts, the pictures' own ones first, are known to be true of which pictures, bool (pictures, texts)."""
+    """Return whether a text, the pictures' own ones first, is known to be true of a picture, bool (pictures, texts)."""
     fits = np.array([[text == own for text in texts] for own in drawn.captions])
     # The same picture may be drawn twice, and different pictures may have the same caption.
     same = drawn.rows[:, None] == drawn.rows

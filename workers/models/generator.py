@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -153,11 +153,26 @@ class Planner(nn.Module):
         return torch.stack(plan, 1)
 
 
+class Painted(NamedTuple):
+    """B pictures with N things in all."""
+
+    pictures: Tensor
+    """(B, 3, 64, 64) in [-1, 1]."""
+    picture: Tensor
+    """Of which picture each thing is, (N,)."""
+    kind: Tensor
+    """Object, colour, action and size of each thing, as in the plan, (N, 4)."""
+    frames: Tensor
+    """Where each thing's frame is, (N, 4), see `_Frames`."""
+
+
 class Painter(nn.Module):
     """Plan and noise to pixels: the generator of the GAN."""
 
     def __init__(self, shape: Shape, width: int = 192):
         super().__init__()
+        self.memory = 0.85
+        """How often, in training, what was learnt by heart is at hand; the decoder alone draws what never was."""
         self.scene_noise, self.thing_noise = shape.scene_noise, shape.thing_noise
         objects, colours, actions, sizes, _ = shape.plan[:5]
         self.object, self.action = nn.Embedding(objects, width), nn.Embedding(actions, width)
@@ -177,21 +192,26 @@ class Painter(nn.Module):
 
     def forward(self, plan: Tensor, noise: Tensor) -> Tensor:
         """Plans (B, columns) and noise (B, noise) in [-1, 1] → pictures (B, 3, 64, 64) in [-1, 1]."""
+        return self.paint(plan, noise).pictures
+
+    def paint(self, plan: Tensor, noise: Tensor) -> Painted:
+        """The pictures of plans (B, columns) and noise (B, noise) in [-1, 1], and where their things are in them."""
         scene, poses = noise[:, : self.scene_noise], noise[:, self.scene_noise :]
         scenery = self.scenery(self.place(plan[:, PLACE]) + self.light(scene))
         background: Tensor = self.background(scenery, scenery)
         kinds, cells, present = things(plan)
         picture, slot = present.nonzero(as_tuple=True)
+        kind = kinds[picture, slot]
         if not len(picture):
-            return background
-        object_, colour, action, size = kinds[picture, slot].unbind(1)
+            return Painted(background, picture, kind, background.new_zeros(0, 4))
+        object_, colour, action, size = kind.unbind(1)
         pose = poses.view(-1, THINGS, self.thing_noise)[picture, slot]
         form = self.form(self.object(object_) + self.action(action) + self.size(size) + self.pose(pose))
         # Colour enters late and knows nothing of the form, so that it also suits forms it was never seen on.
         paint = self.colour(colour) + self.place(plan[picture, PLACE]) + self.pose(pose)
         frames = self.frames(cells[picture, slot], size, form, pose)
         sprites = onto_canvas(self.thing(form, paint, self._recall(object_, action)), frames)
-        return compose(background, sprites, frames, picture, slot)
+        return Painted(compose(background, sprites, frames, picture, slot), picture, kind, frames)
 
     def _recall(self, object_: Tensor, action: Tensor) -> Tensor:
         """What was learnt by heart of objects in their actions; sometimes forgotten, so that the decoder learns it too.
@@ -199,7 +219,7 @@ class Painter(nn.Module):
         The decoder alone then draws what was never seen.
         """
         known = KNOWN_GAIN * self.known[object_, action]
-        return known * (torch.rand(len(known), 1, 1, 1, device=known.device) < 0.85) if self.training else known
+        return known * (torch.rand(len(known), 1, 1, 1, device=known.device) < self.memory) if self.training else known
 
 
 KNOWN_GAIN = 3.0

@@ -246,7 +246,11 @@ def _object(meta: ObjectMeta) -> PlacedFile:
 
 
 class _Object(io.RawIOBase):
-    """An object of a bucket as a file: each read is one request for a range."""
+    """An object of a bucket as a file: each read is one request for a range.
+
+    obstore's own reader (`open_reader`) does not do the same: in the middle of a read it raises errors of its own, and
+    it cannot read from a service that answers a range with the whole object, which `Bucket.read` can.
+    """
 
     def __init__(self, bucket: Bucket, path: str, size: int) -> None:
         self._bucket = bucket

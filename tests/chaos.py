@@ -135,7 +135,7 @@ def verdict(system: System, ids: list[UUID], poisons: list[UUID]) -> bool:
         for job in jobs
         # Enough crashes of its worker under its own batches quarantine an innocent job too: said, not lost.
         if job.status not in (Status.SUCCEEDED, Status.QUARANTINED)
-        or (isinstance(job.result, GenerateResult) and job.result.seed != job.id.int % 2**63)
+        or (isinstance(job.result, GenerateResult) and job.result.seed != job.id.int % 2**53)
     ]
     for job in wrong[:10]:
         console.print(job)

@@ -75,6 +75,9 @@ EngineWork = Item | Stages[Any]
 
 _INPUT: TypeAdapter[JobInput] = TypeAdapter(JobInput)
 
+DRAWN_SEEDS = 2**53
+"""Seeds that are drawn stay below this: JavaScript, and with it many a client, reads larger numbers inexactly."""
+
 STORED_TOGETHER = 4
 """Pictures that one thread encodes and stores: few, so that a distant storage is asked for many at a time, and more
 than one, because handing over costs as much as encoding a small one."""
@@ -404,7 +407,7 @@ class Runner:
                     prompt=wanted.prompt,
                     negative_prompt=wanted.negative_prompt,
                     # From the id, so that a job that runs twice makes the same picture.
-                    seed=claim.id.int % 2**63 if wanted.seed is None else wanted.seed,
+                    seed=claim.id.int % DRAWN_SEEDS if wanted.seed is None else wanted.seed,
                     width=wanted.width,
                     height=wanted.height,
                     steps=wanted.steps,

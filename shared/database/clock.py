@@ -19,7 +19,7 @@ from shared.settings import Settings
 #
 # A wait that ends in the future was set before the clock went back, or is the short one of a new retry, which may end
 # early. A lease goes on for as long as it had left; after a jump back, for a whole one. Deadlines keep their distance,
-# but for what was created since the last look, at most `elapsed` seconds ago: its times are already the new ones.
+# but for what was created `since` the last look, by the clock as it is now: its times are already the new ones.
 _SHIFTED_WAIT = """CASE WHEN :jump < 0 AND {column} > now()
             THEN GREATEST(now(), {column} + :jump * interval '1 second') ELSE {column} END"""
 _SHIFTED_LEASE = """CASE
@@ -28,7 +28,7 @@ _SHIFTED_LEASE = """CASE
             WHEN lease_until < now() THEN lease_until + :jump * interval '1 second'
             ELSE lease_until
         END"""
-_SHIFTED_DEADLINE = """CASE WHEN created_at BETWEEN now() - :elapsed * interval '1 second' AND now()
+_SHIFTED_DEADLINE = """CASE WHEN created_at BETWEEN CAST(:since AS timestamptz) AND now()
             THEN {column} ELSE {column} + :jump * interval '1 second' END"""
 
 
@@ -132,9 +132,12 @@ class Clock:
         [row] = self._connections.run(text("SELECT now() AS now, shifted FROM clock"))
         return ClockReading(row.now, row.shifted)
 
-    def shift(self, jump: float, elapsed: float) -> None:
-        """Shift the times of all that is not over by the seconds that the clock jumped, less than `elapsed` s ago."""
-        values = {"jump": jump, "elapsed": elapsed, "lease": self._far["lease"]}
+    def shift(self, jump: float, since: datetime) -> None:
+        """Shift the times of all that is not over by the seconds that the clock jumped.
+
+        `since` is when the clock was last known not to have jumped, told by the clock as it is now.
+        """
+        values = {"jump": jump, "since": since, "lease": self._far["lease"]}
         with self._connections.transaction() as connection:
             for statement in _SHIFT:
                 connection.execute(statement, {name: values[name] for name in statement.compile().params})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from shared.database import Database
 from shared.database.clock import ClockReading
@@ -47,6 +47,6 @@ class ClockWatch:
         jump_left = jump - (reading.shifted - last.reading.shifted)
         if abs(jump_left) > TOLERANCE:
             log.warning("PostgreSQL's clock jumped by %+.1f s: the times of what is not over are shifted", jump_left)
-            self._database.clock.shift(jump_left, elapsed=longest)
+            self._database.clock.shift(jump_left, since=reading.now - timedelta(seconds=longest))
             self._last = _Look(ClockReading(reading.now, reading.shifted + jump_left), look.before, look.after)
         return reading.now, abs(jump) > TOLERANCE

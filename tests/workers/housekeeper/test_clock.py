@@ -122,6 +122,19 @@ class TestShift:
         assert later.jobs.expire_queued(now) == []
         assert set(later.jobs.claim([before, after], "w")) == {before, after}
 
+    def test_a_job_submitted_right_after_the_last_look_keeps_its_deadline_however_slow_the_shift_is(
+        self, clock: FakeClock, later: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        watch = ClockWatch(later)
+        recall = later.clock.recall
+        watch.look()
+        clock.set(-HOUR)
+        id = submit(later, deadline=900.0)
+        deadline = later.jobs.get(id, TENANT).deadline_at
+        monkeypatch.setattr(later.clock, "recall", lambda: (time.sleep(0.5), recall()))
+        assert watch.look()[1]
+        assert later.jobs.get(id, TENANT).deadline_at == deadline
+
     def test_a_lease_that_was_just_renewed_is_not_run_out(self, clock: FakeClock, later: Database) -> None:
         watch = ClockWatch(later)
         id = submit(later)

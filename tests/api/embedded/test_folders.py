@@ -17,6 +17,7 @@ import pytest
 from api.embedded.addresses import Addresses
 from api.embedded.folders import SUBFOLDERS, close, make_private
 from tests.api.embedded.test_stack import tuwen_up
+from tests.support.waiting import eventually
 from tuwen.client import Client
 from tuwen.jobs import GenerateInput, JobRequest
 
@@ -33,7 +34,12 @@ def public() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     yield folder
-    shutil.rmtree(folder)
+
+    def removed() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    eventually(removed)  # servers that were just killed may still be removing files of their own
 
 
 def open_folder(data: Path) -> None:

@@ -1,12 +1,13 @@
 # Every target first brings .venv up to date with pyproject.toml and constraints.txt.
 # On a machine without a GPU, this avoids the CUDA build of torch (about 3 GB):
 #   make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-.PHONY: demo up doctor test lint bench chaos chaos-datasets evaluate train format clean
+.PHONY: demo up doctor test test-clients lint bench hostile chaos chaos-datasets evaluate train format clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 RUNTIME := .venv/.runtime
 DEVELOPMENT := .venv/.development
+CLIENTS := .venv/clients/.installed
 
 demo: $(RUNTIME)
 	@$(BIN)/tuwen demo
@@ -21,6 +22,10 @@ doctor: $(RUNTIME)
 test: lint
 	$(BIN)/pytest -n 3 --dist loadfile
 
+# Generates a Python and a TypeScript client of the OpenAPI document, compiles them, and runs jobs with both.
+test-clients: $(DEVELOPMENT) $(CLIENTS)
+	$(BIN)/python -m tests.clients
+
 lint: $(DEVELOPMENT)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -29,6 +34,10 @@ lint: $(DEVELOPMENT)
 
 bench: $(DEVELOPMENT)
 	$(BIN)/python -m tests.bench
+
+# Longer, or the same requests again: make hostile MINUTES=30 SEED=7
+hostile: $(DEVELOPMENT)
+	$(BIN)/python -m tests.hostile $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 chaos: $(DEVELOPMENT)
 	$(BIN)/python -m tests.chaos
@@ -65,4 +74,12 @@ $(RUNTIME): pyproject.toml constraints.txt
 # Both distributions of this repository, since neither comes from an index.
 $(DEVELOPMENT): $(RUNTIME) workers/lab/pyproject.toml
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]' -e workers/lab
+	@touch $@
+
+# The generators in an environment of their own, with node and npm from wheels: nothing of it needs root.
+$(CLIENTS): $(DEVELOPMENT) tests/clients/requirements.txt tests/clients/package-lock.json
+	@$(BIN)/python -m venv .venv/clients
+	@.venv/clients/bin/python -m pip install --disable-pip-version-check --quiet -r tests/clients/requirements.txt
+	@mkdir -p .venv/clients/npm && cp tests/clients/package.json tests/clients/package-lock.json .venv/clients/npm
+	@cd .venv/clients/npm && ../bin/npm ci --no-audit --no-fund --silent
 	@touch $@

@@ -11,9 +11,10 @@ from prometheus_client import CollectorRegistry
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http import problems, reference
+from api.http import document, problems
 from api.http.auth import LocalOnly, require_loopback
 from api.http.bodies import BodyLimit
+from api.http.reference import operation_id
 from api.http.tracing import Traced
 from api.openai import batches, chat, images, models
 from api.producer.resources import open_resources
@@ -44,7 +45,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 tracing.stop()
 
     # The documentation pages load nothing from other hosts: many machines with GPUs reach no CDN.
-    app = FastAPIOffline(title="Tuwen 图文", version=__version__, lifespan=lifespan)
+    app = FastAPIOffline(
+        title=document.TITLE, version=__version__, lifespan=lifespan, generate_unique_id_function=operation_id
+    )
     app.state.http_metrics = CollectorRegistry()
     app.include_router(jobs.router)
     app.include_router(files.router)
@@ -54,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for part in (images, chat, models, batches):
         app.include_router(part.router)
     problems.install(app)
-    reference.install(app)
+    document.install(app, settings)
     # The middleware added last is the outermost.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(problems.LastResort)

@@ -12,10 +12,11 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from tuwen.annotations import Annotation, Review
-from tuwen.jobs import FrozenModel, JobError, Kind, Label, Language, Score, Style, Text, Word
+from tuwen.jobs import FrozenModel, Instruction, JobError, Kind, Label, Language, Score, Style, Text, Word
+from tuwen.json_schema import NULL, fields, given, lacking, never
 
 
 class DatasetStatus(StrEnum):
@@ -53,7 +54,17 @@ class ShardStatus(StrEnum):
 SourceFormat = Literal["auto", "folder", "zip", "webdataset", "list", "imagefolder", "coco", "openai"]
 ExportFormat = Literal["jsonl", "imagefolder", "parquet", "webdataset", "kohya", "coco"]
 Task = Literal[Kind.DESCRIBE, Kind.RECOGNIZE, Kind.MATCH]
-Place = Annotated[Word, Field(min_length=1, max_length=4096)]
+Place = Annotated[
+    Word,
+    Field(
+        min_length=1,
+        max_length=4096,
+        json_schema_extra={
+            "pattern": "^((file://)?/|s3://)[^\\u0000]*$",
+            "examples": ["/data/photos", "s3://bucket/photos"],
+        },
+    ),
+]
 """An absolute path on the workers' machines, or `s3://BUCKET/PREFIX` of the configured service."""
 
 
@@ -82,6 +93,17 @@ _PARAMETERS = frozenset(("tasks", "languages", "styles", "prompt", "max_tokens",
 class DatasetRequest(FrozenModel):
     """A request to annotate a data set."""
 
+    model_config = ConfigDict(
+        json_schema_extra=never(
+            fields(destination=NULL, dry_run={"const": False}),
+            given(candidates={"minimum": 2}, tasks=lacking("describe")),
+            given(
+                filters=given(min_score={"type": "number"}),
+                absent={"tasks": lacking("match"), "candidates": {"maximum": 1}},
+            ),
+        )
+    )
+
     source: Place
     source_format: SourceFormat = "auto"
     source_root: Place | None = Field(
@@ -98,9 +120,7 @@ class DatasetRequest(FrozenModel):
     tasks: tuple[Task, ...] = Field((Kind.DESCRIBE,), min_length=1, max_length=3)
     languages: tuple[Language, ...] = Field(("en",), min_length=1, max_length=2)
     styles: tuple[Style, ...] = Field(("short",), min_length=1, max_length=3)
-    prompt: Annotated[Word, Field(max_length=4000)] = Field(
-        "", description="instruction for each image, for models that take a prompt"
-    )
+    prompt: Instruction = Field("", description="instruction for each image, for models that take a prompt")
     max_tokens: int = Field(64, ge=1, le=2048)
     candidates: int = Field(1, ge=1, le=16, description="captions to write for each image; the best by `match` is kept")
     filters: Filters = Filters()
@@ -222,6 +242,8 @@ class PriorityRequest(FrozenModel):
 
 class ReviewRequest(FrozenModel):
     """A person's review of an image; it is kept beside the model's captions and never replaces them."""
+
+    model_config = ConfigDict(json_schema_extra={"if": fields(verdict=NULL), "then": given(text={"type": "string"})})
 
     author: Label | None = Field(
         None, description="author of the review; in an installation with API keys, the name of the key is used instead"

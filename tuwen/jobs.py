@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from tuwen.json_schema import BASE64, STORABLE, WEB_ADDRESS, always, exactly_one
 
 
 class Kind(StrEnum):
@@ -52,16 +53,18 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
-def _require_finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value
-
-
-Text = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_require_storable)]
-Label = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_require_storable)]
-Word = Annotated[str, AfterValidator(_require_storable)]
-Seconds = Annotated[float, AfterValidator(_require_finite)]
+Text = Annotated[
+    str, Field(min_length=1, max_length=4000, json_schema_extra=STORABLE), AfterValidator(_require_storable)
+]
+Label = Annotated[
+    str, Field(min_length=1, max_length=200, json_schema_extra=STORABLE), AfterValidator(_require_storable)
+]
+Word = Annotated[str, Field(json_schema_extra=STORABLE), AfterValidator(_require_storable)]
+Instruction = Annotated[str, Field(max_length=4000, json_schema_extra=STORABLE), AfterValidator(_require_storable)]
+Key = Annotated[str, AfterValidator(_require_storable)]
+Url = Annotated[str, Field(max_length=2048, json_schema_extra=WEB_ADDRESS), AfterValidator(_require_storable)]
+"""An address; whether it may be reached is checked when the job is admitted."""
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
 Tenant = str
 Language = Literal["zh", "en"]
 Style = Literal["short", "detailed", "tags"]
@@ -74,17 +77,27 @@ class FrozenModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class OfKind(FrozenModel):
+    """Base of the inputs and results, which are told apart by their `kind`."""
+
+    model_config = ConfigDict(json_schema_extra=always("kind"))
+
+
 # ── requests ──────────────────────────────────────────────────────────────────────────────────────
 
 
 class ImageSource(FrozenModel):
     """An image named in exactly one way: an uploaded file, a public URL, or base64 data."""
 
+    model_config = ConfigDict(json_schema_extra=exactly_one)
+
     file_id: Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None, description="id that POST /v1/files returned: the SHA-256 of the bytes"
     )
-    url: Annotated[str, Field(max_length=2048), AfterValidator(_require_storable)] | None = None
-    base64: str | None = Field(None, description="the file's bytes; stored as an uploaded file on submission")
+    url: Url | None = Field(None, description="http or https, without credentials; its host must be public")
+    base64: Annotated[str, Field(json_schema_extra=BASE64)] | None = Field(
+        None, description="the bytes of an image file; stored as an uploaded file on submission"
+    )
 
     @model_validator(mode="after")
     def _require_exactly_one(self) -> Self:
@@ -93,16 +106,16 @@ class ImageSource(FrozenModel):
         return self
 
 
-class GenerateInput(FrozenModel):
+class GenerateInput(OfKind):
     """Draw an image from a prompt."""
 
     kind: Literal[Kind.GENERATE] = Kind.GENERATE
     prompt: Text
-    negative_prompt: Annotated[str, Field(max_length=4000), AfterValidator(_require_storable)] = ""
+    negative_prompt: Instruction = ""
     width: int | None = Field(None, ge=16, le=4096, description="size in pixels; by default the model's own")
     height: int | None = Field(None, ge=16, le=4096, description="size in pixels; by default the model's own")
     steps: int | None = Field(None, ge=1, le=500, description="sampling steps, for models that take steps")
-    guidance: Annotated[float, Field(ge=0, le=100), AfterValidator(_require_finite)] | None = None
+    guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="random seed; by default drawn at random, and reported in the result"
     )
@@ -120,14 +133,14 @@ class GenerateInput(FrozenModel):
     )
 
 
-class DescribeInput(FrozenModel):
+class DescribeInput(OfKind):
     """Describe an image in words."""
 
     kind: Literal[Kind.DESCRIBE] = Kind.DESCRIBE
     image: ImageSource
     language: Language = "en"
     style: Style = "short"
-    prompt: Annotated[str, Field(max_length=4000), AfterValidator(_require_storable)] = Field(
+    prompt: Instruction = Field(
         "", description="instruction or question about the image, for models that take a prompt"
     )
     max_tokens: int = Field(64, ge=1, le=2048)
@@ -139,14 +152,14 @@ class DescribeInput(FrozenModel):
     )
 
 
-class RecognizeInput(FrozenModel):
+class RecognizeInput(OfKind):
     """Name the objects in an image."""
 
     kind: Literal[Kind.RECOGNIZE] = Kind.RECOGNIZE
     image: ImageSource
 
 
-class MatchInput(FrozenModel):
+class MatchInput(OfKind):
     """Measure how well a text fits an image."""
 
     kind: Literal[Kind.MATCH] = Kind.MATCH
@@ -171,7 +184,7 @@ class JobRequest(FrozenModel):
         None, gt=0, le=30 * 86_400, description="seconds from submission until the job expires"
     )
     max_attempts: int | None = Field(None, ge=1, le=20)
-    webhook: Annotated[str, Field(max_length=2048), AfterValidator(_require_storable)] | None = Field(
+    webhook: Url | None = Field(
         None, description="URL that is notified when the job is over, signed as in Standard Webhooks"
     )
 
@@ -204,7 +217,7 @@ class Candidate(FrozenModel):
     revised_prompt: Word | None = Field(None, description="as in the result; null when the image was not kept")
 
 
-class GenerateResult(FrozenModel):
+class GenerateResult(OfKind):
     """The image that was drawn, and how."""
 
     kind: Literal[Kind.GENERATE] = Kind.GENERATE
@@ -228,7 +241,7 @@ class RankedCaption(FrozenModel):
     score: Score
 
 
-class DescribeResult(FrozenModel):
+class DescribeResult(OfKind):
     """The text that describes the image."""
 
     kind: Literal[Kind.DESCRIBE] = Kind.DESCRIBE
@@ -253,16 +266,16 @@ class RecognizedObject(FrozenModel):
     name: Word
     name_zh: Word
     confidence: Score
-    attributes: dict[Word, Word] = Field(
+    attributes: dict[Key, Word] = Field(
         default_factory=dict, description="attribute → value, for example for colour and size"
     )
-    attributes_zh: dict[Word, Word] = Field(default_factory=dict)
+    attributes_zh: dict[Key, Word] = Field(default_factory=dict)
     action: Word | None = None
     action_zh: Word | None = None
     count: int = 1
 
 
-class RecognizeResult(FrozenModel):
+class RecognizeResult(OfKind):
     """The objects and the scene that the image shows."""
 
     kind: Literal[Kind.RECOGNIZE] = Kind.RECOGNIZE
@@ -300,7 +313,7 @@ class PairReport(FrozenModel):
     out_of_domain: bool = Field(False, description="whether the image is outside the domain of the recognize model")
 
 
-class MatchResult(FrozenModel):
+class MatchResult(OfKind):
     """How well a text fits an image.
 
     The score is a probability, 0 to 1. That of the built-in model is calibrated on captions of which half are true and

@@ -1,70 +1,63 @@
-"""Additions to the OpenAPI document that the routes' signatures do not express."""
+"""What routes say about themselves in the OpenAPI document, besides their signatures."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from pydantic.json_schema import JsonSchemaMode
 
 from tuwen.messages import Problem
 
-_unseen: dict[type[BaseModel], JsonSchemaMode] = {Problem: "serialization"}
-"""Models that no route's signature mentions; `json_body` adds the models of bodies that routes parse themselves."""
-_REF = "#/components/schemas/{model}"
+unseen: dict[type[BaseModel], JsonSchemaMode] = {Problem: "serialization"}
+"""Models that no route's signature mentions, and whether clients send or receive them."""
+REFERENCE = "#/components/schemas/{model}"
+PROBLEM = "application/problem+json"
+_NOUNS = {"batches": "batch", "datasets": "dataset", "files": "file", "jobs": "job", "models": "model"}
 
-TAGS = [
-    {"name": "jobs", "description": "Submit jobs, watch them, fetch their results."},
-    {"name": "files", "description": "Upload images that jobs work on."},
-    {"name": "datasets", "description": "Annotate whole data sets, and review the annotations."},
-    {"name": "openai", "description": "The same for clients of OpenAI's API; errors have OpenAI's shape here."},
-    {"name": "monitoring", "description": "How the installation is doing."},
-]
-
-DESCRIPTION = """
-Turn text into images and images into text, asynchronously.
-
-A job is **submitted** (`POST /v1/jobs`, answered at once with its id), **watched** (`GET /v1/jobs/{id}/events`, or
-`Prefer: wait=30` when it is submitted or shown), and its **result** is part of the job: text, objects, a score, or an
-image under `GET /v1/jobs/{id}/image`.
-
-Every error is [problem details](https://www.rfc-editor.org/rfc/rfc9457) with a stable `code`. Send an
-`Idempotency-Key` with a submission, and repeating it after a broken connection makes no second job.
-"""
+Responses = dict[int | str, dict[str, Any]]
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route that may answer with these statuses; every route may answer with others too."""
-    content = {"application/problem+json": {"schema": {"$ref": _REF.format(model=Problem.__name__)}}}
-    named: dict[int | str, dict[str, Any]] = {
-        status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses
-    }
-    return {**named, "default": {"description": "Problem", "content": content}}
+def operation_id(route: APIRoute) -> str:
+    """The name of an operation in generated clients: its function and what it is about, such as `show_job`.
+
+    A route whose function does not say enough names itself (`operation_id=…`).
+    """
+    _, _, path = route.path.partition("/v1/")
+    noun = _NOUNS.get(path.partition("/")[0], "")
+    return route.name if noun in route.name else f"{route.name}_{noun}"
+
+
+def reference_to(model: type[BaseModel], mode: JsonSchemaMode = "serialization") -> dict[str, str]:
+    """A reference to the schema of a model, which is then part of the document."""
+    unseen.setdefault(model, mode)
+    return {"$ref": REFERENCE.format(model=model.__name__)}
+
+
+def problems(*statuses: int) -> Responses:
+    """`responses` of a route whose own checks may answer with these statuses.
+
+    What any route may answer is added by `api.http.document`, in the shape of `default`.
+    """
+    content = {PROBLEM: {"schema": reference_to(Problem)}}
+    named: Responses = {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+    return named | {"default": {"description": "Problem", "content": content}}
 
 
 def json_body(model: type[BaseModel], examples: dict[str, Any]) -> dict[str, Any]:
     """`openapi_extra` of a route that parses its body itself, as `model`."""
-    _unseen[model] = "validation"
-    schema = {"$ref": _REF.format(model=model.__name__)}
+    schema = reference_to(model, "validation")
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "examples": examples}}}
     }
 
 
-def install(app: FastAPI) -> None:
-    """Add the models that only `json_body` and `problems` name to the OpenAPI document of `app`."""
+def header(name: str, description: str, *, required: bool = True, **schema: Any) -> dict[str, Any]:
+    """A header of an answer, as an entry of a response's `headers`; text unless `schema` says otherwise."""
+    return {name: {"description": description, "required": required, "schema": {"type": "string", **schema}}}
 
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = get_openapi(
-                title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, tags=TAGS
-            )
-            _, named = models_json_schema([*_unseen.items()], ref_template=_REF)
-            document["components"]["schemas"] |= named["$defs"]
-            app.openapi_schema = document
-        return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI asks for
+LOCATION = header("Location", "path of what was made", format="uri-reference")
+ETAG = header("ETag", "the SHA-256 of the bytes, quoted", required=False)

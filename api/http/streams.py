@@ -13,9 +13,34 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse
+from pydantic import BaseModel
 
-EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
-"""`responses` of a route that always streams, for readers of OpenAPI 3.1, which do not know `itemSchema`."""
+from api.http.reference import reference_to
+
+
+def event_stream(*events: dict[str, Any]) -> dict[str, Any]:
+    """The media type of a stream of these events, as an entry of a response's `content`.
+
+    OpenAPI 3.1 knows text only: that the text is a list of events, JSON Schema's `contentSchema` says.
+    """
+    schema = {
+        "type": "string",
+        "contentMediaType": "text/event-stream",
+        "contentSchema": {"type": "array", "items": {"oneOf": list(events)}},
+    }
+    return {"text/event-stream": {"schema": schema}}
+
+
+def event(data: type[BaseModel], name: str | None = None) -> dict[str, Any]:
+    """The schema of an event whose data is `data` as JSON; nameless ones have no field `event`."""
+    text = {"type": "string", "contentMediaType": "application/json", "contentSchema": reference_to(data)}
+    named = {"event": {"const": name}} if name else {}
+    return {"type": "object", "required": [*named, "data"], "properties": {**named, "data": text}}
+
+
+def streaming(*events: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that always streams these events."""
+    return {200: {"description": "Server-sent events", "content": event_stream(*events)}}
 
 
 class StreamingRoute(APIRoute):

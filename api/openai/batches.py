@@ -15,15 +15,16 @@ from uuid_utils.compat import uuid7
 from api.http.auth import CallerDep
 from api.http.reference import json_body
 from api.openai.documents import PREFIX, document_id
-from api.openai.errors import RESPONSES, OpenAIRoute
+from api.openai.errors import OpenAIRoute, openai_problems
 from api.producer.resources import BaseUrlDep, ResourcesDep
 from shared.database.batch_status import BatchStatus
 from shared.database.batches import StoredBatch
 from shared.intake.validation import parse
 from tuwen.errors import InvalidRequest, NotFound
-from tuwen.jobs import Word
+from tuwen.jobs import Key, Word
+from tuwen.json_schema import STORABLE
 
-router = APIRouter(prefix="/v1/batches", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
+router = APIRouter(prefix="/v1/batches", tags=["openai"], route_class=OpenAIRoute)
 
 _DAY = 86_400.0
 _PREFIX = "batch_"
@@ -41,7 +42,8 @@ class BatchRequest(BaseModel):
     completion_window: Literal["24h"]
     metadata: (
         Annotated[
-            dict[Annotated[Word, Field(max_length=64)], Annotated[Word, Field(max_length=512)]], Field(max_length=16)
+            dict[Annotated[Key, Field(max_length=64)], Annotated[Word, Field(max_length=512)]],
+            Field(max_length=16, json_schema_extra={"propertyNames": {"maxLength": 64, **STORABLE}}),
         ]
         | None
     ) = None
@@ -112,6 +114,7 @@ class BatchPage(BaseModel):
     "",
     response_model=ShownBatch,
     summary="Start a batch (OpenAI)",
+    responses=openai_problems(400, 429),
     openapi_extra=json_body(
         BatchRequest,
         {
@@ -158,7 +161,7 @@ async def create(request: Request, caller: CallerDep, resources: ResourcesDep, b
     return _answer(_to_batch(stored))
 
 
-@router.get("", response_model=BatchPage, summary="List batches (OpenAI)")
+@router.get("", response_model=BatchPage, summary="List batches (OpenAI)", responses=openai_problems(400, 404))
 async def list_batches(
     caller: CallerDep,
     resources: ResourcesDep,
@@ -173,12 +176,17 @@ async def list_batches(
     return _answer(BatchPage(data=data, first_id=first, last_id=last, has_more=len(found) > limit))
 
 
-@router.get("/{batch_id}", response_model=ShownBatch, summary="Show a batch (OpenAI)")
+@router.get("/{batch_id}", response_model=ShownBatch, summary="Show a batch (OpenAI)", responses=openai_problems(404))
 async def show(caller: CallerDep, batch_id: str, resources: ResourcesDep) -> Response:
     return _answer(_to_batch(await run_sync(resources.database.batches.get, _batch_id(batch_id), caller.tenant)))
 
 
-@router.post("/{batch_id}/cancel", response_model=ShownBatch, summary="Cancel a batch (OpenAI)")
+@router.post(
+    "/{batch_id}/cancel",
+    response_model=ShownBatch,
+    summary="Cancel a batch (OpenAI)",
+    responses=openai_problems(404, 409),
+)
 async def cancel(caller: CallerDep, batch_id: str, resources: ResourcesDep) -> Response:
     """The answers of requests that are finished by then are still written to the batch's files."""
     stored = await run_sync(resources.database.batches.cancel, _batch_id(batch_id), caller.tenant)

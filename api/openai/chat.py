@@ -12,8 +12,9 @@ from starlette.responses import JSONResponse, Response
 
 from api.http.auth import Caller, CallerDep
 from api.http.reference import json_body
-from api.http.streams import stream
-from api.openai.errors import RESPONSES, OpenAIRoute
+from api.http.streams import event, event_stream, stream
+from api.openai.answers import DONE, ChatChunk, ChatCompletion, ChatErrorEvent
+from api.openai.errors import OpenAIRoute, openai_problems
 from api.openai.requests import follow_or_cancel, start, wait_until_done
 from api.producer.resources import Resources, ResourcesDep
 from shared.intake.validation import parse
@@ -22,12 +23,21 @@ from shared.openai.errors import body, error_of_job
 from tuwen.errors import EngineError
 from tuwen.jobs import Job, Progress, Status
 
-router = APIRouter(prefix="/v1/chat", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
+router = APIRouter(prefix="/v1/chat", tags=["openai"], route_class=OpenAIRoute)
 
 
 @router.post(
     "/completions",
+    operation_id="complete_chat",
+    response_model=ChatCompletion,
     summary="Describe an image (OpenAI)",
+    responses={
+        200: {
+            "description": "The completion, or with `stream` its parts",
+            "content": event_stream(event(ChatChunk), event(ChatErrorEvent), DONE),
+        },
+        **openai_problems(400, 404, 409, 429, 502),
+    },
     openapi_extra=json_body(
         ChatRequest,
         {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Coroutine
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request
@@ -15,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
+from api.http.reference import Responses
 from shared.intake.validation import invalid_fields
 from shared.openai.errors import body, status
 from tuwen.errors import TuwenError, Unauthorized
@@ -37,8 +39,10 @@ class OpenAIError(BaseModel):
     error: ErrorDetail
 
 
-RESPONSES: dict[int | str, dict[str, Any]] = {"default": {"model": OpenAIError, "description": "Error"}}
-"""`responses` of a router whose errors have OpenAI's shape."""
+def openai_problems(*statuses: int) -> Responses:
+    """`responses` of a route whose own checks may answer with these statuses, in OpenAI's shape; as `problems`."""
+    named: Responses = {status: {"model": OpenAIError, "description": HTTPStatus(status).phrase} for status in statuses}
+    return named | {"default": {"model": OpenAIError, "description": "Error"}}
 
 
 class OpenAIRoute(APIRoute):

@@ -13,8 +13,9 @@ from starlette.responses import JSONResponse, Response
 
 from api.http.auth import Caller, CallerDep
 from api.http.reference import json_body
-from api.http.streams import stream
-from api.openai.errors import RESPONSES, OpenAIRoute
+from api.http.streams import event, event_stream, stream
+from api.openai.answers import DrawnImages, ImageCompletedEvent, ImageErrorEvent, PartialImageEvent
+from api.openai.errors import OpenAIRoute, openai_problems
 from api.openai.requests import follow_or_cancel, start, wait_until_done
 from api.producer.resources import BaseUrlDep, Resources, ResourcesDep
 from shared.intake.validation import parse
@@ -22,12 +23,25 @@ from shared.openai.errors import body, error_of_job
 from shared.openai.images import ImagesRequest, answer, image_base64, revised_prompts, stored_images
 from tuwen.jobs import Job, Progress, Status
 
-router = APIRouter(prefix="/v1/images", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
+router = APIRouter(prefix="/v1/images", tags=["openai"], route_class=OpenAIRoute)
 
 
 @router.post(
     "/generations",
+    operation_id="generate_images",
+    response_model=DrawnImages,
     summary="Draw images (OpenAI)",
+    responses={
+        200: {
+            "description": "The images, or with `stream` an image and its previews",
+            "content": event_stream(
+                event(PartialImageEvent, "image_generation.partial_image"),
+                event(ImageCompletedEvent, "image_generation.completed"),
+                event(ImageErrorEvent, "error"),
+            ),
+        },
+        **openai_problems(400, 404, 409, 429, 502),
+    },
     openapi_extra=json_body(ImagesRequest, {"cat": {"value": {"prompt": "一只黑色的猫在草地上跳跃", "n": 2}}}),
 )
 async def generate(request: Request, caller: CallerDep, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:

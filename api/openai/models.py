@@ -8,7 +8,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter
 
 from api.http.auth import CallerDep
-from api.openai.errors import RESPONSES, OpenAIRoute
+from api.openai.errors import OpenAIRoute, openai_problems
 from api.producer.resources import ResourcesDep
 from shared.database.workers import WorkerState
 from shared.openai.models import kinds_by_model
@@ -16,7 +16,7 @@ from shared.settings import Settings
 from tuwen.errors import UnknownModel
 from tuwen.messages import Model
 
-router = APIRouter(prefix="/v1/models", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
+router = APIRouter(prefix="/v1/models", tags=["openai"], route_class=OpenAIRoute)
 
 
 def served_models(settings: Settings, workers: Sequence[WorkerState]) -> list[Model]:
@@ -25,7 +25,7 @@ def served_models(settings: Settings, workers: Sequence[WorkerState]) -> list[Mo
     return [Model(id=name, created=since, kinds=kinds) for name, kinds in kinds_by_model(settings).items()]
 
 
-@router.get("/{model:path}", response_model=Model, summary="Show a model")
+@router.get("/{model:path}", response_model=Model, summary="Show a model", responses=openai_problems(404))
 async def show(_: CallerDep, model: str, resources: ResourcesDep) -> Model:
     found = {
         each.id: each for each in served_models(resources.settings, await run_sync(resources.database.workers.alive))

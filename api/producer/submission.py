@@ -11,7 +11,7 @@ from shared.telemetry import tracing
 from tuwen.errors import InvalidRequest
 from tuwen.jobs import Job, JobRequest
 
-_LONGEST_KEY = 255
+LONGEST_KEY = 255
 
 
 def submit(
@@ -56,7 +56,7 @@ def _body_hash(requests: Sequence[JobRequest]) -> str:
 
 
 def _require_sendable(key: str) -> None:
-    if not (0 < len(key) <= _LONGEST_KEY and key.isascii() and key.isprintable()):
+    if not (0 < len(key) <= LONGEST_KEY and key.isascii() and key.isprintable()):
         raise InvalidRequest(
-            f"Idempotency-Key must be 1 to {_LONGEST_KEY} printable ASCII characters.", field="Idempotency-Key"
+            f"Idempotency-Key must be 1 to {LONGEST_KEY} printable ASCII characters.", field="Idempotency-Key"
         )

@@ -16,11 +16,12 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from api.http.auth import CallerDep
-from api.http.reference import json_body, problems
-from api.http.streams import EVENTS, StreamingRoute
+from api.http.reference import LOCATION, json_body, problems
+from api.http.streams import StreamingRoute, event, streaming
 from api.producer.resources import Resources, ResourcesDep
 from api.routes import dataset_items
 from api.routes.dataset_items import Only, Order
+from api.routes.files import BINARY
 from shared.intake.dataset_places import require_allowed
 from shared.intake.validation import parse
 from shared.objects import datasets as dataset_objects
@@ -92,7 +93,7 @@ _EXAMPLES = {
     response_model=Dataset,
     summary="Annotate a data set",
     openapi_extra=json_body(DatasetRequest, _EXAMPLES),
-    responses=problems(401, 403, 409, 413, 422, 503),
+    responses={202: {"headers": LOCATION}, **problems(403, 409, 422)},
 )
 async def submit(request: Request, caller: CallerDep, resources: ResourcesDep) -> Response:
     """The run is stored when this request is answered. A second run into the same destination is refused."""
@@ -108,7 +109,7 @@ async def submit(request: Request, caller: CallerDep, resources: ResourcesDep) -
     return _answer(dataset, 202, {"Location": f"/v1/datasets/{dataset.id}"})
 
 
-@router.get("", response_model=DatasetPage, summary="List data sets", responses=problems(401, 422))
+@router.get("", response_model=DatasetPage, summary="List data sets", responses=problems(422))
 async def list_datasets(
     caller: CallerDep,
     resources: ResourcesDep,
@@ -125,7 +126,7 @@ async def list_datasets(
     return _answer(DatasetPage(datasets=tuple(found[:limit]), next=following))
 
 
-@router.get("/{dataset_id}", response_model=Dataset, summary="Show a data set", responses=problems(401, 404))
+@router.get("/{dataset_id}", response_model=Dataset, summary="Show a data set", responses=problems(404))
 async def show(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
     """The answer has the progress, the speed, and the workers that run its shards."""
     return _answer(await run_sync(resources.database.datasets.get, dataset_id, caller.tenant))
@@ -135,7 +136,7 @@ async def show(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep
     "/{dataset_id}/events",
     response_class=EventSourceResponse,
     summary="Watch a data set",
-    responses=EVENTS | problems(401, 404),
+    responses=streaming(event(Dataset, "state")) | problems(404),
 )
 async def watch(
     caller: CallerDep, dataset_id: WatchedDatasetId, resources: ResourcesDep
@@ -163,7 +164,7 @@ async def watch(
     status_code=204,
     response_class=Response,
     summary="Delete a data set",
-    responses=problems(401, 404, 409),
+    responses=problems(404, 409),
 )
 async def delete(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
     """Delete a data set that is over, with its annotations, reviews and previews. The source and exported files stay. A
@@ -174,7 +175,7 @@ async def delete(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesD
 
 # ── steering ──────────────────────────────────────────────────────────────────────────────────────────
 
-_STEERING = problems(401, 404, 409)
+_STEERING = problems(404, 409)
 
 
 @router.post("/{dataset_id}/pause", response_model=Dataset, summary="Pause a data set", responses=_STEERING)
@@ -200,7 +201,7 @@ async def cancel(caller: CallerDep, dataset_id: DatasetId, resources: ResourcesD
     response_model=Dataset,
     summary="Change the priority of a data set",
     openapi_extra=json_body(PriorityRequest, {"first": {"value": {"priority": 9}}}),
-    responses=problems(401, 404, 409, 422),
+    responses=problems(404, 409, 422),
 )
 async def prioritize(request: Request, caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
     """The priority holds from the next shard on; any single job still goes before all data sets."""
@@ -213,7 +214,11 @@ async def prioritize(request: Request, caller: CallerDep, dataset_id: DatasetId,
 
 
 @router.post(
-    "/{dataset_id}/retry", status_code=202, response_model=Dataset, summary="Retry failed images", responses=_STEERING
+    "/{dataset_id}/retry",
+    status_code=202,
+    response_model=Dataset,
+    summary="Retry failed images",
+    responses=problems(404, 409, 422),
 )
 async def retry(
     caller: CallerDep,
@@ -237,7 +242,7 @@ async def retry(
     openapi_extra=json_body(
         ExportRequest, {"kohya": {"value": {"destination": "/data/k", "destination_format": "kohya"}}}
     ),
-    responses=problems(401, 403, 404, 409, 422),
+    responses=problems(403, 404, 409, 422),
 )
 async def export(request: Request, caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
     """Export the data set with all reviews so far, to any destination and in any format; no model runs again."""
@@ -253,7 +258,13 @@ async def export(request: Request, caller: CallerDep, dataset_id: DatasetId, res
 # ── images ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@router.get("/{dataset_id}/items", response_model=ItemPage, summary="List images", responses=problems(401, 404, 422))
+@router.get(
+    "/{dataset_id}/items",
+    operation_id="list_items",
+    response_model=ItemPage,
+    summary="List images",
+    responses=problems(404, 422),
+)
 async def items(
     caller: CallerDep,
     dataset_id: DatasetId,
@@ -273,7 +284,13 @@ async def items(
     return _answer(await run_sync(look, limiter=resources.heavy))
 
 
-@router.get("/{dataset_id}/items/{image}", response_model=Item, summary="Show an image", responses=problems(401, 404))
+@router.get(
+    "/{dataset_id}/items/{image}",
+    operation_id="show_item",
+    response_model=Item,
+    summary="Show an image",
+    responses=problems(404, 422),
+)
 async def item(caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep) -> Response:
     """The answer has the captions, or the reason or error in their place, and all reviews."""
 
@@ -286,9 +303,10 @@ async def item(caller: CallerDep, dataset_id: DatasetId, image: Image, resources
 
 @router.get(
     "/{dataset_id}/items/{image}/preview",
+    operation_id="fetch_preview",
     response_class=Response,
     summary="Fetch a preview of an image",
-    responses={200: {"content": {"image/jpeg": {}}}, **problems(401, 404, 503)},
+    responses={200: {"content": {"image/jpeg": {"schema": BINARY}}}, **problems(404, 422)},
 )
 async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep) -> Response:
     """The preview is a JPEG of at most 512 pixels on a side; 404 when the image cannot be read."""
@@ -323,13 +341,14 @@ async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resour
 
 @router.post(
     "/{dataset_id}/items/{image}/reviews",
+    operation_id="review_item",
     status_code=201,
     response_model=Item,
     summary="Review an image",
     openapi_extra=json_body(
         ReviewRequest, {"better words": {"value": {"author": "alice", "text": "a black cat", "language": "en"}}}
     ),
-    responses=problems(401, 404, 409, 422),
+    responses=problems(404, 409, 422),
 )
 async def review(
     request: Request, caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep
@@ -356,9 +375,10 @@ async def review(
 
 @router.delete(
     "/{dataset_id}/items/{image}/reviews/{review_id}",
+    operation_id="withdraw_review",
     response_model=Item,
     summary="Withdraw a review",
-    responses=problems(401, 404, 422),
+    responses=problems(404, 422),
 )
 async def withdraw(
     caller: CallerDep, dataset_id: DatasetId, image: Image, review_id: UUID, resources: ResourcesDep

@@ -13,7 +13,7 @@ from starlette.datastructures import UploadFile
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from api.http.auth import Caller, CallerDep
-from api.http.reference import problems
+from api.http.reference import ETAG, LOCATION, Responses, header, problems
 from api.openai import documents
 from api.producer.resources import Resources, ResourcesDep
 from tuwen.errors import Conflict, InvalidRequest, NotFound, PayloadTooLarge
@@ -23,10 +23,25 @@ router = APIRouter(prefix="/v1/files", tags=["files"])
 
 _IN_MEMORY = 2**20
 _FILE_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
+BINARY = {"type": "string", "format": "binary"}
+ELSEWHERE: Responses = {
+    304: {"description": "The client has these bytes (If-None-Match)", "headers": ETAG},
+    307: {
+        "description": "The bytes are at another address, for a limited time",
+        "headers": header("Location", "presigned URL of the object storage", format="uri"),
+    },
+}
+"""Answers in place of the bytes of an object."""
 
 
 async def _file_id(
-    file_id: Annotated[str, Path(description="id that the upload returned", json_schema_extra={"maxLength": 64})],
+    file_id: Annotated[
+        str,
+        Path(
+            description="id that the upload returned",
+            json_schema_extra={"pattern": "^([0-9a-f]{64}|file-[0-9a-f]{32})$"},
+        ),
+    ],
 ) -> str:
     # Text that cannot be an id is answered like an unknown id.
     if not (_FILE_ID.fullmatch(file_id) or file_id.startswith(documents.PREFIX)):
@@ -43,7 +58,7 @@ FileId = Annotated[str, Depends(_file_id)]
     status_code=201,
     response_model=File | documents.Document,
     summary="Upload an image, or the requests of a batch",
-    responses=problems(401, 413, 422),
+    responses={201: {"headers": LOCATION}, **problems(422)},
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -53,13 +68,12 @@ FileId = Annotated[str, Depends(_file_id)]
                         "type": "object",
                         "required": ["file"],
                         "properties": {
-                            "file": {"type": "string", "format": "binary"},
+                            "file": BINARY,
                             "purpose": {"type": "string", "enum": ["vision", "batch"], "default": "vision"},
                         },
                     }
                 },
-                "image/*": {"schema": {"type": "string", "format": "binary"}},
-                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+                "*/*": {},
             },
         }
     },
@@ -97,7 +111,7 @@ def _created_response(file: File | documents.Document) -> Response:
 
 
 @router.get(
-    "", response_model=documents.DocumentPage, summary="List the files of batches", responses=problems(401, 404, 422)
+    "", response_model=documents.DocumentPage, summary="List the files of batches", responses=problems(404, 422)
 )
 async def list_files(
     caller: CallerDep,
@@ -116,7 +130,7 @@ async def list_files(
     return await run_sync(look)
 
 
-@router.get("/{file_id}", response_model=File | documents.Document, summary="Show a file", responses=problems(401, 404))
+@router.get("/{file_id}", response_model=File | documents.Document, summary="Show a file", responses=problems(404))
 async def show(caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> File | documents.Document:
     """An id is that of an uploaded image, or of a file of a batch."""
     if file_id.startswith(documents.PREFIX):
@@ -137,7 +151,7 @@ async def show(caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> F
     "/{file_id}",
     response_model=documents.Deleted,
     summary="Delete a file of a batch",
-    responses=problems(401, 404, 409),
+    responses=problems(404, 409),
 )
 async def delete(caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> documents.Deleted:
     """Only files of batches can be deleted; images stay, because jobs name them."""
@@ -150,7 +164,15 @@ async def delete(caller: CallerDep, file_id: FileId, resources: ResourcesDep) ->
     "/{file_id}/content",
     summary="Download a file",
     response_class=Response,
-    responses={200: {"content": {"image/*": {}}}, 307: {"description": "address of the bytes"}, **problems(401, 404)},
+    operation_id="download_file",
+    responses={
+        200: {
+            "content": {media_type: {"schema": BINARY} for media_type in ("image/*", documents.MEDIA_TYPE)},
+            "headers": ETAG,
+        },
+        **ELSEWHERE,
+        **problems(404),
+    },
 )
 async def content(request: Request, caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> Response:
     """The bytes, or a redirect to them where the object storage gives presigned URLs."""

@@ -13,12 +13,12 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
 from api.http.auth import CallerDep
-from api.http.reference import json_body, problems
-from api.http.streams import EVENTS, StreamingRoute
+from api.http.reference import ETAG, LOCATION, header, json_body, problems
+from api.http.streams import StreamingRoute, event, streaming
 from api.producer.job_waiting import follow, wait_until_over
 from api.producer.resources import BaseUrlDep, Resources, ResourcesDep
-from api.producer.submission import submit
-from api.routes.files import serve
+from api.producer.submission import LONGEST_KEY, submit
+from api.routes.files import BINARY, ELSEWHERE, serve
 from shared.intake.validation import parse
 from tuwen.errors import Conflict, InvalidRequest, NotFound
 from tuwen.jobs import GenerateResult, Job, JobRequest, Kind, Progress, Status, StoredImage
@@ -57,12 +57,18 @@ WatchedJobId = Annotated[UUID, Depends(_watched_job_id)]
 """The id of a job that exists: once a stream has begun, 404 can no longer be answered."""
 IdempotencyKey = Annotated[
     str | None,
-    Header(description="text of your choice: repeating the same key and body within a day gives the same job"),
+    Header(
+        description="text of your choice: repeating the same key and body within a day gives the same job; "
+        "with another body, it is refused",
+        json_schema_extra={"minLength": 1, "maxLength": LONGEST_KEY, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+    ),
 ]
 Prefer = Annotated[
     str | None,
     Header(description="`wait=N` waits up to N seconds for the job to be over", examples=["wait=30"]),
 ]
+
+_APPLIED = header("Preference-Applied", "the wait that was granted, `wait=N`", required=False)
 
 _PROMPTS = {
     "generate": {
@@ -97,7 +103,11 @@ _PROMPTS = {
     response_model=Job,
     summary="Submit a job",
     openapi_extra=json_body(JobRequest, _PROMPTS),
-    responses={200: {"model": Job, "description": "The job is over already"}, **problems(401, 413, 422, 429, 503)},
+    responses={
+        200: {"model": Job, "description": "The job is over already", "headers": LOCATION | _APPLIED},
+        202: {"headers": LOCATION | _APPLIED},
+        **problems(404, 422, 429),
+    },
 )
 async def submit_job(
     request: Request,
@@ -123,13 +133,14 @@ async def submit_job(
 
 @router.post(
     "/batch",
+    operation_id="submit_jobs",
     status_code=202,
     response_model=Accepted,
     summary="Submit many jobs",
     openapi_extra=json_body(
         Batch, {"two": {"value": {"jobs": [_PROMPTS["generate"]["value"], _PROMPTS["recognize"]["value"]]}}}
     ),
-    responses=problems(401, 413, 422, 429, 503),
+    responses=problems(404, 422, 429),
 )
 async def submit_batch(
     request: Request,
@@ -156,7 +167,7 @@ async def submit_batch(
     )
 
 
-@router.get("", response_model=JobPage, summary="List jobs", responses=problems(401, 422))
+@router.get("", response_model=JobPage, summary="List jobs", responses=problems(422))
 async def list_jobs(
     caller: CallerDep,
     resources: ResourcesDep,
@@ -180,7 +191,9 @@ async def list_jobs(
     return Response(JobPage(jobs=shown, next=following).model_dump_json(), media_type="application/json")
 
 
-@router.get("/{job_id}", response_model=Job, summary="Show a job", responses=problems(401, 404))
+@router.get(
+    "/{job_id}", response_model=Job, summary="Show a job", responses={200: {"headers": _APPLIED}, **problems(404)}
+)
 async def show(
     request: Request,
     caller: CallerDep,
@@ -198,7 +211,7 @@ async def show(
     return _answer(_with_links(job, base_url, progress.get(job.id)), base_url, 200, wait)
 
 
-@router.post("/{job_id}/cancel", response_model=Job, summary="Cancel a job", responses=problems(401, 404, 409))
+@router.post("/{job_id}/cancel", response_model=Job, summary="Cancel a job", responses=problems(404, 409))
 async def cancel(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
     """A queued job ends at once; a running job as soon as its worker notices, usually at the next step."""
 
@@ -216,7 +229,7 @@ async def cancel(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base
     status_code=202,
     response_model=Job,
     summary="Retry a job",
-    responses=problems(401, 404, 409, 429),
+    responses=problems(404, 409, 429),
 )
 async def retry(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
     """Queue a job that ended without a result again, with new attempts and as much time as it had at first."""
@@ -234,7 +247,7 @@ async def retry(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_
     "/{job_id}/events",
     response_class=EventSourceResponse,
     summary="Watch a job",
-    responses=EVENTS | problems(401, 404),
+    responses=streaming(event(Job, "state"), event(Progress, "progress")) | problems(404),
 )
 async def watch(
     caller: CallerDep, job_id: WatchedJobId, resources: ResourcesDep, base_url: BaseUrlDep
@@ -259,12 +272,13 @@ async def watch(
 
 @router.get(
     "/{job_id}/image",
+    operation_id="fetch_image",
     response_class=Response,
     summary="Fetch the generated image",
     responses={
-        200: {"content": {"image/png": {}}},
-        307: {"description": "address of the bytes"},
-        **problems(401, 404, 409),
+        200: {"content": {"image/png": {"schema": BINARY}}, "headers": ETAG},
+        **ELSEWHERE,
+        **problems(404, 409, 422),
     },
 )
 async def image(

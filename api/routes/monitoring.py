@@ -18,7 +18,7 @@ from prometheus_client import Histogram as HttpHistogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.auth import CallerDep
@@ -98,7 +98,9 @@ async def _problem(check: Awaitable[None]) -> str | None:
     return None
 
 
-@router.get("/v1/models", response_model=Models, summary="List the models", responses=problems(401))
+@router.get(
+    "/v1/models", operation_id="list_models", response_model=Models, summary="List the models", responses=problems()
+)
 async def models(_: CallerDep, resources: ResourcesDep) -> Models:
     """The models of each kind, the default first, and the workers that have them; under `data` as OpenAI lists them."""
     workers = await run_sync(resources.database.workers.alive)
@@ -119,7 +121,12 @@ def _model_state(kind: Kind, model: str, workers: list[WorkerState]) -> ModelSta
 # ── Prometheus ────────────────────────────────────────────────────────────────────────────────────────
 
 
-@router.get("/metrics", response_class=Response, summary="Figures for Prometheus", responses=problems(401))
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    summary="Figures for Prometheus",
+    responses={200: {"description": "Prometheus's text format"}, **problems()},
+)
 async def metrics(request: Request, _: CallerDep, resources: ResourcesDep) -> Response:
     """Metrics of the whole installation, for all tenants together; any API key gives access, where keys are needed."""
     figures = CollectorRegistry()

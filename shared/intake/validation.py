@@ -68,11 +68,26 @@ def parse(model: type[Model], body: bytes) -> Model:
         return model.model_validate_json(body, strict=True)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
+    if any(each["type"] == "int_type" for each in found) and (rewritten := _with_whole_numbers(body)) != body:
+        return parse(model, rewritten)
     if found[0]["type"] == "json_invalid":
         # The strict parser reports a line and a column; the lenient one accepts a lone surrogate, so its field is
         # named.
         raise _blame_field(model, body) or InvalidRequest(f"The body is not JSON: {found[0]['msg']}", field="body")
     raise invalid_fields(found)
+
+
+def _with_whole_numbers(body: bytes) -> bytes:
+    """The JSON in `body` with integers in place of numbers like `5.0`, which are integers in JSON Schema.
+
+    Some languages write all their numbers so. They are so rare here that only a request that is refused is looked at.
+    """
+
+    def read(number: str) -> float:
+        value = float(number)
+        return int(value) if value.is_integer() else value
+
+    return json.dumps(json.loads(body, parse_float=read)).encode()
 
 
 def _blame_field(model: type[Model], body: bytes) -> InvalidRequest | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +23,7 @@ from tuwen.jobs import (
     Style,
     Word,
 )
+from tuwen.json_schema import EMPTY, NULL, JsonSchema
 
 _DATA_URL = re.compile(r"data:[^,;]*(?:;[^,;]+)*;base64,", re.ASCII)
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
@@ -45,7 +46,7 @@ class ImageUrl(BaseModel):
 class FileId(BaseModel):
     """An image by the id of an uploaded file."""
 
-    file_id: str = Field(pattern=r"^[0-9a-f]{64}$")
+    file_id: str = Field(pattern=r"^[0-9a-f]{64}$", description="id that POST /v1/files returned")
 
 
 class MessagePart(BaseModel):
@@ -82,19 +83,42 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
+def _write_unsupported(schema: JsonSchema) -> None:
+    """Say which values may stand in parameters that are not supported; no client needs to send them."""
+    values: dict[str, JsonSchema] = {
+        "n": {"type": "integer", "const": 1},
+        "logprobs": {"type": "boolean", "const": False},
+        "modalities": {"type": "array", "items": {"type": "string", "const": "text"}, "minItems": 1, "maxItems": 1},
+    }
+    schema["properties"] |= {name: {"anyOf": [value, NULL]} for name, value in values.items()}
+    schema["properties"] |= {name: {**EMPTY, "description": "not supported; leave it out"} for name in _NEVER}
+
+
 class ChatRequest(BaseModel):
     """OpenAI's parameters, followed by our own, which its clients send as `extra_body`."""
 
     # The remaining parameters control sampling, or say who asks and why; they have no effect here.
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra=_write_unsupported)
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(
+        min_length=1,
+        description="the last message of the user has exactly one image, as a part of the type image_url or file",
+        json_schema_extra={"contains": {"properties": {"role": {"const": "user"}}, "required": ["role", "content"]}},
+    )
     model: Label | None = None
     max_tokens: int | None = Field(None, ge=1, le=2048)
     max_completion_tokens: int | None = Field(None, ge=1, le=2048)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: (
+        Annotated[
+            dict[str, Any],
+            Field(
+                json_schema_extra={"properties": {"type": {"const": "text"}}, "required": ["type"], "maxProperties": 1}
+            ),
+        ]
+        | None
+    ) = None
 
     language: Language | None = Field(None, description="language of the answer; without it, that of the question")
     style: Style | None = None

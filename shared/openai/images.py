@@ -16,30 +16,41 @@ from tuwen.errors import InvalidRequest
 from tuwen.jobs import (
     GenerateInput,
     GenerateResult,
+    Instruction,
     Job,
     JobRequest,
     Kind,
     Label,
     StoredImage,
     Text,
-    Word,
 )
+from tuwen.json_schema import given, never
 
-_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
+_SIDE = r"(1[6-9]|[2-9][0-9]|[1-9][0-9]{2}|[1-3][0-9]{3}|40[0-8][0-9]|409[0-6])"
+"""16 to 4096."""
+_SIZE = re.compile(f"{_SIDE}x{_SIDE}")
 
 
 class ImagesRequest(BaseModel):
     """OpenAI's parameters, followed by our own, which its clients send as `extra_body`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra=never(
+            given(stream={"const": True}, n={"minimum": 2}),
+            given(stream={"const": True}, response_format={"const": "url"}),
+        ),
+    )
 
     prompt: Text
     model: Label | None = None
     n: int | None = Field(None, ge=1, le=10)
-    size: str | None = Field(None, description="`auto`, or WIDTHxHEIGHT in pixels")
+    size: Annotated[str, Field(json_schema_extra={"pattern": f"^(auto|{_SIDE}x{_SIDE})$"})] | None = Field(
+        None, description="`auto`, or WIDTHxHEIGHT in pixels, 16 to 4096 each", examples=["64x64"]
+    )
     response_format: Literal["b64_json", "url"] | None = Field(None, description="`b64_json` (the default) or `url`")
-    output_format: str | None = Field(None, description="`png`")
-    background: str | None = Field(None, description="`auto` or `opaque`")
+    output_format: Annotated[str, Field(json_schema_extra={"enum": ["png"]})] | None = None
+    background: Annotated[str, Field(json_schema_extra={"enum": ["auto", "opaque"]})] | None = None
     stream: bool | None = None
     partial_images: int | None = Field(
         None,
@@ -56,9 +67,9 @@ class ImagesRequest(BaseModel):
     safety_identifier: str | None = None
 
     seed: int | None = Field(None, ge=0, lt=2**63)
-    negative_prompt: Annotated[Word, Field(max_length=4000)] | None = None
+    negative_prompt: Instruction | None = None
     steps: int | None = Field(None, ge=1, le=500)
-    guidance: Annotated[float, Field(allow_inf_nan=False)] | None = Field(None, ge=0, le=100)
+    guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
 
     def job(self, settings: Settings, priority: int = 5) -> JobRequest:
         """The generate job that the request asks for. Raises InvalidRequest, naming the parameter."""
@@ -140,7 +151,6 @@ def _size(text: str | None) -> tuple[int | None, int | None]:
     if text in (None, "auto"):
         return None, None
     found = _SIZE.fullmatch(text or "")
-    sides = [int(side) for side in found.groups()] if found else []
-    if not sides or not all(16 <= side <= 4096 for side in sides):
+    if not found:
         raise InvalidRequest("size must be auto, or WIDTHxHEIGHT with sides of 16 to 4096 pixels.", field="size")
-    return sides[0], sides[1]
+    return int(found[1]), int(found[2])

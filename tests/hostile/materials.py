@@ -45,15 +45,15 @@ class Materials:
 
 
 @contextmanager
-def materials(url: str, folder: Path, key: str | None = None) -> Iterator[Materials]:
-    """Make them in the installation at `url`, below `folder`; a server offers the image meanwhile."""
+def materials(url: str, folder: Path, key: str | None = None, host: str = "127.0.0.1") -> Iterator[Materials]:
+    """Make them in the installation at `url`, below `folder`; a server on `host` offers an image meanwhile."""
     source, destinations = folder / "pictures", folder / "exports"
     for each in (source, destinations):
         each.mkdir()
     for colour in ("red", "blue"):
         (source / f"{colour}.png").write_bytes(png(colour))
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=url, headers=headers, timeout=60) as client, _web_server(source) as web:
+    with httpx.Client(base_url=url, headers=headers, timeout=60) as client, _web_server(source, host) as web:
         image = client.post("/v1/files", content=png()).raise_for_status().json()["id"]
         sent = {"data": {"purpose": "batch"}, "files": {"file": ("batch.jsonl", BATCH)}}
         batch = client.post("/v1/files", **sent).raise_for_status().json()["id"]  # type: ignore[arg-type]
@@ -66,9 +66,9 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def _web_server(folder: Path) -> Iterator[str]:
+def _web_server(folder: Path, host: str) -> Iterator[str]:
     """The URL of a server of the files in `folder`."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
+    with ThreadingHTTPServer((host, 0), partial(_Quiet, directory=str(folder))) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http://{host}:{server.server_address[1]}"
         server.shutdown()

@@ -12,6 +12,7 @@ import pytest
 
 from api.http.auth import new_key
 from shared.settings import Settings
+from tests.hostile.addresses import ALLOWED
 from tests.hostile.contract import Report, check
 from tests.support.api_server import serving
 from tests.support.system import System, running_system
@@ -24,7 +25,7 @@ OPERATIONS = 40
 def system(module_settings: Settings) -> Iterator[System]:
     """A worker and a housekeeper, so that what is submitted comes to its end."""
     folder = module_settings.data_dir
-    changed = {"dataset_roots": [str(folder / "contract")], "fetch_allow_networks": ["127.0.0.0/8"]}
+    changed = {"dataset_roots": [str(folder / "contract")], "fetch_allow_networks": [f"{ALLOWED}/32"]}
     with running_system(module_settings, folder, **changed) as system:
         system.worker()
         system.housekeeper()

@@ -400,7 +400,7 @@ def _specimens() -> list[bytes]:
 
 @st.composite
 def _damaged(draw: st.DrawFn) -> bytes:
-    data = bytearray(draw(st.sampled_from(_SPECIMENS)))
+    data = bytearray(draw(st.sampled_from(SPECIMENS)))
     for _ in range(draw(st.integers(1, 6))):
         start = draw(st.integers(0, max(len(data) - 1, 0)))
         length = draw(st.integers(0, 8))
@@ -411,7 +411,7 @@ def _damaged(draw: st.DrawFn) -> bytes:
     return bytes(data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data)
 
 
-_SPECIMENS = _specimens()
+SPECIMENS = _specimens()
 
 
 @effort(max_examples=400, suppress_health_check=[HealthCheck.too_slow])

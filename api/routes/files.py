@@ -58,7 +58,7 @@ FileId = Annotated[str, Depends(_file_id)]
     status_code=201,
     response_model=File | documents.Document,
     summary="Upload an image, or the requests of a batch",
-    responses={201: {"headers": LOCATION}, **problems(422)},
+    responses={201: {"headers": LOCATION}, **problems(400, 422)},
     openapi_extra={
         "requestBody": {
             "required": True,

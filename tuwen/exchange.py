@@ -229,6 +229,12 @@ class EventParser:
 
 def error_of(response: httpx.Response, content: bytes) -> TuwenError:
     """Make the error that the API raised from the problem document that it answered."""
+    error = _error_of(response, content)
+    error.request_id = response.headers.get("x-request-id")
+    return error
+
+
+def _error_of(response: httpx.Response, content: bytes) -> TuwenError:
     retry_after = response.headers.get("retry-after", "")
     seconds = float(retry_after) if retry_after.isdigit() else None
     try:

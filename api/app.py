@@ -48,7 +48,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 tracing.stop()
 
     # The documentation pages load nothing from other hosts: many machines with GPUs reach no CDN.
-    app = FastAPIOffline(title="Tuwen 图文", version=__version__, lifespan=lifespan)
+    # The redirects of Starlette name the Host that a request claims; `Methods` has its own.
+    app = FastAPIOffline(title="Tuwen 图文", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.http_metrics = CollectorRegistry()
     routes = [*app.routes]
     for part in (jobs, files, datasets, monitoring, pages, images, chat, models, batches):

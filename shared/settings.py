@@ -41,10 +41,12 @@ def _check_network(text: str) -> str:
 
 
 def _check_origin(text: str) -> str:
+    text = text.lower()
     parts = urlsplit(text)
-    if text != "*" and (parts.scheme not in ("http", "https") or f"{parts.scheme}://{parts.netloc}" != text.lower()):
+    is_origin = parts.scheme in ("http", "https") and parts.netloc and f"{parts.scheme}://{parts.netloc}" == text
+    if text != "*" and not is_origin:
         raise ValueError("must be https://HOST or https://HOST:PORT as browsers send it, or *")
-    return text.lower()
+    return text
 
 
 def _check_secret(secret: SecretStr) -> SecretStr:

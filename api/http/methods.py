@@ -61,6 +61,9 @@ class Methods:
             await self._app(scope, receive, send)
             return
         path, method = scope["path"], scope["method"]
+        if path != "/" and path.endswith("/") and not self.allowed(path) and self.allowed(path.rstrip("/")):
+            await _without_slash(scope)(scope, receive, send)
+            return
         if method == "OPTIONS" and (known := self.allowed(path)):
             await Response(status_code=204, headers={"Allow": known})(scope, receive, send)
             return
@@ -85,3 +88,9 @@ class Methods:
         if not known:
             return ""
         return ", ".join(sorted(known | {"OPTIONS"} | ({"HEAD"} if "GET" in known else set())))
+
+
+def _without_slash(scope: Scope) -> Response:
+    """Redirect to the same path without the slash at its end; relative, so that no Host that is claimed is in it."""
+    address = scope["raw_path"].rstrip(b"/") + (b"?" + scope["query_string"] if scope["query_string"] else b"")
+    return Response(status_code=307, headers={"Location": address.decode("ascii", "replace")})

@@ -1,7 +1,7 @@
 """Every error leaves the API as problem details (RFC 9457), with a stable `code` and the invalid fields.
 
-On the paths of OpenAI's API, and on those under `/v1` that are unknown, the same document also has OpenAI's
-`error`, and OpenAI's status. So its clients read the errors of every path that they may ask for, and ours read the same.
+On the paths of OpenAI's API, and on those under `/v1` that are unknown, the same document also has OpenAI's `error`,
+and OpenAI's status. So its clients read the errors of every path that they may ask for, and ours read the same answer.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ def note_in_logs() -> None:
 
     def make_named(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make(*args, **kwargs)
-        record.request_id = current()
-        record.request = f" [request {record.request_id}]" if record.request_id else ""
+        id = current()
+        vars(record).update(request_id=id, request=f" [request {id}]" if id else "")
         return record
 
     logging.setLogRecordFactory(make_named)

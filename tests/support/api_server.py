@@ -38,6 +38,7 @@ def serving(settings: Settings, port: int = 0, limits: Limits | None = None) -> 
             http=bounded_http(limits),
             ws="none",
             timeout_keep_alive=KEEP_ALIVE,
+            forwarded_allow_ips=[*settings.trusted_proxies],
             timeout_graceful_shutdown=2,
         )
         server = uvicorn.Server(config)

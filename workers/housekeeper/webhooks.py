@@ -204,7 +204,7 @@ class WebhookSender:
         return self._fetcher.post(owed.url, body.encode(), headers)
 
     def _result(self, owed: DueWebhook) -> dict[str, str]:
-        """Where the receiver may fetch the image, without an API key; nothing unless a setting says where the API is."""
+        """Where the receiver may fetch the image, without an API key: nowhere unless `public_url` is set."""
         has_image = owed.kind is Kind.GENERATE and owed.status is Status.SUCCEEDED
         return {"result_url": self._urls.image(owed.job_id)} if self._urls and has_image else {}
 

@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import httpx
 from pydantic import ValidationError
@@ -132,6 +133,11 @@ def http_options(base_url: str, api_key: str | None, timeout: float) -> dict[str
     # A proxy from the environment is no way to one's own machine.
     local = urlsplit(base_url).hostname in ("localhost", "127.0.0.1", "::1")
     return {"base_url": base_url, "headers": headers, "timeout": timeout, "trust_env": not local}
+
+
+def once() -> dict[str, str]:
+    """A header that makes a request repeatable: the API does nothing for the second one, and answers it as the first."""
+    return {"Idempotency-Key": str(uuid4())}
 
 
 class Exchange:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Literal
+from urllib.parse import urlsplit
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
@@ -274,10 +275,8 @@ async def front_page(request: Request, resources: ResourcesDep, base_url: BaseUr
         for path, operations in request.app.openapi()["paths"].items()
         for method, operation in ((method.upper(), operation) for method, operation in operations.items())
     )
-    # The port is Flower's, and the name the one under which this page was found.
-    host, _, port = base_url.partition("://")[2].partition("/")[0].rpartition(":")
-    host = host if port.isdigit() else base_url.partition("://")[2].partition("/")[0]
-    flower = f"http://{host}:{resources.settings.flower_port}/"
+    host = urlsplit(base_url).hostname or "127.0.0.1"
+    flower = f"http://{f'[{host}]' if ':' in host else host}:{resources.settings.flower_port}/"
     return HTMLResponse(_FRONT_PAGE.format(version=escape(__version__), flower=escape(flower), rows=rows))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -11,7 +12,7 @@ from api.http.auth import new_key
 from api.http.rate_limits import quota_headers
 from shared.database import Database
 from shared.settings import Settings
-from tests.support.api_server import serving
+from tests.support.api_server import FakeWorker, png, serving
 from tests.support.waiting import PATIENT
 
 GENERATE = {"input": {"kind": "generate", "prompt": "a cat"}}
@@ -51,6 +52,17 @@ def test_every_submission_says_what_is_left(keyed: Callable[..., httpx.Response]
     assert keyed(f"/v1/jobs/{id}/cancel").status_code == 200
     retried = keyed(f"/v1/jobs/{id}/retry")
     assert (retried.status_code, retried.headers["ratelimit"]) == (202, '"unfinished-jobs";r=0')
+
+
+def test_an_image_that_was_drawn_says_what_is_left(keyed: Callable[..., httpx.Response], hand: FakeWorker) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        drawing = pool.submit(keyed, "/v1/images/generations", json={"prompt": "a cat"})
+        id = hand.await_next()
+        hand.claim(id)
+        hand.succeed(id, png())
+        answer = drawing.result(PATIENT)
+    assert (answer.status_code, answer.headers["ratelimit"]) == (200, '"unfinished-jobs";r=3')
+    assert answer.headers["ratelimit-policy"] == POLICY
 
 
 def test_without_a_quota_there_is_nothing_to_say(api: httpx.Client) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,14 @@ from api.http.auth import new_key
 from shared.database import Database
 from shared.objects import signed_urls
 from shared.objects.signed_urls import ResultUrls, UrlSigner
+from shared.objects.storage import ObjectStore
+from shared.openai.batch_lines import answer_line
 from shared.settings import Settings
 from tests.support.api_server import FakeWorker, png, serving
 from tests.support.s3 import serve_s3
 from tests.support.waiting import PATIENT
 from tuwen.errors import Forbidden, LinkExpired
+from tuwen.jobs import Job
 
 GENERATE = {"input": {"kind": "generate", "prompt": "a cat"}}
 
@@ -90,6 +95,36 @@ def test_a_result_url_needs_no_key_and_ends_with_it(locked: Settings, hand: Fake
         job_id = path.split("/")[3]
         shown = other_process.get(f"/v1/jobs/{job_id}").json()["result_url"]
         assert httpx.get(shown).content == png("red")
+
+
+def test_openai_s_urls_need_no_key_either(locked: Settings, hand: FakeWorker, tenants: Tenants) -> None:
+    key, id = tenants.key("alice")
+    with connected(locked, key) as api, ThreadPoolExecutor(1) as pool:
+        asked = {"prompt": "a cat", "response_format": "url"}
+        drawing = pool.submit(api.post, "/v1/images/generations", json=asked)
+        job = hand.await_next()
+        hand.claim(job)
+        hand.succeed(job, png("red"))
+        url = drawing.result(PATIENT).json()["data"][0]["url"]
+        assert httpx.get(url).content == png("red")
+        tenants.revoke(id)
+        assert httpx.get(url).status_code == 403
+
+
+def test_urls_that_are_made_without_a_request(locked: Settings, hand: FakeWorker, tenants: Tenants) -> None:
+    """As webhooks and the answers of batches have them: they hold while the tenant has any key."""
+    (key, first), (_, second) = tenants.key("alice"), tenants.key("alice")
+    tenants.key("bob")
+    database, store = Database(locked), ObjectStore.open(locked)
+    with connected(locked, key) as api:
+        job = Job.model_validate(drawn(api, hand, png("red")))
+        urls = ResultUrls(UrlSigner(locked, database), str(api.base_url).rstrip("/"))
+        line = json.loads(answer_line(locked, store, urls, "/v1/images/generations", "a", "url", job))
+        url = line["response"]["body"]["data"][0]["url"]
+        for revoked, status in ((first, 200), (second, 403)):
+            tenants.revoke(revoked)
+            assert httpx.get(url).status_code == status
+    database.close()
 
 
 def test_a_changed_url_is_refused(

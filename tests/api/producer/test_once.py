@@ -18,6 +18,12 @@ from tests.support.plain_sql import plain_sql
 from tests.support.waiting import PATIENT, eventually
 
 GENERATE = {"input": {"kind": "generate", "prompt": "a cat"}}
+QUESTION = {
+    "model": "builtin",
+    "messages": [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}]}
+    ],
+}
 Ask = Callable[[str], httpx.Response]
 """Sends a request under a key."""
 
@@ -153,6 +159,7 @@ def test_a_key_belongs_to_what_was_asked_for(maker: Maker) -> None:
         ("/v1/datasets", {"json": maker.dataset("three")}),
         (f"/v1/jobs/{maker.cancelled()}/retry", {}),
         ("/v1/images/generations", {"json": {"prompt": "a cat"}}),
+        ("/v1/chat/completions", {"json": QUESTION}),
     ]:
         assert maker.post(path, "k", **request).json()["code"] == "idempotency_mismatch", path
 
@@ -165,6 +172,7 @@ def test_a_key_that_cannot_be(maker: Maker, key: Any) -> None:
         ("/v1/datasets", {"json": maker.dataset("four")}),
         (f"/v1/jobs/{maker.job()}/retry", {}),
         ("/v1/images/generations", {"json": {"prompt": "a cat"}}),
+        ("/v1/chat/completions", {"json": QUESTION}),
     ]:
         answer = maker.post(path, key, **request)
         assert (answer.status_code in (400, 422), answer.json()["errors"][0]["field"]) == (True, "Idempotency-Key")

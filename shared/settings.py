@@ -40,6 +40,12 @@ def _check_network(text: str) -> str:
     return text
 
 
+def _check_host(text: str) -> str:
+    if urlsplit(f"//{text}").hostname != text.lower():
+        raise ValueError("must be a name or an address alone, without scheme and port")
+    return text.lower()
+
+
 def _check_origin(text: str) -> str:
     text = text.lower()
     parts = urlsplit(text)
@@ -92,12 +98,14 @@ class Settings(BaseSettings):
     public_url: Annotated[str, _require_scheme("http", "https")] | None = Field(
         None, description="URL at which clients reach the API, in links; by default that of the request, if trusted"
     )
-    hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)] = Field(
+    public_hosts: Annotated[
+        tuple[Annotated[str, AfterValidator(_check_host)], ...], NoDecode, BeforeValidator(_split_list)
+    ] = Field(
         (), description="further names under which clients reach the API: only these may a request put into links"
     )
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)] = Field(
-        ("127.0.0.1", "::1"), description="addresses and CIDRs whose X-Forwarded-Proto and X-Forwarded-For count"
-    )
+    trusted_proxies: Annotated[
+        tuple[Annotated[str, AfterValidator(_check_network)], ...], NoDecode, BeforeValidator(_split_list)
+    ] = Field(("127.0.0.1", "::1"), description="addresses and CIDRs whose X-Forwarded-Proto and X-Forwarded-For count")
     cors_origins: Annotated[
         tuple[Annotated[str, AfterValidator(_check_origin)], ...], NoDecode, BeforeValidator(_split_list)
     ] = Field((), description="origins whose web pages may use the API, https://app.example; by default none")

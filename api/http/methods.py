@@ -75,7 +75,8 @@ class Methods:
 
         async def send_allowed(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == 405:
-                MutableHeaders(scope=message)["Allow"] = self.allowed(path)
+                # What is none of the routes are the files of the documentation.
+                MutableHeaders(scope=message)["Allow"] = self.allowed(path) or "GET, HEAD"
             await send(message)
 
         await self._app(scope, receive, send_allowed)

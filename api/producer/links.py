@@ -26,14 +26,14 @@ def base_url(scope: Scope, settings: Settings) -> str:
     """URL at which clients reach this API, without a trailing slash.
 
     That is `public_url` if it is set. Otherwise a request's Host counts if it is a name of this machine, the address at
-    which the request arrived, or one of `hosts`; where it is anything else, the address stands in its place: a stranger
-    must not decide where our links lead. `X-Forwarded-Host` never counts.
+    which the request arrived, or one of `public_hosts`; where it is anything else, the address stands in its place: a
+    stranger must not decide where our links lead. `X-Forwarded-Host` never counts.
     """
     if settings.public_url:
         return settings.public_url.rstrip("/")
     arrived = _arrival(scope)
     said = Headers(scope=scope).get("host", "")
-    names = local_names(settings) | {name.lower() for name in settings.hosts} | {host_name(arrived)}
+    names = local_names(settings) | set(settings.public_hosts) | {host_name(arrived)}
     return f"{scope['scheme']}://{_plain(said) if host_name(said) in names else arrived}{scope.get('root_path', '')}"
 
 

@@ -141,6 +141,11 @@ def test_each_method_in_the_document_is_allowed(api: httpx.Client) -> None:
         assert {method.upper() for method in operations} <= set(allowed), path
 
 
+def test_the_files_of_the_documentation_name_theirs(api: httpx.Client) -> None:
+    refused = api.post("/static-offline-docs/swagger-ui.css")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
+
+
 def test_an_unknown_path_has_no_methods(api: httpx.Client) -> None:
     for method in ("OPTIONS", "DELETE", "GET"):
         assert api.request(method, "/v1/nowhere").status_code == 404

@@ -25,7 +25,7 @@ from shared.settings import Settings
 from tests.support.api_server import FakeWorker, png, serving
 from tests.support.s3 import serve_s3
 from tests.support.waiting import PATIENT
-from tuwen.errors import Forbidden, LinkExpired
+from tuwen.errors import ConfigurationError, Forbidden, LinkExpired
 from tuwen.jobs import Job
 
 GENERATE = {"input": {"kind": "generate", "prompt": "a cat"}}
@@ -238,7 +238,7 @@ def test_a_foreign_host_is_in_no_link(locked: Settings, hand: FakeWorker, tenant
     [
         ({}, "localhost:8123", "http://localhost:8123"),
         ({}, "user@localhost/x", "http://localhost"),
-        ({"hosts": ("gpu1.lan",)}, "GPU1.lan:8123", "http://gpu1.lan:8123"),
+        ({"public_hosts": ("gpu1.lan",)}, "GPU1.lan:8123", "http://gpu1.lan:8123"),
         ({"public_url": "https://tuwen.example/base/"}, "evil.example", "https://tuwen.example/base"),
     ],
 )
@@ -252,6 +252,14 @@ def test_the_address_of_links(
         assert shown.startswith(f"{base}/v1/jobs/{id}/image?")
         link = api.get("/v1/jobs", params={"limit": 1}, headers={"Host": host}).headers["link"]
         assert link.startswith(f"<{base}/v1/jobs?limit=1&cursor=")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"public_hosts": "a:80"}, {"public_hosts": "http://a"}, {"trusted_proxies": "*"}, {"public_url": "a"}]
+)
+def test_what_is_no_address(wrong: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError, match=f"TUWEN_{next(iter(wrong)).upper()}"):
+        Settings.model_validate(wrong)
 
 
 def test_forwarded_headers_count_from_trusted_proxies_only(

@@ -189,10 +189,12 @@ class QuotaExceeded(TuwenError):
 
     code, status = "quota_exceeded", 429
 
+    policy: str = "unfinished-jobs"
+    """What the quota is of, as `RateLimit` names it."""
     quota: int | None = None
-    """Unfinished jobs that the key may have."""
+    """How many the key may have at once."""
     left: int | None = None
-    """Jobs that it may submit now: fewer than it asked for."""
+    """How many more it may have now: fewer than it asked for."""
 
 
 class FetchFailed(TuwenError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -21,6 +23,8 @@ from shared.objects.signed_urls import ResultUrls
 from shared.settings import Settings
 from tuwen.jobs import Tenant
 
+log = logging.getLogger(__name__)
+
 
 def base_url(scope: Scope, settings: Settings) -> str:
     """URL at which clients reach this API, without a trailing slash.
@@ -34,7 +38,20 @@ def base_url(scope: Scope, settings: Settings) -> str:
     arrived = _arrival(scope)
     said = Headers(scope=scope).get("host", "")
     names = local_names(settings) | set(settings.public_hosts) | {host_name(arrived)}
-    return f"{scope['scheme']}://{_plain(said) if host_name(said) in names else arrived}{scope.get('root_path', '')}"
+    trusted = host_name(said) in names
+    if not trusted:
+        _report_foreign_host(arrived)
+    return f"{scope['scheme']}://{_plain(said) if trusted else arrived}{scope.get('root_path', '')}"
+
+
+@cache
+def _report_foreign_host(arrived: str) -> None:
+    """Say once for each of our addresses that links may not be those that clients expect."""
+    log.warning(
+        "a request for another host arrived at %s, so links in its answer begin with that address; "
+        "if clients reach the API by another name, set TUWEN_PUBLIC_URL, or add the name to TUWEN_PUBLIC_HOSTS",
+        arrived,
+    )
 
 
 def _arrival(scope: Scope) -> str:

@@ -209,7 +209,9 @@ def test_a_bucket_is_reached_through_a_signed_url(settings: Settings, hand: Fake
 # ── whose address it is ───────────────────────────────────────────────────────────────────────────
 
 
-def test_a_foreign_host_is_in_no_link(locked: Settings, hand: FakeWorker, tenants: Tenants) -> None:
+def test_a_foreign_host_is_in_no_link(
+    locked: Settings, hand: FakeWorker, tenants: Tenants, caplog: pytest.LogCaptureFixture
+) -> None:
     key, _ = tenants.key("alice")
     with connected(locked, key) as api:
         id = drawn(api, hand, png())["id"]
@@ -231,6 +233,9 @@ def test_a_foreign_host_is_in_no_link(locked: Settings, hand: FakeWorker, tenant
         for path in ("/", "/v1/jobs/", "/datasets/?a=b"):
             page = api.get(path, headers={"Host": "evil.example"}, follow_redirects=False)
             assert "evil" not in page.text + str(page.headers)
+    # Whoever runs the installation under another name learns of it, once.
+    [said] = [record.getMessage() for record in caplog.records if "TUWEN_PUBLIC_HOSTS" in record.getMessage()]
+    assert own.removeprefix("http://") in said
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from api.http.reference import REFERENCE, header, problems, unseen
+from api.http.headers import RATE_LIMIT, documented
+from api.http.reference import REFERENCE, problems, unseen
 from shared.settings import Settings
 
 TITLE = "Tuwen"
@@ -34,20 +35,24 @@ A job is **submitted** (`POST /v1/jobs`, answered at once with its id), **watche
 `Prefer: wait=30` when it is submitted or shown), and its **result** is part of the job: text, objects, a score, or an
 image under `GET /v1/jobs/{id}/image`.
 
-Every error is [problem details](https://www.rfc-editor.org/rfc/rfc9457) with a stable `code`. Send an
-`Idempotency-Key` with a submission, and repeating it after a broken connection makes no second job.
+Every error is [problem details](https://www.rfc-editor.org/rfc/rfc9457) with a stable `code`; on the paths of OpenAI's
+API it also has OpenAI's `error`. Send an `Idempotency-Key` with whatever makes something, and repeating it after a
+broken connection makes nothing twice. Every answer has an `x-request-id`, and the lists have `Link` to their next page.
+HEAD is answered wherever GET is, and OPTIONS everywhere.
 
 Text in requests is Unicode that can be stored: NUL and lone surrogates are refused everywhere.
 """
 
-HEADERS: dict[str, dict[str, Any]] = {}
-"""Headers of every answer."""
-STATUS_HEADERS: dict[int, dict[str, Any]] = {
-    401: header("WWW-Authenticate", "how to authenticate: with an API key as bearer token"),
-    429: header("Retry-After", "seconds after which another attempt makes sense", required=False, pattern="^[0-9]+$"),
-    503: header("Retry-After", "seconds after which another attempt makes sense", required=False, pattern="^[0-9]+$"),
+HEADERS = documented("X-Request-Id")
+"""Header fields of every answer."""
+STATUS_HEADERS = {
+    401: documented("WWW-Authenticate"),
+    405: documented("Allow"),
+    416: documented("Content-Range"),
+    429: documented("Retry-After", *RATE_LIMIT),
+    503: documented("Retry-After"),
 }
-"""Headers of every answer with one of these statuses."""
+"""Header fields of every answer with one of these statuses."""
 
 _NAMES = {"File": "UploadedImage", "Models": "ModelList"}
 """Names of schemas in place of those that generators need for themselves."""
@@ -80,9 +85,7 @@ def _document(app: FastAPI, settings: Settings) -> dict[str, Any]:
     )
     _, named = models_json_schema([*unseen.items()], ref_template=REFERENCE)
     document["components"]["schemas"] |= named["$defs"]
-    for method, operation in operations(document):
-        if method == "head":
-            operation["operationId"] = f"head_{operation['operationId']}"
+    for _, operation in operations(document):
         _secure(operation, settings)
         _complete_responses(operation, settings)
     _secure_all(document, settings)
@@ -124,8 +127,7 @@ def _complete_responses(operation: dict[str, Any], settings: Settings) -> None:
         responses.pop("401", None)
     for status, response in responses.items():
         headers = {**HEADERS, **STATUS_HEADERS.get(int(status), {}), **response.get("headers", {})}
-        if headers:
-            response["headers"] = headers
+        response["headers"] = headers
     operation["responses"] = dict(sorted(responses.items()))
 
 

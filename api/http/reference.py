@@ -15,6 +15,8 @@ unseen: dict[type[BaseModel], JsonSchemaMode] = {Problem: "serialization"}
 """Models that no route's signature mentions, and whether clients send or receive them."""
 REFERENCE = "#/components/schemas/{model}"
 PROBLEM = "application/problem+json"
+BINARY = {"type": "string", "format": "binary"}
+"""Schema of bytes."""
 _NOUNS = {"batches": "batch", "datasets": "dataset", "files": "file", "jobs": "job", "models": "model"}
 
 Responses = dict[int | str, dict[str, Any]]
@@ -52,12 +54,3 @@ def json_body(model: type[BaseModel], examples: dict[str, Any]) -> dict[str, Any
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "examples": examples}}}
     }
-
-
-def header(name: str, description: str, *, required: bool = True, **schema: Any) -> dict[str, Any]:
-    """A header of an answer, as an entry of a response's `headers`; text unless `schema` says otherwise."""
-    return {name: {"description": description, "required": required, "schema": {"type": "string", **schema}}}
-
-
-LOCATION = header("Location", "path of what was made", format="uri-reference")
-ETAG = header("ETag", "the SHA-256 of the bytes, quoted", required=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
@@ -16,15 +17,20 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from api.http.auth import CallerDep
-from api.http.reference import LOCATION, json_body, problems
+from api.http.headers import documented
+from api.http.pagination import link_header
+from api.http.reference import json_body, problems
 from api.http.streams import StreamingRoute, event, streaming
+from api.producer.contents import contents, serve
+from api.producer.links import BaseUrlDep, ReaderDep, ResultUrlsDep
+from api.producer.once import IdempotencyKey, once
 from api.producer.resources import Resources, ResourcesDep
 from api.routes import dataset_items
 from api.routes.dataset_items import Only, Order
-from api.routes.files import BINARY
 from shared.intake.dataset_places import require_allowed
 from shared.intake.validation import parse
 from shared.objects import datasets as dataset_objects
+from shared.objects.signed_urls import ResultUrls
 from shared.objects.storage import ObjectStore
 from shared.settings import Settings
 from tuwen.datasets import (
@@ -93,15 +99,18 @@ _EXAMPLES = {
     response_model=Dataset,
     summary="Annotate a data set",
     openapi_extra=json_body(DatasetRequest, _EXAMPLES),
-    responses={202: {"headers": LOCATION}, **problems(403, 409, 422)},
+    responses={202: {"headers": documented("Location")}, **problems(403, 409, 422)},
 )
-async def submit(request: Request, caller: CallerDep, resources: ResourcesDep) -> Response:
+async def submit(
+    request: Request, caller: CallerDep, resources: ResourcesDep, idempotency_key: IdempotencyKey = None
+) -> Response:
     """The run is stored when this request is answered. A second run into the same destination is refused."""
     body = await request.body()
 
     def accept() -> Dataset:
         wanted = admit(parse(DatasetRequest, body), resources.settings)
-        id = resources.database.datasets.submit(wanted, caller.tenant)
+        key = once(idempotency_key, "dataset", wanted.model_dump_json())
+        id = resources.database.datasets.submit(wanted, caller.tenant, key)
         resources.outbox.publish_dataset(id)
         return resources.database.datasets.get(id, caller.tenant)
 
@@ -109,10 +118,17 @@ async def submit(request: Request, caller: CallerDep, resources: ResourcesDep) -
     return _answer(dataset, 202, {"Location": f"/v1/datasets/{dataset.id}"})
 
 
-@router.get("", response_model=DatasetPage, summary="List data sets", responses=problems(422))
+@router.get(
+    "",
+    response_model=DatasetPage,
+    summary="List data sets",
+    responses={200: {"headers": documented("Link")}, **problems(422)},
+)
 async def list_datasets(
+    request: Request,
     caller: CallerDep,
     resources: ResourcesDep,
+    base_url: BaseUrlDep,
     cursor: Annotated[UUID | None, Query(description="`next` of the previous page")] = None,
     limit: Annotated[int, Query(ge=1, le=_LARGEST_PAGE)] = 20,
 ) -> Response:
@@ -123,7 +139,8 @@ async def list_datasets(
 
     found = await run_sync(look)
     following = str(found[limit - 1].id) if len(found) > limit else None
-    return _answer(DatasetPage(datasets=tuple(found[:limit]), next=following))
+    links = link_header(request, base_url, next={"cursor": following} if following else None)
+    return _answer(DatasetPage(datasets=tuple(found[:limit]), next=following), headers=links)
 
 
 @router.get("/{dataset_id}", response_model=Dataset, summary="Show a data set", responses=problems(404))
@@ -225,11 +242,14 @@ async def retry(
     dataset_id: DatasetId,
     resources: ResourcesDep,
     failed_only: Annotated[bool, Query(description="do not run the images that a cancel left undone")] = False,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Run only the images that failed again, and those that a cancel left undone. Then export again."""
 
+    key = once(idempotency_key, "retry of a data set", str(dataset_id), str(failed_only))
+
     def change(id: UUID, tenant: Tenant) -> None:
-        resources.database.datasets.retry(id, tenant, failed_only=failed_only)
+        resources.database.datasets.retry(id, tenant, failed_only=failed_only, once=key)
 
     return await _steer(resources, dataset_id, caller.tenant, change, 202)
 
@@ -244,13 +264,22 @@ async def retry(
     ),
     responses=problems(403, 404, 409, 422),
 )
-async def export(request: Request, caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
+async def export(
+    request: Request,
+    caller: CallerDep,
+    dataset_id: DatasetId,
+    resources: ResourcesDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
     """Export the data set with all reviews so far, to any destination and in any format; no model runs again."""
     wanted = parse(ExportRequest, await request.body())
+    key = once(idempotency_key, "export", str(dataset_id), wanted.model_dump_json())
 
     def change(id: UUID, tenant: Tenant) -> None:
         place = require_allowed(wanted.destination, resources.settings, "destination")
-        resources.database.datasets.export(id, tenant, place, wanted.destination_format, overwrite=wanted.overwrite)
+        resources.database.datasets.export(
+            id, tenant, place, wanted.destination_format, overwrite=wanted.overwrite, once=key
+        )
 
     return await _steer(resources, dataset_id, caller.tenant, change, 202)
 
@@ -263,12 +292,14 @@ async def export(request: Request, caller: CallerDep, dataset_id: DatasetId, res
     operation_id="list_items",
     response_model=ItemPage,
     summary="List images",
-    responses=problems(404, 422),
+    responses={200: {"headers": documented("Link")}, **problems(404, 422)},
 )
 async def items(
+    request: Request,
     caller: CallerDep,
     dataset_id: DatasetId,
     resources: ResourcesDep,
+    urls: ResultUrlsDep,
     sort: Annotated[Order, Query(description="`-` puts the highest first")] = "number",
     only: Annotated[Only | None, Query(description="images of which this is true")] = None,
     cursor: Annotated[str | None, Query(max_length=100, description="`next` of the previous page")] = None,
@@ -281,7 +312,15 @@ async def items(
         dataset = resources.database.datasets.get(dataset_id, caller.tenant)
         return dataset_items.page(resources, dataset, sort, only, cursor, limit)
 
-    return _answer(await run_sync(look, limiter=resources.heavy))
+    page = await run_sync(look, limiter=resources.heavy)
+    links = link_header(
+        request,
+        urls.base_url,
+        prev=dataset_items.previous(page, limit) if sort == "number" and only is None else None,
+        next={"cursor": page.next} if page.next else None,
+    )
+    shown = tuple(_with_preview(each, dataset_id, urls) for each in page.items)
+    return _answer(page.model_copy(update={"items": shown}), headers=links)
 
 
 @router.get(
@@ -291,14 +330,16 @@ async def items(
     summary="Show an image",
     responses=problems(404, 422),
 )
-async def item(caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep) -> Response:
+async def item(
+    caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep, urls: ResultUrlsDep
+) -> Response:
     """The answer has the captions, or the reason or error in their place, and all reviews."""
 
     def look() -> Item:
         resources.database.datasets.get(dataset_id, caller.tenant)
         return dataset_items.one(resources, dataset_id, image)
 
-    return _answer(await run_sync(look))
+    return _answer(_with_preview(await run_sync(look), dataset_id, urls))
 
 
 @router.get(
@@ -306,11 +347,19 @@ async def item(caller: CallerDep, dataset_id: DatasetId, image: Image, resources
     operation_id="fetch_preview",
     response_class=Response,
     summary="Fetch a preview of an image",
-    responses={200: {"content": {"image/jpeg": {"schema": BINARY}}}, **problems(404, 422)},
+    responses={**contents("image/jpeg", redirects=False), **problems(403, 404, 410, 416, 422)},
 )
-async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep) -> Response:
-    """The preview is a JPEG of at most 512 pixels on a side; 404 when the image cannot be read."""
-    await run_sync(resources.database.datasets.get, dataset_id, caller.tenant)
+async def preview(
+    request: Request, reader: ReaderDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep
+) -> Response:
+    """The preview is a JPEG of at most 512 pixels on a side; 404 when the image cannot be read. The URL that an image's
+    `preview_url` is needs no API key; it holds for a limited time."""
+
+    def admit_reader() -> None:
+        tenant = reader.tenant(resources, lambda: resources.database.datasets.owner(dataset_id))
+        resources.database.datasets.get(dataset_id, tenant)
+
+    await run_sync(admit_reader)
     key = dataset_objects.preview_key(dataset_id, image)
 
     def look() -> int | None:
@@ -335,8 +384,8 @@ async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resour
         raise NotFound(f"Image {image} cannot be read.")
     # Previews in S3 are served through the API too: a page that follows a redirect with its API key would need CORS
     # there.
-    kept = {"Cache-Control": "private, max-age=31536000, immutable", "Content-Security-Policy": "default-src 'none'"}
-    return Response(await run_sync(resources.store.get, key), 200, kept, "image/jpeg")
+    tag = f"{dataset_id.hex}-{image}"
+    return await run_sync(partial(serve, resources, key, "image/jpeg", tag, request.headers, redirects=False))
 
 
 @router.post(
@@ -351,7 +400,13 @@ async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resour
     responses=problems(404, 409, 422),
 )
 async def review(
-    request: Request, caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep
+    request: Request,
+    caller: CallerDep,
+    dataset_id: DatasetId,
+    image: Image,
+    resources: ResourcesDep,
+    urls: ResultUrlsDep,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Accept or reject an image, or improve its caption. The model's caption stays beside the review, and the next
     export has both, with the author. The newest verdict counts, and the newest caption in each language. An image that
@@ -364,13 +419,15 @@ async def review(
             "Name the author of the review: without API keys, the review has to say who wrote it.", field="author"
         )
 
+    key = once(idempotency_key, "review", str(dataset_id), str(image), said.model_dump_json())
+
     def note() -> Item:
         resources.database.datasets.get(dataset_id, caller.tenant)
         dataset_items.require_reviewable(dataset_items.one(resources, dataset_id, image), said)
-        resources.database.datasets.review(dataset_id, image, said)
+        resources.database.datasets.review(dataset_id, image, said, tenant=caller.tenant, once=key)
         return dataset_items.one(resources, dataset_id, image)
 
-    return _answer(await run_sync(note), 201)
+    return _answer(_with_preview(await run_sync(note), dataset_id, urls), 201)
 
 
 @router.delete(
@@ -381,7 +438,12 @@ async def review(
     responses=problems(404, 422),
 )
 async def withdraw(
-    caller: CallerDep, dataset_id: DatasetId, image: Image, review_id: UUID, resources: ResourcesDep
+    caller: CallerDep,
+    dataset_id: DatasetId,
+    image: Image,
+    review_id: UUID,
+    resources: ResourcesDep,
+    urls: ResultUrlsDep,
 ) -> Response:
     """The review before it counts again. With API keys, only the key that wrote a review can withdraw it."""
 
@@ -390,7 +452,7 @@ async def withdraw(
         resources.database.datasets.withdraw(dataset_id, image, review_id, caller.name)
         return dataset_items.one(resources, dataset_id, image)
 
-    return _answer(await run_sync(take_back))
+    return _answer(_with_preview(await run_sync(take_back), dataset_id, urls))
 
 
 # ── shared by the routes ──────────────────────────────────────────────────────────────────────────────
@@ -439,6 +501,10 @@ async def _steer(
         return dataset
 
     return _answer(await run_sync(steer), status)
+
+
+def _with_preview(item: Item, dataset_id: UUID, urls: ResultUrls) -> Item:
+    return item.model_copy(update={"preview_url": urls.preview(dataset_id, item.number)})
 
 
 def _answer(shown: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -11,7 +11,8 @@ from uuid import UUID
 from sqlalchemy import Connection, Insert, delete, func, insert, select, text, update
 
 from shared.database.batch_status import BatchStatus
-from shared.database.connections import Connections, seconds
+from shared.database.connections import Connections, rows_as, seconds
+from shared.database.idempotency import Once, run_once
 from shared.database.shards import Renewal, renewal
 from shared.database.tables import BatchLineRow, BatchRow, DocumentRow, JobRow
 from tuwen.errors import Conflict, NotFound
@@ -131,13 +132,19 @@ class Documents:
     """Files other than images; each tenant sees its own."""
 
     def __init__(self, connections: Connections):
+        self._connections = connections
         self._run = connections.run
         self._fetch = connections.fetch
 
-    def add(self, document: NewDocument, tenant: Tenant) -> StoredDocument:
-        """Note a file whose object is stored."""
-        [row] = self._fetch(StoredDocument, _insertion(document, tenant).returning(DocumentRow.__table__))
-        return row
+    def add(self, document: NewDocument, tenant: Tenant, once: Once | None = None) -> StoredDocument:
+        """Note a file whose object is stored; the file that was noted before under the same key instead, if any.
+
+        Raises:
+            IdempotencyMismatch: something else was asked for under the key of `once`.
+        """
+        new = _insertion(document, tenant).returning(DocumentRow.__table__)
+        outcome = run_once(self._connections, tenant, once, str(document.id), new)
+        return self.get(UUID(outcome.before[0]), tenant) if outcome.before else rows_as(StoredDocument, outcome.rows)[0]
 
     def get(self, id: UUID, tenant: Tenant) -> StoredDocument:
         """Raises NotFound also for another tenant's document."""
@@ -190,11 +197,19 @@ class Batches:
 
     # ── the client's side ─────────────────────────────────────────────────────────────────────────
 
-    def add(self, values: Mapping[str, Any], lifetime: float) -> StoredBatch:
-        """Insert a batch, which expires after `lifetime` seconds; `values` are columns of its row."""
-        statement = insert(BatchRow).values(expires_at=func.now() + seconds(lifetime), **values)
-        [row] = self._fetch(StoredBatch, statement.returning(BatchRow.__table__))
-        return row
+    def add(self, values: Mapping[str, Any], lifetime: float, once: Once | None = None) -> StoredBatch:
+        """Insert a batch, which expires after `lifetime` seconds; `values` are columns of its row.
+
+        Returns the batch that was made before under the same key, if any.
+
+        Raises:
+            IdempotencyMismatch: something else was asked for under the key of `once`.
+        """
+        new = insert(BatchRow).values(expires_at=func.now() + seconds(lifetime), **values).returning(BatchRow.__table__)
+        outcome = run_once(self._connections, values["tenant"], once, str(values["id"]), new)
+        if outcome.before:
+            return self.get(UUID(outcome.before[0]), values["tenant"])
+        return rows_as(StoredBatch, outcome.rows)[0]
 
     def get(self, id: UUID, tenant: Tenant) -> StoredBatch:
         """Raises NotFound also for another tenant's batch."""

@@ -18,6 +18,7 @@ from uuid_utils.compat import uuid7
 
 from shared.database import dataset_statements as transitions
 from shared.database.connections import Connections
+from shared.database.idempotency import Once, run_once
 from shared.database.shards import Renewal, kinds_name, renewal
 from shared.database.tables import DatasetRow, ReviewRow
 from shared.settings import Settings
@@ -68,16 +69,19 @@ class Datasets:
     """Data sets, as their owners see them and as the housekeepers process them."""
 
     def __init__(self, connections: Connections, settings: Settings):
+        self._connections = connections
         self._run = connections.run
         self._fetch = connections.fetch
         self._settings = settings
 
     # ── the client's side ─────────────────────────────────────────────────────────────────────────
 
-    def submit(self, request: DatasetRequest, tenant: Tenant) -> UUID:
-        """Accept a data set; it is committed when this returns.
+    def submit(self, request: DatasetRequest, tenant: Tenant, once: Once | None = None) -> UUID:
+        """Accept a data set; it is committed when this returns. Its id, or that of the one that was made before under
+        the same key.
 
         Raises:
+            IdempotencyMismatch: something else was asked for under the key of `once`.
             Conflict: another unfinished data set has the same destination.
         """
         id = uuid7()
@@ -90,10 +94,17 @@ class Datasets:
             priority=request.priority,
         )
         try:
-            self._run(new)
+            outcome = run_once(self._connections, tenant, once, str(id), new.returning(DatasetRow.id))
         except IntegrityError as error:
             raise _destination_taken(request.destination) from error
-        return id
+        return UUID(outcome.before[0]) if outcome.before else id
+
+    def owner(self, id: UUID) -> Tenant:
+        """The tenant of a data set, for who proves in another way that he may see it. Raises NotFound."""
+        rows = self._run(select(DatasetRow.tenant).where(DatasetRow.id == id))
+        if not rows:
+            raise NotFound(f"There is no data set {id}.")
+        return str(rows[0].tenant)
 
     def get(self, id: UUID, tenant: Tenant) -> Dataset:
         """The data set with its progress. Raises NotFound, also for another tenant's data set."""
@@ -122,36 +133,52 @@ class Datasets:
         """Change the priority of a data set. Raises NotFound, Conflict."""
         self._change(id, tenant, transitions.PRIORITIZE, "given another priority", priority=priority)
 
-    def retry(self, id: UUID, tenant: Tenant, *, failed_only: bool = False) -> DatasetStatus:
+    def retry(self, id: UUID, tenant: Tenant, *, failed_only: bool = False, once: Once | None = None) -> DatasetStatus:
         """Run only the images that failed again; unless `failed_only`, also those that a cancel left undone.
 
+        Does nothing where it was done before under the same key.
+
         Raises:
+            IdempotencyMismatch: something else was asked for under the key of `once`.
             NotFound: the tenant has no such data set.
             Conflict: the data set is not over, no image of it failed, or its destination is taken.
         """
         try:
-            rows = self._run(transitions.RETRY, {"id": id, "tenant": tenant, "failed_only": failed_only})
+            values = {"id": id, "tenant": tenant, "failed_only": failed_only}
+            outcome = run_once(self._connections, tenant, once, str(id), transitions.RETRY, values)
         except IntegrityError as error:
             raise _destination_taken(self._row(id, tenant).destination) from error
-        if not rows:
+        if not outcome.rows:
             status = self._row(id, tenant).status
+            if outcome.before:
+                return DatasetStatus(status)
             over = DatasetStatus(status).terminal
             why = "none of its images failed" if over else f"it is {status}; cancel it first, or wait"
             raise Conflict(f"Data set {id} cannot be retried: {why}.")
-        return DatasetStatus(rows[0].status)
+        return DatasetStatus(outcome.rows[0].status)
 
     def export(
-        self, id: UUID, tenant: Tenant, destination: str, destination_format: ExportFormat, *, overwrite: bool
+        self,
+        id: UUID,
+        tenant: Tenant,
+        destination: str,
+        destination_format: ExportFormat,
+        *,
+        overwrite: bool,
+        once: Once | None = None,
     ) -> None:
         """Export a data set that is over again, to the same or another destination.
 
+        Does nothing where it was done before under the same key.
+
         Raises:
             NotFound, Conflict
+            IdempotencyMismatch: something else was asked for under the key of `once`.
         """
         changed = {"destination": destination, "destination_format": destination_format, "overwrite": overwrite}
         values = {"destination": destination, "changed": json.dumps(changed)}
         try:
-            self._change(id, tenant, transitions.EXPORT, "exported", **values)
+            self._change(id, tenant, transitions.EXPORT, "exported", once, **values)
         except IntegrityError as error:
             raise _destination_taken(destination) from error
 
@@ -166,8 +193,12 @@ class Datasets:
             status = self._row(id, tenant).status
             raise Conflict(f"Data set {id} is {status} and cannot be deleted; cancel it first, or wait.")
 
-    def _change(self, id: UUID, tenant: Tenant, statement: Executable, what: str, **values: object) -> None:
-        if not self._run(statement, {"id": id, "tenant": tenant, **values}):
+    def _change(
+        self, id: UUID, tenant: Tenant, statement: Executable, what: str, once: Once | None = None, **values: object
+    ) -> None:
+        values = {"id": id, "tenant": tenant, **values}
+        outcome = run_once(self._connections, tenant, once, str(id), statement, values)
+        if not outcome.rows and not outcome.before:
             status = self._row(id, tenant).status
             raise Conflict(f"Data set {id} is {status} and cannot be {what} now.")
 
@@ -232,9 +263,17 @@ class Datasets:
 
     # ── reviews of images ────────────────────────────────────────────────────────────────────────
 
-    def review(self, id: UUID, image: int, said: ReviewRequest) -> None:
-        """Add a review of an image; the newest one counts, and older ones stay."""
-        self._run(insert(ReviewRow).values(id=uuid7(), dataset_id=id, image=image, **said.model_dump()))
+    def review(
+        self, id: UUID, image: int, said: ReviewRequest, *, tenant: Tenant = "", once: Once | None = None
+    ) -> None:
+        """Add a review of an image; the newest one counts, and older ones stay. Once only under a key of the tenant's.
+
+        Raises:
+            IdempotencyMismatch: something else was asked for under the key of `once`.
+        """
+        review_id = uuid7()
+        new = insert(ReviewRow).values(id=review_id, dataset_id=id, image=image, **said.model_dump())
+        run_once(self._connections, tenant, once, str(review_id), new.returning(ReviewRow.id))
 
     def withdraw(self, id: UUID, image: int, review: UUID, author: str | None) -> None:
         """Withdraw a review of an image that `author` (None: anybody) wrote. Raises NotFound."""

@@ -14,6 +14,7 @@ from shared.database.datasets import Datasets
 from shared.database.files import Files
 from shared.database.jobs import Jobs
 from shared.database.keys import Keys
+from shared.database.secrets import Secrets
 from shared.database.shards import Shards
 from shared.database.tables import JobRow
 from shared.database.webhooks import Webhooks
@@ -42,6 +43,7 @@ class Database:
         self.documents = Documents(self._connections)
         self.files = Files(self._connections)
         self.keys = Keys(self._connections)
+        self.secrets = Secrets(self._connections)
         self.webhooks = Webhooks(self._connections)
         self.clock = Clock(self._connections, settings)
 

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.database.connections import Connections
+from shared.database.idempotency import Once, run_once
 from shared.database.tables import FileRow
 from tuwen.errors import NotFound
 from tuwen.jobs import Tenant
@@ -36,20 +37,35 @@ class Files:
     """Uploaded images; each tenant sees its own."""
 
     def __init__(self, connections: Connections):
+        self._connections = connections
         self._run = connections.run
         self._fetch = connections.fetch
 
     def add(
-        self, *, tenant: Tenant, sha256: str, key: str, media_type: str, width: int, height: int, size: int
+        self,
+        *,
+        tenant: Tenant,
+        sha256: str,
+        key: str,
+        media_type: str,
+        width: int,
+        height: int,
+        size: int,
+        once: Once | None = None,
     ) -> datetime:
-        """Add a file and return when it was first uploaded. Idempotent: the same bytes again are the same file."""
+        """Add a file and return when it was first uploaded. Idempotent: the same bytes again are the same file.
+
+        Raises:
+            IdempotencyMismatch: something else was asked for under the key of `once`.
+        """
         new = upsert(FileRow).values(
             tenant=tenant, sha256=sha256, key=key, media_type=media_type, width=width, height=height, size=size
         )
         # The update changes nothing, but without it the statement would not return an existing row.
         same = new.on_conflict_do_update(index_elements=[FileRow.tenant, FileRow.sha256], set_={"key": key})
-        created_at: datetime = self._run(same.returning(FileRow.created_at))[0].created_at
-        return created_at
+        outcome = run_once(self._connections, tenant, once, sha256, same.returning(FileRow.created_at))
+        # What was made before under the same key are these bytes.
+        return self.get(sha256, tenant).created_at if outcome.before else outcome.rows[0].created_at
 
     def get(self, sha256: str, tenant: Tenant) -> StoredFile:
         """The file with these bytes. Raises NotFound, also for another tenant's file."""

@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 
 from shared.database.connections import Connections
 from shared.database.tables import ApiKeyRow
-from tuwen.errors import InvalidRequest, NotFound
+from tuwen.errors import Forbidden, InvalidRequest, NotFound
 from tuwen.jobs import Tenant
 
 _TENANT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
@@ -55,6 +55,12 @@ class Keys:
         """The active key with this hash."""
         key = select(ApiKeyRow.__table__).where(ApiKeyRow.sha256 == sha256, ApiKeyRow.revoked_at.is_(None))
         return next(iter(self._fetch(ApiKey, key)), None)
+
+    def require_active(self, tenant: Tenant, id: UUID | None) -> None:
+        """Require that this key of the tenant is active, or any of its keys where `id` is None. Raises Forbidden."""
+        active = select(ApiKeyRow.id).where(ApiKeyRow.tenant == tenant, ApiKeyRow.revoked_at.is_(None))
+        if not self._run((active if id is None else active.where(ApiKeyRow.id == id)).limit(1)):
+            raise Forbidden("The API key for which this URL was made has been revoked.")
 
     def all(self) -> list[ApiKey]:
         """All keys, revoked ones too, the oldest first."""

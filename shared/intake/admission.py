@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 
 from shared.database import Database
+from shared.database.idempotency import Once
 from shared.intake.fetch import vet_url
 from shared.intake.images import inspect
 from shared.objects.storage import ObjectStore, file_key
@@ -48,10 +49,11 @@ class Admission:
             self._vet_addresses(request, path)
         return self._store_images(requests, tenant, paths)
 
-    def keep(self, data: bytes, tenant: Tenant) -> File:
+    def keep(self, data: bytes, tenant: Tenant, once: Once | None = None) -> File:
         """Store an image that a caller sent, once it is known to be one.
 
         Raises:
+            IdempotencyMismatch: something else was asked for under the key of `once`.
             ImageRejected: it is none, or none that is wanted.
             StorageUnavailable, DatabaseUnavailable
         """
@@ -68,6 +70,7 @@ class Admission:
             width=image.width,
             height=image.height,
             size=len(data),
+            once=once,
         )
         return File(
             id=digest,

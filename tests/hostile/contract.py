@@ -75,15 +75,11 @@ def check(
 
 
 def _readable(node: object) -> object:
-    """The document as Schemathesis reads it: with `itemSchema` for the events of a stream, as in OpenAPI 3.2, and bytes
-    where bodies of any type are taken as bytes; it would send JSON there."""
+    """The document as Schemathesis reads it: with `itemSchema` for the events of a stream, as in OpenAPI 3.2."""
     if isinstance(node, dict):
         node = {key: _readable(value) for key, value in node.items()}
         if "text/event-stream" in node:
             schema = node["text/event-stream"]["schema"]
             node["text/event-stream"] = {"schema": {}, "itemSchema": schema["contentSchema"]["items"]}
-        if "*/*" in node:
-            del node["*/*"]
-            node["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
         return node
     return [_readable(item) for item in node] if isinstance(node, list) else node

@@ -19,8 +19,10 @@ from standardwebhooks.webhooks import Webhook
 from shared.database import Database
 from shared.database.webhooks import DueWebhook
 from shared.intake.fetch import Fetcher
+from shared.objects.signed_urls import ResultUrls, UrlSigner
 from shared.settings import Settings
 from tuwen.errors import DatabaseUnavailable, FetchFailed, TuwenError
+from tuwen.jobs import Kind, Status
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +124,9 @@ class WebhookSender:
         # While secrets are changed, each signs: a receiver takes the signature of whichever it knows.
         self._signers = [Webhook(secret.strip()) for secret in secrets]
         self._hosts = Hosts()
+        # Nobody's request says here under which name the API is reached.
+        public = (settings.public_url or "").rstrip("/")
+        self._urls = ResultUrls(UrlSigner(settings, database), public) if public else None
         self._ended = threading.Event()
         """Set by each delivery that ends, since another one may take its place."""
         self._closing = False
@@ -187,7 +192,7 @@ class WebhookSender:
             {
                 "type": f"job.{owed.status}",
                 "timestamp": owed.finished_at.isoformat(),
-                "data": {"id": str(owed.job_id), "status": owed.status},
+                "data": {"id": str(owed.job_id), "status": owed.status, **self._result(owed)},
             }
         )
         headers = {
@@ -197,6 +202,11 @@ class WebhookSender:
             "webhook-signature": " ".join(signer.sign(str(owed.id), now, body) for signer in self._signers),
         }
         return self._fetcher.post(owed.url, body.encode(), headers)
+
+    def _result(self, owed: DueWebhook) -> dict[str, str]:
+        """Where the receiver may fetch the image, without an API key: nowhere unless `public_url` is set."""
+        has_image = owed.kind is Kind.GENERATE and owed.status is Status.SUCCEEDED
+        return {"result_url": self._urls.image(owed.job_id)} if self._urls and has_image else {}
 
     def _settle(self, owed: DueWebhook, problem: str | None, *, give_up: bool) -> None:
         if problem is None:

@@ -12,6 +12,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from api.app import create_app
 from api.http.document import operations
+from api.http.problems import is_openai
 from shared.settings import Settings
 
 Document = dict[str, Any]
@@ -117,7 +118,7 @@ def test_every_operation_is_described(document: Document) -> None:
 
 def test_errors_of_openai_routes_have_openais_shape(document: Document) -> None:
     for path, method, operation in described(document):
-        shape = "application/json" if operation["tags"] == ["openai"] else "application/problem+json"
+        shape = "application/json" if is_openai(path) else "application/problem+json"
         own = [response for status, response in operation["responses"].items() if int(status) in (400, 404, 409, 422)]
         assert all(shape in response["content"] for response in own), (method, path)
 
@@ -157,6 +158,29 @@ def require_events(media_type: str, content: dict[str, Any]) -> None:
         data = event["properties"]["data"]
         assert "data" in event["required"]
         assert data == {"const": "[DONE]"} or "$ref" in data["contentSchema"]
+
+
+def test_header_fields_and_partial_answers_are_declared(document: Document) -> None:
+    paths = document["paths"]
+    for _, _, operation in described(document):
+        assert all("X-Request-Id" in response["headers"] for response in operation["responses"].values())
+    for path in ("/v1/jobs", "/v1/datasets", "/v1/datasets/{dataset_id}/items", "/v1/files", "/v1/batches"):
+        assert "Link" in paths[path]["get"]["responses"]["200"]["headers"]
+    for path, status in (("/v1/jobs", "202"), ("/v1/jobs/batch", "202"), ("/v1/images/generations", "200")):
+        assert paths[path]["post"]["responses"][status]["headers"].keys() >= {"RateLimit", "RateLimit-Policy"}
+    for path in ("/v1/jobs/{job_id}/image", "/v1/files/{file_id}/content"):
+        responses = paths[path]["get"]["responses"]
+        assert responses.keys() >= {"200", "206", "304", "307", "416"}
+        assert {"Accept-Ranges", "ETag"} <= responses["200"]["headers"].keys()
+        assert "Content-Range" in responses["206"]["headers"]
+    making = [
+        (path, operation)
+        for path, method, operation in described(document)
+        if method == "post" and path.rpartition("/")[2] not in ("cancel", "pause", "resume", "priority")
+    ]
+    assert len(making) >= 10
+    for path, operation in making:
+        assert "idempotency-key" in {each["name"].lower() for each in operation["parameters"]}, path
 
 
 # ── requests ──────────────────────────────────────────────────────────────────────────────────────────

@@ -136,7 +136,7 @@ def http_options(base_url: str, api_key: str | None, timeout: float) -> dict[str
 
 
 def once() -> dict[str, str]:
-    """A header that makes a request repeatable: the API does nothing for the second, and answers it as the first."""
+    """A header that makes a request repeatable: the API does nothing for a second one, and answers it as the first."""
     return {"Idempotency-Key": str(uuid4())}
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from api.http.auth import new_key
 from tests.support.standalone import api_process, standalone_system
+from tests.support.waiting import PATIENT
 
 HERE = Path(__file__).parent
 TOOLS = HERE.parents[1] / ".venv" / "clients"
@@ -32,7 +33,7 @@ def main() -> int:
             settings = system.settings.model_copy(update={"auth": "keys"})
             with api_process(settings, folder / "api.log") as (url, _):
                 document = folder / "openapi.json"
-                document.write_bytes(httpx.get(f"{url}/openapi.json").raise_for_status().content)
+                document.write_bytes(httpx.get(f"{url}/openapi.json", timeout=PATIENT).raise_for_status().content)
                 try:
                     check_python(document, folder / "python", url, key)
                     check_typescript(document, folder / "typescript", url, key)
@@ -45,7 +46,14 @@ def main() -> int:
 def check_python(document: Path, folder: Path, url: str, key: str) -> None:
     """openapi-python-client, mypy --strict, run_job.py."""
     config = HERE / "openapi-python-client.yml"
-    run("openapi-python-client", "generate", f"--path={document}", f"--output-path={folder}", f"--config={config}")
+    run(
+        "openapi-python-client",
+        "generate",
+        f"--path={document}",
+        f"--output-path={folder}",
+        f"--config={config}",
+        "--fail-on-warning",
+    )
     shutil.copy(HERE / "run_job.py", folder)
     run("python", "-m", "compileall", "-q", "tuwen_client", folder=folder)
     run("python", "-m", "mypy", "--strict", "tuwen_client", "run_job.py", folder=folder)

@@ -14,6 +14,7 @@ import httpx
 
 from tests.hostile.addresses import ALLOWED
 from tests.hostile.materials import materials
+from tests.support.waiting import PATIENT
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 _HOOKS = "tests.hostile.contract_hooks"
@@ -52,7 +53,9 @@ def check(
         seconds: time after which no new phase begins.
     """
     document = folder / "openapi.json"
-    document.write_text(json.dumps(_readable(httpx.get(f"{url}/openapi.json").raise_for_status().json())))
+    document.write_text(
+        json.dumps(_readable(httpx.get(f"{url}/openapi.json", timeout=PATIENT).raise_for_status().json()))
+    )
     command = [
         *(sys.executable, "-m", "schemathesis.cli", f"--config-file={CONFIG}", "run", str(document), f"--url={url}"),
         *(f"--seed={seed}", f"--max-examples={examples}", f"--phases={','.join(phases)}"),

@@ -16,6 +16,7 @@ from typing import Self
 import httpx
 
 from tests.support.api_server import png
+from tests.support.waiting import PATIENT
 
 BATCH = b'{"custom_id": "1", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "a cat"}}\n'
 """The requests of a batch."""
@@ -53,7 +54,7 @@ def materials(url: str, folder: Path, key: str | None = None, host: str = "127.0
     for colour in ("red", "blue"):
         (source / f"{colour}.png").write_bytes(png(colour))
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=url, headers=headers, timeout=60) as client, _web_server(source, host) as web:
+    with httpx.Client(base_url=url, headers=headers, timeout=PATIENT) as client, _web_server(source, host) as web:
         image = client.post("/v1/files", content=png()).raise_for_status().json()["id"]
         sent = {"data": {"purpose": "batch"}, "files": {"file": ("batch.jsonl", BATCH)}}
         batch = client.post("/v1/files", **sent).raise_for_status().json()["id"]  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ import psutil
 
 from shared.settings import Settings
 from tests.support.system import System
+from tests.support.waiting import PATIENT
 
 CLOSED = "closed"
 """A connection that ended without an answer."""
@@ -47,7 +48,7 @@ class Target:
     def client(self, key: str | None = None, **options: Any) -> httpx.Client:
         """A client of the first tenant, or with another key."""
         headers = {"Authorization": f"Bearer {key or self.key}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60, **options)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENT, **options)
 
     def connect(self, timeout: float = 20) -> socket.socket:
         """A new connection, without TLS or anything else."""

@@ -84,7 +84,8 @@ class Datasets:
         new = insert(DatasetRow).values(
             id=id,
             tenant=tenant,
-            request=request.model_dump(mode="json"),
+            # None is each such field's default, and a process of the previous release refuses fields it does not know.
+            request=request.model_dump(mode="json", exclude_none=True),
             destination=request.destination,
             kinds=kinds_name(request.kinds),
             priority=request.priority,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import binascii
-from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 
 from shared.database import Database
+from shared.intake.data_urls import decode_base64, decode_data_url, is_data_url
 from shared.intake.fetch import vet_url
 from shared.intake.images import inspect
 from shared.objects.storage import ObjectStore, file_key
@@ -123,12 +122,13 @@ class Admission:
 
 
 def _decode(text: str, settings: Settings) -> bytes:
-    if len(text) // 4 * 3 > settings.max_image_bytes + 2:
-        raise ImageTooLarge(f"The image is larger than {settings.max_image_bytes} bytes.")
     try:
-        return b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+        data = decode_data_url(text) if is_data_url(text) else decode_base64(text)
+    except ValueError as error:
         raise ImageCorrupt("The image is not valid base64.") from error
+    if len(data) > settings.max_image_bytes:
+        raise ImageTooLarge(f"The image is larger than {settings.max_image_bytes} bytes.")
+    return data
 
 
 def _image(request: JobRequest) -> ImageSource | None:

@@ -25,4 +25,5 @@ def open_allowed(request: DatasetRequest, settings: Settings) -> Source:
         root=request.source_root,
         image_column=request.image_column,
         caption_column=request.caption_column,
+        encoding=request.encoding,
     )

@@ -84,11 +84,13 @@ def open_source(
     root: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
+    encoding: str | None = None,
 ) -> Source:
     """Open the source that `uri` names: a file or folder of this machine, or `s3://BUCKET/PREFIX`.
 
     `root` is the folder or `s3://BUCKET/PREFIX` that the paths in a list or COCO file start from and must not leave,
     by default the file's own folder. The columns are those of a table, for tables whose column names are ambiguous.
+    `encoding` is that of all texts; without it, it is detected for each file and folder.
 
     Raises:
         SourceUnusable: it does not exist, cannot be read, or its format is unclear; `field` is the
@@ -96,4 +98,4 @@ def open_source(
         ConfigurationError: S3 is not configured correctly.
         StorageUnavailable: the place does not answer.
     """
-    return Source(recognise(uri, settings, format, root, image_column, caption_column), settings)
+    return Source(recognise(uri, settings, format, root, image_column, caption_column, encoding), settings)

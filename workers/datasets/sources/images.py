@@ -53,6 +53,8 @@ class RowProblem(StrEnum):
     UNREADABLE = "unreadable"
     DAMAGED = "archive_damaged"
     URL_FORBIDDEN = "url_forbidden"
+    ENCODING = "encoding_unknown"
+    CAPTION = "caption_unreadable"
 
 
 @dataclass(frozen=True, slots=True)

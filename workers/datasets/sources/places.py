@@ -10,7 +10,7 @@ import io
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
 
 _BUFFER = 2**20
-_LONGEST_SIDECAR = 64 * 1024  # bytes; a caption is no book
+_OF_SYSTEMS = frozenset(("__MACOSX", "@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information"))
+"""Folders that systems and network disks keep for themselves: thumbnails, what was deleted, earlier states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,9 @@ class Place(Protocol):
 
     def walk(self) -> Iterator[PlacedFile | SourceProblem]:
         """Yield all files below the place, in an order that does not change; hidden ones are left out."""
+
+    def names_in(self, folder: str) -> Iterator[str]:
+        """Yield the paths of what lies directly in a folder, in any order; nothing where it cannot be listed."""
 
     def find(self, path: str) -> PlacedFile:
         """Find the file at `path`, with its size and version."""
@@ -89,18 +93,6 @@ def exists(place: Place, path: str) -> bool:
     return True
 
 
-def read_sidecar(place: Place, path: str) -> str | None:
-    """Read the caption beside an image, `<name>.txt`, where looking for it costs nothing."""
-    if not place.near:
-        return None
-    try:
-        with place.open(f"{path.rpartition('.')[0]}.txt") as file:
-            text = file.read(_LONGEST_SIDECAR + 1)
-    except (NotFound, StorageUnavailable):
-        return None
-    return text.decode(errors="replace").strip() if len(text) <= _LONGEST_SIDECAR else None
-
-
 class Folder:
     """A folder of this machine."""
 
@@ -130,13 +122,19 @@ class Folder:
                 yield self._find_or_problem(path)
             levels.append(iter(folders))
 
+    def names_in(self, folder: str) -> Iterator[str]:
+        """Yield the paths of what lies directly in a folder."""
+        with suppress(OSError), os.scandir(self._whole(folder)) as entries:
+            for entry in entries:
+                yield f"{folder}/{entry.name}" if folder else entry.name
+
     def find(self, path: str) -> PlacedFile:
         """Find a regular file."""
         with _translate_errors(path):
             found = os.stat(self._whole(path))  # noqa: PTH116 - a Path for each of 100 million files costs
         if not stat.S_ISREG(found.st_mode):
             raise NotFound(f"{path!r} is not a file")
-        return PlacedFile(path, path, found.st_size, version=f"{found.st_mtime_ns:x}")
+        return PlacedFile(path, path, found.st_size, version=_version(found))
 
     def load(self, path: str, settings: Settings) -> bytes:
         """Read a whole file."""
@@ -180,6 +178,11 @@ class Folder:
         return f"{self._root}/{path}"
 
 
+def _version(found: os.stat_result) -> str:
+    """A sign of the content. Programs can set back the time of modification, but not that of change or the inode."""
+    return f"{found.st_mtime_ns:x}-{found.st_ctime_ns:x}-{found.st_ino:x}"
+
+
 class Bucket:
     """A bucket of an S3 service, or a prefix of it."""
 
@@ -197,6 +200,11 @@ class Bucket:
                     path = meta["path"]
                     if not any(map(is_hidden, path.split("/"))):
                         yield _object(meta)
+
+    def names_in(self, folder: str) -> Iterator[str]:
+        """Yield the keys directly below a folder, with one listing of it."""
+        with _translate_errors(folder or "the bucket"):
+            yield from (meta["path"] for meta in obstore.list_with_delimiter(self._store, folder or None)["objects"])
 
     def find(self, path: str) -> PlacedFile:
         """Find an object with one HEAD request."""
@@ -282,7 +290,7 @@ class _Object(io.RawIOBase):
 
 def is_hidden(name: str) -> bool:
     """Whether the name is that of something kept for a program's own use."""
-    return (name.startswith(".") and name not in (".", "..")) or name == "__MACOSX"
+    return (name.startswith(".") and name not in (".", "..")) or name in _OF_SYSTEMS
 
 
 @contextmanager

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import binascii
 import zlib
-from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from struct import Struct
 from types import TracebackType
 from typing import Any, Self
 
+from shared.intake.data_urls import decode_data_url, is_data_url
 from shared.intake.fetch import Fetcher
 from shared.settings import Settings
 from tuwen.errors import ImageCorrupt, NotFound
@@ -109,15 +108,14 @@ class Reader:
             return value
         if not isinstance(value, str):
             raise NotFound("the row holds no image any more")
-        _, _, encoded = value.partition(";base64,")
         try:
-            return b64decode(encoded, validate=True)
-        except (binascii.Error, ValueError) as error:
+            return decode_data_url(value)
+        except ValueError as error:
             raise ImageCorrupt("the data URL is not base64") from error
 
     def _read_json_cell(self, image: SourceImage) -> object:
         offset, length = _extent(image)
-        values = parse_json_object(self._home.read(image.path, offset, length))
+        values = _parse_any(self._home.read(image.path, offset, length))
         return None if values is None else first_data_url(values.get(image.column or ""))
 
     def _read_parquet_cell(self, image: SourceImage) -> object:
@@ -141,9 +139,20 @@ class Reader:
 def first_data_url(value: object) -> str | None:
     """The first string below `value` that is a data URL."""
     if isinstance(value, str):
-        return value if value.startswith("data:") else None
+        return value if is_data_url(value) else None
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return next((found for found in map(first_data_url, inner) if found), None)
+
+
+def _parse_any(line: bytes) -> dict[str, Any] | None:
+    """Parse a line of JSON whose encoding the plan does not tell: a data URL is ASCII, the same in all of them."""
+    return next((values for text in _readings(line) if (values := parse_json_object(text)) is not None), None)
+
+
+def _readings(line: bytes) -> Iterator[str | bytes]:
+    yield line  # UTF-8 and UTF-16
+    for encoding in ("gb18030", "big5", "cp932", "latin-1"):
+        yield line.decode(encoding, "replace")
 
 
 def _extent(image: SourceImage) -> tuple[int, int]:

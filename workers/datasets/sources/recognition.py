@@ -17,7 +17,7 @@ from workers.datasets.sources.images import SourceEntry, is_image_name
 from workers.datasets.sources.openai import list_requests
 from workers.datasets.sources.places import Place, PlacedFile, open_place
 from workers.datasets.sources.reading import Reader
-from workers.datasets.sources.rows import LONGEST_LINE, parse_json_object, read_rows
+from workers.datasets.sources.rows import parse_first_object, read_rows
 from workers.datasets.sources.tars import list_tars
 from workers.datasets.sources.tree import has_metadata, list_tree
 from workers.datasets.sources.zips import Zip
@@ -53,21 +53,24 @@ def recognise(
     root: str | None,
     image_column: str | None,
     caption_column: str | None,
+    encoding: str | None,
 ) -> Recognised:
     """Recognise what `uri` names. Raises what `workers.datasets.sources.open_source` raises."""
     uri = normalise(uri)
     if (numbered := _BRACES.search(uri)) is not None:
-        return _recognise_tars(uri, numbered.start(), settings)
+        return _recognise_tars(uri, numbered.start(), settings, encoding)
     folder, name = _divide(uri, settings)
     if name is None:
         found = _recognise_folder_format(open_place(folder, settings), uri) if wanted == "auto" else wanted
         if found not in ("folder", "imagefolder", "webdataset"):
             raise SourceUnusable(f"{uri} is a folder: give the file that is of the format {found}", field="source")
         place = open_place(folder, settings)
-        lookup = Lookup(settings, place, folder, image_column=image_column, caption_column=caption_column)
+        lookup = Lookup(
+            settings, place, folder, image_column=image_column, caption_column=caption_column, encoding=encoding
+        )
         reader = Reader(folder, settings)
         if found == "webdataset":
-            return Recognised(uri, found, lambda: list_tars(place, _list_tars_in(place)), reader)
+            return Recognised(uri, found, lambda: list_tars(place, _list_tars_in(place), encoding), reader)
         if found == "imagefolder" and not has_metadata(lookup):
             raise SourceUnusable(f"{uri} has no metadata.jsonl, .csv or .parquet: set format to folder", field="format")
         return Recognised(uri, found, lambda: list_tree(lookup), reader)
@@ -84,6 +87,7 @@ def recognise(
         table=name,
         image_column=image_column,
         caption_column=caption_column,
+        encoding=encoding,
     )
     return _recognise_file(uri, home, name, lookup, wanted, Reader(start, settings, home=folder))
 
@@ -98,14 +102,14 @@ def normalise(uri: str) -> str:
 def _recognise_file(
     uri: str, home: Place, name: str, lookup: Lookup, wanted: SourceFormat, reader: Reader
 ) -> Recognised:
-    found = _recognise_file_format(home, name) if wanted == "auto" else wanted
+    found = _recognise_file_format(home, name, lookup.encoding) if wanted == "auto" else wanted
     lists: dict[SourceFormat, Callable[[], Iterator[SourceEntry]]] = {
-        "zip": lambda: list_tree(replace(lookup, place=Zip(home, name), root="")),
-        "webdataset": lambda: list_tars(home, (name,)),
+        "zip": lambda: list_tree(replace(lookup, place=Zip(home, name, lookup.encoding), root="")),
+        "webdataset": lambda: list_tars(home, (name,), lookup.encoding),
         "coco": lambda: list_coco(lookup, home),
         "openai": lambda: list_requests(lookup, home),
-        "list": lambda: lookup.entries(read_rows(home, name)),
-        "imagefolder": lambda: lookup.entries(read_rows(home, name)),
+        "list": lambda: lookup.entries(read_rows(home, name, lookup.encoding)),
+        "imagefolder": lambda: lookup.entries(read_rows(home, name, lookup.encoding)),
     }
     if found not in lists:
         raise SourceUnusable(f"{uri} is a file, not a folder: leave format out", field="format")
@@ -157,11 +161,10 @@ def _recognise_folder_format(place: Place, uri: str) -> SourceFormat:
     return "webdataset" if tars else "folder"
 
 
-def _recognise_file_format(home: Place, name: str) -> SourceFormat:
+def _recognise_file_format(home: Place, name: str, encoding: str | None) -> SourceFormat:
     suffix = name.rpartition(".")[2].lower()
     if suffix in ("jsonl", "ndjson"):
-        with home.open(name) as file:
-            first = parse_json_object(file.readline(LONGEST_LINE)) or {}
+        first = parse_first_object(home, name, encoding)
         return "openai" if isinstance(first.get("body"), dict) and "custom_id" in first else "list"
     if suffix in _BY_SUFFIX:
         return _BY_SUFFIX[suffix]
@@ -176,13 +179,15 @@ def _list_tars_in(place: Place) -> Iterator[str]:
             yield found.path
 
 
-def _recognise_tars(uri: str, first_brace: int, settings: Settings) -> Recognised:
+def _recognise_tars(uri: str, first_brace: int, settings: Settings, encoding: str | None) -> Recognised:
     folder, _, pattern = uri[:first_brace].rpartition("/")
     pattern += uri[first_brace:]
     if not pattern.endswith(".tar"):
         raise SourceUnusable("braces such as {000..012} number tars: the name must end with .tar", field="source")
     place = open_place(folder, settings)
-    return Recognised(uri, "webdataset", lambda: list_tars(place, expand_braces(pattern)), Reader(folder, settings))
+    return Recognised(
+        uri, "webdataset", lambda: list_tars(place, expand_braces(pattern), encoding), Reader(folder, settings)
+    )
 
 
 def expand_braces(pattern: str) -> Iterator[str]:

@@ -13,9 +13,10 @@ from dataclasses import replace
 from tuwen.errors import SourceUnusable
 from workers.datasets.sources.columns import Lookup
 from workers.datasets.sources.images import SourceEntry, SourceImage, SourceProblem, is_image_name
-from workers.datasets.sources.places import PlacedFile, exists, read_sidecar
+from workers.datasets.sources.places import PlacedFile, exists
 from workers.datasets.sources.rows import read_rows
 from workers.datasets.sources.seen import Seen
+from workers.datasets.sources.sidecars import CaptionDecoder, CaptionUnusable, read_all, read_captions
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
@@ -25,21 +26,28 @@ def list_tree(lookup: Lookup) -> Iterator[SourceEntry]:
     place = lookup.place
     with Seen() as folders, Seen() as named:
         last, tables = None, False
+        decoder = _decoder(lookup, "")
         for found in place.walk():
             if isinstance(found, SourceProblem):
                 yield found
                 continue
             folder = found.name.rpartition("/")[0]
             if folder != last:
-                last = folder
+                last, decoder = folder, _decoder(lookup, folder)
                 for ancestor in _ancestors(found.name):
                     if folders.add(ancestor):
                         for entry in _list_tables(lookup, ancestor, named):
                             tables = True
                             yield entry
             if is_image_name(found.name) and not (tables and found.name in named):
-                caption = read_sidecar(place, found.name)
-                yield _image(found, (caption,) if caption else ())
+                try:
+                    yield _image(found, read_captions(place, found.name, decoder) if place.near else ())
+                except CaptionUnusable as error:
+                    yield error.problem(found.name)
+
+
+def _decoder(lookup: Lookup, folder: str) -> CaptionDecoder:
+    return CaptionDecoder(lambda: read_all(lookup.place, folder), lookup.encoding)
 
 
 def has_metadata(lookup: Lookup, folder: str = "") -> bool:
@@ -54,7 +62,7 @@ def _list_tables(lookup: Lookup, folder: str, named: Seen) -> Iterator[SourceEnt
             continue
         here = replace(lookup, base=folder, table=table, image_column=lookup.image_column or "file_name")
         try:
-            for entry in here.entries(read_rows(lookup.place, table)):
+            for entry in here.entries(read_rows(lookup.place, table, lookup.encoding)):
                 if isinstance(entry, SourceImage):
                     named.add(entry.name)
                 yield entry

@@ -617,5 +617,5 @@ def test_every_problem_of_reading_has_the_code_of_its_error() -> None:
             yield from codes(inner)
 
     own = {RowProblem.OUTSIDE, RowProblem.DUPLICATE, RowProblem.INVALID, RowProblem.UNREADABLE, RowProblem.DAMAGED}
-    own |= {RowProblem.ENCODING, RowProblem.CAPTION}
+    own |= {RowProblem.ENCODING, RowProblem.CAPTION, RowProblem.ARCHIVE}
     assert {problem.value for problem in RowProblem if problem not in own} <= set(codes(TuwenError))

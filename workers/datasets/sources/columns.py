@@ -17,7 +17,7 @@ from shared.intake.data_urls import is_data_url
 from shared.intake.fetch import vet_url
 from shared.settings import Settings
 from tuwen.errors import NotFound, SourceUnusable, StorageUnavailable, UrlForbidden
-from workers.datasets.sources.images import HeldAs, RowProblem, SourceEntry, SourceImage, SourceProblem
+from workers.datasets.sources.images import INLINE, HeldAs, RowProblem, SourceEntry, SourceImage, SourceProblem
 from workers.datasets.sources.places import Place, PlacedFile
 from workers.datasets.sources.rows import Row, is_broken
 from workers.datasets.sources.spellings import SeveralFit, find_spelled
@@ -121,7 +121,7 @@ class Lookup:
         said = texts(row.values.get(columns.caption) if columns.caption else None)
         custom_id = row.values.get("custom_id")
         used = {columns.image, columns.caption, "custom_id"}
-        metadata = {key: value for key, value in row.values.items() if key not in used and value is not None}
+        metadata = {key: value for key, value in row.values.items() if key not in used and value not in (None, INLINE)}
         if any(map(is_broken, said)) or any(isinstance(value, str) and is_broken(value) for value in metadata.values()):
             return SourceProblem(f"{found.name} ({row.where})", RowProblem.ENCODING, row.encoding.explain())
         return SourceImage(
@@ -140,6 +140,13 @@ class Lookup:
 
     def find(self, value: object, row: Row, column: str) -> PlacedFile | SourceProblem:
         """Find the image that a value names: by a path, a URL, a data URL, or the bytes themselves."""
+        if isinstance(value, list):
+            if len(value) > 1:
+                detail = f"the row has {len(value)} images: divide it into rows with one each"
+                return SourceProblem(row.where, RowProblem.INVALID, detail)
+            return self.find(value[0] if value else None, row, column)
+        if value is INLINE:
+            value = {"bytes": INLINE}
         if isinstance(value, Mapping):
             name = value.get("path") or value.get("url")
             if value.get("bytes") is None:
@@ -220,7 +227,7 @@ def texts(said: object) -> tuple[str, ...]:
 
 def plain(values: Mapping[str, object]) -> dict[str, object]:
     """Make `values` what JSON and PostgreSQL can hold: no bytes, no NaN, no lone surrogates, no NUL."""
-    return {clean(str(key)): _plain(value) for key, value in values.items()}
+    return {clean(str(key)): _plain(value) for key, value in values.items() if value is not INLINE}
 
 
 def _plain(value: object) -> object:

@@ -26,6 +26,10 @@ def is_image_name(name: str) -> bool:
     return dot >= 0 and name[dot:].lower() in IMAGE_SUFFIXES
 
 
+INLINE = ...
+"""Stands for binary values of a table, which stay in it until `Reader` reads them."""
+
+
 class HeldAs(StrEnum):
     """How the bytes are kept."""
 
@@ -55,6 +59,7 @@ class RowProblem(StrEnum):
     URL_FORBIDDEN = "url_forbidden"
     ENCODING = "encoding_unknown"
     CAPTION = "caption_unreadable"
+    ARCHIVE = "archive_in_folder"
 
 
 @dataclass(frozen=True, slots=True)

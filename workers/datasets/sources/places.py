@@ -159,7 +159,12 @@ class Folder:
                 if is_hidden(entry.name):
                     continue
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                if not entry.is_dir():
+                try:
+                    folder_found = entry.is_dir()
+                except OSError as error:  # a link to itself
+                    yield SourceProblem(path, RowProblem.UNREADABLE, f"the link cannot be followed: {_why(error)}")
+                    continue
+                if not folder_found:
                     files.add(path)
                 elif not entry.is_symlink():
                     folders.add(path)

@@ -13,8 +13,9 @@ from shared.intake.fetch import Fetcher
 from shared.settings import Settings
 from tuwen.errors import ImageCorrupt, NotFound
 from workers.datasets.sources.images import HeldAs, SourceImage, require_size
+from workers.datasets.sources.parquet import open_parquet, picture_of
 from workers.datasets.sources.places import open_place
-from workers.datasets.sources.rows import open_parquet, parse_json_object
+from workers.datasets.sources.rows import parse_json_object
 
 _LOCAL_HEADER = Struct("<4s5HIIIHH")  # of a zip's member: APPNOTE.TXT 4.3.7
 _STORED, _DEFLATED = 0, 8
@@ -102,8 +103,7 @@ class Reader:
 
     def _read_cell(self, image: SourceImage) -> bytes:
         value = self._read_parquet_cell(image) if image.path.endswith(".parquet") else self._read_json_cell(image)
-        if isinstance(value, dict):
-            value = value.get("bytes")
+        value = picture_of(value)
         if isinstance(value, bytes):
             return value
         if not isinstance(value, str):

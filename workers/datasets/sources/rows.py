@@ -8,15 +8,12 @@ import json
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
-from tuwen.errors import ConfigurationError, SourceUnusable
 from workers.datasets.sources.encodings import UTF_8, Encoding, detect_file
 from workers.datasets.sources.images import RowProblem, SourceProblem
+from workers.datasets.sources.parquet import read_values
 from workers.datasets.sources.places import Place
-
-if TYPE_CHECKING:
-    from pyarrow import parquet
 
 LONGEST_LINE = 64 * 2**20
 """Bytes; a row may hold an image as base64."""
@@ -46,7 +43,8 @@ def read_rows(place: Place, path: str, encoding: str | None = None) -> Iterator[
     suffix = path.rpartition(".")[2].lower()
     with place.open(path) as file:
         if suffix == "parquet":
-            yield from _read_parquet(file, path)
+            for number, values in enumerate(read_values(file, path)):
+                yield Row(values, f"{path}, row {number + 1}", number)
             return
         found = detect_file(file, encoding)
         if suffix in ("jsonl", "ndjson"):
@@ -55,24 +53,6 @@ def read_rows(place: Place, path: str, encoding: str | None = None) -> Iterator[
             yield from _read_csv(file, path, found)
         else:
             yield from _read_lines(file, path, found)
-
-
-def open_parquet(file: BinaryIO, path: str) -> parquet.ParquetFile:
-    """Open a table as a `pyarrow.parquet.ParquetFile`.
-
-    Raises:
-        SourceUnusable: the file is not a complete Parquet file.
-        ConfigurationError: pyarrow is missing.
-    """
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ConfigurationError("Parquet needs pyarrow: pip install 'tuwen[datasets]'") from error
-    try:
-        return parquet.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise SourceUnusable(f"{path!r} is not a whole Parquet file") from error
 
 
 def is_broken(text: str) -> bool:
@@ -191,25 +171,6 @@ class _Lines:
         self._number += 1
         self._row.append(line)
         return line
-
-
-def _read_parquet(file: BinaryIO, path: str) -> Iterator[Row | SourceProblem]:
-    table = open_parquet(file, path)
-    # Leaf by leaf, so that planning does not read the pictures that are in the table.
-    leaves = [table.schema.column(number) for number in range(len(table.schema))]
-    wanted = [leaf.path for leaf in leaves if leaf.physical_type != "BYTE_ARRAY" or _is_text(leaf)]
-    pictures = sorted({leaf.path.partition(".")[0] for leaf in leaves if leaf.path not in wanted})
-    number = 0
-    for batch in table.iter_batches(batch_size=1000, columns=wanted):
-        for values in batch.to_pylist():
-            # `Reader` finds the bytes again by the number of the row
-            inline = {column: {**(values.get(column) or {}), "bytes": ...} for column in pictures}
-            yield Row(values | inline, f"{path}, row {number + 1}", number)
-            number += 1
-
-
-def _is_text(leaf: parquet.ColumnSchema) -> bool:
-    return str(leaf.logical_type.type) in ("STRING", "JSON", "ENUM")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ from dataclasses import replace
 
 from tuwen.errors import SourceUnusable
 from workers.datasets.sources.columns import Lookup
-from workers.datasets.sources.images import SourceEntry, SourceImage, SourceProblem, is_image_name
+from workers.datasets.sources.images import RowProblem, SourceEntry, SourceImage, SourceProblem, is_image_name
 from workers.datasets.sources.places import PlacedFile, exists
 from workers.datasets.sources.rows import read_rows
 from workers.datasets.sources.seen import Seen
 from workers.datasets.sources.sidecars import CaptionDecoder, CaptionUnusable, read_all, read_captions
 
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst", ".7z", ".rar")
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -39,11 +40,17 @@ def list_tree(lookup: Lookup) -> Iterator[SourceEntry]:
                         for entry in _list_tables(lookup, ancestor, named):
                             tables = True
                             yield entry
+            if _is_archive(found.name):
+                yield SourceProblem(found.name, RowProblem.ARCHIVE, "archives in folders are not opened: name it alone")
             if is_image_name(found.name) and not (tables and found.name in named):
                 try:
                     yield _image(found, read_captions(place, found.name, decoder) if place.near else ())
                 except CaptionUnusable as error:
                     yield error.problem(found.name)
+
+
+def _is_archive(name: str) -> bool:
+    return name.lower().endswith(_ARCHIVES)
 
 
 def _decoder(lookup: Lookup, folder: str) -> CaptionDecoder:

@@ -61,12 +61,20 @@ def _spellings(value: str, encoding: Encoding) -> Iterator[str]:
     """Spellings of a path, itself first, each once."""
     seen = set()
     separated = (value, value.replace("\\", "/")) if "\\" in value else (value,)
-    for text, form in product(separated, (None, "NFC", "NFD")):
-        composed = text if form is None else unicodedata.normalize(form, text)
+    for text, normalise in product(separated, (str, _compose, _decompose)):
+        composed = normalise(text)
         for spelling in (composed, composed.strip(), _as_bytes(composed, encoding)):
             if spelling is not None and spelling not in seen:
                 seen.add(spelling)
                 yield spelling
+
+
+def _compose(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _decompose(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
 
 
 def _as_bytes(text: str, encoding: Encoding) -> str | None:

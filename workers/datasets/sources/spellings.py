@@ -61,12 +61,16 @@ def _spellings(value: str, encoding: Encoding) -> Iterator[str]:
     """Spellings of a path, itself first, each once."""
     seen = set()
     separated = (value, value.replace("\\", "/")) if "\\" in value else (value,)
-    for text, normalise in product(separated, (str, _compose, _decompose)):
+    for text, normalise in product(separated, (_keep, _compose, _decompose)):
         composed = normalise(text)
         for spelling in (composed, composed.strip(), _as_bytes(composed, encoding)):
             if spelling is not None and spelling not in seen:
                 seen.add(spelling)
                 yield spelling
+
+
+def _keep(text: str) -> str:
+    return text
 
 
 def _compose(text: str) -> str:

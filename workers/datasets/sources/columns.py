@@ -14,7 +14,7 @@ import httpx
 
 from shared.intake.fetch import vet_url
 from shared.settings import Settings
-from tuwen.errors import NotFound, SourceUnusable, StorageUnavailable, UrlForbidden
+from tuwen.errors import NotFound, PathForbidden, SourceUnusable, StorageUnavailable, UrlForbidden
 from workers.datasets.sources.images import HeldAs, RowProblem, SourceEntry, SourceImage, SourceProblem
 from workers.datasets.sources.places import Place, PlacedFile
 from workers.datasets.sources.rows import Row
@@ -160,6 +160,8 @@ class Lookup:
             return PlacedFile(path, path, None)
         try:
             return self.place.find(path)
+        except PathForbidden as error:
+            return SourceProblem(f"{value} ({row.where})", RowProblem.OUTSIDE, str(error))
         except NotFound as error:
             return SourceProblem(f"{value} ({row.where})", RowProblem.NOT_FOUND, str(error))
         except StorageUnavailable as error:

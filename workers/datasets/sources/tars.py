@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tuwen.errors import NotFound, SourceUnusable
+from tuwen.errors import NotFound, PathForbidden, SourceUnusable
 from workers.datasets.sources.columns import CAPTION_COLUMNS, path_below, texts
 from workers.datasets.sources.images import HeldAs, RowProblem, SourceEntry, SourceImage, SourceProblem, is_image_name
 from workers.datasets.sources.places import Place, is_hidden
@@ -42,6 +42,8 @@ def list_tars(place: Place, paths: Iterable[str]) -> Iterator[SourceEntry]:
     for path in paths:
         try:
             yield from _list_tar(place, path)
+        except PathForbidden as error:
+            yield SourceProblem(path, RowProblem.OUTSIDE, str(error))
         except (NotFound, SourceUnusable) as error:
             yield SourceProblem(path, RowProblem.DAMAGED, str(error))
 

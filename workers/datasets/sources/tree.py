@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from tuwen.errors import SourceUnusable
+from tuwen.errors import PathForbidden, SourceUnusable
 from workers.datasets.sources.columns import Lookup
-from workers.datasets.sources.images import SourceEntry, SourceImage, SourceProblem, is_image_name
-from workers.datasets.sources.places import PlacedFile, exists, read_sidecar
+from workers.datasets.sources.images import RowProblem, SourceEntry, SourceImage, SourceProblem, is_image_name
+from workers.datasets.sources.places import Place, PlacedFile, exists, read_sidecar
 from workers.datasets.sources.rows import read_rows
 from workers.datasets.sources.seen import Seen
 
@@ -38,8 +38,7 @@ def list_tree(lookup: Lookup) -> Iterator[SourceEntry]:
                             tables = True
                             yield entry
             if is_image_name(found.name) and not (tables and found.name in named):
-                caption = read_sidecar(place, found.name)
-                yield _image(found, (caption,) if caption else ())
+                yield _with_sidecar(lookup.place, found)
 
 
 def has_metadata(lookup: Lookup, folder: str = "") -> bool:
@@ -50,7 +49,11 @@ def has_metadata(lookup: Lookup, folder: str = "") -> bool:
 def _list_tables(lookup: Lookup, folder: str, named: Seen) -> Iterator[SourceEntry]:
     """Yield the rows of the tables in `folder`, and remember the names of their images in `named`."""
     for table in (_below(folder, name) for name in TABLES):
-        if not exists(lookup.place, table):
+        try:
+            if not exists(lookup.place, table):
+                continue
+        except PathForbidden as error:
+            yield SourceProblem(table, RowProblem.OUTSIDE, str(error))
             continue
         here = replace(lookup, base=folder, table=table, image_column=lookup.image_column or "file_name")
         try:
@@ -73,6 +76,15 @@ def _ancestors(path: str) -> Iterator[str]:
 
 def _below(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
+
+
+def _with_sidecar(place: Place, file: PlacedFile) -> SourceEntry:
+    """The image with its caption; an error where the caption is a link that leads out: nobody shall miss it."""
+    try:
+        caption = read_sidecar(place, file.name)
+    except PathForbidden as error:
+        return SourceProblem(file.name, RowProblem.OUTSIDE, f"its caption cannot be read: {error}")
+    return _image(file, (caption,) if caption else ())
 
 
 def _image(file: PlacedFile, captions: tuple[str, ...]) -> SourceImage:

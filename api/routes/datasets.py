@@ -299,8 +299,8 @@ async def item(caller: CallerDep, dataset_id: DatasetId, image: Image, resources
     responses={200: {"content": {"image/jpeg": {}}}, **problems(401, 403, 404, 503)},
 )
 async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep) -> Response:
-    """The preview is a JPEG of at most 512 pixels on a side; 404 when the image cannot be read, 403 when the source lies
-    outside the roots of the API key."""
+    """The preview is a JPEG of at most 512 pixels on a side; 404 when the image cannot be read, 403 when the source
+    lies outside the roots of the API key."""
     dataset = await run_sync(resources.database.datasets.get, dataset_id, caller.tenant)
     _permission(caller, resources).require(dataset.request.source, "source")
     key = dataset_objects.preview_key(dataset_id, image)

@@ -23,9 +23,8 @@ def normalize(place: str) -> str:
     """Remove empty parts, `.` and `..`, so that two spellings of a place become equal. `..` of a prefix stays."""
     if place.startswith(S3):
         return S3 + "/".join(part for part in place.removeprefix(S3).split("/") if part)
-    return os.path.normpath(
-        "/" + place.removeprefix("file://").lstrip("/") if place.startswith(("/", "file:///")) else place
-    )
+    path = place.removeprefix("file://")
+    return os.path.normpath(f"/{path.lstrip('/')}" if path.startswith("/") else path)  # POSIX keeps //
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +81,15 @@ class Permission:
             raise InvalidRequest(f"{place} is a root of data sets itself: name a folder in it.", field=field)
         return place
 
+    def require_root(self, root: str) -> None:
+        """Check that a key may get a root: it may lie around the object storage, which is no part of it, but not in it.
+
+        Raises:
+            InvalidRequest, Forbidden
+        """
+        around = self.storage != root and within(self.storage, root)
+        (replace(self, storage="/no storage") if around else self).require(root, "datasets")
+
     def require_followed(self, place: str, field: str, opened: Roots) -> str:
         """Check a place where its file system can be seen. Returns its real path, which has no links.
 
@@ -128,7 +136,5 @@ def _real(place: str) -> str:
 
 def _meet(roots: tuple[str, ...], bounds: tuple[str, ...]) -> tuple[str, ...]:
     """What lies both below one of the roots and below one of the bounds."""
-    pairs = [(root, bound) for root in roots for bound in bounds]
-    return tuple(
-        root if within(root, bound) else bound for root, bound in pairs if within(root, bound) or within(bound, root)
-    )
+    inner = [root for root in roots if any(within(root, bound) for bound in bounds)]
+    return (*inner, *(bound for bound in bounds if any(within(bound, root) for root in roots) and bound not in inner))

@@ -11,12 +11,11 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import BinaryIO, Self, cast
+from typing import BinaryIO, Self
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 """Flags to open a folder."""
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-_BUFFER = 2**20
 
 
 class HeldFolder:
@@ -67,7 +66,7 @@ class HeldFolder:
             FileExistsError, NotADirectoryError, IsADirectoryError: something has this name, or is in its way.
         """
         with self._parent(name, make=True) as (at, last):
-            return cast("BinaryIO", os.fdopen(os.open(last, _NEW, 0o666, dir_fd=at), "w+b", buffering=_BUFFER))
+            return os.fdopen(os.open(last, _NEW, 0o666, dir_fd=at), "w+b")
 
     def write(self, name: str, content: bytes) -> None:
         """Create a file with this content. Raises what `create` raises."""

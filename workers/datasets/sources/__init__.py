@@ -92,8 +92,8 @@ def open_source(
     """Open the source that `uri` names: a file or folder of this machine, or `s3://BUCKET/PREFIX`.
 
     `root` is the folder or `s3://BUCKET/PREFIX` that the paths in a list or COCO file start from and must not leave,
-    by default the file's own folder. The columns are those of a table, for tables whose column names are ambiguous. Local
-    files are opened beneath `roots` only; the source closes them with itself.
+    by default the file's own folder. The columns are those of a table, for tables whose column names are ambiguous.
+    Local files are opened beneath `roots` only; the source closes them with itself.
 
     Raises:
         SourceUnusable: it does not exist, cannot be read, or its format is unclear; `field` is the

@@ -7,6 +7,7 @@ TuwenError
 │   ├── ContentRefused             422  content_refused
 │   ├── UrlForbidden               422  url_forbidden
 │   ├── FetchRefused               422  fetch_refused
+│   ├── PathForbidden              422  path_forbidden
 │   ├── SourceUnusable             422  source_unusable
 │   ├── DestinationUnusable        422  destination_unusable
 │   └── ImageRejected              422  image_rejected
@@ -101,6 +102,12 @@ class FetchRefused(InvalidRequest):
     """The URL of an image gives none, and another attempt would not help."""
 
     code = "fetch_refused"
+
+
+class PathForbidden(InvalidRequest):
+    """The path of a file, or a link in it, leads out of the folders that may be used."""
+
+    code = "path_forbidden"
 
 
 class SourceUnusable(InvalidRequest):

@@ -233,11 +233,12 @@ def print_json(value: Job | Mapping[str, Any]) -> None:
 def print_keys(keys: Iterable[ApiKey]) -> None:
     """Print a table of API keys to standard output."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("id", "name", "tenant", "quota", "created", "revoked"):
+    for column in ("id", "name", "tenant", "quota", "data sets", "created", "revoked"):
         table.add_column(column, no_wrap=column == "id")
     for key in keys:
         moments = (_moment(key.created_at), _moment(key.revoked_at))
-        table.add_row(str(key.id), escape(key.name), escape(key.tenant), str(key.quota), *moments)
+        roots = escape(", ".join(key.dataset_roots) or "none")
+        table.add_row(str(key.id), escape(key.name), escape(key.tenant), str(key.quota), roots, *moments)
     _wide_console().print(table)
 
 

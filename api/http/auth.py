@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Annotated
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from anyio.to_thread import run_sync
 from fastapi import Depends, Request, Security
@@ -45,6 +46,9 @@ class Caller:
     quota: int | None = None
     name: str | None = None
     """Name of the key; None in an open installation, which serves everybody on this machine."""
+    key_id: UUID | None = None
+    dataset_roots: tuple[str, ...] | None = None
+    """Places that the key's data sets may lie in; None in an open installation."""
 
 
 def new_key() -> tuple[str, str]:
@@ -80,7 +84,7 @@ class Keyring:
         row = self._database.keys.find(digest) if _KEY.fullmatch(key) else None
         if row is None or not hmac.compare_digest(row.sha256, digest):
             raise Unauthorized("This API key is not valid; check it, or make another with `tuwen keys create`.")
-        caller = Caller(row.tenant, row.quota, row.name[:200] or row.tenant)
+        caller = Caller(row.tenant, row.quota, row.name[:200] or row.tenant, row.id, row.dataset_roots)
         if len(self._known) >= _MOST_CACHED:
             self._known.clear()
         self._known[digest] = (time.monotonic() + _CACHED, caller)

@@ -15,17 +15,16 @@ from pydantic import BaseModel
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from api.http.auth import CallerDep
+from api.http.auth import Caller, CallerDep
 from api.http.reference import json_body, problems
 from api.http.streams import EVENTS, StreamingRoute
 from api.producer.resources import Resources, ResourcesDep
 from api.routes import dataset_items
 from api.routes.dataset_items import Only, Order
-from shared.intake.dataset_places import require_allowed
+from shared.intake.dataset_places import Permission
 from shared.intake.validation import parse
 from shared.objects import datasets as dataset_objects
 from shared.objects.storage import ObjectStore
-from shared.settings import Settings
 from tuwen.datasets import (
     Dataset,
     DatasetPage,
@@ -95,12 +94,13 @@ _EXAMPLES = {
     responses=problems(401, 403, 409, 413, 422, 503),
 )
 async def submit(request: Request, caller: CallerDep, resources: ResourcesDep) -> Response:
-    """The run is stored when this request is answered. A second run into the same destination is refused."""
+    """The run is stored when this request is answered. A second run into the same destination is refused, as is a
+    destination that belongs to another tenant. With API keys, all places must lie below the roots of the key."""
     body = await request.body()
 
     def accept() -> Dataset:
-        wanted = admit(parse(DatasetRequest, body), resources.settings)
-        id = resources.database.datasets.submit(wanted, caller.tenant)
+        wanted = admit(parse(DatasetRequest, body), _permission(caller, resources))
+        id = resources.database.datasets.submit(wanted, caller.tenant, key=caller.key_id)
         resources.outbox.publish_dataset(id)
         return resources.database.datasets.get(id, caller.tenant)
 
@@ -213,7 +213,11 @@ async def prioritize(request: Request, caller: CallerDep, dataset_id: DatasetId,
 
 
 @router.post(
-    "/{dataset_id}/retry", status_code=202, response_model=Dataset, summary="Retry failed images", responses=_STEERING
+    "/{dataset_id}/retry",
+    status_code=202,
+    response_model=Dataset,
+    summary="Retry failed images",
+    responses=problems(401, 403, 404, 409),
 )
 async def retry(
     caller: CallerDep,
@@ -224,7 +228,8 @@ async def retry(
     """Run only the images that failed again, and those that a cancel left undone. Then export again."""
 
     def change(id: UUID, tenant: Tenant) -> None:
-        resources.database.datasets.retry(id, tenant, failed_only=failed_only)
+        admit(resources.database.datasets.get(id, tenant).request, _permission(caller, resources))
+        resources.database.datasets.retry(id, tenant, failed_only=failed_only, key=caller.key_id)
 
     return await _steer(resources, dataset_id, caller.tenant, change, 202)
 
@@ -244,8 +249,11 @@ async def export(request: Request, caller: CallerDep, dataset_id: DatasetId, res
     wanted = parse(ExportRequest, await request.body())
 
     def change(id: UUID, tenant: Tenant) -> None:
-        place = require_allowed(wanted.destination, resources.settings, "destination")
-        resources.database.datasets.export(id, tenant, place, wanted.destination_format, overwrite=wanted.overwrite)
+        before = resources.database.datasets.get(id, tenant).request
+        changed = before.model_copy(update=wanted.model_dump())
+        place = admit(changed, _permission(caller, resources)).destination or ""
+        form, overwrite = wanted.destination_format, wanted.overwrite
+        resources.database.datasets.export(id, tenant, place, form, overwrite=overwrite, key=caller.key_id)
 
     return await _steer(resources, dataset_id, caller.tenant, change, 202)
 
@@ -288,11 +296,13 @@ async def item(caller: CallerDep, dataset_id: DatasetId, image: Image, resources
     "/{dataset_id}/items/{image}/preview",
     response_class=Response,
     summary="Fetch a preview of an image",
-    responses={200: {"content": {"image/jpeg": {}}}, **problems(401, 404, 503)},
+    responses={200: {"content": {"image/jpeg": {}}}, **problems(401, 403, 404, 503)},
 )
 async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep) -> Response:
-    """The preview is a JPEG of at most 512 pixels on a side; 404 when the image cannot be read."""
-    await run_sync(resources.database.datasets.get, dataset_id, caller.tenant)
+    """The preview is a JPEG of at most 512 pixels on a side; 404 when the image cannot be read, 403 when the source
+    lies outside the roots of the API key."""
+    dataset = await run_sync(resources.database.datasets.get, dataset_id, caller.tenant)
+    _permission(caller, resources).require(dataset.request.source, "source")
     key = dataset_objects.preview_key(dataset_id, image)
 
     def look() -> int | None:
@@ -376,24 +386,31 @@ async def withdraw(
 # ── shared by the routes ──────────────────────────────────────────────────────────────────────────────
 
 
-def admit(wanted: DatasetRequest, settings: Settings) -> DatasetRequest:
+def admit(wanted: DatasetRequest, permission: Permission) -> DatasetRequest:
     """Check that the places in the request may be named, and return the request with them in their normal form.
 
     Raises:
         InvalidRequest, Forbidden: a place may not be named; the error names the field.
     """
-    source = require_allowed(wanted.source, settings, "source")
+    source = permission.require(wanted.source, "source")
     places: dict[str, str] = {"source": source}
     if wanted.source_root is not None:
-        places["source_root"] = require_allowed(wanted.source_root, settings, "source_root")
+        places["source_root"] = permission.require(wanted.source_root, "source_root")
     if wanted.destination is not None:
-        places["destination"] = require_allowed(wanted.destination, settings, "destination")
-    if places.get("destination") == source and wanted.destination_format not in ("kohya", "imagefolder"):
+        places["destination"] = permission.require(wanted.destination, "destination")
+    if places.get("destination") != source:
+        if wanted.destination is not None:
+            permission.require_destination(wanted.destination)
+    elif wanted.destination_format not in ("kohya", "imagefolder"):
         raise InvalidRequest(
             "The destination is the source; only kohya and imagefolder put captions beside the images.",
             field="destination",
         )
     return wanted.model_copy(update=places)
+
+
+def _permission(caller: Caller, resources: Resources) -> Permission:
+    return Permission.of(resources.settings, caller.dataset_roots)
 
 
 def _clear(store: ObjectStore, dataset_id: UUID) -> None:

@@ -126,6 +126,20 @@ CANCEL = text("""
     SELECT id FROM cancelled
 """)
 
+# As a cancel, but for a reason that the data set's owner has to know.
+STOP = text("""
+    WITH stopped AS (
+        UPDATE datasets SET
+            status = 'failed', error_code = :code, error_detail = :detail,
+            finished_at = now(), worker = NULL, lease_until = NULL, paused_at = NULL
+        WHERE id = :id AND status IN ('planning', 'running', 'exporting') RETURNING id
+    ), unqueued AS (
+        UPDATE shards SET status = 'cancelled', finished_at = now(), dispatch_due_at = NULL
+        FROM stopped WHERE dataset_id = stopped.id AND status = 'queued'
+    )
+    SELECT id FROM stopped
+""")
+
 # Shards with failures run again, but only their failed images: the rest is in the results that they keep. Unless
 # `failed_only`, images that a cancel left undone run too, and planning continues if it was not complete.
 RETRY = text("""
@@ -146,7 +160,8 @@ RETRY = text("""
             WHEN EXISTS (SELECT FROM again) THEN 'running'
             ELSE 'exporting'
         END,
-        finished_at = NULL, attempts = 0, available_at = now(), error_code = NULL, error_detail = NULL
+        finished_at = NULL, attempts = 0, available_at = now(), error_code = NULL, error_detail = NULL,
+        key_id = COALESCE(CAST(:key AS uuid), key_id)
     WHERE id = :id AND tenant = :tenant AND status IN ('succeeded', 'failed', 'cancelled')
         AND ((planned_at IS NULL AND NOT :failed_only) OR status = 'failed' OR EXISTS (SELECT FROM again))
     RETURNING id, status
@@ -156,7 +171,8 @@ RETRY = text("""
 EXPORT = text("""
     UPDATE datasets SET
         status = 'exporting', finished_at = NULL, attempts = 0, available_at = now(), error_code = NULL,
-        error_detail = NULL, destination = :destination, request = request || CAST(:changed AS jsonb)
+        error_detail = NULL, destination = :destination, request = request || CAST(:changed AS jsonb),
+        key_id = COALESCE(CAST(:key AS uuid), key_id)
     WHERE id = :id AND tenant = :tenant AND status IN ('succeeded', 'failed', 'cancelled')
     RETURNING id
 """)

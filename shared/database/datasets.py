@@ -7,17 +7,19 @@ data set, the epoch of its claim.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Executable, Row, Select, delete, insert, select
+from sqlalchemy import Connection, Executable, Row, Select, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 from uuid_utils.compat import uuid7
 
 from shared.database import dataset_statements as transitions
 from shared.database.connections import Connections
+from shared.database.dataset_places import require_free
 from shared.database.shards import Renewal, kinds_name, renewal
 from shared.database.tables import DatasetRow, ReviewRow
 from shared.settings import Settings
@@ -70,30 +72,31 @@ class Datasets:
     def __init__(self, connections: Connections, settings: Settings):
         self._run = connections.run
         self._fetch = connections.fetch
+        self._transaction = connections.transaction
         self._settings = settings
 
     # ── the client's side ─────────────────────────────────────────────────────────────────────────
 
-    def submit(self, request: DatasetRequest, tenant: Tenant) -> UUID:
-        """Accept a data set; it is committed when this returns.
+    def submit(self, request: DatasetRequest, tenant: Tenant, *, key: UUID | None = None) -> UUID:
+        """Accept a data set; it is committed when this returns. The roots of `key` bound its places from now on.
 
         Raises:
             Conflict: another unfinished data set has the same destination.
+            Forbidden: the destination is another tenant's.
         """
         id = uuid7()
         new = insert(DatasetRow).values(
             id=id,
             tenant=tenant,
+            key_id=key,
             # None is each such field's default, and a process of the previous release refuses fields it does not know.
             request=request.model_dump(mode="json", exclude_none=True),
             destination=request.destination,
             kinds=kinds_name(request.kinds),
             priority=request.priority,
         )
-        try:
-            self._run(new)
-        except IntegrityError as error:
-            raise _destination_taken(request.destination) from error
+        with self._taking(request.destination, tenant) as connection:
+            connection.execute(new)
         return id
 
     def get(self, id: UUID, tenant: Tenant) -> Dataset:
@@ -123,17 +126,17 @@ class Datasets:
         """Change the priority of a data set. Raises NotFound, Conflict."""
         self._change(id, tenant, transitions.PRIORITIZE, "given another priority", priority=priority)
 
-    def retry(self, id: UUID, tenant: Tenant, *, failed_only: bool = False) -> DatasetStatus:
+    def retry(self, id: UUID, tenant: Tenant, *, failed_only: bool = False, key: UUID | None = None) -> DatasetStatus:
         """Run only the images that failed again; unless `failed_only`, also those that a cancel left undone.
 
         Raises:
             NotFound: the tenant has no such data set.
             Conflict: the data set is not over, no image of it failed, or its destination is taken.
+            Forbidden: its destination is another tenant's by now.
         """
-        try:
-            rows = self._run(transitions.RETRY, {"id": id, "tenant": tenant, "failed_only": failed_only})
-        except IntegrityError as error:
-            raise _destination_taken(self._row(id, tenant).destination) from error
+        values = {"id": id, "tenant": tenant, "failed_only": failed_only, "key": key}
+        with self._taking(self._row(id, tenant).destination, tenant) as connection:
+            rows = connection.execute(transitions.RETRY, values).all()
         if not rows:
             status = self._row(id, tenant).status
             over = DatasetStatus(status).terminal
@@ -142,19 +145,27 @@ class Datasets:
         return DatasetStatus(rows[0].status)
 
     def export(
-        self, id: UUID, tenant: Tenant, destination: str, destination_format: ExportFormat, *, overwrite: bool
+        self,
+        id: UUID,
+        tenant: Tenant,
+        destination: str,
+        destination_format: ExportFormat,
+        *,
+        overwrite: bool,
+        key: UUID | None = None,
     ) -> None:
         """Export a data set that is over again, to the same or another destination.
 
         Raises:
             NotFound, Conflict
+            Forbidden: the destination is another tenant's.
         """
         changed = {"destination": destination, "destination_format": destination_format, "overwrite": overwrite}
-        values = {"destination": destination, "changed": json.dumps(changed)}
-        try:
-            self._change(id, tenant, transitions.EXPORT, "exported", **values)
-        except IntegrityError as error:
-            raise _destination_taken(destination) from error
+        values = {"id": id, "tenant": tenant, "destination": destination, "changed": json.dumps(changed), "key": key}
+        with self._taking(destination, tenant) as connection:
+            rows = connection.execute(transitions.EXPORT, values).all()
+        if not rows:
+            raise Conflict(f"Data set {id} is {self._row(id, tenant).status} and cannot be exported now.")
 
     def delete(self, id: UUID, tenant: Tenant) -> None:
         """Delete a data set that is over, with its shards and reviews; its objects become orphans.
@@ -166,6 +177,22 @@ class Datasets:
         if not self._run(transitions.DELETE, {"id": id, "tenant": tenant}):
             status = self._row(id, tenant).status
             raise Conflict(f"Data set {id} is {status} and cannot be deleted; cancel it first, or wait.")
+
+    @contextmanager
+    def _taking(self, destination: str | None, tenant: Tenant) -> Iterator[Connection]:
+        """A transaction in which a data set gets a destination that nobody else has.
+
+        Raises:
+            Conflict: another unfinished data set has it.
+            Forbidden: it is another tenant's.
+        """
+        try:
+            with self._transaction() as connection:
+                if destination is not None:
+                    require_free(connection, destination, tenant)
+                yield connection
+        except IntegrityError as error:
+            raise _destination_taken(destination) from error
 
     def _change(self, id: UUID, tenant: Tenant, statement: Executable, what: str, **values: object) -> None:
         if not self._run(statement, {"id": id, "tenant": tenant, **values}):
@@ -330,6 +357,10 @@ class Datasets:
             "detail": error and error.detail,
         }
         return bool(self._run(transitions.END, {"id": claim.id, "epoch": claim.epoch, **values}))
+
+    def stop(self, id: UUID, error: JobError) -> bool:
+        """End an unfinished data set for good, in whatever state: what it needs was taken away from it."""
+        return bool(self._run(transitions.STOP, {"id": id, "code": error.code, "detail": error.detail}))
 
     def put_off(self, claim: DatasetClaim, error: JobError | None = None, *, outage: bool = False) -> bool:
         """Give a data set back that was not finished: it was interrupted, or failed for a reason that may pass.

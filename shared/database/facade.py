@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 from shared.database.batches import Batches, Documents
 from shared.database.clock import Clock
 from shared.database.connections import Connections
+from shared.database.dataset_places import DatasetPlaces
 from shared.database.datasets import Datasets
 from shared.database.files import Files
 from shared.database.jobs import Jobs
@@ -37,6 +38,7 @@ class Database:
         self.workers = Workers(self._connections, settings)
         self.jobs = Jobs(self._connections, self.workers, settings)
         self.datasets = Datasets(self._connections, settings)
+        self.dataset_places = DatasetPlaces(self._connections)
         self.shards = Shards(self._connections, settings)
         self.batches = Batches(self._connections)
         self.documents = Documents(self._connections)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -29,6 +30,8 @@ class ApiKey:
     """SHA-256 of the key, in hexadecimal."""
     quota: int
     """Unfinished jobs that it may have at once."""
+    dataset_roots: tuple[str, ...]
+    """Folders and `s3://` prefixes that its data sets may lie in."""
     created_at: datetime
     revoked_at: datetime | None
 
@@ -40,7 +43,7 @@ class Keys:
         self._run = connections.run
         self._fetch = connections.fetch
 
-    def add(self, *, name: str, tenant: Tenant, sha256: str, quota: int) -> UUID:
+    def add(self, *, name: str, tenant: Tenant, sha256: str, quota: int, dataset_roots: Sequence[str] = ()) -> UUID:
         """Add a key. Raises InvalidRequest when the tenant cannot be the name of a folder in the object storage."""
         if not _TENANT.fullmatch(tenant):
             raise InvalidRequest(
@@ -48,7 +51,8 @@ class Keys:
                 field="tenant",
             )
         id = uuid7()
-        self._run(insert(ApiKeyRow).values(id=id, name=name, tenant=tenant, sha256=sha256, quota=quota))
+        new = insert(ApiKeyRow).values(id=id, name=name, tenant=tenant, sha256=sha256, quota=quota)
+        self._run(new.values(dataset_roots=list(dataset_roots)))
         return id
 
     def find(self, sha256: str) -> ApiKey | None:
@@ -59,6 +63,16 @@ class Keys:
     def all(self) -> list[ApiKey]:
         """All keys, revoked ones too, the oldest first."""
         return self._fetch(ApiKey, select(ApiKeyRow.__table__).order_by(ApiKeyRow.created_at))
+
+    def allow_datasets(self, id: UUID, roots: Sequence[str]) -> None:
+        """Change the places that the data sets of a key may lie in; a revoked one too, since its data sets go on.
+
+        Raises:
+            NotFound: there is no key with this id.
+        """
+        changed = update(ApiKeyRow).where(ApiKeyRow.id == id).values(dataset_roots=list(roots))
+        if not self._run(changed.returning(ApiKeyRow.id)):
+            raise NotFound(f"There is no key {id}.")
 
     def revoke(self, id: UUID) -> None:
         """Revoke a key. Raises NotFound when there is no active key with this id."""

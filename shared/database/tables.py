@@ -15,6 +15,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Text,
     UniqueConstraint,
     Uuid,
     false,
@@ -150,6 +151,8 @@ class ApiKeyRow(Base):
     tenant: Mapped[str]
     sha256: Mapped[str] = mapped_column(unique=True)
     quota: Mapped[int]
+    dataset_roots: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
+    """Folders and `s3://` prefixes that its data sets may lie in; empty means none."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     revoked_at: Mapped[datetime | None]
 
@@ -319,6 +322,8 @@ class DatasetRow(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant: Mapped[str]
+    key_id: Mapped[UUID | None]
+    """API key that submitted it, or exported or retried it last: its roots bound all places of the data set."""
     request: Mapped[dict[str, Any]]
     destination: Mapped[str | None]
     """Place to export to; null for a dry run."""
@@ -352,6 +357,25 @@ class DatasetRow(Base):
         # Two runs into the same destination would overwrite each other.
         Index("uq_datasets_destination", "destination", unique=True, postgresql_where=text(MOVING)),
         Index("ix_datasets_listing", "tenant", "id"),
+    )
+
+
+class DatasetPlaceRow(Base):
+    """A place that a tenant's data sets have read from or written to."""
+
+    __tablename__ = "dataset_places"
+
+    place: Mapped[str] = mapped_column(primary_key=True)
+    """Real path or `s3://BUCKET/PREFIX`, in its normal form."""
+    role: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    dataset_id: Mapped[UUID]
+    """The latest data set there; it may be deleted by now."""
+    noted_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        CheckConstraint("role IN ('source', 'destination')", "role"),
+        Index("uq_dataset_places_destination", "place", unique=True, postgresql_where=text("role = 'destination'")),
     )
 
 

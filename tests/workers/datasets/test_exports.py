@@ -28,7 +28,7 @@ from tuwen.annotations import Annotation, Caption, Drop, DropReason, Provenance,
 from tuwen.datasets import ExportFormat
 from tuwen.errors import Conflict, DestinationUnusable, NotFound, StorageUnavailable
 from tuwen.jobs import JobError, RecognizedObject
-from workers.datasets.exports import MARKER, Summary, write
+from workers.datasets.exports import MARKER, Owner, Summary, write
 from workers.datasets.exports.files import file_name
 from workers.datasets.exports.words import chosen_words, tags
 from workers.datasets.lookahead import map_ahead
@@ -90,10 +90,9 @@ def export(
             ((each, SourceImage(each.name, each.name)) for each in annotated or annotations()),
             str(out),
             settings,
+            owner=Owner(run, overwrite=overwrite),
             destination_format=form,
-            overwrite=overwrite,
             read=opened.read,
-            run=run,
             source=str(source),
         )
 

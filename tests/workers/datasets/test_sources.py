@@ -164,14 +164,14 @@ def ordinary_user() -> Iterator[None]:
 
 def test_folder_that_cannot_be_listed_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, {"fine.png": A, "secret/x.png": B})
-    scandir = os.scandir
+    open_file = os.open
 
-    def refusing(path: str) -> Any:
+    def refusing(path: Any, *arguments: Any, **options: Any) -> int:
         if str(path).endswith("secret"):
             raise PermissionError(13, "Permission denied")
-        return scandir(path)
+        return open_file(path, *arguments, **options)
 
-    monkeypatch.setattr(os, "scandir", refusing)
+    monkeypatch.setattr(os, "open", refusing)
     entries = listed(tmp_path)
     assert problems(entries) == [("secret", "unreadable")]
     assert list(images(entries)) == ["fine.png"]

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
+from shared.intake.held_folder import HeldFolder
 from tuwen.annotations import Annotation, Caption
 from tuwen.version import __version__
+from workers.datasets.exports.files import create_text
 from workers.datasets.exports.words import Words
 from workers.datasets.exports.writers import Exported
 
+_REST = ".annotations"
 _INFO = {"description": "captions by tuwen", "version": __version__}
 
 
@@ -23,12 +25,12 @@ class Coco:
 
     wants_images = False
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: HeldFolder) -> None:
         self._captions = 0
         # The file has all images before all annotations, and memory may hold neither: the second list is appended.
-        self._rest = folder / ".annotations"
-        self._images = (folder / "captions.json").open("w", encoding="utf-8")
-        self._annotations = self._rest.open("w", encoding="utf-8")
+        self._folder = folder
+        self._images = create_text(folder, "captions.json")
+        self._annotations = create_text(folder, _REST)
         self._images.write('{"info": ' + json.dumps(_INFO) + ', "licenses": [], "images": [')
 
     def write(self, exported: Exported) -> None:
@@ -45,13 +47,13 @@ class Coco:
 
     def close(self) -> None:
         """Append the annotations to the images and finish the file."""
-        self._annotations.close()
         self._images.write('\n], "annotations": [')
-        with self._rest.open(encoding="utf-8") as rest:
+        with self._annotations as rest:
+            rest.seek(0)
             shutil.copyfileobj(rest, self._images)
         self._images.write("\n]}\n")
         self._images.close()
-        self._rest.unlink()
+        self._folder.remove(_REST)
 
 
 def _element(value: dict[str, Any], *, first: bool) -> str:

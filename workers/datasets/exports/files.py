@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
-from pathlib import Path
+from io import TextIOWrapper
 from types import TracebackType
 from typing import Any, Self
 
+from shared.intake.held_folder import HeldFolder
 from workers.datasets.sources.images import is_image_name
 
 _LONGEST_PART = 200  # bytes; file systems allow 255, and a sidecar's suffix may be longer
@@ -39,17 +40,23 @@ def _shorten(part: str) -> str:
     return f"{kept}-{sha256(raw).hexdigest()[:16]}{end}"
 
 
+def create_text(folder: HeldFolder, name: str) -> TextIOWrapper:
+    """Create a file of lines in UTF-8."""
+    return TextIOWrapper(folder.create(name), encoding="utf-8", newline="\n")
+
+
 class Lines:
     """A file of JSON lines; it is created with the first line, or at once if `always`."""
 
-    def __init__(self, path: Path, *, always: bool = False) -> None:
-        self._path = path
-        self._file = path.open("w", encoding="utf-8", newline="\n") if always else None
+    def __init__(self, folder: HeldFolder, name: str, *, always: bool = False) -> None:
+        self._folder = folder
+        self._name = name
+        self._file = create_text(folder, name) if always else None
 
     def write(self, line: dict[str, Any]) -> None:
         """Write one line, and create the file if it does not exist yet."""
         if self._file is None:
-            self._file = self._path.open("w", encoding="utf-8", newline="\n")
+            self._file = create_text(self._folder, self._name)
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def close(self) -> None:

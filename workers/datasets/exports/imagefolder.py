@@ -6,8 +6,8 @@ https://huggingface.co/docs/datasets/image_dataset
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
+from shared.intake.held_folder import HeldFolder
 from workers.datasets.exports.files import Lines, file_name
 from workers.datasets.exports.words import flat, record
 from workers.datasets.exports.writers import Exported, NameTaken
@@ -18,9 +18,9 @@ class ImageFolder:
 
     wants_images = True
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: HeldFolder) -> None:
         self._folder = folder
-        self._lines = Lines(folder / "metadata.jsonl", always=True)
+        self._lines = Lines(folder, "metadata.jsonl", always=True)
 
     def write(self, exported: Exported) -> None:
         """Write an image and its row. Raises `NameTaken`."""
@@ -35,16 +35,13 @@ class ImageFolder:
         self._lines.close()
 
 
-def write_image(folder: Path, name: str, data: bytes) -> None:
+def write_image(folder: HeldFolder, name: str, data: bytes) -> None:
     """Write an image under its name, unless another has it, as a file or as a folder.
 
     Raises:
         NameTaken
     """
-    path = folder / name
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
-            file.write(data)
+        folder.write(name, data)
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise NameTaken(f"another image is in the way of {name!r}") from error

@@ -5,9 +5,8 @@ A sidecar holds nothing but the words, so annotations.jsonl beside them says whe
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
+from shared.intake.beneath import Roots
+from shared.intake.held_folder import HeldFolder
 from workers.datasets.exports.files import file_name
 from workers.datasets.exports.imagefolder import write_image
 from workers.datasets.exports.jsonl import JsonLines
@@ -20,18 +19,17 @@ class Sidecars:
 
     wants_images = True
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: HeldFolder) -> None:
         self._folder = folder
         self._records = JsonLines(folder)
 
     def write(self, exported: Exported) -> None:
         """Write an image, its sidecar and its record. Raises `NameTaken`."""
         name = file_name(exported.annotation.name, exported.format)
-        sidecar = self._folder / sidecar_name(name)
-        if sidecar.exists():
+        if self._folder.find(sidecar_name(name)) is not None:
             raise NameTaken(f"{sidecar_name(name)!r} is the caption of another image")
         write_image(self._folder, name, exported.data)
-        sidecar.write_text(one_line(exported.words.text), encoding="utf-8")
+        self._folder.write(sidecar_name(name), one_line(exported.words.text).encode())
         self._records.write(exported)
 
     def close(self) -> None:
@@ -39,26 +37,35 @@ class Sidecars:
 
 
 class SidecarsInPlace:
-    """Sidecars beside the images of the source itself, each written whole; the records go to `folder`."""
+    """Sidecars beside the images of the source itself, each written whole; the records go to `folder`.
+
+    A sidecar is written beneath the roots, however the folders around it are linked; one that is itself a link is
+    replaced, and what it leads to is not touched.
+    """
 
     wants_images = False
 
-    def __init__(self, folder: Path, source: Path, *, overwrite: bool) -> None:
+    def __init__(self, folder: HeldFolder, source: str, roots: Roots, *, overwrite: bool) -> None:
         self._source = source
+        self._roots = roots
         self._overwrite = overwrite
         self._records = JsonLines(folder)
         self._written = Seen()
 
     def write(self, exported: Exported) -> None:
-        """Write the sidecar, unless there is one that may not be replaced, and the record. Raises `NameTaken`."""
+        """Write the sidecar, unless there is one that may not be replaced, and the record.
+
+        Raises:
+            NameTaken
+            PathForbidden: its folder is a link that leads out of the roots.
+        """
         name = sidecar_name(exported.annotation.name)
         if not self._written.add(name):
             raise NameTaken(f"{name!r} is the caption of another image")
-        sidecar = self._source / name
-        if self._overwrite or not sidecar.exists():
-            fresh = sidecar.with_name(f".{sidecar.name}.tuwen")
-            fresh.write_text(one_line(exported.words.text), encoding="utf-8")
-            os.replace(fresh, sidecar)  # noqa: PTH105 (as Path.replace, said plainly)
+        folder, _, sidecar = f"{self._source}/{name}".rpartition("/")
+        with self._roots.folder(folder) as beside:
+            if self._overwrite or beside.find(sidecar) is None:
+                beside.replace(sidecar, one_line(exported.words.text).encode(), temporary=f".{sidecar}.tuwen")
         self._records.write(exported)
 
     def close(self) -> None:

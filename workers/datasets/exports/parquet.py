@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pydantic import TypeAdapter
 
+from shared.intake.held_folder import HeldFolder
 from tuwen.annotations import Annotation, Caption, Provenance, Review
 from tuwen.errors import ConfigurationError
 from workers.datasets.exports.words import Words, flat
@@ -32,19 +32,18 @@ class Parquet:
 
     wants_images = True
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: HeldFolder) -> None:
         try:
             from pyarrow import parquet
         except ImportError as error:
             raise ConfigurationError("Parquet needs pyarrow: pip install 'tuwen[datasets]'") from error
         self._parquet = parquet
         self._schema = _schema()
-        # In a folder of their own, which can be opened as one table.
-        self._folder = folder / "data"
-        self._folder.mkdir()
+        self._folder = folder
         self._rows: list[dict[str, Any]] = []
         self._group = self._file = self._files = 0
         self._writer: parquet.ParquetWriter | None = None
+        self._opened: BinaryIO | None = None
 
     def write(self, exported: Exported) -> None:
         """Add an image and its columns to the current row group."""
@@ -57,18 +56,25 @@ class Parquet:
         """Write the last row group and finish the file."""
         if self._rows or self._writer is None:
             self._flush()
+        self._close_file()
+
+    def _close_file(self) -> None:
         if self._writer is not None:
             self._writer.close()
+            self._writer = None
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
 
     def _flush(self) -> None:
         import pyarrow as pa
 
         if self._writer is not None and self._file >= _LARGEST_FILE:
-            self._writer.close()
-            self._writer = None
+            self._close_file()
         if self._writer is None:
-            path = self._folder / f"part-{self._files:05d}.parquet"
-            self._writer = self._parquet.ParquetWriter(path, self._schema, compression="zstd")
+            # In a folder of their own, which can be opened as one table.
+            self._opened = self._folder.create(f"data/part-{self._files:05d}.parquet")
+            self._writer = self._parquet.ParquetWriter(self._opened, self._schema, compression="zstd")
             self._files, self._file = self._files + 1, 0
         self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
         self._file += self._group

@@ -8,8 +8,9 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from pathlib import Path
+from typing import BinaryIO
 
+from shared.intake.held_folder import HeldFolder
 from workers.datasets.exports.files import suffix_of
 from workers.datasets.exports.words import record
 from workers.datasets.exports.writers import Exported
@@ -24,9 +25,10 @@ class WebDataset:
 
     wants_images = True
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: HeldFolder) -> None:
         self._folder = folder
         self._tar: tarfile.TarFile | None = None
+        self._file: BinaryIO | None = None
         self._tars = 0
         self._samples = 0
 
@@ -43,13 +45,16 @@ class WebDataset:
     def close(self) -> None:
         if self._tar is not None:
             self._tar.close()
+        if self._file is not None:
+            self._file.close()
 
     def _open_tar_with_room(self) -> tarfile.TarFile:
         if self._tar is not None and self._tar.offset < _LARGEST and self._samples < _MOST:
             self._tar.members.clear()  # type: ignore[attr-defined]  # tarfile remembers every one
             return self._tar
         self.close()
-        self._tar = tarfile.open(self._folder / f"{self._tars:06d}.tar", "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._file = self._folder.create(f"{self._tars:06d}.tar")
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         self._tars += 1
         self._samples = 0
         return self._tar

@@ -16,7 +16,7 @@ import httpx
 from shared.intake.data_urls import is_data_url
 from shared.intake.fetch import vet_url
 from shared.settings import Settings
-from tuwen.errors import NotFound, SourceUnusable, StorageUnavailable, UrlForbidden
+from tuwen.errors import NotFound, PathForbidden, SourceUnusable, StorageUnavailable, UrlForbidden
 from workers.datasets.sources.images import INLINE, HeldAs, RowProblem, SourceEntry, SourceImage, SourceProblem
 from workers.datasets.sources.places import Place, PlacedFile
 from workers.datasets.sources.rows import Row, is_broken
@@ -177,6 +177,8 @@ class Lookup:
             if found is None:
                 return SourceProblem(f"{value} ({row.where})", RowProblem.OUTSIDE, f"the path leads out of {self.root}")
             return found
+        except PathForbidden as error:
+            return SourceProblem(f"{value} ({row.where})", RowProblem.OUTSIDE, str(error))
         except (NotFound, SeveralFit) as error:
             return SourceProblem(f"{value} ({row.where})", RowProblem.NOT_FOUND, str(error))
         except StorageUnavailable as error:

@@ -8,6 +8,7 @@ from struct import Struct
 from types import TracebackType
 from typing import Any, Self
 
+from shared.intake.beneath import EVERYWHERE, Roots
 from shared.intake.data_urls import decode_data_url, is_data_url
 from shared.intake.fetch import Fetcher
 from shared.settings import Settings
@@ -27,11 +28,14 @@ class Reader:
     It is thread-safe, except for images in the cells of a Parquet file.
     """
 
-    def __init__(self, root: str, settings: Settings, *, home: str | None = None) -> None:
-        """`root` is where paths of images start from, `home` where archives and tables lie, if elsewhere."""
+    def __init__(self, root: str, settings: Settings, *, home: str | None = None, roots: Roots = EVERYWHERE) -> None:
+        """`root` is where paths of images start from, `home` where archives and tables lie, if elsewhere.
+
+        Local files are opened beneath `roots` only.
+        """
         self._settings = settings
-        self._root = open_place(root, settings)
-        self._home = open_place(home, settings) if home is not None else self._root
+        self._root = open_place(root, settings, roots)
+        self._home = open_place(home, settings, roots) if home is not None else self._root
         self._fetcher: Fetcher | None = None
         self._row_group: tuple[tuple[str, int], Any] | None = None
 
@@ -40,6 +44,7 @@ class Reader:
 
         Raises:
             NotFound: the file does not exist any more.
+            PathForbidden: a link leads out of the roots by now.
             ImageCorrupt, PayloadTooLarge: its size is wrong; mostly found before it is read.
             StorageUnavailable: the place does not answer.
             UrlForbidden, FetchRefused, FetchFailed: as `Fetcher.get`.

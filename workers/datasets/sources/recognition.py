@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice, product
 from pathlib import Path
 
+from shared.intake.beneath import Roots, opened
 from shared.settings import Settings
 from tuwen.datasets import SourceFormat
 from tuwen.errors import NotFound, SourceUnusable
@@ -54,21 +57,22 @@ def recognise(
     image_column: str | None,
     caption_column: str | None,
     encoding: str | None,
+    roots: Roots,
 ) -> Recognised:
     """Recognise what `uri` names. Raises what `workers.datasets.sources.open_source` raises."""
     uri = normalise(uri)
     if (numbered := _BRACES.search(uri)) is not None:
-        return _recognise_tars(uri, numbered.start(), settings, encoding)
-    folder, name = _divide(uri, settings)
+        return _recognise_tars(uri, numbered.start(), settings, encoding, roots)
+    folder, name = _divide(uri, settings, roots)
     if name is None:
-        found = _recognise_folder_format(open_place(folder, settings), uri) if wanted == "auto" else wanted
+        found = _recognise_folder_format(open_place(folder, settings, roots), uri) if wanted == "auto" else wanted
         if found not in ("folder", "imagefolder", "webdataset"):
             raise SourceUnusable(f"{uri} is a folder: give the file that is of the format {found}", field="source")
-        place = open_place(folder, settings)
+        place = open_place(folder, settings, roots)
         lookup = Lookup(
             settings, place, folder, image_column=image_column, caption_column=caption_column, encoding=encoding
         )
-        reader = Reader(folder, settings)
+        reader = Reader(folder, settings, roots=roots)
         if found == "webdataset":
             return Recognised(uri, found, lambda: list_tars(place, _list_tars_in(place), encoding), reader)
         if found == "imagefolder" and not has_metadata(lookup):
@@ -78,18 +82,18 @@ def recognise(
         raise SourceUnusable(
             f"{name} is compressed as a whole, so no single image can be read: unpack it", field="source"
         )
-    home = open_place(folder, settings)
+    home = open_place(folder, settings, roots)
     start = normalise(root) if root is not None else folder
     lookup = Lookup(
         settings,
-        open_place(start, settings),
+        open_place(start, settings, roots),
         start,
         table=name,
         image_column=image_column,
         caption_column=caption_column,
         encoding=encoding,
     )
-    return _recognise_file(uri, home, name, lookup, wanted, Reader(start, settings, home=folder))
+    return _recognise_file(uri, home, name, lookup, wanted, Reader(start, settings, home=folder, roots=roots))
 
 
 def normalise(uri: str) -> str:
@@ -116,7 +120,7 @@ def _recognise_file(
     return Recognised(uri, found, lists[found], reader)
 
 
-def _divide(uri: str, settings: Settings) -> tuple[str, str | None]:
+def _divide(uri: str, settings: Settings, roots: Roots) -> tuple[str, str | None]:
     """Divide a URI into the place and the file in it; None where it is itself a folder, or a prefix with objects below.
 
     Raises:
@@ -124,25 +128,24 @@ def _divide(uri: str, settings: Settings) -> tuple[str, str | None]:
     """
     parent, _, name = uri.rpartition("/")
     if not uri.startswith("s3://"):
-        path = Path(uri)
         try:
-            if path.is_dir():
-                next(path.iterdir(), None)
+            with opened(roots, uri) as found:
+                if not stat.S_ISDIR(os.fstat(found).st_mode):
+                    return parent or "/", name
+                os.scandir(found).close()
                 return uri, None
-            with path.open("rb"):
-                return parent or "/", name
         except (OSError, ValueError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise SourceUnusable(f"{uri} cannot be read: {reason}", field="source") from error
     if name and parent != "s3:/":
         try:
-            open_place(parent, settings).find(name)
+            open_place(parent, settings, roots).find(name)
         except NotFound:
             pass
         else:
             return parent, name
     try:
-        if next(open_place(uri, settings).walk(), None) is None:
+        if next(open_place(uri, settings, roots).walk(), None) is None:
             raise SourceUnusable(f"there is nothing at {uri}", field="source")
     except NotFound as error:
         raise SourceUnusable(f"there is no bucket {uri}", field="source") from error
@@ -179,15 +182,14 @@ def _list_tars_in(place: Place) -> Iterator[str]:
             yield found.path
 
 
-def _recognise_tars(uri: str, first_brace: int, settings: Settings, encoding: str | None) -> Recognised:
+def _recognise_tars(uri: str, first_brace: int, settings: Settings, encoding: str | None, roots: Roots) -> Recognised:
     folder, _, pattern = uri[:first_brace].rpartition("/")
     pattern += uri[first_brace:]
     if not pattern.endswith(".tar"):
         raise SourceUnusable("braces such as {000..012} number tars: the name must end with .tar", field="source")
-    place = open_place(folder, settings)
-    return Recognised(
-        uri, "webdataset", lambda: list_tars(place, expand_braces(pattern), encoding), Reader(folder, settings)
-    )
+    place = open_place(folder, settings, roots)
+    reader = Reader(folder, settings, roots=roots)
+    return Recognised(uri, "webdataset", lambda: list_tars(place, expand_braces(pattern), encoding), reader)
 
 
 def expand_braces(pattern: str) -> Iterator[str]:

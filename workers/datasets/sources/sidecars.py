@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-from tuwen.errors import NotFound, StorageUnavailable
+from tuwen.errors import NotFound, PathForbidden, StorageUnavailable
 from workers.datasets.sources.encodings import (
     UNKNOWN,
     UTF_8,
@@ -135,5 +135,7 @@ def _read(place: Place, sidecar: str) -> bytes | None:
             return file.read(LONGEST + 1)
     except NotFound:
         return None
+    except PathForbidden as error:
+        raise CaptionUnusable(str(error), RowProblem.OUTSIDE) from error
     except StorageUnavailable as error:
         raise CaptionUnusable(str(error)) from error

@@ -33,7 +33,7 @@ def find_spelled(place: Place, value: str, below: Below, encoding: Encoding) -> 
     Raises:
         NotFound: no file has any of the spellings.
         SeveralFit: more than one has, and none is spelled as `value` is.
-        StorageUnavailable
+        StorageUnavailable, PathForbidden
     """
     missing: NotFound | None = None
     found: dict[str, PlacedFile] = {}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from tuwen.errors import NotFound, SourceUnusable, StorageUnavailable
+from tuwen.errors import NotFound, PathForbidden, SourceUnusable, StorageUnavailable
 from workers.datasets.sources.columns import CAPTION_COLUMNS, path_below, texts
 from workers.datasets.sources.images import HeldAs, RowProblem, SourceEntry, SourceImage, SourceProblem, is_image_name
 from workers.datasets.sources.places import Place, is_hidden
@@ -51,6 +51,8 @@ def list_tars(place: Place, paths: Iterable[str], encoding: str | None = None) -
         try:
             with closing(temporary_database()) as database:
                 yield from _Tar(place, path, encoding, database).entries()
+        except PathForbidden as error:
+            yield SourceProblem(path, RowProblem.OUTSIDE, str(error))
         except (NotFound, SourceUnusable) as error:
             yield SourceProblem(path, RowProblem.DAMAGED, str(error))
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from tuwen.errors import SourceUnusable
+from tuwen.errors import PathForbidden, SourceUnusable
 from workers.datasets.sources.columns import Lookup
 from workers.datasets.sources.images import RowProblem, SourceEntry, SourceImage, SourceProblem, is_image_name
-from workers.datasets.sources.places import PlacedFile, exists
+from workers.datasets.sources.places import Place, PlacedFile, exists
 from workers.datasets.sources.rows import read_rows
 from workers.datasets.sources.seen import Seen
 from workers.datasets.sources.sidecars import CaptionDecoder, CaptionUnusable, read_all, read_captions
@@ -43,10 +43,7 @@ def list_tree(lookup: Lookup) -> Iterator[SourceEntry]:
             if _is_archive(found.name):
                 yield SourceProblem(found.name, RowProblem.ARCHIVE, "archives in folders are not opened: name it alone")
             if is_image_name(found.name) and not (tables and found.name in named):
-                try:
-                    yield _image(found, read_captions(place, found.name, decoder) if place.near else ())
-                except CaptionUnusable as error:
-                    yield error.problem(found.name)
+                yield _with_captions(place, found, decoder) if place.near else _image(found, ())
 
 
 def _is_archive(name: str) -> bool:
@@ -65,7 +62,11 @@ def has_metadata(lookup: Lookup, folder: str = "") -> bool:
 def _list_tables(lookup: Lookup, folder: str, named: Seen) -> Iterator[SourceEntry]:
     """Yield the rows of the tables in `folder`, and remember the names of their images in `named`."""
     for table in (_below(folder, name) for name in TABLES):
-        if not exists(lookup.place, table):
+        try:
+            if not exists(lookup.place, table):
+                continue
+        except PathForbidden as error:
+            yield SourceProblem(table, RowProblem.OUTSIDE, str(error))
             continue
         here = replace(lookup, base=folder, table=table, image_column=lookup.image_column or "file_name")
         try:
@@ -88,6 +89,14 @@ def _ancestors(path: str) -> Iterator[str]:
 
 def _below(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
+
+
+def _with_captions(place: Place, file: PlacedFile, decoder: CaptionDecoder) -> SourceEntry:
+    """The image with the captions beside it; an error where one cannot be read: nobody shall miss it."""
+    try:
+        return _image(file, read_captions(place, file.name, decoder))
+    except CaptionUnusable as error:
+        return error.problem(file.name)
 
 
 def _image(file: PlacedFile, captions: tuple[str, ...]) -> SourceImage:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from typing import Self
 
 from tuwen.errors import NotFound, PathForbidden, StorageUnavailable
 from workers.datasets.sources.encodings import (
@@ -19,11 +21,11 @@ from workers.datasets.sources.encodings import (
 )
 from workers.datasets.sources.images import RowProblem, SourceProblem
 from workers.datasets.sources.places import Place
+from workers.datasets.sources.seen import temporary_database
 
 SUFFIXES = ("txt", "caption", "text", "cap")
 LONGEST = 64 * 1024
 """Bytes; a caption is no book."""
-_SPELLED = tuple(spelled for suffix in SUFFIXES for spelled in (suffix, suffix.upper()))
 SAMPLED = 2000
 """Sidecars of a folder by which its encoding is judged."""
 
@@ -92,50 +94,84 @@ class CaptionDecoder:
         return detect(foreign)
 
 
-def read_captions(place: Place, path: str, decoder: CaptionDecoder) -> tuple[str, ...]:
-    """Read the captions beside the image at `path`.
+class Sidecars:
+    """The captions beside the images of one folder after the other. `close` it, or use it in a `with`.
 
-    Raises:
-        CaptionUnusable: there is one that cannot be read.
+    Args:
+        asked: the encoding that a person names.
     """
-    texts = []
-    for sidecar in sidecars_of(path):
-        text = _read(place, sidecar)
-        if text is None:
-            continue
+
+    def __init__(self, place: Place, asked: str | None) -> None:
+        self._place = place
+        self._asked = asked
+        self._names = temporary_database()
+        self._names.execute("CREATE TABLE sidecars (stem BLOB, name BLOB, PRIMARY KEY (stem, name)) WITHOUT ROWID")
+        self._decoder: CaptionDecoder | None = None
+
+    def enter(self, folder: str) -> None:
+        """Look which images of the folder have captions."""
+        self._names.execute("DELETE FROM sidecars")
+        found = [name for name in self._place.names_in(folder) if _suffix(name) in SUFFIXES]
+        self._names.executemany(
+            "INSERT INTO sidecars VALUES (?, ?)", ((_stem(name), os.fsencode(name)) for name in found)
+        )
+        self._decoder = CaptionDecoder(self._read_all, self._asked) if found else None
+
+    def read(self, path: str) -> tuple[str, ...]:
+        """Read the captions beside an image of the folder that was entered.
+
+        Raises:
+            CaptionUnusable: there is one that cannot be read.
+        """
+        if self._decoder is None:
+            return ()
+        texts = []
+        for sidecar in self._beside(path):
+            text = self._read(sidecar)
+            try:
+                texts.append(self._decoder.decode(text))
+            except CaptionUnusable as error:
+                raise CaptionUnusable(f"{sidecar}: {error}", error.code) from error
+        return tuple(dict.fromkeys(text for text in texts if text))
+
+    def close(self) -> None:
+        """Delete the temporary database."""
+        self._names.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _beside(self, path: str) -> list[str]:
+        found = self._names.execute("SELECT name FROM sidecars WHERE stem = ?", (_stem(path),))
+        return sorted((os.fsdecode(name) for (name,) in found), key=lambda name: SUFFIXES.index(_suffix(name)))
+
+    def _read_all(self) -> Iterator[bytes]:
+        """Yield the sidecars of the folder that can be read, in the order of their names."""
+        for (name,) in self._names.execute("SELECT name FROM sidecars ORDER BY name LIMIT ?", (SAMPLED,)).fetchall():
+            try:
+                text = self._read(os.fsdecode(name))
+            except CaptionUnusable:
+                continue
+            if len(text) <= LONGEST:
+                yield text
+
+    def _read(self, sidecar: str) -> bytes:
+        """Read a sidecar, or the start of one that is too long."""
         try:
-            texts.append(decoder.decode(text))
-        except CaptionUnusable as error:
-            raise CaptionUnusable(f"{sidecar}: {error}", error.code) from error
-    return tuple(dict.fromkeys(text for text in texts if text))
+            with self._place.open(sidecar) as file:
+                return file.read(LONGEST + 1)
+        except PathForbidden as error:
+            raise CaptionUnusable(str(error), RowProblem.OUTSIDE) from error
+        except (NotFound, StorageUnavailable) as error:
+            raise CaptionUnusable(str(error)) from error
 
 
-def read_all(place: Place, folder: str) -> Iterator[bytes]:
-    """Yield the sidecars of a folder that can be read, in the order of their names."""
-    names = (name for name in place.names_in(folder) if name.rpartition(".")[2].lower() in SUFFIXES)
-    for name in islice(sorted(names), SAMPLED):
-        try:
-            text = _read(place, name)
-        except CaptionUnusable:
-            continue
-        if text is not None and len(text) <= LONGEST:
-            yield text
+def _stem(name: str) -> bytes:
+    return os.fsencode(name.rpartition(".")[0])
 
 
-def sidecars_of(path: str) -> list[str]:
-    """The paths at which the captions of an image may be: its own with another suffix."""
-    stem = path.rpartition(".")[0]
-    return [f"{stem}.{suffix}" for suffix in _SPELLED]
-
-
-def _read(place: Place, sidecar: str) -> bytes | None:
-    """Read a sidecar, or the start of one that is too long; None where there is none."""
-    try:
-        with place.open(sidecar) as file:
-            return file.read(LONGEST + 1)
-    except NotFound:
-        return None
-    except PathForbidden as error:
-        raise CaptionUnusable(str(error), RowProblem.OUTSIDE) from error
-    except StorageUnavailable as error:
-        raise CaptionUnusable(str(error)) from error
+def _suffix(name: str) -> str:
+    return name.rpartition(".")[2].lower()

@@ -13,10 +13,10 @@ from dataclasses import replace
 from tuwen.errors import PathForbidden, SourceUnusable
 from workers.datasets.sources.columns import Lookup
 from workers.datasets.sources.images import RowProblem, SourceEntry, SourceImage, SourceProblem, is_image_name
-from workers.datasets.sources.places import Place, PlacedFile, exists
+from workers.datasets.sources.places import PlacedFile, exists
 from workers.datasets.sources.rows import read_rows
 from workers.datasets.sources.seen import Seen
-from workers.datasets.sources.sidecars import CaptionDecoder, CaptionUnusable, read_all, read_captions
+from workers.datasets.sources.sidecars import CaptionUnusable, Sidecars
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst", ".7z", ".rar")
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -25,16 +25,17 @@ TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 def list_tree(lookup: Lookup) -> Iterator[SourceEntry]:
     """Yield every image below `lookup.place`, in a stable order."""
     place = lookup.place
-    with Seen() as folders, Seen() as named:
+    with Seen() as folders, Seen() as named, Sidecars(place, lookup.encoding) as sidecars:
         last, tables = None, False
-        decoder = _decoder(lookup, "")
         for found in place.walk():
             if isinstance(found, SourceProblem):
                 yield found
                 continue
             folder = found.name.rpartition("/")[0]
             if folder != last:
-                last, decoder = folder, _decoder(lookup, folder)
+                last = folder
+                if place.near:
+                    sidecars.enter(folder)
                 for ancestor in _ancestors(found.name):
                     if folders.add(ancestor):
                         for entry in _list_tables(lookup, ancestor, named):
@@ -43,15 +44,11 @@ def list_tree(lookup: Lookup) -> Iterator[SourceEntry]:
             if _is_archive(found.name):
                 yield SourceProblem(found.name, RowProblem.ARCHIVE, "archives in folders are not opened: name it alone")
             if is_image_name(found.name) and not (tables and found.name in named):
-                yield _with_captions(place, found, decoder) if place.near else _image(found, ())
+                yield _with_captions(found, sidecars)
 
 
 def _is_archive(name: str) -> bool:
     return name.lower().endswith(_ARCHIVES)
-
-
-def _decoder(lookup: Lookup, folder: str) -> CaptionDecoder:
-    return CaptionDecoder(lambda: read_all(lookup.place, folder), lookup.encoding)
 
 
 def has_metadata(lookup: Lookup, folder: str = "") -> bool:
@@ -91,10 +88,10 @@ def _below(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def _with_captions(place: Place, file: PlacedFile, decoder: CaptionDecoder) -> SourceEntry:
+def _with_captions(file: PlacedFile, sidecars: Sidecars) -> SourceEntry:
     """The image with the captions beside it; an error where one cannot be read: nobody shall miss it."""
     try:
-        return _image(file, read_captions(place, file.name, decoder))
+        return _image(file, sidecars.read(file.name))
     except CaptionUnusable as error:
         return error.problem(file.name)
 

@@ -47,6 +47,9 @@ class Zip:
             for member, written in zip(self._archive.infolist(), self._names, strict=True)
             if (name := path_below(written, "")) is not None and not member.is_dir()
         }
+        self._folders: dict[str, list[str]] = {}
+        for name in self._members:
+            self._folders.setdefault(name.rpartition("/")[0], []).append(name)
 
     def walk(self) -> Iterator[PlacedFile | SourceProblem]:
         """Yield the members in the order of the central directory; problems stand for what cannot be read."""
@@ -65,7 +68,7 @@ class Zip:
 
     def names_in(self, folder: str) -> Iterator[str]:
         """Yield the names of the members directly below a folder."""
-        return (name for name in self._members if name.rpartition("/")[0] == folder)
+        return iter(self._folders.get(folder, ()))
 
     def find(self, path: str) -> PlacedFile:
         """Find a member."""

@@ -15,6 +15,7 @@ from typing import BinaryIO, Self
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 """Flags to open a folder."""
+_APPENDED = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 
@@ -67,6 +68,10 @@ class HeldFolder:
         """
         with self._parent(name, make=True) as (at, last):
             return os.fdopen(os.open(last, _NEW, 0o666, dir_fd=at), "w+b")
+
+    def append(self, name: str) -> BinaryIO:
+        """Open a file of this folder to read it and to write at its end; it is made if it is missing."""
+        return os.fdopen(os.open(name, _APPENDED, 0o666, dir_fd=self.fd), "a+b")
 
     def write(self, name: str, content: bytes) -> None:
         """Create a file with this content. Raises what `create` raises."""

@@ -369,10 +369,13 @@ def test_sidecars_in_the_source_itself_keep_what_is_there(source: Path) -> None:
     (source / "a 1.txt").write_text("theirs")
     (source / "a 1.jpg").write_bytes(picture(7, kind="JPEG"))
     known = [*annotations(), Annotation(name="a 1.jpg", captions=(caption("x"),))]
-    assert export(source, source, "kohya", known) == Summary(3, 2, 2)
+    assert export(source, source, "kohya", known) == Summary(2, 2, 3)
     assert (source / "a 1.txt").read_text() == "theirs"
     assert (source / "sub/b.txt").read_text() == 'a dog, "quoted"'
-    assert len(lines(source / ".tuwen/annotations.jsonl")) == 3
+    assert len(lines(source / ".tuwen/annotations.jsonl")) == 2
+    assert [line["name"] for line in lines(source / ".tuwen/errors.jsonl") if line["code"] == "caption_kept"] == [
+        "a 1.png"
+    ]
     export(source, source, "kohya", known, overwrite=True)
     assert (source / "a 1.txt").read_text() == "a black cat"
     with open_source(str(source), SETTINGS) as again:

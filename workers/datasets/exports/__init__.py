@@ -27,9 +27,10 @@ from workers.datasets.exports.kohya import Sidecars, SidecarsInPlace
 from workers.datasets.exports.parquet import Parquet
 from workers.datasets.exports.webdataset import WebDataset
 from workers.datasets.exports.words import chosen_words, drop_of, failure_of
-from workers.datasets.exports.writers import Exported, NameTaken, Writer
+from workers.datasets.exports.writers import Exported, NotWritten, Writer
 from workers.datasets.lookahead import map_ahead
 from workers.datasets.sources.images import SourceImage
+from workers.datasets.sources.own_words import FOLDER
 
 __all__ = ["MARKER", "Owner", "Summary", "write"]
 
@@ -47,8 +48,6 @@ _WRITERS: dict[ExportFormat, Callable[[HeldFolder], Writer]] = {
 _LISTS = ("errors.jsonl", "dropped.jsonl")
 _READERS = 4
 _PAUSES = (0.5, 2.0)  # seconds
-IN_PLACE = ".tuwen"
-"""Folder of the records where the sidecars lie in the source itself; hidden, so that no run lists it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +118,11 @@ def _write_in_place(
     annotated: Iterable[Annotated], source: str, settings: Settings, owner: Owner, read: Read, roots: Roots
 ) -> Summary:
     """Write sidecars into the source, and the records of them into a folder that no run lists."""
-    with translate_errors(source), roots.folder(source) as whole, whole.enter(IN_PLACE, make=True) as records:
+    with translate_errors(source), roots.folder(source) as whole, whole.enter(FOLDER, make=True) as records:
         marker = records.read(MARKER)
         if marker is not None:
             owner.require_tenant(marker, source)
-        for name in (*_LISTS, "annotations.jsonl"):
+        for name in _LISTS:
             records.remove(name)
         writer = SidecarsInPlace(records, source, roots, overwrite=owner.overwrite)
         summary = _write(annotated, records, writer, settings, read, owner.overwrite)
@@ -160,9 +159,9 @@ def _write(
                 words = chosen_words(annotation, overwrite=overwrite)
                 try:
                     writer.write(Exported(number, annotation, words, each.data, each.format))
-                except NameTaken as taken:
+                except NotWritten as error:
                     failed += 1
-                    errors.write(_failure(annotation, JobError(code="name_taken", detail=str(taken))))
+                    errors.write(_failure(annotation, JobError(code=error.code, detail=str(error))))
                 except PathForbidden as error:
                     failed += 1
                     errors.write(_failure(annotation, JobError(code=error.code, detail=f"not exported: {error}")))

@@ -5,13 +5,22 @@ A sidecar holds nothing but the words, so annotations.jsonl beside them says whe
 
 from __future__ import annotations
 
+import errno
+from hashlib import sha256
+
 from shared.intake.beneath import Roots
 from shared.intake.held_folder import HeldFolder
 from workers.datasets.exports.files import file_name
 from workers.datasets.exports.imagefolder import write_image
 from workers.datasets.exports.jsonl import JsonLines
-from workers.datasets.exports.writers import Exported, NameTaken
+from workers.datasets.exports.words import Words
+from workers.datasets.exports.writers import Exported, NameTaken, NotWritten
+from workers.datasets.sources.own_words import RECORDS, WRITTEN, OwnWords, one_line, sidecar_name
 from workers.datasets.sources.seen import Seen
+from workers.datasets.sources.sidecars import LONGEST
+
+_ITS_OWN = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
+"""Errors that are those of one file, and not of the disk."""
 
 
 class Sidecars:
@@ -40,7 +49,8 @@ class SidecarsInPlace:
     """Sidecars beside the images of the source itself, each written whole; the records go to `folder`.
 
     A sidecar is written beneath the roots, however the folders around it are linked; one that is itself a link is
-    replaced, and what it leads to is not touched.
+    replaced, and what it leads to is not touched. Of those that are there already, only a model's are replaced, unless
+    `overwrite` is set.
     """
 
     wants_images = False
@@ -49,35 +59,51 @@ class SidecarsInPlace:
         self._source = source
         self._roots = roots
         self._overwrite = overwrite
-        self._records = JsonLines(folder)
         self._written = Seen()
+        self._own = OwnWords()
+        for name, add in ((WRITTEN, self._own.add_noted), (RECORDS, self._own.add_recorded)):
+            with folder.append(name) as lines:
+                lines.seek(0)
+                add(lines)
+        folder.remove(RECORDS)
+        self._notes = folder.append(WRITTEN)
+        self._records = JsonLines(folder)
 
     def write(self, exported: Exported) -> None:
         """Write the sidecar, unless there is one that may not be replaced, and the record.
 
         Raises:
-            NameTaken
+            NotWritten: another image has it, somebody else wrote it, or the file system does not take its name.
             PathForbidden: its folder is a link that leads out of the roots.
         """
         name = sidecar_name(exported.annotation.name)
         if not self._written.add(name):
             raise NameTaken(f"{name!r} is the caption of another image")
         folder, _, sidecar = f"{self._source}/{name}".rpartition("/")
-        with self._roots.folder(folder) as beside:
-            if self._overwrite or beside.find(sidecar) is None:
-                beside.replace(sidecar, one_line(exported.words.text).encode(), temporary=f".{sidecar}.tuwen")
+        try:
+            with self._roots.folder(folder) as beside:
+                self._write(beside, sidecar, name, exported.words)
+        except OSError as error:
+            if error.errno not in _ITS_OWN:
+                raise
+            raise NotWritten("caption_not_written", f"{name!r} cannot be written: {error.strerror}") from error
         self._records.write(exported)
+
+    def _write(self, beside: HeldFolder, sidecar: str, name: str, words: Words) -> None:
+        text = one_line(words.text).encode()
+        if not self._overwrite and beside.find(sidecar) is not None:
+            there = beside.read(sidecar, LONGEST + 1)
+            if there is None or not self._own.has(name, there):
+                if words.author != "source":
+                    raise NotWritten("caption_kept", f"{name!r} was written by somebody, and is not replaced")
+                return
+        if words.author == "model" and (note := self._own.note(name, text)) is not None:
+            self._notes.write(note)
+            self._notes.flush()  # before the sidecar: a model's words without a note would be the author's
+        beside.replace(sidecar, text, temporary=f".tuwen-{sha256(sidecar.encode()).hexdigest()[:16]}")
 
     def close(self) -> None:
         self._records.close()
+        self._notes.close()
         self._written.close()
-
-
-def sidecar_name(name: str) -> str:
-    """The name of an image's sidecar: its own with the suffix .txt."""
-    return f"{name.rpartition('.')[0] or name}.txt"
-
-
-def one_line(text: str) -> str:
-    """Join the lines of a text, because sd-scripts read only the first line by default."""
-    return " ".join(text.split())
+        self._own.close()

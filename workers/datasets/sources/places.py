@@ -62,6 +62,9 @@ class Place(Protocol):
     def names_in(self, folder: str) -> Iterator[str]:
         """Yield the paths of what lies directly in a folder, in any order; nothing where it cannot be listed."""
 
+    def above(self) -> Iterator[tuple[Place, str]]:
+        """Yield the folders around the place, and the path from each to it, with a / at its end."""
+
     def find(self, path: str) -> PlacedFile:
         """Find the file at `path`, with its size and version."""
 
@@ -138,6 +141,11 @@ class Folder:
                 yield from (_below(folder, entry.name) for entry in entries)
         finally:
             os.close(opened)
+
+    def above(self) -> Iterator[tuple[Place, str]]:
+        """Yield the folders around this one, the nearest first."""
+        for folder in Path(self._root).parents:
+            yield Folder(str(folder), self._roots), f"{Path(self._root).relative_to(folder)}/"
 
     def find(self, path: str) -> PlacedFile:
         """Find a regular file."""
@@ -251,6 +259,10 @@ class Bucket:
         """Yield the keys directly below a folder, with one listing of it."""
         with _translate_errors(folder or "the bucket"):
             yield from (meta["path"] for meta in obstore.list_with_delimiter(self._store, folder or None)["objects"])
+
+    def above(self) -> Iterator[tuple[Place, str]]:
+        """Yield nothing: no export writes beside the objects of a bucket."""
+        return iter(())
 
     def find(self, path: str) -> PlacedFile:
         """Find an object with one HEAD request."""

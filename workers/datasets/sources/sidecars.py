@@ -20,6 +20,7 @@ from workers.datasets.sources.encodings import (
     named,
 )
 from workers.datasets.sources.images import RowProblem, SourceProblem
+from workers.datasets.sources.own_words import OwnWords
 from workers.datasets.sources.places import Place
 from workers.datasets.sources.seen import temporary_database
 
@@ -95,7 +96,9 @@ class CaptionDecoder:
 
 
 class Sidecars:
-    """The captions beside the images of one folder after the other. `close` it, or use it in a `with`.
+    """The captions beside the images of one folder after the other, but for those that this product's models wrote.
+
+    `close` it, or use it in a `with`.
 
     Args:
         asked: the encoding that a person names.
@@ -107,15 +110,18 @@ class Sidecars:
         self._names = temporary_database()
         self._names.execute("CREATE TABLE sidecars (stem BLOB, name BLOB, PRIMARY KEY (stem, name)) WITHOUT ROWID")
         self._decoder: CaptionDecoder | None = None
+        self._own = OwnWords()
+        for above, below in place.above():
+            self._own.load(above, below=below)
 
     def enter(self, folder: str) -> None:
         """Look which images of the folder have captions."""
         self._names.execute("DELETE FROM sidecars")
-        found = [name for name in self._place.names_in(folder) if _suffix(name) in SUFFIXES]
-        self._names.executemany(
-            "INSERT INTO sidecars VALUES (?, ?)", ((_stem(name), os.fsencode(name)) for name in found)
-        )
-        self._decoder = CaptionDecoder(self._read_all, self._asked) if found else None
+        names = (name for name in self._place.names_in(folder) if _suffix(name) in SUFFIXES)
+        rows = ((_stem(name), os.fsencode(name)) for name in names)
+        found = self._names.executemany("INSERT OR IGNORE INTO sidecars VALUES (?, ?)", rows).rowcount
+        self._decoder = CaptionDecoder(self._read_all, self._asked) if found > 0 else None
+        self._own.load(self._place, folder)
 
     def read(self, path: str) -> tuple[str, ...]:
         """Read the captions beside an image of the folder that was entered.
@@ -128,6 +134,8 @@ class Sidecars:
         texts = []
         for sidecar in self._beside(path):
             text = self._read(sidecar)
+            if self._own.has(sidecar, text):
+                continue
             try:
                 texts.append(self._decoder.decode(text))
             except CaptionUnusable as error:
@@ -135,8 +143,9 @@ class Sidecars:
         return tuple(dict.fromkeys(text for text in texts if text))
 
     def close(self) -> None:
-        """Delete the temporary database."""
+        """Delete the temporary databases."""
         self._names.close()
+        self._own.close()
 
     def __enter__(self) -> Self:
         return self

@@ -70,6 +70,10 @@ class Zip:
         """Yield the names of the members directly below a folder."""
         return iter(self._folders.get(folder, ()))
 
+    def above(self) -> Iterator[tuple[Place, str]]:
+        """Yield nothing: no export writes into an archive."""
+        return iter(())
+
     def find(self, path: str) -> PlacedFile:
         """Find a member."""
         return self._file(self._member(path), path)

@@ -70,8 +70,9 @@ class HeldFolder:
             return os.fdopen(os.open(last, _NEW, 0o666, dir_fd=at), "w+b")
 
     def append(self, name: str) -> BinaryIO:
-        """Open a file of this folder to read it and to write at its end; it is made if it is missing."""
-        return os.fdopen(os.open(name, _APPENDED, 0o666, dir_fd=self.fd), "a+b")
+        """Open a file to read it and to write at its end; it is made if it is missing."""
+        with self._parent(name, make=True) as (at, last):
+            return os.fdopen(os.open(last, _APPENDED, 0o666, dir_fd=at), "a+b")
 
     def write(self, name: str, content: bytes) -> None:
         """Create a file with this content. Raises what `create` raises."""

@@ -16,14 +16,8 @@ from tuwen.annotations import Annotation, Caption, Provenance, Review
 from workers.datasets.exports import Owner, Summary, write
 from workers.datasets.sources import SourceImage, open_source
 
-MADE = Provenance(
-    model="builtin",
-    revision="1",
-    parameters={},
-    software="tuwen",
-    worker="w",
-    created_at=datetime(2026, 1, 1, tzinfo=UTC),
-)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+MADE = Provenance(model="builtin", revision="1", parameters={}, software="tuwen", worker="w", created_at=NOW)
 
 
 def described(name: str, text: str, existing: tuple[str, ...] = (), reviews: tuple[Review, ...] = ()) -> Annotation:

@@ -37,13 +37,13 @@ __all__ = ["MARKER", "Owner", "Summary", "write"]
 Annotated = tuple[Annotation, SourceImage | None]
 Read = Callable[[SourceImage], bytes]
 
-_WRITERS: dict[ExportFormat, Callable[[HeldFolder], Writer]] = {
-    "jsonl": JsonLines,
-    "imagefolder": ImageFolder,
-    "parquet": Parquet,
-    "webdataset": WebDataset,
+_WRITERS: dict[ExportFormat, Callable[[HeldFolder, str], Writer]] = {
+    "jsonl": lambda folder, _: JsonLines(folder),
+    "imagefolder": lambda folder, _: ImageFolder(folder),
+    "parquet": lambda folder, _: Parquet(folder),
+    "webdataset": lambda folder, _: WebDataset(folder),
     "kohya": Sidecars,
-    "coco": Coco,
+    "coco": lambda folder, _: Coco(folder),
 }
 _LISTS = ("errors.jsonl", "dropped.jsonl")
 _READERS = 4
@@ -99,7 +99,9 @@ def write(
     if destination_format == "kohya" and target == origin and not target.startswith("s3://"):
         return _write_in_place(annotated, target, settings, owner, read, roots)
     with stage(target, origin, owner, settings, roots) as folder:
-        summary = _write(annotated, folder, _WRITERS[destination_format](folder), settings, read, owner.overwrite)
+        summary = _write(
+            annotated, folder, _WRITERS[destination_format](folder, target), settings, read, owner.overwrite
+        )
         write_marker(
             folder,
             run=owner.run,

@@ -1,11 +1,13 @@
 """Captions as kohya's sd-scripts read them: `<name>.txt` beside each image.
 
-A sidecar holds nothing but the words, so annotations.jsonl beside them says where they come from.
+A sidecar holds nothing but the words, so annotations.jsonl beside them says where they come from. dataset.toml is what
+sd-scripts are given as `--dataset_config`.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 from hashlib import sha256
 
 from shared.intake.beneath import Roots
@@ -19,6 +21,7 @@ from workers.datasets.sources.own_words import RECORDS, WRITTEN, OwnWords, one_l
 from workers.datasets.sources.seen import Seen
 from workers.datasets.sources.sidecars import LONGEST
 
+_CONFIG = "dataset.toml"
 _ITS_OWN = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
 """Errors that are those of one file, and not of the disk."""
 
@@ -28,9 +31,11 @@ class Sidecars:
 
     wants_images = True
 
-    def __init__(self, folder: HeldFolder) -> None:
+    def __init__(self, folder: HeldFolder, target: str) -> None:
+        """`target` is where the folder will be."""
         self._folder = folder
         self._records = JsonLines(folder)
+        self._places = _Places(folder, target)
 
     def write(self, exported: Exported) -> None:
         """Write an image, its sidecar and its record. Raises `NameTaken`."""
@@ -39,10 +44,12 @@ class Sidecars:
             raise NameTaken(f"{sidecar_name(name)!r} is the caption of another image")
         write_image(self._folder, name, exported.data)
         self._folder.write(sidecar_name(name), one_line(exported.words.text).encode())
+        self._places.add(name)
         self._records.write(exported)
 
     def close(self) -> None:
         self._records.close()
+        self._places.close()
 
 
 class SidecarsInPlace:
@@ -67,6 +74,7 @@ class SidecarsInPlace:
                 add(lines)
         folder.remove(RECORDS)
         self._notes = folder.append(WRITTEN)
+        self._places = _Places(folder, source)
         self._records = JsonLines(folder)
 
     def write(self, exported: Exported) -> None:
@@ -87,6 +95,7 @@ class SidecarsInPlace:
             if error.errno not in _ITS_OWN:
                 raise
             raise NotWritten("caption_not_written", f"{name!r} cannot be written: {error.strerror}") from error
+        self._places.add(name)
         self._records.write(exported)
 
     def _write(self, beside: HeldFolder, sidecar: str, name: str, words: Words) -> None:
@@ -104,6 +113,29 @@ class SidecarsInPlace:
 
     def close(self) -> None:
         self._records.close()
+        self._places.close()
         self._notes.close()
         self._written.close()
         self._own.close()
+
+
+class _Places:
+    """The folders that hold images, for dataset.toml: sd-scripts look into the folders it names, and not below them.
+
+    https://github.com/kohya-ss/sd-scripts/blob/main/docs/config_README-en.md
+    """
+
+    def __init__(self, folder: HeldFolder, target: str) -> None:
+        self._folder = folder
+        self._target = target
+        self._found: dict[str, None] = {}
+
+    def add(self, name: str) -> None:
+        self._found[name.rpartition("/")[0]] = None
+
+    def close(self) -> None:
+        lines = ["[general]", 'caption_extension = ".txt"', "", "[[datasets]]"]
+        for place in self._found:
+            path = "/".join(part for part in (self._target, place) if part)
+            lines += ["", "  [[datasets.subsets]]", f"  image_dir = {json.dumps(path)}", "  num_repeats = 1"]
+        self._folder.replace(_CONFIG, "\n".join([*lines, ""]).encode(), temporary=f".{_CONFIG}")

@@ -30,6 +30,7 @@ from workers.datasets.sources.seen import SortedNames
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
+LINK_IN_ARCHIVE = "links in archives are not followed: pack the file itself"
 _BUFFER = 2**20
 _LONGEST_SIDECAR = 64 * 1024  # bytes; a caption is no book
 

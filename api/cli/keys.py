@@ -88,7 +88,7 @@ def allow_datasets(
 def release(
     context: typer.Context,
     places: Annotated[
-        list[str], typer.Argument(metavar="PLACE", help="Folder or s3:// prefix, as the error names it.")
+        list[str], typer.Argument(metavar="PLACE", help="Folder or prefix, as the error names it.")
     ],
 ) -> None:
     """Forget which tenant has exported to places, so that another can: move its files away first."""

@@ -30,6 +30,7 @@ from workers.datasets.sources.seen import SortedNames
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
+LINK_IN_ARCHIVE = "links in archives are not followed: pack the file itself"
 _BUFFER = 2**20
 _OF_SYSTEMS = frozenset(("__MACOSX", "@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information"))
 """Folders that systems and network disks keep for themselves: thumbnails, what was deleted, earlier states."""

@@ -19,7 +19,7 @@ from typing import Any
 from tuwen.errors import NotFound, PathForbidden, SourceUnusable, StorageUnavailable
 from workers.datasets.sources.columns import CAPTION_COLUMNS, path_below, texts
 from workers.datasets.sources.images import HeldAs, RowProblem, SourceEntry, SourceImage, SourceProblem, is_image_name
-from workers.datasets.sources.places import Place, is_hidden
+from workers.datasets.sources.places import LINK_IN_ARCHIVE, Place, is_hidden
 from workers.datasets.sources.seen import temporary_database
 from workers.datasets.sources.sidecars import LONGEST, SAMPLED, SUFFIXES, CaptionDecoder, CaptionUnusable
 
@@ -187,7 +187,12 @@ def _read_members(place: Place, path: str) -> Iterator[_Member | SourceProblem]:
                         break
                     position = tar.offset
                     name = path_below(found.name, "")
-                    if not found.isfile() or any(map(is_hidden, found.name.removeprefix("./").split("/"))):
+                    if any(map(is_hidden, found.name.removeprefix("./").split("/"))):
+                        continue
+                    if found.issym() or found.islnk():
+                        yield SourceProblem(f"{path}/{found.name}", RowProblem.UNREADABLE, LINK_IN_ARCHIVE)
+                        continue
+                    if not found.isfile():
                         continue
                     if found.offset_data + found.size > size:
                         yield SourceProblem(f"{path}/{found.name}", RowProblem.DAMAGED, "the tar ends within this file")

@@ -5,17 +5,18 @@ The central directory is in memory while the source is listed; readers need only
 
 from __future__ import annotations
 
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 from shared.settings import Settings
-from tuwen.errors import NotFound, SourceUnusable, StorageUnavailable
+from tuwen.errors import NotFound, PathForbidden, SourceUnusable, StorageUnavailable
 from workers.datasets.sources.columns import path_below
 from workers.datasets.sources.encodings import UTF_8, Encoding, Undecodable, detect, named
 from workers.datasets.sources.images import HeldAs, RowProblem, SourceProblem, require_size
-from workers.datasets.sources.places import Place, PlacedFile, is_hidden
+from workers.datasets.sources.places import LINK_IN_ARCHIVE, Place, PlacedFile, is_hidden
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1  # general purpose bit 0
@@ -59,6 +60,8 @@ class Zip:
             name = path_below(written, "")
             if name is None:
                 yield SourceProblem(written, RowProblem.OUTSIDE, "the name leads out of the archive")
+            elif _is_link(member):
+                yield SourceProblem(name, RowProblem.UNREADABLE, LINK_IN_ARCHIVE)
             elif member.flag_bits & _ENCRYPTED:
                 yield SourceProblem(name, RowProblem.UNREADABLE, "the member is encrypted")
             elif member.compress_type not in _METHODS:
@@ -93,6 +96,8 @@ class Zip:
     def open(self, path: str) -> BinaryIO:
         """Open a member for reading."""
         member = self._member(path)
+        if _is_link(member):  # its content is the name of another file
+            raise PathForbidden(f"{path!r} in {self._path!r} is a link: {LINK_IN_ARCHIVE}")
         try:
             return cast("BinaryIO", self._archive.open(member))
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error) as error:
@@ -133,3 +138,7 @@ def _decode(name: bytes, encoding: Encoding) -> str:
         except Undecodable:
             continue
     return name.decode("utf-8", "surrogateescape")
+
+
+def _is_link(member: zipfile.ZipInfo) -> bool:
+    return stat.S_ISLNK(member.external_attr >> 16)  # APPNOTE.TXT 4.4.15: on Unix the mode

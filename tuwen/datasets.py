@@ -170,7 +170,9 @@ class DatasetProgress(FrozenModel):
 
     images: int
     done: int = Field(description="images that were annotated or dropped by a filter")
+    dropped: int = Field(0, description="those of `done` that a filter dropped; a dry run drops none")
     failed: int
+    final: int = Field(0, description="those of `failed` that fail again as long as the source is as it is")
     left: int
     shards: int
     shards_left: int

@@ -212,11 +212,12 @@ LOCATE = text("""
 RENEW_SHARDS = text("""
     UPDATE shards SET
         lease_until = now() + :lease * interval '1 second',
-        done = held.done, failed = held.failed, kept = held.kept, tokens = held.tokens
+        done = held.done, dropped = held.dropped, failed = held.failed, final = held.final,
+        kept = held.kept, tokens = held.tokens
     FROM unnest(
-        CAST(:ids AS uuid[]), CAST(:epochs AS int[]), CAST(:done AS int[]), CAST(:failed AS int[]),
-        CAST(:kept AS int[]), CAST(:tokens AS bigint[])
-    ) AS held (id, epoch, done, failed, kept, tokens), datasets AS d
+        CAST(:ids AS uuid[]), CAST(:epochs AS int[]), CAST(:done AS int[]), CAST(:dropped AS int[]),
+        CAST(:failed AS int[]), CAST(:final AS int[]), CAST(:kept AS int[]), CAST(:tokens AS bigint[])
+    ) AS held (id, epoch, done, dropped, failed, final, kept, tokens), datasets AS d
     WHERE shards.id = held.id AND shards.epoch = held.epoch AND shards.status = 'running' AND d.id = dataset_id
     RETURNING shards.id, d.paused_at IS NOT NULL OR d.status NOT IN ('planning', 'running') AS cancelled
 """)
@@ -230,7 +231,8 @@ CHECKPOINT = text("""
 FINISH = text("""
     UPDATE shards SET
         status = 'done', results_key = :results_key, again = false, finished_at = now(), lease_until = NULL,
-        done = :done, failed = :failed, kept = :kept, tokens = :tokens, error_code = NULL, error_detail = NULL
+        done = :done, dropped = :dropped, failed = :failed, final = :final, kept = :kept, tokens = :tokens,
+        error_code = NULL, error_detail = NULL
     WHERE id = :id AND epoch = :epoch AND status = 'running'
     RETURNING id
 """)
@@ -344,7 +346,8 @@ UNREFERENCED = text("""
 
 TOTALS = text("""
     SELECT count(*) AS shards, count(*) FILTER (WHERE status IN ('queued', 'running')) AS shards_left,
-        COALESCE(sum(images), 0) AS images, COALESCE(sum(done), 0) AS done,
+        COALESCE(sum(images), 0) AS images, COALESCE(sum(done), 0) AS done, COALESCE(sum(dropped), 0) AS dropped,
+        COALESCE(sum(final), 0) AS final,
         COALESCE(sum(CASE WHEN status = 'failed' THEN images - done ELSE failed END), 0) AS failed
     FROM shards WHERE dataset_id = :id
 """)

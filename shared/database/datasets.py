@@ -229,7 +229,9 @@ class Datasets:
         return DatasetProgress(
             images=totals.images,
             done=totals.done,
+            dropped=totals.dropped,
             failed=totals.failed,
+            final=totals.final,
             left=left,
             shards=totals.shards,
             shards_left=totals.shards_left,

@@ -404,7 +404,11 @@ class ShardRow(Base):
 
     # progress as of the last heartbeat; `kept` of these images are from an earlier attempt
     done: Mapped[int] = mapped_column(server_default="0")
+    dropped: Mapped[int] = mapped_column(server_default="0")
+    """Those of `done` that a filter dropped."""
     failed: Mapped[int] = mapped_column(server_default="0")
+    final: Mapped[int] = mapped_column(server_default="0")
+    """Those of `failed` that fail again as long as the source is as it is."""
     kept: Mapped[int] = mapped_column(server_default="0")
     tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
 

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Literal
 from uuid import UUID
 
@@ -286,15 +287,21 @@ class ShardRun(Held[ShardClaim]):
             if annotation is not None:
                 self._record_end(index, annotation)
         kept = self._progress
-        self._progress = ShardProgress(kept.done, kept.failed, kept.done + kept.failed, kept.tokens)
+        self._progress = replace(kept, kept=kept.done + kept.failed)
 
     def _record_end(self, index: int, annotation: Annotation) -> None:
         self._lines[index] = annotation.model_dump_json(exclude_defaults=True).encode()
-        is_error = annotation.error is not None
         now = self._progress
         # Replaced as a whole, since the heartbeat reads it from its own thread.
         tokens = sum(caption.tokens or 0 for caption in (*annotation.captions, *annotation.others))
-        self._progress = ShardProgress(now.done + (not is_error), now.failed + is_error, now.kept, now.tokens + tokens)
+        self._progress = ShardProgress(
+            done=now.done + (annotation.error is None),
+            dropped=now.dropped + (annotation.error is None and annotation.drop is not None),
+            failed=now.failed + (annotation.error is not None),
+            final=now.final + (annotation.error is not None and not annotation.error.retryable),
+            kept=now.kept,
+            tokens=now.tokens + tokens,
+        )
 
     def _annotate(self, annotating: Annotating, plan: Sequence[Planned]) -> None:
         todo = [

@@ -260,7 +260,7 @@ def test_a_dry_run_is_told_from_a_run(capsys: pytest.CaptureFixture[str]) -> Non
 def test_estimate_is_printed_in_an_order_to_read(capsys: pytest.CaptureFixture[str]) -> None:
     dataset_terminal.print_estimate({"bytes": 9, "later": 1, "device_hours": 0.5, "images": 2, "entries": 3})
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines] == ["entries", "images", "bytes", "device hours", "later"]
+    assert [line.split("  ")[0] for line in lines] == ["entries", "images", "device hours", "bytes", "later"]
 
 
 def test_wrong_setting_is_named() -> None:

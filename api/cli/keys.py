@@ -87,9 +87,7 @@ def allow_datasets(
 @app.command()
 def release(
     context: typer.Context,
-    places: Annotated[
-        list[str], typer.Argument(metavar="PLACE", help="Folder or prefix, as the error names it.")
-    ],
+    places: Annotated[list[str], typer.Argument(metavar="PLACE", help="Folder or prefix, as the error names it.")],
 ) -> None:
     """Forget which tenant has exported to places, so that another can: move its files away first."""
     from shared.intake.dataset_places import normalize

@@ -37,9 +37,12 @@ class _Sample:
             yield replace(image, size=image.length, captions=captions, metadata=self.metadata)
 
 
-def list_tars(place: Place, paths: Iterable[str]) -> Iterator[SourceEntry]:
+def list_tars(place: Place, paths: Iterable[str | SourceProblem]) -> Iterator[SourceEntry]:
     """Yield the images of all tars, in order. A tar that is missing or cut short becomes a problem of its own."""
     for path in paths:
+        if isinstance(path, SourceProblem):
+            yield path
+            continue
         try:
             yield from _list_tar(place, path)
         except PathForbidden as error:

@@ -229,7 +229,7 @@ class Swapping:
 def test_a_folder_that_becomes_a_link_while_it_is_read(tree: Path, roots: Roots) -> None:
     times_read = 0
     with Swapping(tree / "root/a/b", tree / "outside") as swapping:
-        while swapping.swaps < 300 or not times_read:
+        while swapping.swaps < 2000 or not times_read:
             assert swapping.alive
             with suppress(OSError, PathForbidden):
                 assert read(roots, tree / "root/a/b/file") == b"inside"
@@ -241,7 +241,7 @@ def test_a_folder_that_becomes_a_link_while_it_is_written(tree: Path, roots: Roo
     (tree / "root/a/b/new").mkdir()
     (tree / "outside/new").mkdir()
     with Swapping(tree / "root/a/b", tree / "outside") as swapping:
-        while swapping.swaps < 300 or not written:
+        while swapping.swaps < 2000 or not written:
             assert swapping.alive
             with suppress(OSError, PathForbidden), roots.folder(str(tree / "root/a/b/new")) as folder:
                 folder.replace("file", b"ours", temporary=".file")

@@ -16,7 +16,7 @@ from tuwen.datasets import SourceFormat
 from tuwen.errors import NotFound, SourceUnusable
 from workers.datasets.sources.coco import list_coco
 from workers.datasets.sources.columns import Lookup
-from workers.datasets.sources.images import SourceEntry, is_image_name
+from workers.datasets.sources.images import SourceEntry, SourceProblem, is_image_name
 from workers.datasets.sources.openai import list_requests
 from workers.datasets.sources.places import Place, PlacedFile, open_place
 from workers.datasets.sources.reading import Reader
@@ -176,9 +176,11 @@ def _recognise_file_format(home: Place, name: str, encoding: str | None) -> Sour
     raise SourceUnusable(f"the name of {name} does not say its format: set format", field="format")
 
 
-def _list_tars_in(place: Place) -> Iterator[str]:
+def _list_tars_in(place: Place) -> Iterator[str | SourceProblem]:
     for found in place.walk():
-        if isinstance(found, PlacedFile) and found.name.endswith(".tar"):
+        if isinstance(found, SourceProblem):
+            yield found
+        elif found.name.endswith(".tar"):
             yield found.path
 
 

@@ -41,13 +41,16 @@ SELECT run, stem, suffix, offset, size FROM texts WHERE key = :key AND (
 """
 
 
-def list_tars(place: Place, paths: Iterable[str], encoding: str | None = None) -> Iterator[SourceEntry]:
+def list_tars(place: Place, paths: Iterable[str | SourceProblem], encoding: str | None = None) -> Iterator[SourceEntry]:
     """Yield the images of all tars, in order. A tar that is missing or cut short becomes a problem of its own.
 
     Args:
         encoding: that of the captions, where a person says it.
     """
     for path in paths:
+        if isinstance(path, SourceProblem):
+            yield path
+            continue
         try:
             with closing(temporary_database()) as database:
                 yield from _Tar(place, path, encoding, database).entries()

@@ -50,8 +50,8 @@ class ShardStatus(StrEnum):
         return self not in (ShardStatus.QUEUED, ShardStatus.RUNNING)
 
 
-SourceFormat = Literal["auto", "folder", "zip", "webdataset", "list", "imagefolder", "coco", "openai"]
-ExportFormat = Literal["jsonl", "imagefolder", "parquet", "webdataset", "kohya", "coco"]
+SourceFormat = Literal["auto", "folder", "zip", "webdataset", "list", "imagefolder", "coco", "openai", "labelstudio"]
+ExportFormat = Literal["jsonl", "imagefolder", "parquet", "webdataset", "kohya", "coco", "labelstudio"]
 Task = Literal[Kind.DESCRIBE, Kind.RECOGNIZE, Kind.MATCH]
 Place = Annotated[Word, Field(min_length=1, max_length=4096)]
 """An absolute path on the workers' machines, or `s3://BUCKET/PREFIX` of the configured service."""

@@ -24,6 +24,7 @@ from workers.datasets.exports.files import Lines
 from workers.datasets.exports.imagefolder import ImageFolder
 from workers.datasets.exports.jsonl import JsonLines
 from workers.datasets.exports.kohya import Sidecars, SidecarsInPlace
+from workers.datasets.exports.labelstudio import LabelStudio
 from workers.datasets.exports.parquet import Parquet
 from workers.datasets.exports.webdataset import WebDataset
 from workers.datasets.exports.words import chosen_words, drop_of, failure_of
@@ -37,14 +38,6 @@ __all__ = ["MARKER", "Owner", "Summary", "write"]
 Annotated = tuple[Annotation, SourceImage | None]
 Read = Callable[[SourceImage], bytes]
 
-_WRITERS: dict[ExportFormat, Callable[[HeldFolder, str], Writer]] = {
-    "jsonl": lambda folder, _: JsonLines(folder),
-    "imagefolder": lambda folder, _: ImageFolder(folder),
-    "parquet": lambda folder, _: Parquet(folder),
-    "webdataset": lambda folder, _: WebDataset(folder),
-    "kohya": Sidecars,
-    "coco": lambda folder, _: Coco(folder),
-}
 _LISTS = ("errors.jsonl", "dropped.jsonl")
 _READERS = 4
 _PAUSES = (0.5, 2.0)  # seconds
@@ -100,7 +93,7 @@ def write(
         return _write_in_place(annotated, target, settings, owner, read, roots)
     with stage(target, origin, owner, settings, roots) as folder:
         summary = _write(
-            annotated, folder, _WRITERS[destination_format](folder, target), settings, read, owner.overwrite
+            annotated, folder, _open_writer(destination_format, folder, target, origin), settings, read, owner.overwrite
         )
         write_marker(
             folder,
@@ -114,6 +107,25 @@ def write(
             software=f"tuwen {__version__}",
         )
     return summary
+
+
+def _open_writer(form: ExportFormat, folder: HeldFolder, target: str, source: str) -> Writer:
+    """Open the writer of a format into `folder`, which will be `target`."""
+    match form:
+        case "jsonl":
+            return JsonLines(folder)
+        case "imagefolder":
+            return ImageFolder(folder)
+        case "parquet":
+            return Parquet(folder)
+        case "webdataset":
+            return WebDataset(folder)
+        case "kohya":
+            return Sidecars(folder, target)
+        case "coco":
+            return Coco(folder)
+        case "labelstudio":
+            return LabelStudio(folder, source)
 
 
 def _write_in_place(

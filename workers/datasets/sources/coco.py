@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 
-from tuwen.errors import ConfigurationError, SourceUnusable
+from tuwen.errors import SourceUnusable
 from workers.datasets.sources.columns import Columns, Lookup
 from workers.datasets.sources.encodings import Encoding, detect_file
 from workers.datasets.sources.images import RowProblem, SourceEntry, SourceProblem
-from workers.datasets.sources.json_text import JsonText
+from workers.datasets.sources.json_text import JsonText, read_items
 from workers.datasets.sources.places import Place
 from workers.datasets.sources.rows import Row
 from workers.datasets.sources.seen import temporary_database
@@ -36,10 +36,10 @@ def list_coco(lookup: Lookup, home: Place) -> Iterator[SourceEntry]:
             "INSERT INTO said VALUES (?, ?, ?, ?)",
             (
                 (_key(item, "image_id"), number, _plain(item.get("caption")), _key(item, "category_id"))
-                for number, item in enumerate(_read_items(text, "annotations.item", path))
+                for number, item in enumerate(read_items(text, "annotations.item", path))
             ),
         )
-        for number, image in enumerate(_read_items(text, "images.item", path), 1):
+        for number, image in enumerate(read_items(text, "images.item", path), 1):
             key = _key(image, "id")
             where = f"{path}, image {number}"
             if not said.execute("INSERT OR IGNORE INTO listed VALUES (?)", (key,)).rowcount:
@@ -56,7 +56,7 @@ def list_coco(lookup: Lookup, home: Place) -> Iterator[SourceEntry]:
 def _read_names(text: JsonText, path: str) -> dict[object, object]:
     """The names of the categories by their ids. This reads the whole file, and so finds out whether it has NaN."""
     try:
-        return {_key(item, "id"): item.get("name") for item in _read_items(text, "categories.item", path)}
+        return {_key(item, "id"): item.get("name") for item in read_items(text, "categories.item", path)}
     except SourceUnusable:
         if text.lenient:
             raise
@@ -95,17 +95,3 @@ def _row(
     kept = {key: value for key, value in image.items() if key not in ("captions", "custom_id")}
     values = kept | {"captions": captions} | ({"categories": categories} if categories else {})
     return Row(values, where, encoding=encoding)
-
-
-def _read_items(text: JsonText, prefix: str, path: str) -> Iterator[dict[str, object]]:
-    try:
-        import ijson
-    except ImportError as error:
-        raise ConfigurationError("COCO files need ijson: pip install 'tuwen[datasets]'") from error
-    text.rewind()
-    try:
-        for item in ijson.items(text, prefix, use_float=True):
-            if isinstance(item, dict):
-                yield item
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise SourceUnusable(f"{path!r} is not whole JSON: {error}", field="source") from error

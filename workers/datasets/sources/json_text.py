@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Iterator
 from typing import BinaryIO
 
+from tuwen.errors import ConfigurationError, SourceUnusable
 from workers.datasets.sources.encodings import Encoding
 
 _CHUNK = 2**20
@@ -62,3 +64,23 @@ class JsonText:
             position = token.end()
         self._rest = text[position:]
         return "".join(replaced) + (self._rest if self._ended else "")
+
+
+def read_items(text: JsonText, prefix: str, path: str) -> Iterator[dict[str, object]]:
+    """Yield the objects at `prefix` of a JSON file, in ijson's notation, from its start.
+
+    Raises:
+        SourceUnusable: the file is no whole JSON.
+        ConfigurationError: ijson is missing.
+    """
+    try:
+        import ijson
+    except ImportError as error:
+        raise ConfigurationError("COCO files need ijson: pip install 'tuwen[datasets]'") from error
+    text.rewind()
+    try:
+        for item in ijson.items(text, prefix, use_float=True):
+            if isinstance(item, dict):
+                yield item
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        raise SourceUnusable(f"{path!r} is not whole JSON: {error}", field="source") from error

@@ -16,7 +16,9 @@ from tuwen.datasets import SourceFormat
 from tuwen.errors import NotFound, SourceUnusable
 from workers.datasets.sources.coco import list_coco
 from workers.datasets.sources.columns import Lookup
+from workers.datasets.sources.encodings import detect_file
 from workers.datasets.sources.images import SourceEntry, SourceProblem, is_image_name
+from workers.datasets.sources.labelstudio import list_tasks
 from workers.datasets.sources.openai import list_requests
 from workers.datasets.sources.places import Place, PlacedFile, open_place
 from workers.datasets.sources.reading import Reader
@@ -29,7 +31,6 @@ _TABLES = ("txt", "csv", "tsv", "jsonl", "ndjson", "parquet")
 _BY_SUFFIX: dict[str, SourceFormat] = {
     "zip": "zip",
     "tar": "webdataset",
-    "json": "coco",
     **dict.fromkeys(_TABLES, "list"),
 }
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
@@ -112,6 +113,7 @@ def _recognise_file(
         "webdataset": lambda: list_tars(home, (name,), lookup.encoding),
         "coco": lambda: list_coco(lookup, home),
         "openai": lambda: list_requests(lookup, home),
+        "labelstudio": lambda: list_tasks(lookup, home),
         "list": lambda: lookup.entries(read_rows(home, name, lookup.encoding)),
         "imagefolder": lambda: lookup.entries(read_rows(home, name, lookup.encoding)),
     }
@@ -169,6 +171,11 @@ def _recognise_file_format(home: Place, name: str, encoding: str | None) -> Sour
     if suffix in ("jsonl", "ndjson"):
         first = parse_first_object(home, name, encoding)
         return "openai" if isinstance(first.get("body"), dict) and "custom_id" in first else "list"
+    if suffix == "json":
+        with home.open(name) as file:
+            found = detect_file(file, encoding)
+            head = file.read(4096).decode(found.name or "ascii", "replace")
+        return "labelstudio" if head.lstrip().startswith("[") else "coco"
     if suffix in _BY_SUFFIX:
         return _BY_SUFFIX[suffix]
     if is_image_name(name):

@@ -22,8 +22,6 @@ def textarea(*said: str) -> dict[str, object]:
 def test_tasks_of_its_json_export(tmp_path: Path) -> None:
     put(tmp_path, {"photos/a b.png": A, "upload/3/0123abcd-cat.png": B, "images/c.png": C, "dog.png": A})
     choice = {"from_name": "kind", "to_name": "image", "type": "choices", "value": {"choices": ["cat"]}}
-    skipped = {"was_cancelled": True, "result": [textarea("no")]}
-    written = {"result": [textarea("a dog")]}
     tasks = [
         {
             "id": 1,

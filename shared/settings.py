@@ -92,6 +92,7 @@ class Settings(BaseSettings):
     max_image_bytes: int = 20 * 2**20
     max_image_pixels: int = 50_000_000
     max_image_frames: int = 100
+    max_image_metadata: int = Field(2**20, description="bytes of texts, EXIF and XMP that an image may carry")
     model_image_side: int = Field(1024, description="larger images are reduced to this before a model sees them")
     fetch_timeout: float = Field(20.0, description="time limit for one image URL, redirects included")
     fetch_allow_networks: Annotated[

@@ -87,6 +87,15 @@ class Settings(BaseSettings):
     max_wait: float = Field(60.0, description="upper bound of Prefer: wait=N")
     result_url_ttl: float = Field(3600.0, description="lifetime of a presigned result URL")
     default_quota: int = Field(10_000, ge=1, le=MOST_QUOTA, description="unfinished jobs that a key may have at once")
+    default_stored_bytes: ByteSize = Field(
+        ByteSize(100 * 2**30), ge=1, description="bytes that a key without a bound of its own may keep stored"
+    )
+    default_datasets: int = Field(
+        100, ge=1, le=MOST_QUOTA, description="unfinished data sets that a key without a bound of its own may have"
+    )
+    default_batches: int = Field(
+        100, ge=1, le=MOST_QUOTA, description="unfinished batches that a key without a bound of its own may have"
+    )
 
     # Images that come in
     max_image_bytes: int = 20 * 2**20

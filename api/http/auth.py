@@ -11,19 +11,24 @@ import ipaddress
 import re
 import secrets
 import time
+from base64 import b64encode
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Annotated
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from anyio.to_thread import run_sync
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import SecretStr
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.http.problems import respond_to
 from shared.database import Database
+from shared.database.keys import ApiKey
+from shared.database.usage import UNBOUNDED, Bounds
 from shared.local_hosts import host_name, local_names
 from shared.settings import Settings, is_loopback
 from tuwen.errors import ConfigurationError, Forbidden, Unauthorized
@@ -45,12 +50,21 @@ class Caller:
     quota: int | None = None
     name: str | None = None
     """Name of the key; None in an open installation, which serves everybody on this machine."""
+    bounds: Bounds = UNBOUNDED
+    key_id: UUID | None = None
+    signs_webhooks: bool = False
+    """Whether the key has a webhook secret of its own."""
 
 
 def new_key() -> tuple[str, str]:
     """Make a new key: the key, which is shown once, and its hash, which is stored."""
     key = f"tw_{secrets.token_urlsafe(32)}"
     return key, key_hash(key)
+
+
+def new_webhook_secret() -> SecretStr:
+    """Make a new webhook secret, as Standard Webhooks writes them: 32 random bytes."""
+    return SecretStr(f"whsec_{b64encode(secrets.token_bytes(32)).decode()}")
 
 
 def key_hash(key: str) -> str:
@@ -61,8 +75,9 @@ def key_hash(key: str) -> str:
 class Keyring:
     """Finds the caller of a key. Thread-safe."""
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database, settings: Settings):
         self._database = database
+        self._settings = settings
         self._known: dict[str, tuple[float, Caller]] = {}
 
     def cached_caller(self, key: str) -> Caller | None:
@@ -80,11 +95,26 @@ class Keyring:
         row = self._database.keys.find(digest) if _KEY.fullmatch(key) else None
         if row is None or not hmac.compare_digest(row.sha256, digest):
             raise Unauthorized("This API key is not valid; check it, or make another with `tuwen keys create`.")
-        caller = Caller(row.tenant, row.quota, row.name[:200] or row.tenant)
+        caller = Caller(
+            row.tenant,
+            row.quota,
+            row.name[:200] or row.tenant,
+            bounds=self._bounds(row),
+            key_id=row.id,
+            signs_webhooks=row.signs_webhooks,
+        )
         if len(self._known) >= _MOST_CACHED:
             self._known.clear()
         self._known[digest] = (time.monotonic() + _CACHED, caller)
         return caller
+
+    def _bounds(self, key: ApiKey) -> Bounds:
+        """The bounds of a key, which are the installation's where it has none of its own."""
+        return Bounds(
+            stored_bytes=key.max_stored_bytes or self._settings.default_stored_bytes,
+            datasets=key.max_datasets or self._settings.default_datasets,
+            batches=key.max_batches or self._settings.default_batches,
+        )
 
 
 _bearer = HTTPBearer(auto_error=False, description="API key, `tw_…`; made with `tuwen keys create`")

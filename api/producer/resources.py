@@ -84,7 +84,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     queue = JobQueue(settings)
     events = JobEvents(settings, database)
     outbox = Outbox(database, queue)
-    keyring = Keyring(database) if settings.auth == "keys" else None
+    keyring = Keyring(database, settings) if settings.auth == "keys" else None
     events.start()
     try:
         index = DatasetIndex(database, store)

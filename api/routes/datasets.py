@@ -92,7 +92,7 @@ _EXAMPLES = {
     response_model=Dataset,
     summary="Annotate a data set",
     openapi_extra=json_body(DatasetRequest, _EXAMPLES),
-    responses=problems(401, 403, 409, 413, 422, 503),
+    responses=problems(401, 403, 409, 413, 422, 429, 503),
 )
 async def submit(request: Request, caller: CallerDep, resources: ResourcesDep) -> Response:
     """The run is stored when this request is answered. A second run into the same destination is refused."""
@@ -100,7 +100,7 @@ async def submit(request: Request, caller: CallerDep, resources: ResourcesDep) -
 
     def accept() -> Dataset:
         wanted = admit(parse(DatasetRequest, body), resources.settings)
-        id = resources.database.datasets.submit(wanted, caller.tenant)
+        id = resources.database.datasets.submit(wanted, caller.tenant, caller.bounds.datasets)
         resources.outbox.publish_dataset(id)
         return resources.database.datasets.get(id, caller.tenant)
 
@@ -213,7 +213,11 @@ async def prioritize(request: Request, caller: CallerDep, dataset_id: DatasetId,
 
 
 @router.post(
-    "/{dataset_id}/retry", status_code=202, response_model=Dataset, summary="Retry failed images", responses=_STEERING
+    "/{dataset_id}/retry",
+    status_code=202,
+    response_model=Dataset,
+    summary="Retry failed images",
+    responses=_STEERING | problems(429),
 )
 async def retry(
     caller: CallerDep,
@@ -224,7 +228,7 @@ async def retry(
     """Run only the images that failed again, and those that a cancel left undone. Then export again."""
 
     def change(id: UUID, tenant: Tenant) -> None:
-        resources.database.datasets.retry(id, tenant, failed_only=failed_only)
+        resources.database.datasets.retry(id, tenant, failed_only=failed_only, most=caller.bounds.datasets)
 
     return await _steer(resources, dataset_id, caller.tenant, change, 202)
 
@@ -237,7 +241,7 @@ async def retry(
     openapi_extra=json_body(
         ExportRequest, {"kohya": {"value": {"destination": "/data/k", "destination_format": "kohya"}}}
     ),
-    responses=problems(401, 403, 404, 409, 422),
+    responses=problems(401, 403, 404, 409, 422, 429),
 )
 async def export(request: Request, caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
     """Export the data set with all reviews so far, to any destination and in any format; no model runs again."""
@@ -245,7 +249,10 @@ async def export(request: Request, caller: CallerDep, dataset_id: DatasetId, res
 
     def change(id: UUID, tenant: Tenant) -> None:
         place = require_allowed(wanted.destination, resources.settings, "destination")
-        resources.database.datasets.export(id, tenant, place, wanted.destination_format, overwrite=wanted.overwrite)
+        most = caller.bounds.datasets
+        resources.database.datasets.export(
+            id, tenant, place, wanted.destination_format, overwrite=wanted.overwrite, most=most
+        )
 
     return await _steer(resources, dataset_id, caller.tenant, change, 202)
 

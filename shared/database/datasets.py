@@ -20,6 +20,7 @@ from shared.database import dataset_statements as transitions
 from shared.database.connections import Connections
 from shared.database.shards import Renewal, kinds_name, renewal
 from shared.database.tables import DatasetRow, ReviewRow
+from shared.database.usage import require_dataset_place
 from shared.settings import Settings
 from tuwen.annotations import Review
 from tuwen.datasets import (
@@ -68,17 +69,23 @@ class Datasets:
     """Data sets, as their owners see them and as the housekeepers process them."""
 
     def __init__(self, connections: Connections, settings: Settings):
+        self._connections = connections
         self._run = connections.run
         self._fetch = connections.fetch
         self._settings = settings
 
     # ── the client's side ─────────────────────────────────────────────────────────────────────────
 
-    def submit(self, request: DatasetRequest, tenant: Tenant) -> UUID:
+    def submit(self, request: DatasetRequest, tenant: Tenant, most: int | None = None) -> UUID:
         """Accept a data set; it is committed when this returns.
+
+        Args:
+            most: unfinished data sets that the tenant may have at once; exact under concurrency, as in `retry` and
+                `export`.
 
         Raises:
             Conflict: another unfinished data set has the same destination.
+            QuotaExceeded
         """
         id = uuid7()
         new = insert(DatasetRow).values(
@@ -90,7 +97,7 @@ class Datasets:
             priority=request.priority,
         )
         try:
-            self._run(new)
+            self._run_bounded(new, {}, tenant, most)
         except IntegrityError as error:
             raise _destination_taken(request.destination) from error
         return id
@@ -122,7 +129,16 @@ class Datasets:
         """Change the priority of a data set. Raises NotFound, Conflict."""
         self._change(id, tenant, transitions.PRIORITIZE, "given another priority", priority=priority)
 
-    def retry(self, id: UUID, tenant: Tenant, *, failed_only: bool = False) -> DatasetStatus:
+    def _run_bounded(
+        self, statement: Executable, values: Mapping[str, object], tenant: Tenant, most: int | None
+    ) -> list[Row[Any]]:
+        """Execute a statement that makes a data set unfinished, unless the tenant has `most` of them."""
+        with self._connections.transaction() as connection:
+            require_dataset_place(connection, tenant, most)
+            result = connection.execute(statement, values)
+            return list(result.all()) if result.returns_rows else []
+
+    def retry(self, id: UUID, tenant: Tenant, *, failed_only: bool = False, most: int | None = None) -> DatasetStatus:
         """Run only the images that failed again; unless `failed_only`, also those that a cancel left undone.
 
         Raises:
@@ -130,7 +146,8 @@ class Datasets:
             Conflict: the data set is not over, no image of it failed, or its destination is taken.
         """
         try:
-            rows = self._run(transitions.RETRY, {"id": id, "tenant": tenant, "failed_only": failed_only})
+            values = {"id": id, "tenant": tenant, "failed_only": failed_only}
+            rows = self._run_bounded(transitions.RETRY, values, tenant, most)
         except IntegrityError as error:
             raise _destination_taken(self._row(id, tenant).destination) from error
         if not rows:
@@ -141,17 +158,25 @@ class Datasets:
         return DatasetStatus(rows[0].status)
 
     def export(
-        self, id: UUID, tenant: Tenant, destination: str, destination_format: ExportFormat, *, overwrite: bool
+        self,
+        id: UUID,
+        tenant: Tenant,
+        destination: str,
+        destination_format: ExportFormat,
+        *,
+        overwrite: bool,
+        most: int | None = None,
     ) -> None:
         """Export a data set that is over again, to the same or another destination.
 
         Raises:
-            NotFound, Conflict
+            NotFound, Conflict, QuotaExceeded
         """
         changed = {"destination": destination, "destination_format": destination_format, "overwrite": overwrite}
-        values = {"destination": destination, "changed": json.dumps(changed)}
+        values = {"id": id, "tenant": tenant, "destination": destination, "changed": json.dumps(changed)}
         try:
-            self._change(id, tenant, transitions.EXPORT, "exported", **values)
+            if not self._run_bounded(transitions.EXPORT, values, tenant, most):
+                raise self._unchangeable(id, tenant, "exported")
         except IntegrityError as error:
             raise _destination_taken(destination) from error
 
@@ -168,8 +193,11 @@ class Datasets:
 
     def _change(self, id: UUID, tenant: Tenant, statement: Executable, what: str, **values: object) -> None:
         if not self._run(statement, {"id": id, "tenant": tenant, **values}):
-            status = self._row(id, tenant).status
-            raise Conflict(f"Data set {id} is {status} and cannot be {what} now.")
+            raise self._unchangeable(id, tenant, what)
+
+    def _unchangeable(self, id: UUID, tenant: Tenant, what: str) -> Conflict:
+        status = self._row(id, tenant).status
+        return Conflict(f"Data set {id} is {status} and cannot be {what} now.")
 
     def _row(self, id: UUID, tenant: Tenant) -> Row[Any]:
         rows = self._run(_DATASETS.where(DatasetRow.id == id, DatasetRow.tenant == tenant))

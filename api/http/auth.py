@@ -26,6 +26,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.http.problems import respond_to
+from api.http.revocation import Holds, hold_of
 from shared.database import Database
 from shared.database.keys import ApiKey
 from shared.database.usage import UNBOUNDED, Bounds
@@ -37,7 +38,7 @@ from tuwen.jobs import Tenant
 OPEN_TENANT = "local"
 _KEY = re.compile(r"tw_[A-Za-z0-9_-]{43}", re.ASCII)
 _CACHED = 1.0
-"""Seconds for which a key that was found is cached; a revoked key may still work for that long."""
+"""Seconds for which a key that was found is cached; a revoked key may still begin requests for that long."""
 _MOST_CACHED = 10_000
 _SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 
@@ -79,6 +80,7 @@ class Keyring:
         self._database = database
         self._settings = settings
         self._known: dict[str, tuple[float, Caller]] = {}
+        self.holds = Holds(database, lambda digest: self._known.pop(digest, None))
 
     def cached_caller(self, key: str) -> Caller | None:
         """The caller of a key that was looked up a moment ago; None when the key is not in the cache."""
@@ -130,7 +132,10 @@ async def _caller(
         raise Unauthorized("This request needs an API key: send it as Authorization: Bearer tw_…")
     key = credentials.credentials
     caller = keyring.cached_caller(key)
-    return caller if caller is not None else await run_sync(keyring.find_caller, key)
+    if caller is None:
+        caller = await run_sync(keyring.find_caller, key)
+    keyring.holds.add(hold_of(request), key_hash(key))
+    return caller
 
 
 CallerDep = Annotated[Caller, Depends(_caller)]

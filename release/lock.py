@@ -82,9 +82,7 @@ def _compile(requirements: Iterable[str], *options: str) -> str:
         *(str(Path(sys.executable).with_name("uv")), "pip", "compile", "-", "--universal", "--python-version", "3.11"),
         *("--generate-hashes", "--no-header", "--no-annotate", "--no-emit-index-url", "--quiet", *options),
     ]
-    done = subprocess.run(
-        command, input="\n".join(requirements), capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    done = subprocess.run(command, input="\n".join(requirements), capture_output=True, text=True, cwd=ROOT, check=False)
     if done.returncode:
         raise SystemExit(f"uv cannot resolve what is wanted with constraints.txt:\n{done.stderr}")
     return done.stdout

@@ -55,9 +55,7 @@ def judge(output: str, errors: str, count: int) -> int:
         answers = json.loads(output)["dependencies"]
     except (ValueError, KeyError):
         last = errors.strip().splitlines()[-1:] or ["it said nothing"]
-        return _say(
-            UNREACHABLE, f"Nothing is known: advisories on {count} versions could not be asked for ({last[0]})."
-        )
+        return _say(UNREACHABLE, f"Nothing is known: advisories on {count} versions cannot be had ({last[0]}).")
     skipped = [answer for answer in answers if "skip_reason" in answer]
     found = [(answer, advisory) for answer in answers for advisory in answer.get("vulns", ())]
     for answer, advisory in found:

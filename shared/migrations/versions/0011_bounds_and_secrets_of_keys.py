@@ -1,5 +1,7 @@
 """Bounds and a webhook secret for each API key, and what each tenant has stored"""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -48,14 +50,15 @@ _TRIGGERS = [
 
 
 def upgrade() -> None:
-    for column, kind in {
+    kinds: dict[str, sa.types.TypeEngine[Any]] = {
         "max_stored_bytes": sa.BigInteger(),
         "max_datasets": sa.Integer(),
         "max_batches": sa.Integer(),
         "webhook_secret": sa.String(),
         "old_webhook_secret": sa.String(),
         "old_webhook_secret_until": sa.DateTime(timezone=True),
-    }.items():
+    }
+    for column, kind in kinds.items():
         op.add_column("api_keys", sa.Column(column, kind, nullable=True))
     op.add_column("jobs", sa.Column("key_id", sa.Uuid(), nullable=True))
     op.add_column("jobs", sa.Column("stored_bytes", sa.BigInteger(), nullable=True))

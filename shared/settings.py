@@ -153,7 +153,8 @@ class Settings(BaseSettings):
     job_deadline: float = Field(86_400.0, description="time from submission after which a job expires")
     webhook_secret: Annotated[SecretStr, AfterValidator(_check_secret)] | None = Field(
         None,
-        description="Standard Webhooks secret, whsec_…, or `new,old` while receivers change; if unset, no webhooks",
+        description="Standard Webhooks secret, whsec_…, or `new,old` while receivers change; signs for all who have no "
+        "API key with a secret of its own",
     )
     orphan_age: float = Field(86_400.0, description="stored objects that no row names are collected after this")
 

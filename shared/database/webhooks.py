@@ -66,7 +66,11 @@ _FIGURES = text("""
         count(*) FILTER (WHERE due_at IS NOT NULL AND owed_at < now() - :late * interval '1 second') AS late,
         count(*) FILTER (WHERE due_at IS NULL) AS given_up,
         GREATEST(0, COALESCE(EXTRACT(EPOCH FROM now() - min(owed_at) FILTER (WHERE due_at IS NOT NULL)), 0))::float8
-            AS oldest_age
+            AS oldest_age,
+        count(*) FILTER (
+            WHERE due_at IS NOT NULL
+            AND NOT EXISTS (SELECT FROM api_keys AS k WHERE k.id = jobs.key_id AND k.webhook_secret IS NOT NULL)
+        ) AS shared
     FROM webhooks JOIN jobs ON jobs.id = job_id WHERE delivered_at IS NULL AND jobs.finished_at IS NOT NULL
 """)
 
@@ -142,6 +146,8 @@ class WebhookFigures:
     given_up: int
     oldest_age: float
     """Seconds that the oldest of the waiting ones has been owed; 0 when none waits."""
+    shared: int
+    """Those of the waiting ones that only a secret of the installation can sign."""
 
 
 class Webhooks:

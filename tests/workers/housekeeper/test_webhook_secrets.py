@@ -62,6 +62,7 @@ def test_only_keys_with_a_secret_send_where_the_installation_has_none(settings: 
     assert sender.deliver() == 1
     assert signers(receiver, own) == {str(sent): {own}}
     assert {row.job_id: row.attempts for row in sender.rows()} == {waiting: 0, sent: 1}
+    assert sender.database.webhooks.figures().shared == 1  # `tuwen doctor` tells of it
 
 
 def test_who_may_ask_for_webhooks(settings: Settings, database: Database, receiver: Receiver) -> None:

@@ -43,6 +43,14 @@ def with_hashes(bill: dict[str, Any], hashes: dict[tuple[str, str], list[str]]) 
     return bill
 
 
+def _complaint(text: str) -> object:
+    """What the schema of CycloneDX 1.6 has against a bill; None when it fits."""
+    from cyclonedx.schema import SchemaVersion  # only where the tools of a release are
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    return JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
+
+
 def main() -> int:
     """Write the bill. Returns the exit status."""
     program = Path(sys.executable).with_name("cyclonedx-py")
@@ -62,8 +70,12 @@ def main() -> int:
         print(done.stderr, file=sys.stderr)  # noqa: T201
         return done.returncode
     bill = with_hashes(json.loads(done.stdout), locked_hashes((ROOT / "requirements" / "runtime.txt").read_text()))
+    text = json.dumps(bill, indent=2, sort_keys=True) + "\n"
+    if (complaint := _complaint(text)) is not None:
+        print(f"This would be no CycloneDX: {complaint}", file=sys.stderr)  # noqa: T201
+        return 1
     TARGET.parent.mkdir(exist_ok=True)
-    TARGET.write_text(json.dumps(bill, indent=2, sort_keys=True) + "\n")
+    TARGET.write_text(text)
     print(f"{TARGET.relative_to(ROOT)}: {len(bill['components'])} components")  # noqa: T201
     return 0
 

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.http import problems, reference
 from api.http.auth import LocalOnly, require_loopback
 from api.http.bodies import BodyLimit
+from api.http.revocation import EndWhenRevoked
 from api.http.tracing import Traced
 from api.openai import batches, chat, images, models
 from api.producer.resources import open_resources
@@ -56,6 +57,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     reference.install(app)
     # The middleware added last is the outermost.
+    if settings.auth == "keys":
+        app.add_middleware(EndWhenRevoked)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(problems.LastResort)
     if settings.auth == "open":

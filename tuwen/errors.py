@@ -17,6 +17,7 @@ TuwenError
 │       └── UnsupportedFormat      422  unsupported_format
 ├── Unauthorized                   401  unauthorized
 ├── Forbidden                      403  forbidden
+│   └── StorageQuotaExceeded       403  storage_quota_exceeded
 ├── NotFound                       404  not_found
 ├── Conflict                       409  conflict
 ├── PayloadTooLarge                413  payload_too_large
@@ -164,6 +165,12 @@ class Forbidden(TuwenError):
     code, status = "forbidden", 403
 
 
+class StorageQuotaExceeded(Forbidden):
+    """The API key has stored as many bytes as it may; waiting makes no room."""
+
+    code = "storage_quota_exceeded"
+
+
 class NotFound(TuwenError):
     """Nothing has this id, or it belongs to another tenant."""
 
@@ -183,7 +190,7 @@ class PayloadTooLarge(TuwenError):
 
 
 class QuotaExceeded(TuwenError):
-    """The API key has as many unfinished jobs as it may have."""
+    """The API key has as many unfinished jobs, data sets or batches as it may have."""
 
     code, status = "quota_exceeded", 429
 

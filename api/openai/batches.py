@@ -144,6 +144,7 @@ async def create(request: Request, caller: CallerDep, resources: ResourcesDep, b
                 "id": uuid7(),
                 "tenant": caller.tenant,
                 "quota": caller.quota,
+                "max_stored_bytes": caller.bounds.stored_bytes,
                 "endpoint": asked.endpoint,
                 "input_id": document.id,
                 "completion_window": asked.completion_window,
@@ -151,6 +152,7 @@ async def create(request: Request, caller: CallerDep, resources: ResourcesDep, b
                 "base_url": base_url,
             },
             _DAY,
+            caller.bounds.batches,
         )
 
     stored = await run_sync(add)

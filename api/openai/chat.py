@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from api.http.auth import Caller, CallerDep
 from api.http.reference import json_body
+from api.http.revocation import hold_of
 from api.http.streams import stream
 from api.openai.errors import RESPONSES, OpenAIRoute
 from api.openai.requests import follow_or_cancel, start, wait_until_done
@@ -58,6 +59,7 @@ async def complete(request: Request, caller: CallerDep, resources: ResourcesDep)
     job = await start(resources, caller, asked.job(resources.settings), len(sent))
     if asked.stream:
         include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        hold_of(request).last_event = lambda error: _data({"error": body(error)})
         return stream(_events(resources, caller, job, include_usage=include_usage))
     return JSONResponse(answer(await wait_until_done(request, resources, caller, job)))
 

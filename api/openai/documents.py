@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import IO, Literal
 from uuid import UUID
@@ -78,6 +79,7 @@ def keep(resources: Resources, caller: Caller, body: IO[bytes], filename: str, p
 
     Raises:
         InvalidRequest: the file is empty, or its purpose is not supported.
+        StorageQuotaExceeded
         StorageUnavailable, DatabaseUnavailable
     """
     if purpose != "batch":
@@ -86,13 +88,16 @@ def keep(resources: Resources, caller: Caller, body: IO[bytes], filename: str, p
         )
     id = uuid7()
     key = key_of(id, caller.tenant)
+    most = caller.bounds.stored_bytes
+    resources.database.usage.require_room(caller.tenant, most, body.seek(0, os.SEEK_END))
     body.seek(0)
     # The object is written first: a row must never name a missing object.
     size = resources.store.put_stream(key, _chunks(body), MEDIA_TYPE)
     if not size:
         resources.store.delete(key)
         raise InvalidRequest("The file is empty.", field="file")
-    return to_document(resources.database.documents.add(NewDocument(id, key, filename, purpose, size), caller.tenant))
+    document = NewDocument(id, key, filename, purpose, size)
+    return to_document(resources.database.documents.add(document, caller.tenant, most))
 
 
 def _chunks(body: IO[bytes]) -> Iterator[bytes]:

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
+from api.http.revocation import hold_of
 from shared.intake.validation import invalid_fields
 from shared.openai.errors import body, status
 from tuwen.errors import TuwenError, Unauthorized
@@ -48,6 +49,7 @@ class OpenAIRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_and_translate(request: Request) -> Response:
+            hold_of(request).answer = respond
             try:
                 return await handle(request)
             except (ClientDisconnect, HTTPException):

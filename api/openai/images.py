@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from api.http.auth import Caller, CallerDep
 from api.http.reference import json_body
+from api.http.revocation import hold_of
 from api.http.streams import stream
 from api.openai.errors import RESPONSES, OpenAIRoute
 from api.openai.requests import follow_or_cancel, start, wait_until_done
@@ -38,6 +39,7 @@ async def generate(request: Request, caller: CallerDep, resources: ResourcesDep,
     asked = parse(ImagesRequest, sent)
     job = await start(resources, caller, asked.job(resources.settings), len(sent))
     if asked.stream:
+        hold_of(request).last_event = lambda error: _error(body(error))
         return stream(_events(resources, caller, job, asked.partial_images or 0))
     job = await wait_until_done(request, resources, caller, job)
     return JSONResponse(

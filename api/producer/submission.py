@@ -28,12 +28,14 @@ def submit(
     Raises:
         InvalidRequest: a request is invalid; the error may be of a subclass, and names the field.
         NotFound: the caller has no such file; the error names the field.
-        QuotaExceeded, DatabaseUnavailable, StorageUnavailable
+        QuotaExceeded, StorageQuotaExceeded, DatabaseUnavailable, StorageUnavailable
     """
     if idempotency_key is not None:
         _require_sendable(idempotency_key)
     paths = [f"jobs.{index}." if in_batch else "" for index in range(len(requests))]
-    admitted = resources.admission.admit(requests, caller.tenant, paths)
+    admitted = resources.admission.admit(
+        requests, caller.tenant, paths, most_stored=caller.bounds.stored_bytes, signed=caller.signs_webhooks
+    )
     with tracing.submission_span(len(admitted)) as trace:
         submission = resources.database.jobs.submit(
             admitted,
@@ -42,6 +44,7 @@ def submit(
             idempotency_key=idempotency_key,
             body_sha256=_body_hash(admitted) if idempotency_key is not None else "",
             trace=trace,
+            key_id=caller.key_id,
         )
     if submission.dispatches:
         resources.outbox.publish(submission.dispatches)

@@ -91,7 +91,7 @@ _EXAMPLES = {
     response_model=Dataset,
     summary="Annotate a data set",
     openapi_extra=json_body(DatasetRequest, _EXAMPLES),
-    responses=problems(401, 403, 409, 413, 422, 503),
+    responses=problems(401, 403, 409, 413, 422, 429, 503),
 )
 async def submit(request: Request, caller: CallerDep, resources: ResourcesDep) -> Response:
     """The run is stored when this request is answered. A second run into the same destination is refused, as is a
@@ -100,7 +100,7 @@ async def submit(request: Request, caller: CallerDep, resources: ResourcesDep) -
 
     def accept() -> Dataset:
         wanted = admit(parse(DatasetRequest, body), _permission(caller, resources))
-        id = resources.database.datasets.submit(wanted, caller.tenant, key=caller.key_id)
+        id = resources.database.datasets.submit(wanted, caller.tenant, most=caller.bounds.datasets, key=caller.key_id)
         resources.outbox.publish_dataset(id)
         return resources.database.datasets.get(id, caller.tenant)
 
@@ -217,7 +217,7 @@ async def prioritize(request: Request, caller: CallerDep, dataset_id: DatasetId,
     status_code=202,
     response_model=Dataset,
     summary="Retry failed images",
-    responses=problems(401, 403, 404, 409),
+    responses=problems(401, 403, 404, 409, 429),
 )
 async def retry(
     caller: CallerDep,
@@ -229,7 +229,9 @@ async def retry(
 
     def change(id: UUID, tenant: Tenant) -> None:
         admit(resources.database.datasets.get(id, tenant).request, _permission(caller, resources))
-        resources.database.datasets.retry(id, tenant, failed_only=failed_only, key=caller.key_id)
+        resources.database.datasets.retry(
+            id, tenant, failed_only=failed_only, most=caller.bounds.datasets, key=caller.key_id
+        )
 
     return await _steer(resources, dataset_id, caller.tenant, change, 202)
 
@@ -242,7 +244,7 @@ async def retry(
     openapi_extra=json_body(
         ExportRequest, {"kohya": {"value": {"destination": "/data/k", "destination_format": "kohya"}}}
     ),
-    responses=problems(401, 403, 404, 409, 422),
+    responses=problems(401, 403, 404, 409, 422, 429),
 )
 async def export(request: Request, caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
     """Export the data set with all reviews so far, to any destination and in any format; no model runs again."""
@@ -252,8 +254,15 @@ async def export(request: Request, caller: CallerDep, dataset_id: DatasetId, res
         before = resources.database.datasets.get(id, tenant).request
         changed = before.model_copy(update=wanted.model_dump())
         place = admit(changed, _permission(caller, resources)).destination or ""
-        form, overwrite = wanted.destination_format, wanted.overwrite
-        resources.database.datasets.export(id, tenant, place, form, overwrite=overwrite, key=caller.key_id)
+        resources.database.datasets.export(
+            id,
+            tenant,
+            place,
+            wanted.destination_format,
+            overwrite=wanted.overwrite,
+            most=caller.bounds.datasets,
+            key=caller.key_id,
+        )
 
     return await _steer(resources, dataset_id, caller.tenant, change, 202)
 

@@ -43,7 +43,7 @@ FileId = Annotated[str, Depends(_file_id)]
     status_code=201,
     response_model=File | documents.Document,
     summary="Upload an image, or the requests of a batch",
-    responses=problems(401, 413, 422),
+    responses=problems(401, 403, 413, 422),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -167,7 +167,7 @@ def _keep_file(resources: Resources, caller: Caller, body: IO[bytes], limit: int
     data = body.read(limit + 1)
     if len(data) > limit:
         raise _too_large(limit)
-    return resources.admission.keep(data, caller.tenant)
+    return resources.admission.keep(data, caller.tenant, caller.bounds.stored_bytes)
 
 
 def _too_large(limit: int) -> PayloadTooLarge:

@@ -97,7 +97,7 @@ _PROMPTS = {
     response_model=Job,
     summary="Submit a job",
     openapi_extra=json_body(JobRequest, _PROMPTS),
-    responses={200: {"model": Job, "description": "The job is over already"}, **problems(401, 413, 422, 429, 503)},
+    responses={200: {"model": Job, "description": "The job is over already"}, **problems(401, 403, 413, 422, 429, 503)},
 )
 async def submit_job(
     request: Request,
@@ -129,7 +129,7 @@ async def submit_job(
     openapi_extra=json_body(
         Batch, {"two": {"value": {"jobs": [_PROMPTS["generate"]["value"], _PROMPTS["recognize"]["value"]]}}}
     ),
-    responses=problems(401, 413, 422, 429, 503),
+    responses=problems(401, 403, 413, 422, 429, 503),
 )
 async def submit_batch(
     request: Request,

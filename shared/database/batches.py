@@ -11,9 +11,10 @@ from uuid import UUID
 from sqlalchemy import Connection, Insert, delete, func, insert, select, text, update
 
 from shared.database.batch_status import BatchStatus
-from shared.database.connections import Connections, seconds
+from shared.database.connections import Connections, rows_as, seconds
 from shared.database.shards import Renewal, renewal
 from shared.database.tables import BatchLineRow, BatchRow, DocumentRow, JobRow
+from shared.database.usage import require_batch_place, storage_full
 from tuwen.errors import Conflict, NotFound
 from tuwen.jobs import Tenant
 
@@ -25,6 +26,13 @@ _TAKE = text("""
     FROM due WHERE batches.id = due.id
     RETURNING batches.*, EXTRACT(EPOCH FROM now() - part_at)::float8 AS since_part,
         EXTRACT(EPOCH FROM expires_at - now())::float8 AS time_left
+""")
+
+
+_LOCK_USAGE = text("""
+    INSERT INTO tenant_usage AS u (tenant) VALUES (:tenant)
+    ON CONFLICT (tenant) DO UPDATE SET stored_bytes = u.stored_bytes
+    RETURNING stored_bytes
 """)
 
 
@@ -109,6 +117,8 @@ class BatchClaim:
     tenant: Tenant
     quota: int | None
     """Unfinished jobs that the tenant may have at once."""
+    max_stored_bytes: int | None
+    """Bytes that the tenant may have stored."""
     endpoint: str
     input_id: UUID
     base_url: str
@@ -131,12 +141,25 @@ class Documents:
     """Files other than images; each tenant sees its own."""
 
     def __init__(self, connections: Connections):
+        self._connections = connections
         self._run = connections.run
         self._fetch = connections.fetch
 
-    def add(self, document: NewDocument, tenant: Tenant) -> StoredDocument:
-        """Note a file whose object is stored."""
-        [row] = self._fetch(StoredDocument, _insertion(document, tenant).returning(DocumentRow.__table__))
+    def add(self, document: NewDocument, tenant: Tenant, most: int | None = None) -> StoredDocument:
+        """Note a file whose object is stored.
+
+        Args:
+            most: bytes that the tenant may have stored; exact under concurrency.
+
+        Raises:
+            StorageQuotaExceeded
+        """
+        with self._connections.transaction() as connection:
+            used = connection.execute(_LOCK_USAGE, {"tenant": tenant}).scalar_one()
+            if most is not None and used + document.size > most:
+                raise storage_full(used, most, document.size)
+            insertion = _insertion(document, tenant).returning(DocumentRow.__table__)
+            [row] = rows_as(StoredDocument, connection.execute(insertion).all())
         return row
 
     def get(self, id: UUID, tenant: Tenant) -> StoredDocument:
@@ -190,10 +213,19 @@ class Batches:
 
     # ── the client's side ─────────────────────────────────────────────────────────────────────────
 
-    def add(self, values: Mapping[str, Any], lifetime: float) -> StoredBatch:
-        """Insert a batch, which expires after `lifetime` seconds; `values` are columns of its row."""
+    def add(self, values: Mapping[str, Any], lifetime: float, most: int | None = None) -> StoredBatch:
+        """Insert a batch, which expires after `lifetime` seconds; `values` are columns of its row.
+
+        Args:
+            most: unfinished batches that the tenant may have at once; exact under concurrency.
+
+        Raises:
+            QuotaExceeded
+        """
         statement = insert(BatchRow).values(expires_at=func.now() + seconds(lifetime), **values)
-        [row] = self._fetch(StoredBatch, statement.returning(BatchRow.__table__))
+        with self._connections.transaction() as connection:
+            require_batch_place(connection, values["tenant"], most)
+            [row] = rows_as(StoredBatch, connection.execute(statement.returning(BatchRow.__table__)).all())
         return row
 
     def get(self, id: UUID, tenant: Tenant) -> StoredBatch:

@@ -22,6 +22,7 @@ from shared.database.connections import Connections
 from shared.database.dataset_places import require_free
 from shared.database.shards import Renewal, kinds_name, renewal
 from shared.database.tables import DatasetRow, ReviewRow
+from shared.database.usage import require_dataset_place
 from shared.settings import Settings
 from tuwen.annotations import Review
 from tuwen.datasets import (
@@ -77,12 +78,19 @@ class Datasets:
 
     # ── the client's side ─────────────────────────────────────────────────────────────────────────
 
-    def submit(self, request: DatasetRequest, tenant: Tenant, *, key: UUID | None = None) -> UUID:
+    def submit(
+        self, request: DatasetRequest, tenant: Tenant, *, most: int | None = None, key: UUID | None = None
+    ) -> UUID:
         """Accept a data set; it is committed when this returns. The roots of `key` bound its places from now on.
+
+        Args:
+            most: unfinished data sets that the tenant may have at once; exact under concurrency, as in `retry` and
+                `export`.
 
         Raises:
             Conflict: another unfinished data set has the same destination.
             Forbidden: the destination is another tenant's.
+            QuotaExceeded
         """
         id = uuid7()
         new = insert(DatasetRow).values(
@@ -95,7 +103,7 @@ class Datasets:
             kinds=kinds_name(request.kinds),
             priority=request.priority,
         )
-        with self._taking(request.destination, tenant) as connection:
+        with self._taking(request.destination, tenant, most) as connection:
             connection.execute(new)
         return id
 
@@ -126,7 +134,15 @@ class Datasets:
         """Change the priority of a data set. Raises NotFound, Conflict."""
         self._change(id, tenant, transitions.PRIORITIZE, "given another priority", priority=priority)
 
-    def retry(self, id: UUID, tenant: Tenant, *, failed_only: bool = False, key: UUID | None = None) -> DatasetStatus:
+    def retry(
+        self,
+        id: UUID,
+        tenant: Tenant,
+        *,
+        failed_only: bool = False,
+        most: int | None = None,
+        key: UUID | None = None,
+    ) -> DatasetStatus:
         """Run only the images that failed again; unless `failed_only`, also those that a cancel left undone.
 
         Raises:
@@ -135,7 +151,7 @@ class Datasets:
             Forbidden: its destination is another tenant's by now.
         """
         values = {"id": id, "tenant": tenant, "failed_only": failed_only, "key": key}
-        with self._taking(self._row(id, tenant).destination, tenant) as connection:
+        with self._taking(self._row(id, tenant).destination, tenant, most) as connection:
             rows = connection.execute(transitions.RETRY, values).all()
         if not rows:
             status = self._row(id, tenant).status
@@ -152,20 +168,21 @@ class Datasets:
         destination_format: ExportFormat,
         *,
         overwrite: bool,
+        most: int | None = None,
         key: UUID | None = None,
     ) -> None:
         """Export a data set that is over again, to the same or another destination.
 
         Raises:
-            NotFound, Conflict
+            NotFound, Conflict, QuotaExceeded
             Forbidden: the destination is another tenant's.
         """
         changed = {"destination": destination, "destination_format": destination_format, "overwrite": overwrite}
         values = {"id": id, "tenant": tenant, "destination": destination, "changed": json.dumps(changed), "key": key}
-        with self._taking(destination, tenant) as connection:
+        with self._taking(destination, tenant, most) as connection:
             rows = connection.execute(transitions.EXPORT, values).all()
         if not rows:
-            raise Conflict(f"Data set {id} is {self._row(id, tenant).status} and cannot be exported now.")
+            raise self._unchangeable(id, tenant, "exported")
 
     def delete(self, id: UUID, tenant: Tenant) -> None:
         """Delete a data set that is over, with its shards and reviews; its objects become orphans.
@@ -179,15 +196,17 @@ class Datasets:
             raise Conflict(f"Data set {id} is {status} and cannot be deleted; cancel it first, or wait.")
 
     @contextmanager
-    def _taking(self, destination: str | None, tenant: Tenant) -> Iterator[Connection]:
-        """A transaction in which a data set gets a destination that nobody else has.
+    def _taking(self, destination: str | None, tenant: Tenant, most: int | None) -> Iterator[Connection]:
+        """A transaction in which a data set becomes unfinished and gets a destination that nobody else has.
 
         Raises:
             Conflict: another unfinished data set has it.
             Forbidden: it is another tenant's.
+            QuotaExceeded: the tenant has `most` unfinished ones.
         """
         try:
             with self._transaction() as connection:
+                require_dataset_place(connection, tenant, most)
                 if destination is not None:
                     require_free(connection, destination, tenant)
                 yield connection
@@ -196,8 +215,11 @@ class Datasets:
 
     def _change(self, id: UUID, tenant: Tenant, statement: Executable, what: str, **values: object) -> None:
         if not self._run(statement, {"id": id, "tenant": tenant, **values}):
-            status = self._row(id, tenant).status
-            raise Conflict(f"Data set {id} is {status} and cannot be {what} now.")
+            raise self._unchangeable(id, tenant, what)
+
+    def _unchangeable(self, id: UUID, tenant: Tenant, what: str) -> Conflict:
+        status = self._row(id, tenant).status
+        return Conflict(f"Data set {id} is {status} and cannot be {what} now.")
 
     def _row(self, id: UUID, tenant: Tenant) -> Row[Any]:
         rows = self._run(_DATASETS.where(DatasetRow.id == id, DatasetRow.tenant == tenant))

@@ -17,6 +17,7 @@ from shared.database.jobs import Jobs
 from shared.database.keys import Keys
 from shared.database.shards import Shards
 from shared.database.tables import JobRow
+from shared.database.usage import Usage
 from shared.database.webhooks import Webhooks
 from shared.database.workers import Workers
 from shared.settings import Settings
@@ -44,6 +45,7 @@ class Database:
         self.documents = Documents(self._connections)
         self.files = Files(self._connections)
         self.keys = Keys(self._connections)
+        self.usage = Usage(self._connections)
         self.webhooks = Webhooks(self._connections)
         self.clock = Clock(self._connections, settings)
 

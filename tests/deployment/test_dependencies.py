@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LAB: dict[str, Any] = tomllib.loads((ROOT / "workers/lab/pyproject.toml").read_text())
-OURS = {*PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"], "tests"}
+OURS = {*PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"], "release", "tests"}
 OWN_DISTRIBUTIONS = {"tuwen", "tuwen-lab"}
 
 

@@ -210,10 +210,10 @@ def test_unfinished_data_sets_are_exact_under_parallel_requests(
 
 def test_a_data_set_that_goes_on_again_counts(database: Database) -> None:
     request = DatasetRequest.model_validate({"source": "/data/x", "dry_run": True})
-    over = database.datasets.submit(request, "t", 1)
+    over = database.datasets.submit(request, "t", most=1)
     database.datasets.cancel(over, "t")
-    database.datasets.submit(request, "t", 1)
-    database.datasets.submit(request, "another", 1)
+    database.datasets.submit(request, "t", most=1)
+    database.datasets.submit(request, "another", most=1)
     with pytest.raises(QuotaExceeded):
         database.datasets.export(over, "t", "/data/y", "jsonl", overwrite=False, most=1)
     with pytest.raises(QuotaExceeded):

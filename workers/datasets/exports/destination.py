@@ -127,7 +127,12 @@ def write_marker(folder: HeldFolder, **marker: object) -> None:
 def _stage_folder(target: str, owner: Owner, roots: Roots) -> Iterator[HeldFolder]:
     around, _, name = target.rpartition("/")
     staging = f".{name}.{owner.run}"
-    with roots.folder(around or "/", make=True) as parent:
+    try:
+        held = roots.folder(around or "/", make=True)
+    except FileNotFoundError as error:
+        detail = f"{around} cannot be made: the root that it lies in does not exist on this machine"
+        raise DestinationUnusable(detail, field="destination") from error
+    with held as parent:
         _require_usable(parent, name, owner)
         with _lock(parent, f".{name}.lock", target):
             parent.remove(staging)  # of an export that was killed

@@ -223,7 +223,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 @pytest.mark.needs("chromium")
 def test_with_keys_it_asks_once_and_signs_with_the_name_of_the_key(system: System, run: UUID) -> None:
     key, digest = new_key()
-    system.database.keys.add(name="Bo's tablet", tenant=TENANT, sha256=digest, quota=5)
+    system.database.keys.add(name="Bo's tablet", tenant=TENANT, sha256=digest, quota=5, dataset_roots=["/"])
     problems: list[str] = []
     with serving(system.settings.model_copy(update={"auth": "keys"})) as url, chromium() as browser:
         page = opened(browser, f"{url}/datasets/{run}", problems)

@@ -6,9 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID, uuid4
 
 import pytest
+from alembic import command
 
 from shared.database import Database
-from tests.support.plain_sql import Sql
+from shared.migrations import _config
+from shared.settings import Settings
+from tests.support.plain_sql import Sql, plain_sql
+from tests.support.servers import Postgres
 from tuwen.datasets import DatasetRequest
 from tuwen.errors import Conflict, Forbidden, NotFound, TuwenError
 from tuwen.jobs import JobError
@@ -180,3 +184,29 @@ def test_a_data_set_is_stopped_with_its_reason(database: Database, sql: Sql) -> 
     assert database.shards.all(id)[0].status == "cancelled"
     assert not database.datasets.stop(id, JobError(code="forbidden", detail="again"))
     assert database.datasets.retry(id, A) == "planning", "once it has its roots back"
+
+
+def test_what_earlier_releases_exported_and_read(postgres: Postgres, settings: Settings) -> None:
+    url = postgres.create_database("places", template="template0")
+    command.upgrade(_config(url), "0009")
+    command.downgrade(_config(url), "-1")
+    with plain_sql(settings.model_copy(update={"database_url": url})) as sql:
+        for number, (tenant, status, destination) in enumerate(
+            [(A, "succeeded", "/out"), (B, "succeeded", "/out"), (A, "succeeded", "/a"), (A, "cancelled", "/never")]
+        ):
+            sql(
+                "INSERT INTO datasets"
+                " (id, tenant, request, destination, kinds, priority, status, planned_at, finished_at) VALUES"
+                " (:id, :tenant, CAST(:request AS jsonb), :out, 'describe', 5, :status, :at, now())",
+                id=UUID(int=number), tenant=tenant, out=destination, status=status,
+                request=f'{{"source": "/photos/{tenant}"}}', at="2026-11-01" if status == "succeeded" else None,
+            )  # fmt: skip
+        command.upgrade(_config(url), "0009")
+        found = sql("SELECT role, place, tenant FROM dataset_places ORDER BY role, place, tenant")
+    postgres.drop_database("places")
+    assert [tuple(row) for row in found] == [
+        ("destination", "/a", A),
+        ("destination", "/out", B),
+        ("source", "/photos/alice", A),
+        ("source", "/photos/bob", B),
+    ]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from uuid import UUID, uuid4
 
 import pytest
 from alembic import command
+from sqlalchemy import text
 
 from shared.database import Database
+from shared.database.dataset_places import require_free
 from shared.migrations import _config
 from shared.settings import Settings
 from tests.support.plain_sql import Sql, plain_sql
 from tests.support.servers import Postgres
 from tuwen.datasets import DatasetRequest
-from tuwen.errors import Conflict, Forbidden, NotFound, TuwenError
+from tuwen.errors import Conflict, DatabaseUnavailable, Forbidden, NotFound, TuwenError
 from tuwen.jobs import JobError
 
 A, B = "alice", "bob"
@@ -107,6 +110,13 @@ class TestDestinations:
 
         with ThreadPoolExecutor(8) as pool:
             assert sum(pool.map(attempt, range(24))) == 1
+
+    def test_who_is_frozen_in_the_middle_holds_up_nobody(self, database: Database) -> None:
+        with suppress(DatabaseUnavailable), database._connections.transaction() as frozen:
+            require_free(frozen, "/a", A)
+            assert frozen.execute(text("SHOW idle_in_transaction_session_timeout")).scalar_one() == "10s"
+            frozen.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10ms'"))
+            database.dataset_places.require_free("/b", B)
 
 
 class TestSources:

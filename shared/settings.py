@@ -137,7 +137,9 @@ class Settings(BaseSettings):
 
     # Data sets
     dataset_roots: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)] = Field(
-        (), description="folders and s3:// prefixes that data sets may name; an open installation allows every folder"
+        (),
+        description="folders and s3:// prefixes that bound the data sets of all keys, which have roots of their own; "
+        "without it an open installation allows every folder",
     )
     shards_at_once: int = Field(2, ge=1, description="shards that one worker runs at the same time")
     decode_threads: int = Field(2, ge=1, description="threads that read and decode the images of shards")

@@ -308,10 +308,9 @@ async def item(caller: CallerDep, dataset_id: DatasetId, image: Image, resources
     responses={200: {"content": {"image/jpeg": {}}}, **problems(401, 403, 404, 503)},
 )
 async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep) -> Response:
-    """The preview is a JPEG of at most 512 pixels on a side; 404 when the image cannot be read, 403 when the source
-    lies outside the roots of the API key."""
+    """The preview is a JPEG of at most 512 pixels on a side; 404 when the image cannot be read, 403 when the
+    data set may not read its source any more."""
     dataset = await run_sync(resources.database.datasets.get, dataset_id, caller.tenant)
-    _permission(caller, resources).require(dataset.request.source, "source")
     key = dataset_objects.preview_key(dataset_id, image)
 
     def look() -> int | None:
@@ -322,6 +321,8 @@ async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resour
 
     size = await run_sync(look)
     if size is None:
+        key_roots = await run_sync(resources.database.dataset_places.key_roots, dataset_id)
+        Permission.of(resources.settings, key_roots).require(dataset.request.source, "source")
         await run_sync(resources.database.shards.locate, dataset_id, image)
         await run_sync(resources.outbox.ask_for_preview, dataset_id, image)
         async with asyncio.timeout(PREVIEW_PATIENCE) as patience:

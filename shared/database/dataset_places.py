@@ -63,6 +63,8 @@ def require_free(connection: Connection, place: str, tenant: Tenant) -> None:
         Conflict: an unfinished data set of another tenant is to be written there.
         Forbidden: another tenant's data set reads from there, or has been exported there.
     """
+    # A process that is frozen while it holds the lock must not hold up everybody.
+    connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10s'"))
     connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
     values = {"tenant": tenant, "around": _around(place), "below": place.rstrip("/") + "/"}
     found = connection.execute(_IN_THE_WAY, values).first()

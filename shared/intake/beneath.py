@@ -155,10 +155,10 @@ class Roots:
             try:
                 opened = self.open(path, LOOK)
             except (FileNotFoundError, NotADirectoryError):
+                if self._is_root(path):
+                    raise
                 path, _, name = path.rpartition("/")
                 rest.append(name)
-                if not path:
-                    raise
                 continue
             try:
                 return "/".join((_path_of(opened).rstrip("/"), *reversed(rest))) or "/"
@@ -166,7 +166,7 @@ class Roots:
                 os.close(opened)
 
     def folder(self, path: str, *, make: bool = False) -> HeldFolder:
-        """Hold a folder open; with `make`, after making it and those around it that are missing."""
+        """Hold a folder open; with `make`, after making it and those around it that are missing, but for a root."""
         missing: list[str] = []
         while True:
             try:
@@ -174,7 +174,7 @@ class Roots:
                 break
             except FileNotFoundError:
                 above, _, name = path.rpartition("/")
-                if not make or not above:
+                if not make or not above or self._is_root(path):
                     raise
                 missing.append(name)
                 path = above
@@ -187,6 +187,9 @@ class Roots:
         """Close the descriptors of the roots."""
         for root in self._roots or ():
             root.close()
+
+    def _is_root(self, path: str) -> bool:
+        return any(path in (root.path, root.real) for root in self._roots or ())
 
     def _find(self, path: str) -> tuple[_Root, str]:
         """The innermost root that the path lies beneath by its name, and the way from there."""

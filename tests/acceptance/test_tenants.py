@@ -14,7 +14,7 @@ from api.http.auth import new_key
 from shared.settings import Settings
 from tests.support.annotation import failures, paint, records
 from tests.support.api_server import serving
-from tests.support.system import System
+from tests.support.system import Process, System, freeze, running_system
 from tuwen.client import Client
 from tuwen.datasets import Dataset, DatasetRequest, DatasetStatus, ExportRequest
 from tuwen.errors import Conflict, Forbidden, InvalidRequest, NotFound
@@ -50,9 +50,25 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.fixture(scope="module")
+def system(module_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """One system for all tests here, with a housekeeper and a worker."""
+    with running_system(module_settings, tmp_path_factory.mktemp("logs"), auth="keys") as system:
+        yield system
+
+
+@pytest.fixture(scope="module")
+def housekeeper(system: System) -> Process:
+    return system.housekeeper()
+
+
+@pytest.fixture(scope="module")
+def worker(system: System, housekeeper: Process) -> Process:
+    return system.worker()
+
+
 @pytest.fixture
-def tenants(system: System) -> Iterator[Tenants]:
-    system.settings = Settings(**{**system.settings.model_dump(exclude_unset=True), "auth": "keys"})
+def tenants(system: System, worker: Process) -> Iterator[Tenants]:
     with serving(system.settings) as url, ExitStack() as open_things:
         yield Tenants(system, url, open_things)
 
@@ -77,9 +93,7 @@ def refusal(ended: Dataset) -> str:
     return ended.error.detail
 
 
-def test_each_tenant_has_its_own_places(system: System, tenants: Tenants, data: Path) -> None:
-    system.housekeeper()
-    system.worker()
+def test_each_tenant_has_its_own_places(tenants: Tenants, data: Path) -> None:
     alice, bob = tenants.join("alice", data / "alice"), tenants.join("bob", data / "bob", "s3://bucket/bob")
     nobody = tenants.join("nobody")
     mine, theirs = data / "alice", data / "bob"
@@ -132,8 +146,6 @@ def test_each_tenant_has_its_own_places(system: System, tenants: Tenants, data: 
 
 
 def test_nobody_writes_where_another_has(system: System, tenants: Tenants, data: Path) -> None:
-    system.housekeeper()
-    system.worker()
     alice, rival = tenants.join("alice", data), tenants.join("rival", data)
     mine = data / "alice"
     assert run(alice, mine / "photos", mine / "out").status is DatasetStatus.SUCCEEDED
@@ -178,48 +190,46 @@ def test_nobody_writes_where_another_has(system: System, tenants: Tenants, data:
     assert contents(mine / "out") == {path: content for path, content in before.items() if "/alice/out/" in path}
 
 
-def test_two_tenants_at_once(system: System, tenants: Tenants, data: Path) -> None:
-    alice, rival = tenants.join("alice", data), tenants.join("rival", data)
-    start(alice, data / "alice/photos", data / "out")
-    for out in ("out", "out/deeper"):
-        with pytest.raises(Conflict, match="being written"):
-            start(rival, data / "bob/photos", data / out)
+def test_two_tenants_at_once(tenants: Tenants, housekeeper: Process, data: Path) -> None:
+    alice, late = tenants.join("alice", data), tenants.join("late", data)
+    with freeze(housekeeper.process.pid):
+        start(alice, data / "alice/photos", data / "out")
+        for out in ("out", "out/deeper"):
+            with pytest.raises(Conflict, match="being written"):
+                start(late, data / "bob/photos", data / out)
 
 
-def test_roots_that_were_taken_away(system: System, tenants: Tenants, data: Path) -> None:
+def test_roots_that_were_taken_away(
+    system: System, tenants: Tenants, housekeeper: Process, worker: Process, data: Path
+) -> None:
     alice = tenants.join("alice", data / "alice")
     mine = data / "alice"
-    unplanned = start(alice, mine / "photos", mine / "1")
-    tenants.allow("alice")
-    housekeeper = system.housekeeper()
+    with freeze(housekeeper.process.pid):
+        unplanned = start(alice, mine / "photos", mine / "1")
+        tenants.allow("alice")
     assert "the roots of this API key (none)" in refusal(alice.datasets.wait(unplanned.id))
     system.wait_until(lambda: _is_refused(alice, mine), "a key whose old roots are forgotten")
 
     tenants.allow("alice", mine)
     system.wait_until(lambda: not _is_refused(alice, mine), "a key whose new roots are known")
-    planned = alice.datasets.retry(unplanned.id)
-    system.wait_until(lambda: alice.datasets.get(planned.id).progress.planned, "the plan")
-    tenants.allow("alice", data / "bob")
-    worker = system.worker()
+    with freeze(worker.process.pid):
+        planned = alice.datasets.retry(unplanned.id)
+        system.wait_until(lambda: alice.datasets.get(planned.id).progress.planned, "the plan")
+        tenants.allow("alice", data / "bob")
     assert str(mine / "photos") in refusal(alice.datasets.wait(planned.id))
 
     tenants.allow("alice", mine)
     system.wait_until(lambda: not _is_refused(alice, mine), "a key whose new roots are known")
-    housekeeper.kill()
-    annotated = alice.datasets.retry(planned.id)
-    system.wait_until(lambda: alice.datasets.get(annotated.id).progress.left == 0, "the annotations")
-    worker.terminate()
-    tenants.allow("alice", mine / "photos")
-    system.housekeeper()
-    assert str(mine / "1") in refusal(alice.datasets.wait(annotated.id))
-    assert not (mine / "1").exists()
-
-    tenants.allow("alice", mine)
-    system.wait_until(lambda: not _is_refused(alice, mine), "a key whose new roots are known")
-    alice.datasets.export(annotated.id, ExportRequest(destination=str(mine / "1")))
-    assert alice.datasets.wait(annotated.id).status is DatasetStatus.SUCCEEDED
+    assert alice.datasets.retry(planned.id).error is None
+    assert alice.datasets.wait(planned.id).status is DatasetStatus.SUCCEEDED
     assert len(records(mine / "1")) == 5
     assert json.loads((mine / "1/tuwen.json").read_text())["tenant"] == "alice"
+
+    with freeze(housekeeper.process.pid):
+        alice.datasets.export(planned.id, ExportRequest(destination=str(mine / "2")))
+        tenants.allow("alice", mine / "photos")
+    assert str(mine / "2") in refusal(alice.datasets.wait(planned.id))
+    assert not (mine / "2").exists()
 
 
 def _is_refused(client: Client, folder: Path) -> bool:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from uuid import UUID, uuid4
 
 import pytest
+from alembic import command
+from sqlalchemy import text
 
 from shared.database import Database
-from tests.support.plain_sql import Sql
+from shared.database.dataset_places import require_free
+from shared.migrations import _config
+from shared.settings import Settings
+from tests.support.plain_sql import Sql, plain_sql
+from tests.support.servers import Postgres
 from tuwen.datasets import DatasetRequest
-from tuwen.errors import Conflict, Forbidden, NotFound, TuwenError
+from tuwen.errors import Conflict, DatabaseUnavailable, Forbidden, NotFound, TuwenError
 from tuwen.jobs import JobError
 
 A, B = "alice", "bob"
@@ -104,6 +111,13 @@ class TestDestinations:
         with ThreadPoolExecutor(8) as pool:
             assert sum(pool.map(attempt, range(24))) == 1
 
+    def test_who_is_frozen_in_the_middle_holds_up_nobody(self, database: Database) -> None:
+        with suppress(DatabaseUnavailable), database._connections.transaction() as frozen:
+            require_free(frozen, "/a", A)
+            assert frozen.execute(text("SHOW idle_in_transaction_session_timeout")).scalar_one() == "10s"
+            frozen.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10ms'"))
+            database.dataset_places.require_free("/b", B)
+
 
 class TestSources:
     def test_nobody_writes_into_what_another_reads(self, database: Database) -> None:
@@ -180,3 +194,29 @@ def test_a_data_set_is_stopped_with_its_reason(database: Database, sql: Sql) -> 
     assert database.shards.all(id)[0].status == "cancelled"
     assert not database.datasets.stop(id, JobError(code="forbidden", detail="again"))
     assert database.datasets.retry(id, A) == "planning", "once it has its roots back"
+
+
+def test_what_earlier_releases_exported_and_read(postgres: Postgres, settings: Settings) -> None:
+    url = postgres.create_database("places", template="template0")
+    command.upgrade(_config(url), "0009")
+    command.downgrade(_config(url), "-1")
+    with plain_sql(settings.model_copy(update={"database_url": url})) as sql:
+        for number, (tenant, status, destination) in enumerate(
+            [(A, "succeeded", "/out"), (B, "succeeded", "/out"), (A, "succeeded", "/a"), (A, "cancelled", "/never")]
+        ):
+            sql(
+                "INSERT INTO datasets"
+                " (id, tenant, request, destination, kinds, priority, status, planned_at, finished_at) VALUES"
+                " (:id, :tenant, CAST(:request AS jsonb), :out, 'describe', 5, :status, :at, now())",
+                id=UUID(int=number), tenant=tenant, out=destination, status=status,
+                request=f'{{"source": "/photos/{tenant}"}}', at="2026-11-01" if status == "succeeded" else None,
+            )  # fmt: skip
+        command.upgrade(_config(url), "0009")
+        found = sql("SELECT role, place, tenant FROM dataset_places ORDER BY role, place, tenant")
+    postgres.drop_database("places")
+    assert [tuple(row) for row in found] == [
+        ("destination", "/a", A),
+        ("destination", "/out", B),
+        ("source", "/photos/alice", A),
+        ("source", "/photos/bob", B),
+    ]

@@ -165,6 +165,20 @@ def test_real_path_of_what_does_not_exist_yet(tree: Path, roots: Roots) -> None:
     assert EVERYWHERE.real_path(str(tree / "root/link/new/one")) == str(tree / "root/a/b/new/one")
 
 
+def test_a_root_that_does_not_exist(tree: Path, openat2: bool) -> None:
+    roots = Roots([str(tree / "later")], openat2=openat2)
+    for path in ("later", "later/file"):
+        for look in (roots.open, roots.stat, roots.real_path, roots.folder):
+            with pytest.raises(FileNotFoundError):
+                look(str(tree / path))  # type: ignore[operator]
+    with pytest.raises(FileNotFoundError):
+        roots.folder(str(tree / "later/new"), make=True)
+    (tree / "later").mkdir()
+    with roots.folder(str(tree / "later/new"), make=True):
+        assert roots.real_path(str(tree / "later/new")) == str(tree / "later/new")
+    roots.close()
+
+
 def test_no_descriptor_is_left_open(tree: Path, openat2: bool) -> None:
     (tree / "root/out").symlink_to("/etc/passwd")
     (tree / "root/in").symlink_to(tree / "root/a/b/file")

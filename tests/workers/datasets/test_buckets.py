@@ -20,7 +20,7 @@ from tests.support.pictures import picture
 from tests.support.s3 import S3Server, serve_s3
 from tests.support.sources import restore
 from tuwen.annotations import Annotation, Caption, Provenance
-from tuwen.errors import DestinationUnusable, NotFound, PayloadTooLarge, SourceUnusable, StorageUnavailable
+from tuwen.errors import DestinationUnusable, Forbidden, NotFound, PayloadTooLarge, SourceUnusable, StorageUnavailable
 from workers.datasets.exports import MARKER, Owner, Summary, write
 from workers.datasets.sources import Reader, SourceImage, SourceProblem, open_source
 
@@ -195,3 +195,23 @@ def test_export_into_a_bucket(settings: Settings, server: S3Server) -> None:
             read=source.read, source="s3://tuwen/photos",
         )  # fmt: skip
     assert list((settings.data_dir / "exports").iterdir()) == []
+
+
+def test_another_tenants_export_in_a_bucket_is_never_replaced(settings: Settings, server: S3Server) -> None:
+    def export(tenant: str, destination: str) -> None:
+        with open_source("s3://tuwen/photos", settings) as source:
+            write(
+                (), destination, settings, owner=Owner("1", tenant, overwrite=True), destination_format="jsonl",
+                read=source.read, source="s3://tuwen/photos",
+            )  # fmt: skip
+
+    export("alice", "s3://tuwen/alice/set")
+    marker = server.folder / "tuwen/alice/set" / MARKER
+    before = marker.read_bytes()
+    for destination in ("s3://tuwen/alice/set", "s3://tuwen/alice/set/"):
+        with pytest.raises(Forbidden, match="another tenant"):
+            export("bob", destination)
+    with pytest.raises(DestinationUnusable, match="not empty"):
+        export("bob", "s3://tuwen/alice")
+    assert marker.read_bytes() == before
+    export("alice", "s3://tuwen/alice/set")

@@ -390,6 +390,13 @@ class TestDestinations:
         export(home, home / "out", "imagefolder", swap(), openat2=openat2)
         assert [path.name for path in (home.parent / "outside").rglob("*")] == ["sub"]
 
+    def test_a_root_that_does_not_exist(self, home: Path) -> None:
+        with closing(Roots([str(home / "missing")])) as roots, pytest.raises(DestinationUnusable, match="root"):
+            write(
+                (), str(home / "missing/out"), SETTINGS, owner=Owner("run"), destination_format="jsonl",
+                read=lambda image: b"", source="s3://bucket/photos", roots=roots,
+            )  # fmt: skip
+
     def test_two_at_once(self, home: Path, openat2: bool) -> None:
         def meanwhile() -> Iterator[Annotation]:
             with pytest.raises(Conflict):

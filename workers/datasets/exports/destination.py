@@ -102,9 +102,18 @@ def stage(target: str, source: str, owner: Owner, settings: Settings, roots: Roo
 
 
 def real(place: str, roots: Roots) -> str:
-    """The form of a place that is compared with others: an absolute path without links, or a prefix. Raises OSError."""
+    """The form of a place that is compared with others: an absolute path without links, or a prefix.
+
+    Raises:
+        OSError
+        DestinationUnusable: the root that it lies in does not exist.
+    """
     place = normalise(place)
-    return place if place.startswith("s3://") else roots.real_path(place)
+    try:
+        return place if place.startswith("s3://") else roots.real_path(place)
+    except FileNotFoundError as error:
+        detail = f"the root that {place} lies in does not exist on this machine"
+        raise DestinationUnusable(detail, field="destination") from error
 
 
 def require_apart(target: str, source: str) -> None:

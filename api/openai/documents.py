@@ -17,7 +17,7 @@ from api.producer.once import once
 from api.producer.resources import Resources
 from shared.database.batches import NewDocument, StoredDocument
 from shared.openai.documents import MEDIA_TYPE, key_of
-from tuwen.errors import InvalidRequest, NotFound
+from tuwen.errors import Conflict, InvalidRequest, NotFound
 
 PREFIX = "file-"
 _CHUNK = 2**20
@@ -83,6 +83,7 @@ def keep(
 
     Raises:
         InvalidRequest: the file is empty, its purpose is not supported, or its key was used with another file.
+        Conflict: the file that was uploaded under its key was deleted.
         StorageUnavailable, DatabaseUnavailable
     """
     if purpose != "batch":
@@ -101,7 +102,7 @@ def keep(
     new = NewDocument(id, key, filename, purpose, size)
     try:
         stored = resources.database.documents.add(new, caller.tenant, asked)
-    except InvalidRequest:
+    except (Conflict, InvalidRequest):
         resources.store.delete(key)
         raise
     if stored.id != id:

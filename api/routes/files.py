@@ -50,7 +50,7 @@ FileId = Annotated[str, Depends(_file_id)]
     status_code=201,
     response_model=File | documents.Document,
     summary="Upload an image, or the requests of a batch",
-    responses={201: {"headers": documented("Location")}, **openai_problems(400, 401, 413)},
+    responses={201: {"headers": documented("Location")}, **openai_problems(400, 401, 409, 413)},
     openapi_extra={
         "requestBody": {
             "required": True,

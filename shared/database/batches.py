@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Insert, delete, func, insert, select, text, u
 
 from shared.database.batch_status import BatchStatus
 from shared.database.connections import Connections, rows_as, seconds
-from shared.database.idempotency import Once, run_once
+from shared.database.idempotency import Once, deleted, run_once
 from shared.database.shards import Renewal, renewal
 from shared.database.tables import BatchLineRow, BatchRow, DocumentRow, JobRow
 from tuwen.errors import Conflict, NotFound
@@ -141,10 +141,16 @@ class Documents:
 
         Raises:
             IdempotencyMismatch: something else was asked for under the key of `once`.
+            Conflict: what was made under the key was deleted.
         """
         new = _insertion(document, tenant).returning(DocumentRow.__table__)
         outcome = run_once(self._connections, tenant, once, str(document.id), new)
-        return self.get(UUID(outcome.before[0]), tenant) if outcome.before else rows_as(StoredDocument, outcome.rows)[0]
+        if not outcome.before:
+            return rows_as(StoredDocument, outcome.rows)[0]
+        try:
+            return self.get(UUID(outcome.before[0]), tenant)
+        except NotFound:
+            raise deleted("file") from None
 
     def get(self, id: UUID, tenant: Tenant) -> StoredDocument:
         """Raises NotFound also for another tenant's document."""

@@ -18,7 +18,7 @@ from uuid_utils.compat import uuid7
 
 from shared.database import dataset_statements as transitions
 from shared.database.connections import Connections
-from shared.database.idempotency import Once, run_once
+from shared.database.idempotency import Once, deleted, run_once
 from shared.database.shards import Renewal, kinds_name, renewal
 from shared.database.tables import DatasetRow, ReviewRow
 from shared.settings import Settings
@@ -82,7 +82,7 @@ class Datasets:
 
         Raises:
             IdempotencyMismatch: something else was asked for under the key of `once`.
-            Conflict: another unfinished data set has the same destination.
+            Conflict: another unfinished data set has the same destination, or what was made under the key was deleted.
         """
         id = uuid7()
         new = insert(DatasetRow).values(
@@ -97,7 +97,12 @@ class Datasets:
             outcome = run_once(self._connections, tenant, once, str(id), new.returning(DatasetRow.id))
         except IntegrityError as error:
             raise _destination_taken(request.destination) from error
-        return UUID(outcome.before[0]) if outcome.before else id
+        if not outcome.before:
+            return id
+        try:
+            return self.get(UUID(outcome.before[0]), tenant).id
+        except NotFound:
+            raise deleted("data set") from None
 
     def owner(self, id: UUID) -> Tenant:
         """The tenant of a data set, for who proves in another way that he may see it. Raises NotFound."""

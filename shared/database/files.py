@@ -63,9 +63,11 @@ class Files:
         )
         # The update changes nothing, but without it the statement would not return an existing row.
         same = new.on_conflict_do_update(index_elements=[FileRow.tenant, FileRow.sha256], set_={"key": key})
-        outcome = run_once(self._connections, tenant, once, sha256, same.returning(FileRow.created_at))
+        statement = same.returning(FileRow.created_at)
+        outcome = run_once(self._connections, tenant, once, sha256, statement)
         # What was made before under the same key are these bytes.
-        return self.get(sha256, tenant).created_at if outcome.before else outcome.rows[0].created_at
+        created_at: datetime = (outcome.rows or self._run(statement))[0].created_at
+        return created_at
 
     def get(self, sha256: str, tenant: Tenant) -> StoredFile:
         """The file with these bytes. Raises NotFound, also for another tenant's file."""

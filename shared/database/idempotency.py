@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.database.connections import Connections, seconds
 from shared.database.tables import IdempotencyRow
-from tuwen.errors import IdempotencyMismatch
+from tuwen.errors import Conflict, IdempotencyMismatch
 from tuwen.jobs import Tenant
 
 LIFETIME = 86_400.0
@@ -88,6 +88,14 @@ def run_once(
         if not rows:
             connection.execute(delete(IdempotencyRow).where(_is(tenant, once)))
     return Outcome(rows)
+
+
+def deleted(what: str) -> Conflict:
+    """The error of a request whose key made something that was deleted since: making it again is not what was asked."""
+    return Conflict(
+        f"This Idempotency-Key made a {what} that was deleted since; use a new key to make another.",
+        field="Idempotency-Key",
+    )
 
 
 def forget(connections: Connections) -> None:

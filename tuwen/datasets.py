@@ -205,6 +205,9 @@ class Item(FrozenModel):
     number: int = Field(description="position in the data set, from 0, without gaps; identifies the image in paths")
     annotation: Annotation
     reviews: tuple[Review, ...] = Field((), description="all reviews of the image, the newest first")
+    preview_url: str | None = Field(
+        None, description="URL of a small JPEG of the image; needs no API key, and is valid for a limited time"
+    )
 
 
 class DatasetPage(FrozenModel):

@@ -20,6 +20,7 @@ TuwenError
 │   └── StorageQuotaExceeded       403  storage_quota_exceeded
 ├── NotFound                       404  not_found
 ├── Conflict                       409  conflict
+├── LinkExpired                    410  link_expired
 ├── PayloadTooLarge                413  payload_too_large
 ├── QuotaExceeded                  429  quota_exceeded
 ├── FetchFailed                    502  fetch_failed          retryable
@@ -59,6 +60,8 @@ class TuwenError(Exception):
         """Dotted path of the invalid request field, if there is one."""
         self.retry_after = retry_after
         """Seconds after which another attempt makes sense, if known."""
+        self.request_id: str | None = None
+        """In a client: the server's name for the request, which its log lines have too."""
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling, and engine errors cross processes.
@@ -183,6 +186,12 @@ class Conflict(TuwenError):
     code, status = "conflict", 409
 
 
+class LinkExpired(TuwenError):
+    """The time of this URL is over; the job or image that it leads to shows a new one."""
+
+    code, status = "link_expired", 410
+
+
 class PayloadTooLarge(TuwenError):
     """The body of the request is too large."""
 
@@ -193,6 +202,13 @@ class QuotaExceeded(TuwenError):
     """The API key has as many unfinished jobs, data sets or batches as it may have."""
 
     code, status = "quota_exceeded", 429
+
+    policy: str = "unfinished-jobs"
+    """What the quota is of, as `RateLimit` names it."""
+    quota: int | None = None
+    """How many the key may have at once."""
+    left: int | None = None
+    """How many more it may have now: fewer than it asked for."""
 
 
 class FetchFailed(TuwenError):

@@ -122,12 +122,13 @@ class Keyring:
         )
 
 
-_bearer = HTTPBearer(auto_error=False, description="API key, `tw_…`; made with `tuwen keys create`")
+bearer = HTTPBearer(auto_error=False, description="API key, `tw_…`; made with `tuwen keys create`")
 
 
-async def _caller(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+async def find_caller(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
 ) -> Caller:
+    """Who calls. Raises Unauthorized, DatabaseUnavailable."""
     keyring: Keyring | None = request.app.state.resources.keyring
     if keyring is None:
         return Caller(OPEN_TENANT)
@@ -141,19 +142,24 @@ async def _caller(
     return caller
 
 
-CallerDep = Annotated[Caller, Depends(_caller)]
+CallerDep = Annotated[Caller, Depends(find_caller)]
 
 
 def require_loopback(settings: Settings) -> None:
     """Refuse to run an open installation that other machines could reach.
 
     Raises:
-        ConfigurationError: the installation is open and does not listen on loopback.
+        ConfigurationError: the installation is open, and does not listen on loopback or lets every site's pages in.
     """
     if settings.auth == "open" and not is_loopback(settings.host):
         raise ConfigurationError(
             f"TUWEN_AUTH=open gives everybody who reaches {settings.host} full access; "
             "listen on 127.0.0.1, or use TUWEN_AUTH=keys"
+        )
+    if settings.auth == "open" and "*" in settings.cors_origins:
+        raise ConfigurationError(
+            "TUWEN_CORS_ORIGINS=* lets the pages of every site use an installation that asks for no key; "
+            "list the origins, or use TUWEN_AUTH=keys"
         )
 
 
@@ -168,12 +174,13 @@ class LocalOnly:
     def __init__(self, app: ASGIApp, settings: Settings):
         self._app = app
         self._names = local_names(settings)
+        self._origins = frozenset(settings.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             error = self._objection(scope)
             if error is not None:
-                await respond_to(error)(scope, receive, send)
+                await respond_to(error, scope["path"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -185,16 +192,15 @@ class LocalOnly:
         host = headers.get("host", "")
         if host_name(host) not in self._names:
             return Forbidden("Without API keys only localhost is served; this request names another host.")
-        if scope["method"] not in _SAFE_METHODS and _is_cross_site(headers, host):
+        if scope["method"] not in _SAFE_METHODS and self._is_cross_site(headers, host):
             return Forbidden("This request was made by a page of another site.")
         return None
 
-
-def _is_cross_site(headers: Headers, host: str) -> bool:
-    origin = headers.get("origin")
-    if origin is not None:
-        return urlsplit(origin).netloc != host
-    return headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+    def _is_cross_site(self, headers: Headers, host: str) -> bool:
+        origin = headers.get("origin")
+        if origin is not None:
+            return origin not in self._origins and urlsplit(origin).netloc != host
+        return headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
 
 
 def _is_address(host: str) -> bool:

@@ -17,7 +17,6 @@ from functools import partial
 from anyio.to_thread import run_sync
 from fastapi import Request
 from fastapi.sse import format_sse_event
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.problems import respond_to
@@ -38,10 +37,8 @@ def _last_event(error: TuwenError) -> bytes:
 
 @dataclass(eq=False, slots=True)
 class Hold:
-    """A request under way, and how it tells its client of an error."""
+    """A request under way, and how a stream tells its client of an error."""
 
-    answer: Callable[[TuwenError], Response] = respond_to
-    """Makes the answer, as long as there is none."""
     last_event: Callable[[TuwenError], bytes] = _last_event
     """Makes the event that ends a stream."""
     task: asyncio.Task[object] | None = field(default_factory=asyncio.current_task)
@@ -158,7 +155,7 @@ class EndWhenRevoked:
     async def _tell(hold: Hold, started: str | None, scope: Scope, receive: Receive, send: Send) -> None:
         error = Unauthorized("This API key was revoked while the request was under way, so the request ends here.")
         if started is None:
-            await hold.answer(error)(scope, receive, send)
+            await respond_to(error, scope["path"])(scope, receive, send)
         elif started.startswith("text/event-stream"):
             await send({"type": "http.response.body", "body": hold.last_event(error)})
         else:

@@ -7,8 +7,7 @@ data set, the epoch of its claim.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -20,6 +19,7 @@ from uuid_utils.compat import uuid7
 from shared.database import dataset_statements as transitions
 from shared.database.connections import Connections
 from shared.database.dataset_places import require_free
+from shared.database.idempotency import Once, Outcome, deleted, run_once
 from shared.database.shards import Renewal, kinds_name, renewal
 from shared.database.tables import DatasetRow, ReviewRow
 from shared.database.usage import require_dataset_place
@@ -71,24 +71,33 @@ class Datasets:
     """Data sets, as their owners see them and as the housekeepers process them."""
 
     def __init__(self, connections: Connections, settings: Settings):
+        self._connections = connections
         self._run = connections.run
         self._fetch = connections.fetch
-        self._transaction = connections.transaction
         self._settings = settings
 
     # ── the client's side ─────────────────────────────────────────────────────────────────────────
 
     def submit(
-        self, request: DatasetRequest, tenant: Tenant, *, most: int | None = None, key: UUID | None = None
+        self,
+        request: DatasetRequest,
+        tenant: Tenant,
+        *,
+        most: int | None = None,
+        key: UUID | None = None,
+        once: Once | None = None,
     ) -> UUID:
         """Accept a data set; it is committed when this returns. The roots of `key` bound its places from now on.
+
+        Returns its id, or that of the one that was made before under the same key of `once`.
 
         Args:
             most: unfinished data sets that the tenant may have at once; exact under concurrency, as in `retry` and
                 `export`.
 
         Raises:
-            Conflict: another unfinished data set has the same destination.
+            IdempotencyMismatch: something else was asked for under the key of `once`.
+            Conflict: another unfinished data set has the same destination, or what was made under the key was deleted.
             Forbidden: the destination is another tenant's.
             QuotaExceeded
         """
@@ -103,9 +112,20 @@ class Datasets:
             kinds=kinds_name(request.kinds),
             priority=request.priority,
         )
-        with self._taking(request.destination, tenant, most) as connection:
-            connection.execute(new)
-        return id
+        outcome = self._take(id, request.destination, tenant, most, once, new.returning(DatasetRow.id))
+        if not outcome.before:
+            return id
+        try:
+            return self.get(UUID(outcome.before[0]), tenant).id
+        except NotFound:
+            raise deleted("data set") from None
+
+    def owner(self, id: UUID) -> Tenant:
+        """The tenant of a data set, for who proves in another way that he may see it. Raises NotFound."""
+        rows = self._run(select(DatasetRow.tenant).where(DatasetRow.id == id))
+        if not rows:
+            raise NotFound(f"There is no data set {id}.")
+        return str(rows[0].tenant)
 
     def get(self, id: UUID, tenant: Tenant) -> Dataset:
         """The data set with its progress. Raises NotFound, also for another tenant's data set."""
@@ -142,23 +162,29 @@ class Datasets:
         failed_only: bool = False,
         most: int | None = None,
         key: UUID | None = None,
+        once: Once | None = None,
     ) -> DatasetStatus:
         """Run only the images that failed again; unless `failed_only`, also those that a cancel left undone.
 
+        Does nothing where it was done before under the same key.
+
         Raises:
+            IdempotencyMismatch: something else was asked for under the key of `once`.
             NotFound: the tenant has no such data set.
             Conflict: the data set is not over, no image of it failed, or its destination is taken.
             Forbidden: its destination is another tenant's by now.
         """
         values = {"id": id, "tenant": tenant, "failed_only": failed_only, "key": key}
-        with self._taking(self._row(id, tenant).destination, tenant, most) as connection:
-            rows = connection.execute(transitions.RETRY, values).all()
-        if not rows:
+        destination = self._row(id, tenant).destination
+        outcome = self._take(id, destination, tenant, most, once, transitions.RETRY, values)
+        if not outcome.rows:
             status = self._row(id, tenant).status
+            if outcome.before:
+                return DatasetStatus(status)
             over = DatasetStatus(status).terminal
             why = "none of its images failed" if over else f"it is {status}; cancel it first, or wait"
             raise Conflict(f"Data set {id} cannot be retried: {why}.")
-        return DatasetStatus(rows[0].status)
+        return DatasetStatus(outcome.rows[0].status)
 
     def export(
         self,
@@ -170,18 +196,21 @@ class Datasets:
         overwrite: bool,
         most: int | None = None,
         key: UUID | None = None,
+        once: Once | None = None,
     ) -> None:
         """Export a data set that is over again, to the same or another destination.
+
+        Does nothing where it was done before under the same key.
 
         Raises:
             NotFound, Conflict, QuotaExceeded
             Forbidden: the destination is another tenant's.
+            IdempotencyMismatch: something else was asked for under the key of `once`.
         """
         changed = {"destination": destination, "destination_format": destination_format, "overwrite": overwrite}
         values = {"id": id, "tenant": tenant, "destination": destination, "changed": json.dumps(changed), "key": key}
-        with self._taking(destination, tenant, most) as connection:
-            rows = connection.execute(transitions.EXPORT, values).all()
-        if not rows:
+        outcome = self._take(id, destination, tenant, most, once, transitions.EXPORT, values)
+        if not outcome.rows and not outcome.before:
             raise self._unchangeable(id, tenant, "exported")
 
     def delete(self, id: UUID, tenant: Tenant) -> None:
@@ -195,21 +224,32 @@ class Datasets:
             status = self._row(id, tenant).status
             raise Conflict(f"Data set {id} is {status} and cannot be deleted; cancel it first, or wait.")
 
-    @contextmanager
-    def _taking(self, destination: str | None, tenant: Tenant, most: int | None) -> Iterator[Connection]:
-        """A transaction in which a data set becomes unfinished and gets a destination that nobody else has.
+    def _take(
+        self,
+        id: UUID,
+        destination: str | None,
+        tenant: Tenant,
+        most: int | None,
+        once: Once | None,
+        statement: Executable,
+        values: Mapping[str, object] | None = None,
+    ) -> Outcome:
+        """Execute a statement with which a data set becomes unfinished and gets a destination that nobody else has.
 
         Raises:
             Conflict: another unfinished data set has it.
             Forbidden: it is another tenant's.
             QuotaExceeded: the tenant has `most` unfinished ones.
+            IdempotencyMismatch: something else was asked for under the key of `once`.
         """
+
+        def require(connection: Connection) -> None:
+            require_dataset_place(connection, tenant, most)
+            if destination is not None:
+                require_free(connection, destination, tenant)
+
         try:
-            with self._transaction() as connection:
-                require_dataset_place(connection, tenant, most)
-                if destination is not None:
-                    require_free(connection, destination, tenant)
-                yield connection
+            return run_once(self._connections, tenant, once, str(id), statement, values, require=require)
         except IntegrityError as error:
             raise _destination_taken(destination) from error
 
@@ -284,9 +324,17 @@ class Datasets:
 
     # ── reviews of images ────────────────────────────────────────────────────────────────────────
 
-    def review(self, id: UUID, image: int, said: ReviewRequest) -> None:
-        """Add a review of an image; the newest one counts, and older ones stay."""
-        self._run(insert(ReviewRow).values(id=uuid7(), dataset_id=id, image=image, **said.model_dump()))
+    def review(
+        self, id: UUID, image: int, said: ReviewRequest, *, tenant: Tenant = "", once: Once | None = None
+    ) -> None:
+        """Add a review of an image; the newest one counts, and older ones stay. Once only under a key of the tenant's.
+
+        Raises:
+            IdempotencyMismatch: something else was asked for under the key of `once`.
+        """
+        review_id = uuid7()
+        new = insert(ReviewRow).values(id=review_id, dataset_id=id, image=image, **said.model_dump())
+        run_once(self._connections, tenant, once, str(review_id), new.returning(ReviewRow.id))
 
     def withdraw(self, id: UUID, image: int, review: UUID, author: str | None) -> None:
         """Withdraw a review of an image that `author` (None: anybody) wrote. Raises NotFound."""

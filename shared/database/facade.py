@@ -15,6 +15,7 @@ from shared.database.datasets import Datasets
 from shared.database.files import Files
 from shared.database.jobs import Jobs
 from shared.database.keys import Keys
+from shared.database.secrets import Secrets
 from shared.database.shards import Shards
 from shared.database.tables import JobRow
 from shared.database.usage import Usage
@@ -46,6 +47,7 @@ class Database:
         self.files = Files(self._connections)
         self.keys = Keys(self._connections)
         self.usage = Usage(self._connections)
+        self.secrets = Secrets(self._connections)
         self.webhooks = Webhooks(self._connections)
         self.clock = Clock(self._connections, settings)
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from sqlalchemy import select, text
 
 from shared.database.connections import Connections
+from shared.database.idempotency import Once, reserve
 from shared.database.tables import FileRow
 from shared.database.usage import storage_full
 from tuwen.errors import NotFound
@@ -57,6 +58,7 @@ class Files:
     """Uploaded images; each tenant sees its own."""
 
     def __init__(self, connections: Connections):
+        self._connections = connections
         self._run = connections.run
         self._fetch = connections.fetch
 
@@ -71,6 +73,7 @@ class Files:
         height: int,
         size: int,
         most: int | None = None,
+        once: Once | None = None,
     ) -> datetime:
         """Add a file and return when it was first uploaded. Idempotent: the same bytes again are the same file.
 
@@ -78,13 +81,17 @@ class Files:
             most: bytes that the tenant may have stored; exact under concurrency.
 
         Raises:
+            IdempotencyMismatch: something else was asked for under the key of `once`.
             StorageQuotaExceeded
         """
         values = {"sha256": sha256, "key": key, "media_type": media_type, "width": width, "height": height}
-        rows = self._run(_ADD, {"tenant": tenant, "size": size, "most": most, **values})
-        if rows[0].created_at is None:
-            raise storage_full(rows[0].stored_bytes, most or 0, size)
-        created_at: datetime = rows[0].created_at
+        with self._connections.transaction() as connection:
+            if once is not None:
+                reserve(connection, tenant, once, [sha256])  # what was made under it before are these bytes
+            [row] = connection.execute(_ADD, {"tenant": tenant, "size": size, "most": most, **values}).all()
+            if row.created_at is None:
+                raise storage_full(row.stored_bytes, most or 0, size)
+        created_at: datetime = row.created_at
         return created_at
 
     def get(self, sha256: str, tenant: Tenant) -> StoredFile:

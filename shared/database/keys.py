@@ -15,7 +15,7 @@ from uuid_utils.compat import uuid7
 
 from shared.database.connections import Connections, seconds
 from shared.database.tables import ApiKeyRow
-from tuwen.errors import InvalidRequest, NotFound
+from tuwen.errors import Forbidden, InvalidRequest, NotFound
 from tuwen.jobs import Tenant
 
 _TENANT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
@@ -94,6 +94,12 @@ class Keys:
         """Those of these hashes that belong to active keys."""
         found = select(ApiKeyRow.sha256).where(ApiKeyRow.sha256.in_(sha256s), ApiKeyRow.revoked_at.is_(None))
         return {row.sha256 for row in self._run(found)}
+
+    def require_active(self, tenant: Tenant, id: UUID | None) -> None:
+        """Require that this key of the tenant is active, or any of its keys where `id` is None. Raises Forbidden."""
+        active = select(ApiKeyRow.id).where(ApiKeyRow.tenant == tenant, ApiKeyRow.revoked_at.is_(None))
+        if not self._run((active if id is None else active.where(ApiKeyRow.id == id)).limit(1)):
+            raise Forbidden("The API key for which this URL was made has been revoked.")
 
     def all(self) -> list[ApiKey]:
         """All keys, revoked ones too, the oldest first."""

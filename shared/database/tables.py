@@ -134,7 +134,7 @@ class JobRow(Base):
 
 
 class IdempotencyRow(Base):
-    """An `Idempotency-Key`: the jobs it made, and the hash of the body."""
+    """An `Idempotency-Key`: the ids of what was made under it, and the hash of what was asked for."""
 
     __tablename__ = "idempotency_keys"
 
@@ -178,6 +178,16 @@ class TenantUsageRow(Base):
 
     tenant: Mapped[str] = mapped_column(primary_key=True)
     stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
+
+
+class SecretRow(Base):
+    """A secret that the processes of the installation share, by its name."""
+
+    __tablename__ = "secrets"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[bytes]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class FileRow(Base):

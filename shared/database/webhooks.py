@@ -13,7 +13,7 @@ from sqlalchemy import func, text, update
 from shared.database.connections import Connections
 from shared.database.tables import WEBHOOK_HOST, WebhookRow
 from tuwen.errors import Conflict, NotFound
-from tuwen.jobs import Status, Tenant
+from tuwen.jobs import Kind, Status, Tenant
 
 LATE = 60.0
 """Seconds after which a delivery that is still owed is late."""
@@ -51,8 +51,8 @@ _TAKE_WEBHOOKS = text(f"""
         due_at = now() + LEAST(3600, 5 * 4 ^ webhooks.attempts) * interval '1 second'
     FROM due, jobs LEFT JOIN api_keys AS signer ON signer.id = jobs.key_id
     WHERE webhooks.id = due.id AND jobs.id = webhooks.job_id
-    RETURNING webhooks.id, webhooks.url, due.host, webhooks.attempts, webhooks.job_id, jobs.tenant, jobs.status,
-        jobs.finished_at, signer.webhook_secret AS secret, signer.old_webhook_secret AS old_secret,
+    RETURNING webhooks.id, webhooks.url, due.host, webhooks.attempts, webhooks.job_id, jobs.tenant, jobs.kind,
+        jobs.status, jobs.finished_at, signer.webhook_secret AS secret, signer.old_webhook_secret AS old_secret,
         COALESCE(signer.old_webhook_secret_until > now(), false) AS overlaps
 """)  # noqa: S608 (a constant)
 
@@ -107,6 +107,7 @@ class DueWebhook:
     """This one included."""
     job_id: UUID
     tenant: Tenant
+    kind: Kind
     status: Status
     finished_at: datetime
     secret: str | None = field(repr=False)

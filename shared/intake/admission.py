@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 
 from shared.database import Database
+from shared.database.idempotency import Once
 from shared.database.usage import storage_full
 from shared.intake.data_urls import decode_base64, decode_data_url, is_data_url
 from shared.intake.fetch import vet_url
@@ -65,10 +66,11 @@ class Admission:
             self._require_any_room(tenant, most_stored)
         return self._store_images(requests, tenant, paths, most_stored)
 
-    def keep(self, data: bytes, tenant: Tenant, most_stored: int | None = None) -> File:
+    def keep(self, data: bytes, tenant: Tenant, most_stored: int | None = None, once: Once | None = None) -> File:
         """Store an image that a caller sent, once it is known to be one.
 
         Raises:
+            IdempotencyMismatch: something else was asked for under the key of `once`.
             ImageRejected: it is none, or none that is wanted.
             StorageQuotaExceeded: with it, the tenant would have more than `most_stored` bytes.
             StorageUnavailable, DatabaseUnavailable
@@ -88,6 +90,7 @@ class Admission:
             height=image.height,
             size=len(data),
             most=most_stored,
+            once=once,
         )
         return File(
             id=digest,

@@ -31,6 +31,7 @@ from shared.database.batches import BatchClaim, Line, NewDocument
 from shared.database.shards import Renewal
 from shared.intake.admission import Admission
 from shared.leasing.heartbeat import Heartbeat, Held
+from shared.objects.signed_urls import ResultUrls, UrlSigner
 from shared.objects.storage import ObjectStore
 from shared.openai.batch_lines import (
     LineRequest,
@@ -89,6 +90,7 @@ class BatchRunner:
         self._queue = JobQueue(settings)
         self._store = ObjectStore.open(settings)
         self._admission = Admission(settings, self._database, self._store)
+        self._signer = UrlSigner(settings, self._database)
         self._recorder = Recorder()
         self._heartbeat = Heartbeat(self._renew, settings.heartbeat, "batch-heartbeat")
         self._stopping = threading.Event()
@@ -344,8 +346,9 @@ class BatchRunner:
         if job.status is not Status.SUCCEEDED:
             return failure_line(line.custom_id, job), False
         try:
+            urls = ResultUrls(self._signer, batch.base_url)
             answer = answer_line(
-                self._settings, self._store, batch.base_url, batch.endpoint, line.custom_id, line.response_format, job
+                self._settings, self._store, urls, batch.endpoint, line.custom_id, line.response_format, job
             )
         except NotFound as error:
             return refusal_line(line.custom_id, error, job.id), False

@@ -19,8 +19,10 @@ from standardwebhooks.webhooks import Webhook
 from shared.database import Database
 from shared.database.webhooks import DueWebhook
 from shared.intake.fetch import Fetcher
+from shared.objects.signed_urls import ResultUrls, UrlSigner
 from shared.settings import Settings
 from tuwen.errors import DatabaseUnavailable, FetchFailed, TuwenError
+from tuwen.jobs import Kind, Status
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +123,9 @@ class WebhookSender:
         shared = settings.webhook_secret.get_secret_value().split(",") if settings.webhook_secret else []
         self._shared_secrets = [secret.strip() for secret in shared]
         self._hosts = Hosts()
+        # Nobody's request says here under which name the API is reached.
+        public = (settings.public_url or "").rstrip("/")
+        self._urls = ResultUrls(UrlSigner(settings, database), public) if public else None
         self._ended = threading.Event()
         """Set by each delivery that ends, since another one may take its place."""
         self._closing = False
@@ -190,7 +195,7 @@ class WebhookSender:
             {
                 "type": f"job.{owed.status}",
                 "timestamp": owed.finished_at.isoformat(),
-                "data": {"id": str(owed.job_id), "status": owed.status},
+                "data": {"id": str(owed.job_id), "status": owed.status, **self._result(owed)},
             }
         )
         headers = {
@@ -213,6 +218,11 @@ class WebhookSender:
         else:
             secrets = [owed.secret, *([owed.old_secret] if owed.old_secret else self._shared_secrets)]
         return [Webhook(secret) for secret in secrets]
+
+    def _result(self, owed: DueWebhook) -> dict[str, str]:
+        """Where the receiver may fetch the image, without an API key: nowhere unless `public_url` is set."""
+        has_image = owed.kind is Kind.GENERATE and owed.status is Status.SUCCEEDED
+        return {"result_url": self._urls.image(owed.job_id)} if self._urls and has_image else {}
 
     def _settle(self, owed: DueWebhook, problem: str | None, *, give_up: bool) -> None:
         if problem is None:

@@ -236,7 +236,7 @@ def test_files(client: OpenAI) -> None:
     assert client.files.delete(file.id).deleted
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(file.id)
-    with pytest.raises(openai.UnprocessableEntityError):
+    with pytest.raises(openai.BadRequestError):
         client.files.create(file=("a.jsonl", b"{}\n"), purpose="fine-tune")
     with pytest.raises(openai.ConflictError):
         client.files.delete(image.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from urllib.parse import parse_qsl
 from uuid import UUID
 
 import httpx
@@ -12,11 +13,13 @@ import pytest
 from pydantic import SecretStr
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
+from shared.objects.signed_urls import UrlSigner
 from shared.settings import Settings
-from tests.support.api_server import serving
+from tests.support.api_server import FakeWorker, png, serving
 from tests.support.waiting import PATIENT, eventually
 from tests.support.webhooks import SECRET, Receiver, Sender
 from tuwen.errors import Conflict, NotFound
+from tuwen.jobs import JobRequest
 from workers.housekeeper import webhooks
 
 
@@ -224,3 +227,26 @@ def test_an_api_with_a_secret_takes_them(settings: Settings) -> None:
         refused = httpx.post(f"{url}/v1/jobs", json=body)
     assert refused.status_code == 422
     assert "TUWEN_WEBHOOK_SECRET" in refused.text
+
+
+def test_a_drawn_image_comes_with_its_url(settings: Settings, receiver: Receiver) -> None:
+    hand = FakeWorker(settings)
+    for public_url in (None, "https://tuwen.example/"):
+        sender = Sender(settings, public_url=public_url)
+        request = JobRequest.model_validate({"input": {"kind": "generate", "prompt": "猫"}, "webhook": receiver.url})
+        [id] = sender.database.jobs.submit([request], tenant="t").ids
+        hand.claim(id)
+        hand.succeed(id, png())
+        assert sender.deliver() == 1
+        headers, body = receiver.deliveries[-1]
+        data = Webhook(SECRET).verify(body, headers)["data"]
+        if public_url is None:
+            # Nothing says here where the API is.
+            assert data == {"id": str(id), "status": "succeeded"}
+            continue
+        path, _, query = data["result_url"].removeprefix("https://tuwen.example").partition("?")
+        assert path == f"/v1/jobs/{id}/image"
+        assert UrlSigner(settings, sender.database).verify(path, parse_qsl(query)) is None
+        with serving(settings) as url:
+            assert httpx.get(f"{url}{path}?{query}").content == png()
+    hand.close()

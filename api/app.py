@@ -19,6 +19,7 @@ from api.http.headers import EXPOSED
 from api.http.methods import HeadAsGet, Methods
 from api.http.reference import operation_id
 from api.http.request_ids import RequestIds
+from api.http.revocation import EndWhenRevoked
 from api.http.tracing import Traced
 from api.openai import batches, chat, images, models
 from api.producer.resources import open_resources
@@ -65,6 +66,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     document.install(app, settings)
     # The middleware added last is the outermost.
+    if settings.auth == "keys":
+        app.add_middleware(EndWhenRevoked)
     app.add_middleware(Methods, routes=routes)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(problems.LastResort)

@@ -7,6 +7,7 @@ TuwenError
 │   ├── ContentRefused             422  content_refused
 │   ├── UrlForbidden               422  url_forbidden
 │   ├── FetchRefused               422  fetch_refused
+│   ├── PathForbidden              422  path_forbidden
 │   ├── SourceUnusable             422  source_unusable
 │   ├── DestinationUnusable        422  destination_unusable
 │   └── ImageRejected              422  image_rejected
@@ -16,6 +17,7 @@ TuwenError
 │       └── UnsupportedFormat      422  unsupported_format
 ├── Unauthorized                   401  unauthorized
 ├── Forbidden                      403  forbidden
+│   └── StorageQuotaExceeded       403  storage_quota_exceeded
 ├── NotFound                       404  not_found
 ├── Conflict                       409  conflict
 ├── LinkExpired                    410  link_expired
@@ -106,6 +108,12 @@ class FetchRefused(InvalidRequest):
     code = "fetch_refused"
 
 
+class PathForbidden(InvalidRequest):
+    """The path of a file, or a link in it, leads out of the folders that may be used."""
+
+    code = "path_forbidden"
+
+
 class SourceUnusable(InvalidRequest):
     """The source of a data set cannot be read, or does not have the form that it should."""
 
@@ -160,6 +168,12 @@ class Forbidden(TuwenError):
     code, status = "forbidden", 403
 
 
+class StorageQuotaExceeded(Forbidden):
+    """The API key has stored as many bytes as it may; waiting makes no room."""
+
+    code = "storage_quota_exceeded"
+
+
 class NotFound(TuwenError):
     """Nothing has this id, or it belongs to another tenant."""
 
@@ -185,7 +199,7 @@ class PayloadTooLarge(TuwenError):
 
 
 class QuotaExceeded(TuwenError):
-    """The API key has as many unfinished jobs as it may have."""
+    """The API key has as many unfinished jobs, data sets or batches as it may have."""
 
     code, status = "quota_exceeded", 429
 

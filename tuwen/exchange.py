@@ -170,6 +170,7 @@ class Exchange:
 
         Raises:
             Unavailable: taking it up did not succeed within a minute.
+            TuwenError: the API ended the stream with the event `error`, for this reason.
         """
         attempt, give_up = 0, time.monotonic() + STREAM_PATIENCE
         while True:
@@ -177,6 +178,10 @@ class Exchange:
                 async with aclosing(self._events(path)) as events:
                     async for event in events:
                         attempt, give_up = 0, time.monotonic() + STREAM_PATIENCE
+                        name, data = event
+                        if name == "error":
+                            problem = Problem.model_validate_json(data)
+                            raise by_code().get(problem.code, TuwenError)(problem.detail)
                         yield event
             except Unavailable:
                 if time.monotonic() > give_up:

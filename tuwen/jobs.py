@@ -206,6 +206,7 @@ class StoredImage(FrozenModel):
     media_type: str = "image/png"
     width: int
     height: int
+    size: int | None = Field(None, description="bytes; none in results of early releases")
 
 
 class Candidate(FrozenModel):

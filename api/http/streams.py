@@ -16,6 +16,7 @@ from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel
 
 from api.http.reference import reference_to
+from tuwen.messages import Problem
 
 
 def event_stream(*events: dict[str, Any]) -> dict[str, Any]:
@@ -39,8 +40,8 @@ def event(data: type[BaseModel], name: str | None = None) -> dict[str, Any]:
 
 
 def streaming(*events: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route that always streams these events."""
-    return {200: {"description": "Server-sent events", "content": event_stream(*events)}}
+    """`responses` of a route that always streams these events, and at last perhaps why it ends early."""
+    return {200: {"description": "Server-sent events", "content": event_stream(*events, event(Problem, "error"))}}
 
 
 class StreamingRoute(APIRoute):

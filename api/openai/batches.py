@@ -158,6 +158,7 @@ async def create(
                 "id": uuid7(),
                 "tenant": caller.tenant,
                 "quota": caller.quota,
+                "max_stored_bytes": caller.bounds.stored_bytes,
                 "endpoint": asked.endpoint,
                 "input_id": document.id,
                 "completion_window": asked.completion_window,
@@ -165,6 +166,7 @@ async def create(
                 "base_url": base_url,
             },
             _DAY,
+            caller.bounds.batches,
             key,
         )
 

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from api.http.auth import Caller, CallerDep
 from api.http.reference import json_body
+from api.http.revocation import hold_of
 from api.http.streams import event, event_stream, stream
 from api.openai.answers import DONE, ChatChunk, ChatCompletion, ChatErrorEvent
 from api.openai.errors import openai_problems
@@ -72,6 +73,7 @@ async def complete(
     started = await start(resources, caller, asked.job(resources.settings), len(sent), idempotency_key, asked)
     if asked.stream:
         include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        hold_of(request).last_event = lambda error: _data({"error": body(error)})
         return stream(_events(resources, caller, started, include_usage=include_usage), started.headers)
     job = await wait_until_done(request, resources, caller, started)
     return JSONResponse(answer(job), headers=started.headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from typing import IO, Literal
@@ -17,7 +18,7 @@ from api.producer.once import once
 from api.producer.resources import Resources
 from shared.database.batches import NewDocument, StoredDocument
 from shared.openai.documents import MEDIA_TYPE, key_of
-from tuwen.errors import InvalidRequest, NotFound
+from tuwen.errors import Conflict, InvalidRequest, NotFound, StorageQuotaExceeded
 
 PREFIX = "file-"
 _CHUNK = 2**20
@@ -83,6 +84,8 @@ def keep(
 
     Raises:
         InvalidRequest: the file is empty, its purpose is not supported, or its key was used with another file.
+        Conflict: the file that was uploaded under its key was deleted.
+        StorageQuotaExceeded
         StorageUnavailable, DatabaseUnavailable
     """
     if purpose != "batch":
@@ -91,6 +94,8 @@ def keep(
         )
     id = uuid7()
     key = key_of(id, caller.tenant)
+    most = caller.bounds.stored_bytes
+    resources.database.usage.require_room(caller.tenant, most, body.seek(0, os.SEEK_END))
     asked = once(idempotency_key, "document", filename, purpose, _sha256(body) if idempotency_key is not None else "")
     body.seek(0)
     # The object is written first: a row must never name a missing object.
@@ -100,8 +105,8 @@ def keep(
         raise InvalidRequest("The file is empty.", field="file")
     new = NewDocument(id, key, filename, purpose, size)
     try:
-        stored = resources.database.documents.add(new, caller.tenant, asked)
-    except InvalidRequest:
+        stored = resources.database.documents.add(new, caller.tenant, most, asked)
+    except (Conflict, InvalidRequest, StorageQuotaExceeded):
         resources.store.delete(key)
         raise
     if stored.id != id:

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from api.http.auth import Caller, CallerDep
 from api.http.reference import json_body
+from api.http.revocation import hold_of
 from api.http.streams import event, event_stream, stream
 from api.openai.answers import DrawnImages, ImageCompletedEvent, ImageErrorEvent, PartialImageEvent
 from api.openai.errors import openai_problems
@@ -61,6 +62,7 @@ async def generate(
     asked = parse(ImagesRequest, sent)
     started = await start(resources, caller, asked.job(resources.settings), len(sent), idempotency_key, asked)
     if asked.stream:
+        hold_of(request).last_event = lambda error: _error(body(error))
         return stream(_events(resources, caller, started, asked.partial_images or 0), started.headers)
     job = await wait_until_done(request, resources, caller, started)
     made = await run_sync(answer, resources.settings, resources.store, urls, asked.response_format, job)

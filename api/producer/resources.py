@@ -86,8 +86,10 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     queue = JobQueue(settings)
     events = JobEvents(settings, database)
     outbox = Outbox(database, queue)
-    keyring = Keyring(database) if settings.auth == "keys" else None
+    keyring = Keyring(database, settings) if settings.auth == "keys" else None
     events.start()
+    if keyring is not None:
+        keyring.holds.start()
     try:
         index = DatasetIndex(database, store)
         admission = Admission(settings, database, store)
@@ -105,6 +107,8 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             CapacityLimiter(_HEAVY_AT_ONCE),
         )
     finally:
+        if keyring is not None:
+            await keyring.holds.close()
         await events.close()
         outbox.close()
         queue.close()

@@ -41,12 +41,14 @@ def submit(
     Raises:
         InvalidRequest: a request is invalid; the error may be of a subclass, and names the field.
         NotFound: the caller has no such file; the error names the field.
-        QuotaExceeded, DatabaseUnavailable, StorageUnavailable
+        QuotaExceeded, StorageQuotaExceeded, DatabaseUnavailable, StorageUnavailable
     """
     if idempotency_key is not None:
         require_sendable(idempotency_key)
     paths = [f"jobs.{index}." if in_batch else "" for index in range(len(requests))]
-    admitted = resources.admission.admit(requests, caller.tenant, paths)
+    admitted = resources.admission.admit(
+        requests, caller.tenant, paths, most_stored=caller.bounds.stored_bytes, signed=caller.signs_webhooks
+    )
     known = once(idempotency_key, asked) if asked is not None else None
     body_sha256 = known.request_sha256 if known else _body_hash(admitted) if idempotency_key is not None else ""
     with tracing.submission_span(len(admitted)) as trace:
@@ -57,6 +59,7 @@ def submit(
             idempotency_key=idempotency_key,
             body_sha256=body_sha256,
             trace=trace,
+            key_id=caller.key_id,
         )
     if submission.dispatches:
         resources.outbox.publish(submission.dispatches)

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from api.http.auth import CallerDep
+from api.http.auth import Caller, CallerDep
 from api.http.headers import documented
 from api.http.pagination import link_header
 from api.http.reference import json_body, problems
@@ -27,12 +27,11 @@ from api.producer.once import IdempotencyKey, once
 from api.producer.resources import Resources, ResourcesDep
 from api.routes import dataset_items
 from api.routes.dataset_items import Only, Order
-from shared.intake.dataset_places import require_allowed
+from shared.intake.dataset_places import Permission
 from shared.intake.validation import parse
 from shared.objects import datasets as dataset_objects
 from shared.objects.signed_urls import ResultUrls
 from shared.objects.storage import ObjectStore
-from shared.settings import Settings
 from tuwen.datasets import (
     Dataset,
     DatasetPage,
@@ -99,18 +98,21 @@ _EXAMPLES = {
     response_model=Dataset,
     summary="Annotate a data set",
     openapi_extra=json_body(DatasetRequest, _EXAMPLES),
-    responses={202: {"headers": documented("Location")}, **problems(403, 409, 422)},
+    responses={202: {"headers": documented("Location")}, **problems(403, 409, 422, 429)},
 )
 async def submit(
     request: Request, caller: CallerDep, resources: ResourcesDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """The run is stored when this request is answered. A second run into the same destination is refused."""
+    """The run is stored when this request is answered. A second run into the same destination is refused, as is a
+    destination that belongs to another tenant. With API keys, all places must lie below the roots of the key."""
     body = await request.body()
 
     def accept() -> Dataset:
-        wanted = admit(parse(DatasetRequest, body), resources.settings)
-        key = once(idempotency_key, "dataset", wanted.model_dump_json())
-        id = resources.database.datasets.submit(wanted, caller.tenant, key)
+        wanted = admit(parse(DatasetRequest, body), _permission(caller, resources))
+        asked = once(idempotency_key, "dataset", wanted.model_dump_json())
+        id = resources.database.datasets.submit(
+            wanted, caller.tenant, most=caller.bounds.datasets, key=caller.key_id, once=asked
+        )
         resources.outbox.publish_dataset(id)
         return resources.database.datasets.get(id, caller.tenant)
 
@@ -235,7 +237,7 @@ async def prioritize(request: Request, caller: CallerDep, dataset_id: DatasetId,
     status_code=202,
     response_model=Dataset,
     summary="Retry failed images",
-    responses=problems(404, 409, 422),
+    responses=problems(403, 404, 409, 422, 429),
 )
 async def retry(
     caller: CallerDep,
@@ -246,10 +248,13 @@ async def retry(
 ) -> Response:
     """Run only the images that failed again, and those that a cancel left undone. Then export again."""
 
-    key = once(idempotency_key, "retry of a data set", str(dataset_id), str(failed_only))
+    asked = once(idempotency_key, "retry of a data set", str(dataset_id), str(failed_only))
 
     def change(id: UUID, tenant: Tenant) -> None:
-        resources.database.datasets.retry(id, tenant, failed_only=failed_only, once=key)
+        admit(resources.database.datasets.get(id, tenant).request, _permission(caller, resources))
+        resources.database.datasets.retry(
+            id, tenant, failed_only=failed_only, most=caller.bounds.datasets, key=caller.key_id, once=asked
+        )
 
     return await _steer(resources, dataset_id, caller.tenant, change, 202)
 
@@ -262,7 +267,7 @@ async def retry(
     openapi_extra=json_body(
         ExportRequest, {"kohya": {"value": {"destination": "/data/k", "destination_format": "kohya"}}}
     ),
-    responses=problems(403, 404, 409, 422),
+    responses=problems(403, 404, 409, 422, 429),
 )
 async def export(
     request: Request,
@@ -273,12 +278,21 @@ async def export(
 ) -> Response:
     """Export the data set with all reviews so far, to any destination and in any format; no model runs again."""
     wanted = parse(ExportRequest, await request.body())
-    key = once(idempotency_key, "export", str(dataset_id), wanted.model_dump_json())
+    asked = once(idempotency_key, "export", str(dataset_id), wanted.model_dump_json())
 
     def change(id: UUID, tenant: Tenant) -> None:
-        place = require_allowed(wanted.destination, resources.settings, "destination")
+        before = resources.database.datasets.get(id, tenant).request
+        changed = before.model_copy(update=wanted.model_dump())
+        place = admit(changed, _permission(caller, resources)).destination or ""
         resources.database.datasets.export(
-            id, tenant, place, wanted.destination_format, overwrite=wanted.overwrite, once=key
+            id,
+            tenant,
+            place,
+            wanted.destination_format,
+            overwrite=wanted.overwrite,
+            most=caller.bounds.datasets,
+            key=caller.key_id,
+            once=asked,
         )
 
     return await _steer(resources, dataset_id, caller.tenant, change, 202)
@@ -352,14 +366,15 @@ async def item(
 async def preview(
     request: Request, reader: ReaderDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep
 ) -> Response:
-    """The preview is a JPEG of at most 512 pixels on a side; 404 when the image cannot be read. The URL that an image's
-    `preview_url` is needs no API key; it holds for a limited time."""
+    """The preview is a JPEG of at most 512 pixels on a side; 404 when the image cannot be read, 403 when the data set
+    may not read its source any more. The URL that an image's `preview_url` is needs no API key; it holds for a limited
+    time."""
 
-    def admit_reader() -> None:
+    def admit_reader() -> Dataset:
         tenant = reader.tenant(resources, lambda: resources.database.datasets.owner(dataset_id))
-        resources.database.datasets.get(dataset_id, tenant)
+        return resources.database.datasets.get(dataset_id, tenant)
 
-    await run_sync(admit_reader)
+    dataset = await run_sync(admit_reader)
     key = dataset_objects.preview_key(dataset_id, image)
 
     def look() -> int | None:
@@ -370,6 +385,8 @@ async def preview(
 
     size = await run_sync(look)
     if size is None:
+        key_roots = await run_sync(resources.database.dataset_places.key_roots, dataset_id)
+        Permission.of(resources.settings, key_roots).require(dataset.request.source, "source")
         await run_sync(resources.database.shards.locate, dataset_id, image)
         await run_sync(resources.outbox.ask_for_preview, dataset_id, image)
         async with asyncio.timeout(PREVIEW_PATIENCE) as patience:
@@ -458,24 +475,31 @@ async def withdraw(
 # ── shared by the routes ──────────────────────────────────────────────────────────────────────────────
 
 
-def admit(wanted: DatasetRequest, settings: Settings) -> DatasetRequest:
+def admit(wanted: DatasetRequest, permission: Permission) -> DatasetRequest:
     """Check that the places in the request may be named, and return the request with them in their normal form.
 
     Raises:
         InvalidRequest, Forbidden: a place may not be named; the error names the field.
     """
-    source = require_allowed(wanted.source, settings, "source")
+    source = permission.require(wanted.source, "source")
     places: dict[str, str] = {"source": source}
     if wanted.source_root is not None:
-        places["source_root"] = require_allowed(wanted.source_root, settings, "source_root")
+        places["source_root"] = permission.require(wanted.source_root, "source_root")
     if wanted.destination is not None:
-        places["destination"] = require_allowed(wanted.destination, settings, "destination")
-    if places.get("destination") == source and wanted.destination_format not in ("kohya", "imagefolder"):
+        places["destination"] = permission.require(wanted.destination, "destination")
+    if places.get("destination") != source:
+        if wanted.destination is not None:
+            permission.require_destination(wanted.destination)
+    elif wanted.destination_format not in ("kohya", "imagefolder"):
         raise InvalidRequest(
             "The destination is the source; only kohya and imagefolder put captions beside the images.",
             field="destination",
         )
     return wanted.model_copy(update=places)
+
+
+def _permission(caller: Caller, resources: Resources) -> Permission:
+    return Permission.of(resources.settings, caller.dataset_roots)
 
 
 def _clear(store: ObjectStore, dataset_id: UUID) -> None:

@@ -57,7 +57,7 @@ FileId = Annotated[str, Depends(_file_id)]
     status_code=201,
     response_model=File | documents.Document,
     summary="Upload an image, or the requests of a batch",
-    responses={201: {"headers": documented("Location")}, **openai_problems(400)},
+    responses={201: {"headers": documented("Location")}, **openai_problems(400, 403, 409)},
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -197,7 +197,7 @@ def _keep_file(resources: Resources, caller: Caller, body: IO[bytes], limit: int
     if len(data) > limit:
         raise _too_large(limit)
     asked = once(idempotency_key, "file", sha256(data).hexdigest())
-    return resources.admission.keep(data, caller.tenant, asked)
+    return resources.admission.keep(data, caller.tenant, caller.bounds.stored_bytes, asked)
 
 
 def _too_large(limit: int) -> PayloadTooLarge:

@@ -105,7 +105,7 @@ _SUBMITTED = documented("Location", "Preference-Applied", *RATE_LIMIT)
     responses={
         200: {"model": Job, "description": "The job is over already", "headers": _SUBMITTED},
         202: {"headers": _SUBMITTED},
-        **problems(404, 422, 429),
+        **problems(403, 404, 409, 422, 429),
     },
 )
 async def submit_job(
@@ -140,7 +140,7 @@ async def submit_job(
     openapi_extra=json_body(
         Batch, {"two": {"value": {"jobs": [_PROMPTS["generate"]["value"], _PROMPTS["recognize"]["value"]]}}}
     ),
-    responses={202: {"headers": documented(*RATE_LIMIT)}, **problems(404, 422, 429)},
+    responses={202: {"headers": documented(*RATE_LIMIT)}, **problems(403, 404, 409, 422, 429)},
 )
 async def submit_batch(
     request: Request,

@@ -7,7 +7,7 @@ first one to commit or roll back, and is then told what the first one made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.database.connections import Connections, seconds
 from shared.database.tables import IdempotencyRow
-from tuwen.errors import IdempotencyMismatch
+from tuwen.errors import Conflict, IdempotencyMismatch
 from tuwen.jobs import Tenant
 
 LIFETIME = 86_400.0
@@ -71,23 +71,39 @@ def run_once(
     made: str,
     statement: Executable,
     values: Mapping[str, object] | None = None,
+    *,
+    require: Callable[[Connection], None] | None = None,
 ) -> Outcome:
     """Execute one statement, under a key if there is one. A statement that returns no row did nothing: the key stays
     free.
 
+    Args:
+        require: called in the same transaction before the statement, unless it was executed before under the key; what
+            it raises leaves the key free.
+
     Raises:
         IdempotencyMismatch: something else was asked for under the key.
     """
-    if once is None:
+    if once is None and require is None:
         return Outcome(connections.run(statement, values))
     with connections.transaction() as connection:
-        before = reserve(connection, tenant, once, [made])
+        before = reserve(connection, tenant, once, [made]) if once is not None else None
         if before is not None:
             return Outcome([], before)
+        if require is not None:
+            require(connection)
         rows = list(connection.execute(statement, values or {}).all())
-        if not rows:
+        if once is not None and not rows:
             connection.execute(delete(IdempotencyRow).where(_is(tenant, once)))
     return Outcome(rows)
+
+
+def deleted(what: str) -> Conflict:
+    """The error of a request whose key made something that was deleted since: making it again is not what was asked."""
+    return Conflict(
+        f"This Idempotency-Key made a {what} that was deleted since; use a new key to make another.",
+        field="Idempotency-Key",
+    )
 
 
 def forget(connections: Connections) -> None:

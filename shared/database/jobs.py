@@ -26,7 +26,7 @@ from shared.database.tables import JobRow
 from shared.database.workers import Workers
 from shared.settings import Settings
 from tuwen.errors import Conflict, NotFound, QuotaExceeded
-from tuwen.jobs import Job, JobError, JobRequest, JobResult, Kind, Status, Tenant
+from tuwen.jobs import GenerateResult, Job, JobError, JobRequest, JobResult, Kind, Status, Tenant
 
 SUSPICIOUS_LOSSES = 3
 """Workers that may die with a job in their hands, but in no batch, before it is run apart from all others."""
@@ -79,6 +79,15 @@ class Finish:
     result: JobResult | None = None
     result_key: str | None = None
     error: JobError | None = None
+
+    @property
+    def stored_bytes(self) -> int | None:
+        """Bytes of the pictures that the result keeps; None when it keeps none, or an early release told no sizes."""
+        if not isinstance(self.result, GenerateResult):
+            return None
+        images = [self.result.image, *(candidate.image for candidate in self.result.candidates)]
+        sizes = {image.key: image.size for image in images if image is not None}
+        return sum(size for size in sizes.values() if size is not None) or None
 
     @property
     def status(self) -> Status:
@@ -161,12 +170,14 @@ class Jobs:
         idempotency_key: str | None = None,
         body_sha256: str = "",
         trace: str | None = None,
+        key_id: UUID | None = None,
         together_with: Callable[[Connection, list[UUID]], None] | None = None,
     ) -> Submission:
         """Insert all or none of the jobs. The caller publishes `dispatches` after this has returned.
 
         Args:
             trace: `traceparent` of the request that submits them.
+            key_id: API key of that request.
             together_with: called with the connection and the ids, to write rows in the same transaction.
 
         Raises:
@@ -183,7 +194,7 @@ class Jobs:
             if quota is not None:
                 left = self._check_quota(connection, tenant, quota, len(ids))
             columns = self._submitted_columns(requests)
-            values = {"ids": ids, "tenant": tenant, "trace": trace, **columns}
+            values = {"ids": ids, "tenant": tenant, "trace": trace, "key_id": key_id, **columns}
             accepted_at = connection.execute(transitions.SUBMIT, values).scalar_one()
             if together_with is not None:
                 together_with(connection, ids)
@@ -268,6 +279,7 @@ class Jobs:
                 "statuses": [job.status.value for job in jobs],
                 "results": [job.result.model_dump_json() if job.result else None for job in jobs],
                 "result_keys": [job.result_key for job in jobs],
+                "stored": [job.stored_bytes for job in jobs],
                 **_error_columns([job.error for job in jobs]),
             },
         )

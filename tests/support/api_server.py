@@ -77,7 +77,7 @@ class FakeWorker:
         """Finish a generate job; the key of its image."""
         key = content_key("results", image, ".png")
         self._store.put(key, image, "image/png")
-        stored = StoredImage(key=key, sha256=sha256(image).hexdigest(), width=8, height=8)
+        stored = StoredImage(key=key, sha256=sha256(image).hexdigest(), width=8, height=8, size=len(image))
         self._end(Finish(id, self._epochs[id], result=GenerateResult(image=stored, seed=1), result_key=key))
         return key
 

@@ -151,6 +151,21 @@ def test_a_refusal_leaves_the_key_free(maker: Maker) -> None:
         assert maker.post("/v1/jobs", f"free {path}", json=GENERATE).status_code == 202
 
 
+def test_what_was_deleted_is_not_made_again(maker: Maker) -> None:
+    form: Any = {"files": {"file": ("gone.jsonl", b"{}\n")}, "data": {"purpose": "batch"}}
+    dataset = maker.dataset("gone")
+    for path, request in (("/v1/files", form), ("/v1/datasets", {"json": dataset})):
+        id = maker.post(path, f"gone {path}", **request).json()["id"]
+        if path == "/v1/datasets":
+            maker.api.post(f"{path}/{id}/cancel")
+        assert maker.api.delete(f"{path}/{id}").status_code in (200, 204)
+        before = counts(maker.settings)
+        again = maker.post(path, f"gone {path}", **request)
+        assert (again.status_code, again.json()["errors"][0]["field"]) == (409, "Idempotency-Key")
+        assert counts(maker.settings) == before
+        assert maker.post(path, f"another for {path}", **request).status_code in (201, 202)
+
+
 def test_a_key_belongs_to_what_was_asked_for(maker: Maker) -> None:
     """The same body on another route is another request."""
     assert maker.post("/v1/jobs", "k", json=GENERATE).status_code == 202

@@ -72,7 +72,9 @@ def attack_all(system: System, folder: Path, arguments: argparse.Namespace) -> i
     keys = []
     for tenant in ("a", "b"):
         key, digest = new_key()
-        system.database.keys.add(name=tenant, tenant=tenant, sha256=digest, quota=1_000_000)
+        system.database.keys.add(
+            name=tenant, tenant=tenant, sha256=digest, quota=1_000_000, dataset_roots=[str(folder)]
+        )
         keys.append(key)
     wanted = arguments.only or [*ATTACKS, "contract"]
     rows: list[Row] = []

@@ -47,7 +47,9 @@ def run(system: System, auth: str, *, examples: int, phases: tuple[str, ...]) ->
     key = None
     if auth == "keys":
         key, digest = new_key()
-        system.database.keys.add(name="a", tenant="a", sha256=digest, quota=1_000_000)
+        system.database.keys.add(
+            name="a", tenant="a", sha256=digest, quota=1_000_000, dataset_roots=[str(system.folder / "contract")]
+        )
     with serving(system.settings.model_copy(update={"auth": auth})) as url:
         return check(url, folder, seed=13, examples=examples, phases=phases, key=key)
 

@@ -184,14 +184,20 @@ CANCEL = text(
 """)
 )
 
-# The oldest come first: since the queue is served in order, a row that is due while younger ones already
-# run is one whose message was lost. The selection is a CTE, because PostgreSQL may run a subselect in a
-# WHERE more than once, and with SKIP LOCKED each run would lock other rows.
+# The most urgent come first, and a share is for those that are due for longest, whatever their priority: since the
+# queue is served in order, a row that is due while younger ones already run is one whose message was lost, and under
+# a long queue of urgent jobs, which are due too, it would never come first. The selection is a CTE, because PostgreSQL
+# may run a subselect in a WHERE more than once, and with SKIP LOCKED each run would lock other rows.
 TAKE_DUE = text("""
-    WITH due AS MATERIALIZED (
-        SELECT id FROM jobs
+    WITH overdue AS (
+        SELECT id, priority, dispatch_due_at FROM jobs
         WHERE status = 'queued' AND dispatch_due_at <= now() AND kind = :kind
-        ORDER BY priority DESC, dispatch_due_at LIMIT :most
+    ), chosen AS (
+        (SELECT id FROM overdue ORDER BY dispatch_due_at, priority DESC, id LIMIT :longest)
+        UNION (SELECT id FROM overdue ORDER BY priority DESC, dispatch_due_at, id LIMIT :urgent)
+    ), due AS MATERIALIZED (
+        SELECT id FROM jobs
+        WHERE id IN (SELECT id FROM chosen) AND status = 'queued' AND dispatch_due_at <= now()
         FOR UPDATE SKIP LOCKED
     )
     UPDATE jobs SET dispatch_due_at = now() + :again * interval '1 second'

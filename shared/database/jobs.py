@@ -8,6 +8,7 @@ All times are PostgreSQL's: the clocks of hosts are never compared.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -23,6 +24,7 @@ from shared.database.connections import Connections, seconds
 from shared.database.shards import Renewal, renewal
 from shared.database.tables import IdempotencyRow, JobRow
 from shared.database.workers import Workers
+from shared.fairness import PATIENCE
 from shared.settings import Settings
 from tuwen.errors import Conflict, IdempotencyMismatch, NotFound, QuotaExceeded
 from tuwen.jobs import Job, JobError, JobRequest, JobResult, Kind, Status, Tenant
@@ -418,9 +420,9 @@ class Jobs:
 
     def take_due(self, kind: Kind, most: int) -> list[Dispatch]:
         """Take up to `most` queued jobs whose message is overdue; they count as published from now on."""
-        rows = self._run(
-            transitions.TAKE_DUE, {"kind": kind.value, "most": most, "again": self._settings.redispatch_after}
-        )
+        longest = math.ceil(most / (PATIENCE + 1))
+        values = {"kind": kind.value, "longest": longest, "urgent": most - longest}
+        rows = self._run(transitions.TAKE_DUE, {**values, "again": self._settings.redispatch_after})
         return [Dispatch(row.id, kind, row.priority) for row in rows]
 
     def mark_all_due(self) -> int:

@@ -18,11 +18,8 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from itertools import count
 
+from shared.fairness import PATIENCE
 from tuwen.engine import Item, Output, Partial
-
-PATIENCE = 8
-"""Batches that may pass an item over before it leads one, whatever its priority."""
-
 
 OnProgress = Callable[[int, int, Partial | None], None]
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shared.fairness import PATIENCE
 from tests.support.waiting import PATIENT, eventually
 from tuwen.engine import GenerateItem, Item, MatchItem, Partial, Picture
 from tuwen.errors import EngineCrashed, EngineError, EngineHung, EngineStartFailed, OutOfMemory, TuwenError
 from tuwen.jobs import Kind, MatchResult
 from workers.inference import batcher as module
 from workers.inference.batcher import Batcher
-from workers.inference.schedule import PATIENCE, PendingItem, Schedule
+from workers.inference.schedule import PendingItem, Schedule
 
 
 def picture(prompt: str) -> Picture:

@@ -172,17 +172,20 @@ EXPIRE_QUEUED = text(
 """)
 )
 
-CANCEL = text(
-    _with_webhooks("""
+_CANCEL = """
     UPDATE jobs SET
         cancel_requested_at = COALESCE(cancel_requested_at, now()),
         status = CASE status WHEN 'queued' THEN 'cancelled' ELSE status END,
         finished_at = CASE status WHEN 'queued' THEN now() END,
         dispatch_due_at = NULL
-    WHERE id = :id AND tenant = :tenant AND status IN ('queued', 'running')
+    WHERE id = :id AND {whose} AND status IN ('queued', 'running')
     RETURNING id, status, webhook
-""")
-)
+"""
+
+CANCEL = text(_with_webhooks(_CANCEL.format(whose="tenant = :tenant")))
+
+# The operator's cancel, of anybody's job.
+REVOKE = text(_with_webhooks(_CANCEL.format(whose="true")))
 
 # The most urgent come first, and a share is for those that are due for longest, whatever their priority: since the
 # queue is served in order, a row that is due while younger ones already run is one whose message was lost, and under

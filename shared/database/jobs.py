@@ -365,6 +365,17 @@ class Jobs:
             raise Conflict(f"Job {id} is already {job.status}; only a queued or running job can be cancelled.")
         return Status(rows[0].status)
 
+    def revoke(self, id: UUID) -> tuple[Kind, Status] | None:
+        """Cancel anybody's job, on an operator's word; returns its kind and its state now, `cancelled` or `running`.
+
+        None when there is no such job, or it is already over.
+        """
+        rows = self._run(transitions.REVOKE, {"id": id})
+        if not rows:
+            return None
+        [job] = self._run(select(JobRow.kind).where(JobRow.id == id))
+        return Kind(job.kind), Status(rows[0].status)
+
     def retry(self, id: UUID, tenant: Tenant, *, quota: int | None = None) -> Dispatch:
         """Queue a job that ended without a result again, with new attempts and as much time as it had at first.
 

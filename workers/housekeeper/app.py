@@ -9,7 +9,7 @@ import time
 
 from celery import Celery, beat, signals
 
-from shared.queue import HOUSEKEEPING_QUEUE, celery_app
+from shared.queue import HOUSEKEEPING_QUEUE, celery_app, remote_control
 from shared.queue.consumer import celery_consumer
 from shared.settings import Settings
 from workers.datasets.housekeeping import DatasetKeeper
@@ -31,6 +31,7 @@ def run_housekeeper(settings: Settings) -> int:
     batches = BatchRunner(settings)
     housekeeper = Housekeeper(settings, app, datasets)
     housekeeping.define(app, housekeeper, settings.housekeeping_interval)
+    remote_control.install(housekeeper.revoker.revoke)
     signals.worker_shutting_down.connect(lambda **_: housekeeper.stop(), weak=False)
     signals.worker_shutting_down.connect(lambda **_: batches.stop(), weak=False)
     # A thread, not the process that Celery's --beat forks: that one would outlive a housekeeper that is killed.

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from shared.database import Database
 from shared.intake.fetch import Fetcher
+from shared.leasing.revoking import Revoker
 from shared.objects.storage import ObjectStore
 from shared.queue import COLLECTION_TASK, HOUSEKEEPING_QUEUE, HOUSEKEEPING_TASK, WEBHOOKS_TASK, JobQueue
 from shared.queue.events import Outcome
@@ -51,6 +52,7 @@ class Housekeeper:
         self._datasets = datasets
         self._database = Database(settings, pool_size=4)
         self._queue = JobQueue(settings)
+        self.revoker = Revoker(self._database, self._queue)
         self._webhooks = WebhookSender(settings, self._database, Fetcher(settings))
         self._clock = ClockWatch(self._database)
         self._generation: str | None = None

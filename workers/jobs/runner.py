@@ -30,6 +30,7 @@ from shared.leasing.endings import INTERNAL
 from shared.leasing.grouping import GroupQueue
 from shared.leasing.heartbeat import Heartbeat
 from shared.leasing.patience import retry_outages
+from shared.leasing.revoking import Revoker
 from shared.objects.gate import StorageGate
 from shared.objects.storage import ObjectStore, StorageRefused, file_key
 from shared.queue import JobQueue
@@ -117,6 +118,7 @@ class Runner:
         self._recorder = recorder
         self._database = Database(settings)
         self._queue = JobQueue(settings)
+        self.revoker = Revoker(self._database, self._queue)
         self._store = ObjectStore.open(settings)
         self._storage = StorageGate(self._store.check, on_refused=on_broken)
         self._fetcher = Fetcher(settings)

@@ -30,8 +30,10 @@ class Revoker:
         except TuwenError as error:  # PostgreSQL is away
             log.warning("jobs could not be revoked: %s", error)
             return {"error": str(error)}
-        ok = bool(answers) and all(known for known, _ in answers)
-        return {"ok" if ok else "error": "; ".join(said for _, said in answers) or "name the jobs to revoke by their ids"}
+        if not answers:
+            return {"error": "name the jobs to revoke by their ids"}
+        said = "; ".join(said for _, said in answers)
+        return {"ok": said} if all(known for known, _ in answers) else {"error": said}
 
     def _revoke(self, text: str) -> tuple[bool, str]:
         """Whether there is such a job, and what became of it."""

@@ -28,7 +28,7 @@ _SETTINGS = "is set where the worker is started"
 REFUSED = {
     "add_consumer": f"which kinds of jobs a worker takes {_SETTINGS}: tuwen worker --kinds, or TUWEN_KINDS",
     "cancel_consumer": f"which kinds of jobs a worker takes {_SETTINGS}: tuwen worker --kinds, or TUWEN_KINDS",
-    "pool_grow": f"how many jobs a worker has in hand {_SETTINGS}: TUWEN_CONCURRENCY; for more work, start more workers",
+    "pool_grow": f"how many jobs a worker has in hand {_SETTINGS}: TUWEN_CONCURRENCY; for more, start more workers",
     "pool_shrink": f"how many jobs a worker has in hand {_SETTINGS}: TUWEN_CONCURRENCY; for less, stop workers",
     "pool_restart": "send the worker SIGTERM and start it again: its running batch ends, and the rest is queued again",
     "autoscale": "a worker has a fixed number of jobs in hand (TUWEN_CONCURRENCY); scale by the number of workers",
@@ -56,13 +56,14 @@ def install(cancel: Callable[[Iterable[str]], dict[str, str]]) -> None:
         """Cancel jobs by their ids, whether they wait or run."""
         return cancel([task_id] if isinstance(task_id, str) else [str(id) for id in _sequence(task_id)])
 
-    def terminate(_state: object, signal: object = None, task_id: object = (), **_: object) -> dict[str, str]:  # noqa: ARG001 (Celery's signature)
+    def terminate(state: object, signal: object = None, task_id: object = (), **_: object) -> dict[str, str]:  # noqa: ARG001 (Celery's signature)
         """Cancel jobs by their ids, as `revoke` does: no process is sent a signal."""
-        return revoke(_state, task_id)
+        return revoke(state, task_id)
 
     ids = "[id1 [id2 [... [idN]]]]"
     control_command(name="revoke", variadic="task_id", signature=ids)(revoke)
-    control_command(name="terminate", args=[("signal", str)], variadic="task_id", signature=f"<signal> {ids}")(terminate)
+    signature = f"<signal> {ids}"
+    control_command(name="terminate", args=[("signal", str)], variadic="task_id", signature=signature)(terminate)
     for name in Panel.data.keys() - KEPT - {"revoke", "terminate"}:
         Panel.data[name] = _refusal(name)
 

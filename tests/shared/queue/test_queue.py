@@ -74,7 +74,9 @@ def test_the_urgent_first_and_the_older_first_among_equals(queue: JobQueue, sett
     assert received(settings_here, 6) == expected
 
 
-def test_the_most_urgent_starve_nobody(queue: JobQueue, settings_here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_most_urgent_starve_nobody(
+    queue: JobQueue, settings_here: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One message of a level that was passed over follows each `PATIENCE` urgent ones, the oldest of the level first;
     here any level is that has been passed over at all."""
     monkeypatch.setattr(fairness, "STARVED_AFTER", 0.0)

@@ -7,6 +7,7 @@ from hashlib import sha256
 
 from api.http.auth import Caller
 from api.producer.resources import Resources
+from shared.queue import queue_name
 from shared.telemetry import tracing
 from tuwen.errors import InvalidRequest
 from tuwen.jobs import Job, JobRequest
@@ -34,7 +35,7 @@ def submit(
         _require_sendable(idempotency_key)
     paths = [f"jobs.{index}." if in_batch else "" for index in range(len(requests))]
     admitted = resources.admission.admit(requests, caller.tenant, paths)
-    with tracing.submission_span(len(admitted)) as trace:
+    with tracing.submission_span([queue_name(request.input.kind) for request in admitted]) as trace:
         submission = resources.database.jobs.submit(
             admitted,
             tenant=caller.tenant,
@@ -43,6 +44,8 @@ def submit(
             body_sha256=_body_hash(admitted) if idempotency_key is not None else "",
             trace=trace,
         )
+        if len(submission.ids) == 1:
+            tracing.note_message(submission.ids[0])
     if submission.dispatches:
         resources.outbox.publish(submission.dispatches)
     if submission.replayed:

@@ -71,11 +71,12 @@ def _with_webhooks(statement: str) -> str:
 SUBMIT = text("""
     WITH accepted AS (
         INSERT INTO jobs (
-            id, kind, model, priority, request, max_attempts, webhook, tenant, trace, dispatch_due_at, deadline_at,
-            deadline
+            id, kind, model, priority, request, max_attempts, webhook, tenant, trace, tracestate, dispatch_due_at,
+            deadline_at, deadline
         )
-        SELECT new.id, kind, model, priority, request, max_attempts, webhook, :tenant, CAST(:trace AS text),
-            now() + :redispatch_after * interval '1 second', now() + deadline * interval '1 second', deadline
+        SELECT new.id, kind, model, priority, request, max_attempts, webhook, :tenant,
+            CAST(:trace AS text), CAST(:tracestate AS text), now() + :redispatch_after * interval '1 second',
+            now() + deadline * interval '1 second', deadline
         FROM unnest(
             CAST(:ids AS uuid[]), CAST(:kinds AS text[]), CAST(:models AS text[]), CAST(:priorities AS int[]),
             CAST(:inputs AS jsonb[]), CAST(:max_attempts AS int[]), CAST(:webhooks AS text[]),
@@ -96,7 +97,7 @@ CLAIM = text("""
         lease_until = now() + :lease * interval '1 second', started_at = now(), dispatch_due_at = NULL
     FROM wanted WHERE jobs.id = wanted.id
     RETURNING jobs.id, epoch, tenant, kind, model, priority, request, attempts, crashes, losses, trace,
-        EXTRACT(EPOCH FROM now() - available_at)::float8 AS waited
+        tracestate, EXTRACT(EPOCH FROM now() - available_at)::float8 AS waited
 """)
 
 RENEW = text("""

@@ -26,6 +26,7 @@ from shared.database.tables import IdempotencyRow, JobRow
 from shared.database.workers import Workers
 from shared.fairness import PATIENCE
 from shared.settings import Settings
+from shared.telemetry.tracing import Parent
 from tuwen.errors import Conflict, IdempotencyMismatch, NotFound, QuotaExceeded
 from tuwen.jobs import Job, JobError, JobRequest, JobResult, Kind, Status, Tenant
 
@@ -62,6 +63,7 @@ class JobClaim:
     """Seconds from the moment the job could have run to the claim."""
     trace: str | None = None
     """`traceparent` of the request that submitted the job."""
+    tracestate: str | None = None
     losses: int = 0
     """Workers that died while they had the job, but not in their running batch."""
 
@@ -159,13 +161,13 @@ class Jobs:
         quota: int | None = None,
         idempotency_key: str | None = None,
         body_sha256: str = "",
-        trace: str | None = None,
+        trace: Parent | None = None,
         together_with: Callable[[Connection, list[UUID]], None] | None = None,
     ) -> Submission:
         """Insert all or none of the jobs. The caller publishes `dispatches` after this has returned.
 
         Args:
-            trace: `traceparent` of the request that submits them.
+            trace: the span of their submission, when it is traced.
             together_with: called with the connection and the ids, to write rows in the same transaction.
 
         Raises:
@@ -181,7 +183,8 @@ class Jobs:
             if quota is not None:
                 self._check_quota(connection, tenant, quota, len(ids))
             columns = self._submitted_columns(requests)
-            values = {"ids": ids, "tenant": tenant, "trace": trace, **columns}
+            traced = {"trace": trace and trace.traceparent, "tracestate": trace and trace.tracestate}
+            values = {"ids": ids, "tenant": tenant, **traced, **columns}
             accepted_at = connection.execute(transitions.SUBMIT, values).scalar_one()
             if together_with is not None:
                 together_with(connection, ids)

@@ -100,6 +100,8 @@ class JobRow(Base):
     finished_at: Mapped[datetime | None]
     trace: Mapped[str | None]
     """W3C `traceparent` of the request that submitted the job, when requests are traced."""
+    tracestate: Mapped[str | None]
+    """W3C `tracestate` beside it, where the request had one."""
 
     __table_args__ = (
         CheckConstraint(_one_of("kind", Kind), "kind"),

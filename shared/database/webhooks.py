@@ -47,7 +47,7 @@ _TAKE_WEBHOOKS = text(f"""
     FROM due, jobs
     WHERE webhooks.id = due.id AND jobs.id = webhooks.job_id
     RETURNING webhooks.id, webhooks.url, due.host, webhooks.attempts, webhooks.job_id, jobs.tenant, jobs.status,
-        jobs.finished_at
+        jobs.finished_at, jobs.trace, jobs.tracestate
 """)  # noqa: S608 (a constant)
 
 _GIVE_UP_OLD = text(f"""
@@ -99,6 +99,9 @@ class DueWebhook:
     tenant: Tenant
     status: Status
     finished_at: datetime
+    trace: str | None = None
+    """`traceparent` of the request that submitted the job."""
+    tracestate: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,11 @@ def celery_app(settings: Settings) -> Celery:
     return app
 
 
+def queue_of(key: bytes) -> str:
+    """Queue that one of these lists belongs to."""
+    return key.decode(errors="replace").partition(Channel.sep)[0]
+
+
 def priority_keys(queues: Sequence[str]) -> list[str]:
     """Redis lists in which kombu keeps the messages of these queues, the most urgent first, as arguments of BRPOP."""
     return [f"{name}{Channel.sep}{step}" if step else name for step in range(10) for name in queues]

@@ -12,6 +12,7 @@ from celery import Celery, beat, signals
 from shared.queue import HOUSEKEEPING_QUEUE, celery_app, remote_control
 from shared.queue.consumer import celery_consumer
 from shared.settings import Settings
+from shared.telemetry import tracing
 from workers.datasets.housekeeping import DatasetKeeper
 from workers.housekeeper import housekeeping
 from workers.housekeeper.batches import BatchRunner
@@ -26,6 +27,7 @@ WEBHOOK_GRACE = 2.0
 
 def run_housekeeper(settings: Settings) -> int:
     """Run beat and the housekeeping queue until SIGTERM or SIGINT. Returns the exit status."""
+    tracing.start("tuwen-housekeeper")
     app = celery_app(settings)
     datasets = DatasetKeeper(settings, app)
     batches = BatchRunner(settings)
@@ -48,6 +50,7 @@ def run_housekeeper(settings: Settings) -> int:
         datasets.stop(settings.shutdown_grace)
         batches.close(max(0.0, deadline - time.monotonic()))
         housekeeper.close(max(0.0, min(WEBHOOK_GRACE, deadline - time.monotonic())))
+        tracing.stop()
     return consumer.exitcode or 0
 
 

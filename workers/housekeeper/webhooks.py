@@ -20,6 +20,7 @@ from shared.database import Database
 from shared.database.webhooks import DueWebhook
 from shared.intake.fetch import Fetcher
 from shared.settings import Settings
+from shared.telemetry import tracing
 from tuwen.errors import DatabaseUnavailable, FetchFailed, TuwenError
 
 log = logging.getLogger(__name__)
@@ -196,7 +197,21 @@ class WebhookSender:
             "webhook-timestamp": str(int(now.timestamp())),
             "webhook-signature": " ".join(signer.sign(str(owed.id), now, body) for signer in self._signers),
         }
-        return self._fetcher.post(owed.url, body.encode(), headers)
+        about = {
+            "http.request.method": "POST",
+            # The path of such an address is often a secret.
+            "server.address": owed.host,
+            "http.request.resend_count": owed.attempts - 1,
+            "tuwen.job": str(owed.job_id),
+            "tuwen.webhook": str(owed.id),
+        }
+        with tracing.delivery_span(tracing.Parent.of(owed.trace, owed.tracestate), about) as (span, traced):
+            status = self._fetcher.post(owed.url, body.encode(), {**headers, **traced})
+            if span is not None:
+                span.set_attribute("http.response.status_code", status)
+                if status >= 400:
+                    tracing.set_failed(span, str(status), "")
+        return status
 
     def _settle(self, owed: DueWebhook, problem: str | None, *, give_up: bool) -> None:
         if problem is None:

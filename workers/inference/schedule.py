@@ -22,6 +22,8 @@ from shared.fairness import PATIENCE
 from tuwen.engine import Item, Output, Partial
 
 OnProgress = Callable[[int, int, Partial | None], None]
+OnBegin = Callable[[int], None]
+"""Called with the size of a batch when it begins to run."""
 
 
 def _never() -> bool:
@@ -42,10 +44,12 @@ class PendingItem:
         on_progress: OnProgress | None = None,
         watched: Callable[[], bool] | None = None,
         *,
+        on_begin: OnBegin | None = None,
         owner: Hashable = None,
         apart: bool = False,
     ):
         self.item = item
+        self.on_begin = on_begin
         self.owner = owner
         self.apart = apart
         self.priority = priority

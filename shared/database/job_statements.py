@@ -196,9 +196,13 @@ TAKE_DUE = text("""
     WITH overdue AS (
         SELECT id, priority, dispatch_due_at FROM jobs
         WHERE status = 'queued' AND dispatch_due_at <= now() AND kind = :kind
+    ), longest AS (
+        SELECT id FROM overdue ORDER BY dispatch_due_at, priority DESC, id LIMIT :longest
     ), chosen AS (
-        (SELECT id FROM overdue ORDER BY dispatch_due_at, priority DESC, id LIMIT :longest)
-        UNION (SELECT id FROM overdue ORDER BY priority DESC, dispatch_due_at, id LIMIT :urgent)
+        SELECT id FROM longest UNION ALL (
+            SELECT id FROM overdue WHERE id NOT IN (SELECT id FROM longest)
+            ORDER BY priority DESC, dispatch_due_at, id LIMIT :urgent
+        )
     ), due AS MATERIALIZED (
         SELECT id FROM jobs
         WHERE id IN (SELECT id FROM chosen) AND status = 'queued' AND dispatch_due_at <= now()

@@ -1,4 +1,7 @@
-"""Start-up of the worker: models first, then Celery's consumer, and the end in the other order."""
+"""Start-up of the worker: models first, then Celery's consumer, and the end in the other order.
+
+`celery -A workers.app …` finds here the application that Celery's own commands use, with the environment's settings.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ import gc
 import logging
 import platform
 import sys
-from typing import Any
+from functools import cache
+from typing import Any, NoReturn
 
-from celery import bootsteps
+from celery import Celery, bootsteps
 from celery.apps.worker import Worker
+from celery.exceptions import CeleryCommandException
 from celery.worker import state
 
 from shared.database.workers import ServedModel
-from shared.queue import celery_app, queue_name, tasks
+from shared.queue import celery_app, queue_name, remote_control, tasks
 from shared.queue.consumer import celery_consumer
 from shared.settings import Settings
 from shared.telemetry import tracing
@@ -31,6 +36,8 @@ SWITCH_INTERVAL = 0.0005
 """Seconds after which a thread that computes lets another go on; Python's default is ten times that. A worker's
 threads mostly wait for PostgreSQL, Redis and the engine, and each answer then waits for its turn: measured on two
 cores, a third more jobs a second."""
+
+EX_USAGE = 64
 
 EXIT_BROKEN = 1
 """Exit status of a worker whose engine does not start any more; a supervisor starts it again."""
@@ -57,6 +64,7 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
     runner = Runner(settings, hostname, batcher, at_once, on_broken=_stop_consuming, recorder=recorder)
     app = celery_app(settings)
     tasks.define(app, runner.take)
+    remote_control.install(runner.revoker.revoke)
     shards = ShardRunner(settings, app, hostname, batcher, on_broken=_stop_consuming)
     app.steps["worker"].add(_build_last_jobs_step(runner, shards, settings.shutdown_grace))
     try:
@@ -80,6 +88,29 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
         shards.close()
         runner.close()
         tracing.stop()
+
+
+def __getattr__(name: str) -> Celery:
+    """Make `app` when Celery's command line looks for it: the worker itself needs no application at import."""
+    if name == "app":
+        return _command_line_app()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@cache
+def _command_line_app() -> Celery:
+    app = celery_app(Settings())
+    # A worker of Celery's would take messages off the queues and could do nothing with them.
+    app.Worker = app.Beat = _refuse_to_start
+    return app
+
+
+def _refuse_to_start(**_: object) -> NoReturn:
+    raise CeleryCommandException(
+        "Celery's own worker and beat cannot run Tuwen's jobs. Start a worker, which loads its models first, with "
+        "`tuwen worker` (in a container: python -m workers worker), and a housekeeper with `tuwen housekeeper`.",
+        exit_code=EX_USAGE,
+    )
 
 
 def _build_engines(settings: Settings) -> list[EngineProcess]:

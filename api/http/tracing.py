@@ -36,4 +36,8 @@ class Traced:
                     span.update_name(f"{scope['method']} {route.path}")
                     span.set_attribute("http.route", route.path)
                 span.set_attribute("http.request.method", scope["method"])
+                span.set_attribute("url.scheme", scope["scheme"])
+                span.set_attribute("url.path", scope["path"])
                 span.set_attribute("http.response.status_code", status)
+                if status >= 500:
+                    tracing.set_failed(span, str(status), "")

@@ -10,6 +10,7 @@ from api.http.auth import Caller
 from api.http.rate_limits import quota_headers
 from api.producer.once import once, require_sendable
 from api.producer.resources import Resources
+from shared.queue import queue_name
 from shared.telemetry import tracing
 from tuwen.jobs import Job, JobRequest
 
@@ -51,7 +52,7 @@ def submit(
     )
     known = once(idempotency_key, asked) if asked is not None else None
     body_sha256 = known.request_sha256 if known else _body_hash(admitted) if idempotency_key is not None else ""
-    with tracing.submission_span(len(admitted)) as trace:
+    with tracing.submission_span([queue_name(request.input.kind) for request in admitted]) as trace:
         submission = resources.database.jobs.submit(
             admitted,
             tenant=caller.tenant,
@@ -61,6 +62,8 @@ def submit(
             trace=trace,
             key_id=caller.key_id,
         )
+        if len(submission.ids) == 1:
+            tracing.note_message(submission.ids[0])
     if submission.dispatches:
         resources.outbox.publish(submission.dispatches)
     jobs = resources.database.jobs.get_many(submission.ids, caller.tenant) if submission.replayed else submission.jobs

@@ -82,11 +82,12 @@ _COUNT_STORED = """
 SUBMIT = text("""
     WITH accepted AS (
         INSERT INTO jobs (
-            id, kind, model, priority, request, max_attempts, webhook, tenant, trace, key_id, dispatch_due_at,
-            deadline_at, deadline
+            id, kind, model, priority, request, max_attempts, webhook, tenant, trace, tracestate, key_id,
+            dispatch_due_at, deadline_at, deadline
         )
-        SELECT new.id, kind, model, priority, request, max_attempts, webhook, :tenant, CAST(:trace AS text),
-            CAST(:key_id AS uuid), now() + :redispatch_after * interval '1 second',
+        SELECT new.id, kind, model, priority, request, max_attempts, webhook, :tenant,
+            CAST(:trace AS text), CAST(:tracestate AS text), CAST(:key_id AS uuid),
+            now() + :redispatch_after * interval '1 second',
             now() + deadline * interval '1 second', deadline
         FROM unnest(
             CAST(:ids AS uuid[]), CAST(:kinds AS text[]), CAST(:models AS text[]), CAST(:priorities AS int[]),
@@ -108,7 +109,7 @@ CLAIM = text("""
         lease_until = now() + :lease * interval '1 second', started_at = now(), dispatch_due_at = NULL
     FROM wanted WHERE jobs.id = wanted.id
     RETURNING jobs.id, epoch, tenant, kind, model, priority, request, attempts, crashes, losses, trace,
-        EXTRACT(EPOCH FROM now() - available_at)::float8 AS waited
+        tracestate, EXTRACT(EPOCH FROM now() - available_at)::float8 AS waited
 """)
 
 RENEW = text("""
@@ -188,26 +189,39 @@ EXPIRE_QUEUED = text(
 """)
 )
 
-CANCEL = text(
-    _with_webhooks("""
+_CANCEL = """
     UPDATE jobs SET
         cancel_requested_at = COALESCE(cancel_requested_at, now()),
         status = CASE status WHEN 'queued' THEN 'cancelled' ELSE status END,
         finished_at = CASE status WHEN 'queued' THEN now() END,
         dispatch_due_at = NULL
-    WHERE id = :id AND tenant = :tenant AND status IN ('queued', 'running')
+    WHERE id = :id AND {whose} AND status IN ('queued', 'running')
     RETURNING id, status, webhook
-""")
-)
+"""
 
-# The oldest come first: since the queue is served in order, a row that is due while younger ones already
-# run is one whose message was lost. The selection is a CTE, because PostgreSQL may run a subselect in a
-# WHERE more than once, and with SKIP LOCKED each run would lock other rows.
+CANCEL = text(_with_webhooks(_CANCEL.format(whose="tenant = :tenant")))
+
+# The operator's cancel, of anybody's job.
+REVOKE = text(_with_webhooks(_CANCEL.format(whose="true")))
+
+# The most urgent come first, and a share is for those that are due for longest, whatever their priority: since the
+# queue is served in order, a row that is due while younger ones already run is one whose message was lost, and under
+# a long queue of urgent jobs, which are due too, it would never come first. The selection is a CTE, because PostgreSQL
+# may run a subselect in a WHERE more than once, and with SKIP LOCKED each run would lock other rows.
 TAKE_DUE = text("""
-    WITH due AS MATERIALIZED (
-        SELECT id FROM jobs
+    WITH overdue AS (
+        SELECT id, priority, dispatch_due_at FROM jobs
         WHERE status = 'queued' AND dispatch_due_at <= now() AND kind = :kind
-        ORDER BY priority DESC, dispatch_due_at LIMIT :most
+    ), longest AS (
+        SELECT id FROM overdue ORDER BY dispatch_due_at, priority DESC, id LIMIT :longest
+    ), chosen AS (
+        SELECT id FROM longest UNION ALL (
+            SELECT id FROM overdue WHERE id NOT IN (SELECT id FROM longest)
+            ORDER BY priority DESC, dispatch_due_at, id LIMIT :urgent
+        )
+    ), due AS MATERIALIZED (
+        SELECT id FROM jobs
+        WHERE id IN (SELECT id FROM chosen) AND status = 'queued' AND dispatch_due_at <= now()
         FOR UPDATE SKIP LOCKED
     )
     UPDATE jobs SET dispatch_due_at = now() + :again * interval '1 second'

@@ -8,6 +8,7 @@ All times are PostgreSQL's: the clocks of hosts are never compared.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -24,7 +25,9 @@ from shared.database.idempotency import Once, reserve
 from shared.database.shards import Renewal, renewal
 from shared.database.tables import JobRow
 from shared.database.workers import Workers
+from shared.fairness import PATIENCE
 from shared.settings import Settings
+from shared.telemetry.tracing import Parent
 from tuwen.errors import Conflict, NotFound, QuotaExceeded
 from tuwen.jobs import GenerateResult, Job, JobError, JobRequest, JobResult, Kind, Status, Tenant
 
@@ -61,6 +64,7 @@ class JobClaim:
     """Seconds from the moment the job could have run to the claim."""
     trace: str | None = None
     """`traceparent` of the request that submitted the job."""
+    tracestate: str | None = None
     losses: int = 0
     """Workers that died while they had the job, but not in their running batch."""
 
@@ -169,15 +173,15 @@ class Jobs:
         quota: int | None = None,
         idempotency_key: str | None = None,
         body_sha256: str = "",
-        trace: str | None = None,
+        trace: Parent | None = None,
         key_id: UUID | None = None,
         together_with: Callable[[Connection, list[UUID]], None] | None = None,
     ) -> Submission:
         """Insert all or none of the jobs. The caller publishes `dispatches` after this has returned.
 
         Args:
-            trace: `traceparent` of the request that submits them.
-            key_id: API key of that request.
+            trace: the span of their submission, when it is traced.
+            key_id: API key of the request that submits them.
             together_with: called with the connection and the ids, to write rows in the same transaction.
 
         Raises:
@@ -194,7 +198,8 @@ class Jobs:
             if quota is not None:
                 left = self._check_quota(connection, tenant, quota, len(ids))
             columns = self._submitted_columns(requests)
-            values = {"ids": ids, "tenant": tenant, "trace": trace, "key_id": key_id, **columns}
+            traced = {"trace": trace and trace.traceparent, "tracestate": trace and trace.tracestate}
+            values = {"ids": ids, "tenant": tenant, **traced, "key_id": key_id, **columns}
             accepted_at = connection.execute(transitions.SUBMIT, values).scalar_one()
             if together_with is not None:
                 together_with(connection, ids)
@@ -364,6 +369,17 @@ class Jobs:
             raise Conflict(f"Job {id} is already {job.status}; only a queued or running job can be cancelled.")
         return Status(rows[0].status)
 
+    def revoke(self, id: UUID) -> tuple[Kind, Status] | None:
+        """Cancel anybody's job, on an operator's word; returns its kind and its state now, `cancelled` or `running`.
+
+        None when there is no such job, or it is already over.
+        """
+        rows = self._run(transitions.REVOKE, {"id": id})
+        if not rows:
+            return None
+        [job] = self._run(select(JobRow.kind).where(JobRow.id == id))
+        return Kind(job.kind), Status(rows[0].status)
+
     def retry(self, id: UUID, tenant: Tenant, *, quota: int | None = None) -> Dispatch:
         """Queue a job again, as `retry_once` does without a key; its message to publish."""
         return self.retry_once(id, tenant, quota=quota).dispatches[0]
@@ -431,9 +447,9 @@ class Jobs:
 
     def take_due(self, kind: Kind, most: int) -> list[Dispatch]:
         """Take up to `most` queued jobs whose message is overdue; they count as published from now on."""
-        rows = self._run(
-            transitions.TAKE_DUE, {"kind": kind.value, "most": most, "again": self._settings.redispatch_after}
-        )
+        longest = math.ceil(most / (PATIENCE + 1))
+        values = {"kind": kind.value, "longest": longest, "urgent": most - longest}
+        rows = self._run(transitions.TAKE_DUE, {**values, "again": self._settings.redispatch_after})
         return [Dispatch(row.id, kind, row.priority) for row in rows]
 
     def mark_all_due(self) -> int:

@@ -105,6 +105,8 @@ class JobRow(Base):
     """Bytes of the pictures in its result, which count as stored by the tenant."""
     trace: Mapped[str | None]
     """W3C `traceparent` of the request that submitted the job, when requests are traced."""
+    tracestate: Mapped[str | None]
+    """W3C `tracestate` beside it, where the request had one."""
 
     __table_args__ = (
         CheckConstraint(_one_of("kind", Kind), "kind"),

@@ -52,8 +52,8 @@ _TAKE_WEBHOOKS = text(f"""
     FROM due, jobs LEFT JOIN api_keys AS signer ON signer.id = jobs.key_id
     WHERE webhooks.id = due.id AND jobs.id = webhooks.job_id
     RETURNING webhooks.id, webhooks.url, due.host, webhooks.attempts, webhooks.job_id, jobs.tenant, jobs.kind,
-        jobs.status, jobs.finished_at, signer.webhook_secret AS secret, signer.old_webhook_secret AS old_secret,
-        COALESCE(signer.old_webhook_secret_until > now(), false) AS overlaps
+        jobs.status, jobs.finished_at, jobs.trace, jobs.tracestate, signer.webhook_secret AS secret,
+        signer.old_webhook_secret AS old_secret, COALESCE(signer.old_webhook_secret_until > now(), false) AS overlaps
 """)  # noqa: S608 (a constant)
 
 _GIVE_UP_OLD = text(f"""
@@ -116,6 +116,9 @@ class DueWebhook:
     """The one before it; None where that was the installation's."""
     overlaps: bool
     """Whether the one before still signs too."""
+    trace: str | None = None
+    """`traceparent` of the request that submitted the job."""
+    tracestate: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

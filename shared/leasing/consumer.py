@@ -18,10 +18,11 @@ from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
 from shared.leasing.heartbeat import Heartbeat, Work
-from shared.queue import connect, priority_keys
+from shared.queue import connect, priority_keys, queue_of
 from shared.queue.envelope import parse_envelope
 from shared.queue.events import Outcome, failed, retried
 from shared.settings import Settings
+from shared.telemetry import tracing
 from tuwen.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -88,17 +89,21 @@ class TaskConsumer:
                     self._closing.wait(POLL)
                     continue
                 if found:
-                    self._handle(found[1])
+                    self._handle(found[1], queue_of(found[0]))
 
-    def _handle(self, message: bytes) -> None:
+    def _handle(self, message: bytes, queue: str) -> None:
         envelope = parse_envelope(message)
         if envelope is None:
             log.warning("dropped something that is not a task message")  # anybody who reaches Redis can publish
             return
         id, arguments = str(envelope.id), envelope.arguments
         started = time.monotonic()
+        began = time.time_ns()
+        at_work = False
 
         def begin() -> None:
+            nonlocal at_work
+            at_work = True
             self._send_event(id, "task-received", name=self._task, args=repr(tuple(arguments)), kwargs="{}", retries=0)
             self._send_event(id, "task-started")
 
@@ -113,6 +118,18 @@ class TaskConsumer:
             outcome = failed(f"{type(error).__name__}: {error}")
         if outcome is not None:
             self._send_event(id, outcome.event, runtime=time.monotonic() - started, **outcome.details)
+            if at_work:
+                self._trace(queue, id, arguments, began, outcome)
+
+    def _trace(self, queue: str, id: str, arguments: Sequence[object], began: int, outcome: Outcome) -> None:
+        about = {
+            **tracing.messaging("process", queue, id),
+            "messaging.client.id": self._hostname,
+            "tuwen.subject": str(arguments[0]) if arguments else "",
+            "tuwen.status": outcome.status.value,
+        }
+        error = outcome.reason or outcome.status.value if outcome.is_failure else None
+        tracing.record(f"process {queue}", began, about, error=error, consumer=True)
 
     def _send_event(self, id: str, event: str, **details: object) -> None:
         try:

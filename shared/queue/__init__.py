@@ -5,7 +5,7 @@ and it only matters how soon the housekeeper notices. In come ids of rows that w
 events for those who watch a job.
 """
 
-from shared.queue.app import celery_app, connect, priority_keys
+from shared.queue.app import celery_app, connect, priority_keys, queue_of
 from shared.queue.names import (
     BATCHES_LIST,
     CANCEL_CHANNEL,
@@ -49,6 +49,7 @@ __all__ = [
     "priority_keys",
     "progress_key",
     "queue_name",
+    "queue_of",
     "shard_kinds",
     "shards_queue",
     "task_name",

@@ -35,7 +35,8 @@ _TRANSPORT: dict[str, Any] = {
     # visibility timeout would.
     "ack_emulation": False,
     "priority_steps": list(range(10)),
-    "queue_order_strategy": "priority",
+    # Among equally urgent messages the kinds of jobs that a worker serves take turns.
+    "queue_order_strategy": "round_robin",
     "max_connections": 200,
 }
 
@@ -82,6 +83,11 @@ def celery_app(settings: Settings) -> Celery:
         enable_utc=True,
     )
     return app
+
+
+def queue_of(key: bytes) -> str:
+    """Queue that one of these lists belongs to."""
+    return key.decode(errors="replace").partition(Channel.sep)[0]
 
 
 def priority_keys(queues: Sequence[str]) -> list[str]:

@@ -44,6 +44,11 @@ class Outcome:
         return f"task-{ENDINGS[self.status.value][0]}"
 
     @property
+    def is_failure(self) -> bool:
+        """Whether it ended without what it was for, and nobody had asked for that."""
+        return ENDINGS[self.status.value][1] == states.FAILURE
+
+    @property
     def details(self) -> dict[str, Any]:
         """Fields that Celery's event of this type has."""
         match ENDINGS[self.status.value][1]:

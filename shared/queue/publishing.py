@@ -63,12 +63,12 @@ class JobQueue:
         self.redis = connect(settings)
 
     def publish(self, jobs: Iterable[Dispatch]) -> None:
-        """Publish jobs to the workers, the most urgent first; the task id is the job id.
+        """Publish jobs to the workers, the most urgent first, then the older; the task id is the job id.
 
         When this raises, some messages may have been published: a duplicate is harmless.
         """
         with _translate_errors(), self._app.producer_pool.acquire(block=True, timeout=5) as producer, producer.batch():
-            for job in sorted(jobs, key=lambda job: -job.priority):
+            for job in sorted(jobs, key=lambda job: (-job.priority, job.id)):  # ids grow with time
                 self._app.send_task(
                     task_name(job.kind),
                     args=[str(job.id)],

@@ -1,4 +1,4 @@
-"""kombu's Redis transport, changed to survive invalid messages in a queue, and to fetch many messages at a time."""
+"""kombu's Redis transport, changed to survive invalid messages, to fetch many at a time, and to let none starve."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from kombu.transport import redis as kombu_redis
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
+from shared.fairness import Levels
+
 log = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 16
@@ -18,20 +20,27 @@ MOST_AT_ONCE = 16
 
 
 class Channel(kombu_redis.Channel):
-    """Receives messages with BLMPOP (Redis 7); kombu uses BRPOP, with a round trip for each message."""
+    """Receives messages with BLMPOP (Redis 7); kombu uses BRPOP, with a round trip for each message.
+
+    kombu asks for the most urgent messages first, always; here `Levels` says which level a fetch begins with.
+    """
 
     # kombu is untyped here, so mypy infers the types of the values that it sets first.
     _in_poll: Any
     _brpop_sent_at: Any
     _q_for_pri: Any
 
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)  # type: ignore[no-untyped-call]  # of kombu
+        self._levels = Levels(self.priority_steps, monotonic())
+
     def _brpop_start(self, timeout: float | None = None) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
-        keys = [self._q_for_pri(queue, priority) for priority in self.priority_steps for queue in queues]
+        keys = [self._q_for_pri(queue, priority) for priority in self._levels.order(monotonic()) for queue in queues]
         places = self.qos.can_consume_max_estimate()
-        count = MOST_AT_ONCE if places is None else min(max(places, 1), MOST_AT_ONCE)
+        count = self._levels.most(MOST_AT_ONCE if places is None else min(max(places, 1), MOST_AT_ONCE))
         timeout = self.brpop_timeout if timeout is None else timeout
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
@@ -53,9 +62,11 @@ class Channel(kombu_redis.Channel):
             self._in_poll = None
             self._flush_brpop_reauth()  # type: ignore[no-untyped-call]  # of kombu
         if not answer:
+            self._levels.note(None, 0, monotonic())
             raise Empty
         key, messages = answer
-        queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
+        queue, _, priority = bytes_to_str(key).partition(self.sep)
+        self._levels.note(int(priority or 0), len(messages), monotonic())
         self._queue_cycle.rotate(queue)
         for message in messages:
             try:

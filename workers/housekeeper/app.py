@@ -9,9 +9,10 @@ import time
 
 from celery import Celery, beat, signals
 
-from shared.queue import HOUSEKEEPING_QUEUE, celery_app
+from shared.queue import HOUSEKEEPING_QUEUE, celery_app, remote_control
 from shared.queue.consumer import celery_consumer
 from shared.settings import Settings
+from shared.telemetry import tracing
 from workers.datasets.housekeeping import DatasetKeeper
 from workers.housekeeper import housekeeping
 from workers.housekeeper.batches import BatchRunner
@@ -26,11 +27,13 @@ WEBHOOK_GRACE = 2.0
 
 def run_housekeeper(settings: Settings) -> int:
     """Run beat and the housekeeping queue until SIGTERM or SIGINT. Returns the exit status."""
+    tracing.start("tuwen-housekeeper")
     app = celery_app(settings)
     datasets = DatasetKeeper(settings, app)
     batches = BatchRunner(settings)
     housekeeper = Housekeeper(settings, app, datasets)
     housekeeping.define(app, housekeeper, settings.housekeeping_interval)
+    remote_control.install(housekeeper.revoker.revoke)
     signals.worker_shutting_down.connect(lambda **_: housekeeper.stop(), weak=False)
     signals.worker_shutting_down.connect(lambda **_: batches.stop(), weak=False)
     # A thread, not the process that Celery's --beat forks: that one would outlive a housekeeper that is killed.
@@ -47,6 +50,7 @@ def run_housekeeper(settings: Settings) -> int:
         datasets.stop(settings.shutdown_grace)
         batches.close(max(0.0, deadline - time.monotonic()))
         housekeeper.close(max(0.0, min(WEBHOOK_GRACE, deadline - time.monotonic())))
+        tracing.stop()
     return consumer.exitcode or 0
 
 

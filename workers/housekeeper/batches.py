@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 from uuid import UUID
 
 from redis import Redis
@@ -43,8 +43,9 @@ from shared.openai.batch_lines import (
     skipped_line,
 )
 from shared.openai.documents import MEDIA_TYPE, key_of
-from shared.queue import BATCHES_LIST, JobQueue, connect
+from shared.queue import BATCHES_LIST, JobQueue, connect, queue_name
 from shared.settings import Settings
+from shared.telemetry import tracing
 from shared.telemetry.metrics import JOBS_FINISHED, Recorder
 from tuwen.errors import (
     Conflict,
@@ -59,6 +60,8 @@ from tuwen.jobs import Job, Status, Tenant
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+
 MOST_LINES = 50_000
 WINDOW = 1000
 """Lines of a batch that are jobs at the same time: more than any worker claims, and few enough to stop quickly."""
@@ -72,6 +75,18 @@ PAUSE = 0.5
 _IDLE = 1.0
 _BLOCK = 2**20
 _MOST_PROBLEMS = 20
+
+
+def _traced(step: Callable[Concatenate[BatchRunner, BatchClaim, P], None]) -> Callable[..., None]:
+    """Record a span for a part of a step, named after the method."""
+    name = f"{step.__name__.strip('_')} batch"
+
+    @wraps(step)
+    def run(runner: BatchRunner, batch: BatchClaim, *arguments: P.args, **options: P.kwargs) -> None:
+        with tracing.work_span(name, {"tuwen.batch": str(batch.id)}):
+            step(runner, batch, *arguments, **options)
+
+    return run
 
 
 class _Step(Held[BatchClaim]):
@@ -163,6 +178,7 @@ class BatchRunner:
 
     # ── the input ─────────────────────────────────────────────────────────────────────────────────
 
+    @_traced
     def _validate(self, batch: BatchClaim) -> None:
         """Read the whole input once, so that a mistake in its last line is reported before any line becomes a job."""
         problems: list[dict[str, Any]] = []
@@ -273,9 +289,14 @@ class BatchRunner:
             advance(jobs, connection=connection)
 
         try:
-            submission = self._database.jobs.submit(
-                [request.job for request in requests], tenant=batch.tenant, quota=batch.quota, together_with=note
-            )
+            with tracing.submission_span([queue_name(request.job.input.kind) for request in requests]) as trace:
+                submission = self._database.jobs.submit(
+                    [request.job for request in requests],
+                    tenant=batch.tenant,
+                    quota=batch.quota,
+                    trace=trace,
+                    together_with=note,
+                )
         except QuotaExceeded:
             # The quota is used up: try again when some of the unfinished jobs are over.
             self._database.batches.put_off(batch.id, batch.epoch, PAUSE)
@@ -324,6 +345,7 @@ class BatchRunner:
         each = [self._admit([request], batch) for request in requests]
         return [request for good, _ in each for request in good], [line for _, bad in each for line in bad]
 
+    @_traced
     def _gather(self, batch: BatchClaim, finished: Sequence[Line]) -> None:
         """Write the answers of finished lines, as many as fit into a part."""
         jobs = self._database.jobs.get_many([line.job_id for line in finished], batch.tenant)
@@ -396,6 +418,7 @@ class BatchRunner:
         if lines:
             self._store.put(f"batches/{batch.id.hex}/{name}-{batch.parts:05}.jsonl", b"".join(lines), MEDIA_TYPE)
 
+    @_traced
     def _finalize(self, batch: BatchClaim) -> None:
         self._database.batches.finalize(batch.id, batch.epoch)
         folder = f"batches/{batch.id.hex}"

@@ -56,8 +56,10 @@ class Collector:
         """Stop soon, because this process is about to end; another one continues."""
         self._stopping.set()
 
-    def collect(self) -> None:
+    def collect(self) -> int:
         """Continue where the last search stopped; after the end of the storage, the next call starts again.
+
+        Returns how many objects were removed.
 
         Raises:
             QueueUnavailable, StorageUnavailable, DatabaseUnavailable: what was removed until then stays removed.
@@ -66,14 +68,18 @@ class Collector:
         last = self._queue.collected()
         folders = [folder for folder in OURS if folder >= last.partition("/")[0]]
         stored = chain.from_iterable(self._store.walk(folder, last) for folder in folders)
+        removed = 0
         for _ in range(AT_ONCE // PAGE):
             page = list(islice(stored, PAGE))
-            self._remove_orphans([each.key for each in page if each.last_modified < before], before)
+            removed += self._remove_orphans([each.key for each in page if each.last_modified < before], before)
             self._queue.note_collected(page[-1].key if page else "")
             if not page or self._stopping.is_set():
-                return
+                break
+        return removed
 
-    def _remove_orphans(self, old: Sequence[str], before: datetime) -> None:
+    def _remove_orphans(self, old: Sequence[str], before: datetime) -> int:
+        """Remove those of these old objects that nothing names; returns how many."""
+        removed = 0
         for folder, pattern in OURS.items():
             keys = [key for key in old if re.fullmatch(pattern, key)]
             for key in self._unreferenced[folder](keys) if keys else ():
@@ -82,3 +88,5 @@ class Collector:
                     if self._store.head(key).last_modified < before:
                         log.info("collecting %s", key)
                         self._store.delete(key)
+                        removed += 1
+        return removed

@@ -21,10 +21,12 @@ from redis.exceptions import RedisError
 
 from shared.database import Database
 from shared.intake.fetch import Fetcher
+from shared.leasing.revoking import Revoker
 from shared.objects.storage import ObjectStore
 from shared.queue import COLLECTION_TASK, HOUSEKEEPING_QUEUE, HOUSEKEEPING_TASK, WEBHOOKS_TASK, JobQueue
 from shared.queue.events import Outcome
 from shared.settings import Settings
+from shared.telemetry import tracing
 from tuwen.datasets import ShardStatus
 from tuwen.errors import DatabaseUnavailable, QueueUnavailable, Unavailable
 from tuwen.jobs import Kind, Status
@@ -51,6 +53,7 @@ class Housekeeper:
         self._datasets = datasets
         self._database = Database(settings, pool_size=4)
         self._queue = JobQueue(settings)
+        self.revoker = Revoker(self._database, self._queue)
         self._webhooks = WebhookSender(settings, self._database, Fetcher(settings))
         self._clock = ClockWatch(self._database)
         self._generation: str | None = None
@@ -62,24 +65,30 @@ class Housekeeper:
     def housekeep(self) -> None:
         """Do one round; do nothing while another housekeeper does one."""
         try:
-            with self._database.lead() as leads:
+            with tracing.round_span("housekeep") as done, self._database.lead() as leads:
                 if leads:
-                    self._mend()
+                    self._mend(done)
         except DatabaseUnavailable:
             # Living workers could not renew their leases either: they get time to do so first.
             self._trusting_from = time.monotonic() + self._settings.lease
             raise
         self._sign()
 
-    def _mend(self) -> None:
+    def _mend(self, done: Counter[str]) -> None:
+        """Do what is due, and count it in `done`."""
         now, jumped = self._clock.look()
         if jumped:
             self._trusting_from = time.monotonic() + self._settings.lease
         if time.monotonic() >= self._trusting_from:
-            self._announce(self._database.jobs.rescue(now))
-            self._tell_flower(self._datasets.rescue(now))
-        self._announce(dict.fromkeys(self._database.jobs.expire_queued(now), Status.EXPIRED))
-        self._dispatch()
+            rescued = self._database.jobs.rescue(now)
+            shards = self._datasets.rescue(now)
+            done.update(jobs_rescued=len(rescued), shards_rescued=len(shards))
+            self._announce(rescued)
+            self._tell_flower(shards)
+        expired = self._database.jobs.expire_queued(now)
+        done.update(jobs_expired=len(expired), clock_jumps=int(jumped))
+        self._announce(dict.fromkeys(expired, Status.EXPIRED))
+        self._dispatch(done)
         self._datasets.keep()
 
     def deliver_webhooks(self) -> None:
@@ -88,9 +97,10 @@ class Housekeeper:
 
     def collect(self) -> None:
         """Remove what nobody can ask for any more: orphaned objects, dead workers, old idempotency keys."""
-        self._database.workers.forget()
-        self._database.jobs.forget_idempotency_keys()
-        self._collector.collect()
+        with tracing.round_span("collect") as done:
+            self._database.workers.forget()
+            self._database.jobs.forget_idempotency_keys()
+            done["objects_collected"] += self._collector.collect()
 
     def stop(self) -> None:
         """Stop long work soon, because this process is about to end; another one continues."""
@@ -101,7 +111,7 @@ class Housekeeper:
         """Wait `grace` seconds for webhooks that are on their way."""
         self._webhooks.close(grace)
 
-    def _dispatch(self) -> None:
+    def _dispatch(self, done: Counter[str]) -> None:
         """Publish queued jobs whose message was lost, or was never sent.
 
         A deep queue is no loss: this publishes as many as there are jobs beyond the number of messages.
@@ -120,17 +130,20 @@ class Housekeeper:
         for kind, state in self._database.jobs.queues().items():
             lost = state.ready - messages[kind]
             if lost > 0:
-                self._publish(kind, min(lost, DISPATCH_LIMIT))
+                done["jobs_published_again"] += self._publish(kind, min(lost, DISPATCH_LIMIT))
 
-    def _publish(self, kind: Kind, most: int) -> None:
+    def _publish(self, kind: Kind, most: int) -> int:
+        """Publish jobs again whose message is overdue; returns how many."""
         due = self._database.jobs.take_due(kind, most)
         if not due:
-            return
+            return 0
         log.info("publishing %d %s jobs again", len(due), kind)
         try:
             self._queue.publish(due)
         except QueueUnavailable:
             self._database.jobs.dispatch_now([job.id for job in due])
+            return 0
+        return len(due)
 
     def _sign(self) -> None:
         """Record this round, for the health check."""

@@ -21,6 +21,7 @@ from shared.database.webhooks import DueWebhook
 from shared.intake.fetch import Fetcher
 from shared.objects.signed_urls import ResultUrls, UrlSigner
 from shared.settings import Settings
+from shared.telemetry import tracing
 from tuwen.errors import DatabaseUnavailable, FetchFailed, TuwenError
 from tuwen.jobs import Kind, Status
 
@@ -204,7 +205,21 @@ class WebhookSender:
             "webhook-timestamp": str(int(now.timestamp())),
             "webhook-signature": " ".join(signer.sign(str(owed.id), now, body) for signer in self._signers(owed)),
         }
-        return self._fetcher.post(owed.url, body.encode(), headers)
+        about = {
+            "http.request.method": "POST",
+            # The path of such an address is often a secret.
+            "server.address": owed.host,
+            "http.request.resend_count": owed.attempts - 1,
+            "tuwen.job": str(owed.job_id),
+            "tuwen.webhook": str(owed.id),
+        }
+        with tracing.delivery_span(tracing.Parent.of(owed.trace, owed.tracestate), about) as (span, traced):
+            status = self._fetcher.post(owed.url, body.encode(), {**headers, **traced})
+            if span is not None:
+                span.set_attribute("http.response.status_code", status)
+                if status >= 400:
+                    tracing.set_failed(span, str(status), "")
+        return status
 
     def _signers(self, owed: DueWebhook) -> list[Webhook]:
         """Who signs: the key that submitted the job, or the installation for keys without a secret of their own.

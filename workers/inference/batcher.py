@@ -23,7 +23,7 @@ from typing import Protocol
 from tuwen.engine import Item, Output, Partial
 from tuwen.errors import EngineCrashed, EngineError, EngineHung, OutOfMemory, TuwenError
 from tuwen.jobs import Kind
-from workers.inference.schedule import OnProgress, PendingItem, Schedule
+from workers.inference.schedule import OnBegin, OnProgress, PendingItem, Schedule
 
 RESTART_PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before each further attempt to start an engine that would not start; the last one repeats."""
@@ -129,6 +129,7 @@ class Batcher:
         on_progress: OnProgress | None = None,
         watched: Callable[[], bool] | None = None,
         *,
+        on_begin: OnBegin | None = None,
         owner: Hashable = None,
         apart: bool = False,
     ) -> Future[Output]:
@@ -139,6 +140,8 @@ class Batcher:
             alone: run the item in a batch of its own, because it is suspected of killing the engine.
             on_progress: called with `(step, steps, part)`: the steps of the batch, and the item's partial output where
                 it is watched. It runs in the batcher's thread and must not block.
+            on_begin: called with the size of the item's batch when that begins to run, each time it does. It must not
+                block.
             watched: asked now and then whether somebody wants to see the item's partial output.
             owner: what `on_running` is told of the item; None is not told.
             apart: run the item alone, and while the caller is within `run_apart`.
@@ -153,7 +156,7 @@ class Batcher:
             - EngineStartFailed: an engine went down earlier and does not come back; the item is not to blame.
             - TuwenError: what the engine says about this item.
         """
-        entry = PendingItem(item, priority, alone, on_progress, watched, owner=owner, apart=apart)
+        entry = PendingItem(item, priority, alone, on_progress, watched, on_begin=on_begin, owner=owner, apart=apart)
         if not self._waiting.add(entry):
             entry.settle(Released())
         return entry.future
@@ -373,6 +376,7 @@ class _EngineDriver:
             return group[index].watched()
 
         self._running.begin(self, group)
+        _tell_begin(group)
         kind = group[0].item.kind
         started = time.perf_counter()
         answers = self.engine.run(kind, [entry.item for entry in group], tell, cancelled, watched)
@@ -407,6 +411,15 @@ class _EngineDriver:
             else:
                 self.reason = None
                 return
+
+
+def _tell_begin(group: Sequence[PendingItem]) -> None:
+    for entry in group:
+        if entry.on_begin is not None:
+            try:
+                entry.on_begin(len(group))
+            except Exception:
+                logger.exception("a listener to beginnings failed")  # the listener's failure is not the batch's
 
 
 def _public_error(error: Exception) -> TuwenError:

@@ -18,13 +18,12 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from itertools import count
 
+from shared.fairness import PATIENCE
 from tuwen.engine import Item, Output, Partial
 
-PATIENCE = 8
-"""Batches that may pass an item over before it leads one, whatever its priority."""
-
-
 OnProgress = Callable[[int, int, Partial | None], None]
+OnBegin = Callable[[int], None]
+"""Called with the size of a batch when it begins to run."""
 
 
 def _never() -> bool:
@@ -45,10 +44,12 @@ class PendingItem:
         on_progress: OnProgress | None = None,
         watched: Callable[[], bool] | None = None,
         *,
+        on_begin: OnBegin | None = None,
         owner: Hashable = None,
         apart: bool = False,
     ):
         self.item = item
+        self.on_begin = on_begin
         self.owner = owner
         self.apart = apart
         self.priority = priority

@@ -30,13 +30,15 @@ from shared.leasing.endings import INTERNAL
 from shared.leasing.grouping import GroupQueue
 from shared.leasing.heartbeat import Heartbeat
 from shared.leasing.patience import retry_outages
+from shared.leasing.revoking import Revoker
 from shared.objects.gate import StorageGate
 from shared.objects.storage import ObjectStore, StorageRefused, file_key
-from shared.queue import JobQueue
+from shared.queue import JobQueue, queue_name
 from shared.queue.tasks import JobMessage
 from shared.settings import Settings
-from shared.telemetry import tracing
+from shared.telemetry import job_trace
 from shared.telemetry.metrics import Recorder
+from shared.telemetry.tracing import Parent
 from tuwen.engine import DescribeItem, GenerateItem, Item, MatchItem, Output, Picture, RecognizeItem
 from tuwen.errors import (
     DatabaseUnavailable,
@@ -91,7 +93,7 @@ class _JobRun:
     claim: JobClaim
     lease: Lease
     began: float
-    trace: tracing.AnyTrace
+    trace: job_trace.AnyTrace
 
 
 class Runner:
@@ -117,6 +119,7 @@ class Runner:
         self._recorder = recorder
         self._database = Database(settings)
         self._queue = JobQueue(settings)
+        self.revoker = Revoker(self._database, self._queue)
         self._store = ObjectStore.open(settings)
         self._storage = StorageGate(self._store.check, on_refused=on_broken)
         self._fetcher = Fetcher(settings)
@@ -256,8 +259,16 @@ class Runner:
     def _launch(self, message: JobMessage, claim: JobClaim, asked: int) -> None:
         message.start()
         self._watchers.tell_start(claim.id)
-        about = {"tuwen.job": str(claim.id), "tuwen.worker": self._worker, "tuwen.attempt": claim.attempts}
-        trace = tracing.start_job(claim.kind.value, claim.trace, waited=claim.waited, asked=asked, attributes=about)
+        trace = job_trace.start_job(
+            queue_name(claim.kind),
+            claim.id,
+            Parent.of(claim.trace, claim.tracestate),
+            waited=claim.waited,
+            asked=asked,
+            worker=self._worker,
+            model=claim.model,
+            attempt=claim.attempts,
+        )
         lease = Lease(claim)
         self._heartbeat.hold(lease)
         run = _JobRun(message, claim, lease, time.monotonic(), trace)
@@ -294,7 +305,7 @@ class Runner:
         try:
             work = self._prepare(wanted, data, claim)
             run.trace.stage("batch")
-            submit = partial(self._submit, claim)
+            submit = partial(self._submit, run, wanted)
             future: Future[Any] = run_stages(work, submit) if isinstance(work, Generator) else submit(work)
         except BaseException as error:  # noqa: BLE001 (becomes the job's ending, whatever it is)
             self._end(run, self._ending_of(claim, error))
@@ -319,13 +330,17 @@ class Runner:
             # The batch runs all the same. Should it kill this worker, nobody is charged, and the next one tells.
             log.debug("PostgreSQL was not told what runs: %s", error)
 
-    def _submit(self, claim: JobClaim, item: Item, number: int = 0) -> Future[Output]:
+    def _submit(self, run: _JobRun, wanted: JobInput, item: Item, number: int = 0) -> Future[Output]:
+        claim = run.claim
+        # The first item of a stage stands for all in a trace, as it does for watchers.
+        traced = isinstance(run.trace, job_trace.JobTrace) and number == 0
         return self._batcher.submit(
             item,
             priority=claim.priority,
             # It may be the one that killed a process: it must not take others with it.
             apart=claim.is_suspect,
             owner=(claim.id, claim.epoch),
+            on_begin=partial(_trace_batch, run.trace, wanted, item, claim) if traced else None,
             on_progress=partial(self._watchers.tell_progress, claim.id, number),
             watched=partial(self._watchers.is_followed, claim.id),
         )
@@ -333,6 +348,8 @@ class Runner:
     def _handle_answer(self, run: _JobRun, work: EngineWork, future: Future[Any]) -> None:
         """Pass the answer on, quickly: this runs in the batcher's thread, or the one that cancelled the job."""
         claim = run.claim
+        if not future.cancelled() and future.exception() is None:
+            run.trace.answered(future.result())
         if future.cancelled():
             self._end(run, GiveBack(claim.id, claim.epoch, "cancelled"))
         elif (error := future.exception()) is not None:
@@ -376,6 +393,8 @@ class Runner:
         return GiveBack(claim.id, claim.epoch, "retry", _job_error(error))
 
     def _end(self, run: _JobRun, ending: Ending) -> None:
+        if ending.error is not None:
+            run.trace.fail(ending.error.code, ending.error.detail)
         run.trace.stage("finish")
         self._endings.add((run, ending))
 
@@ -489,13 +508,20 @@ class Runner:
 
     def _report(self, run: _JobRun, status: Status | None, error: JobError | None) -> None:
         """Tell watchers and Celery; without a status, another worker has the job by now."""
-        run.trace.end(status.value if status else "lost", error.detail if error else None)
+        run.trace.end(status.value if status else "lost", error.code if error else None, error.detail if error else "")
         self._watchers.tell_end(run.claim.id, status)
         if status is None:
             run.message.drop(None)
             return
         self._recorder.record_end(run.claim.kind, status, wait=run.claim.waited, run=time.monotonic() - run.began)
         run.message.end(status, error)
+
+
+def _trace_batch(trace: job_trace.AnyTrace, wanted: JobInput, item: Item, claim: JobClaim, batch_size: int) -> None:
+    """Begin the stage of a trace in which an engine runs `item`; a later stage of the job may be of another kind."""
+    own = item.kind is claim.kind
+    asked = {"seed": getattr(wanted, "seed", None), "max_tokens": getattr(item, "max_tokens", None)} if own else {}
+    trace.run(item.kind, item.model or (claim.model if own else item.kind.value), batch_size, asked)
 
 
 def _await_end(future: Future[Any]) -> None:

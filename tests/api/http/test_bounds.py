@@ -45,7 +45,7 @@ class Installation:
         self.settings = settings
         self.database = database
         self.key, digest = new_key()
-        self.id = database.keys.add(name="t", tenant="t", sha256=digest, quota=50, **bounds)
+        self.id = database.keys.add(name="t", tenant="t", sha256=digest, quota=50, dataset_roots=["/"], **bounds)
         headers = {"Authorization": f"Bearer {self.key}"}
         self.apis = [httpx.Client(base_url=url, headers=headers, timeout=PATIENT) for url in urls]
         self.api = self.apis[0]

@@ -80,7 +80,7 @@ class Tenant:
         self._database = database
         self.url = url
         self.key, digest = new_key()
-        self._id = database.keys.add(name="alice", tenant="alice", sha256=digest, quota=1000)
+        self._id = database.keys.add(name="alice", tenant="alice", sha256=digest, quota=1000, dataset_roots=["/"])
         self.headers = {"Authorization": f"Bearer {self.key}"}
         self.http = httpx.Client(base_url=url, headers=self.headers, timeout=PATIENT)
         self.openai = OpenAI(base_url=f"{url}/v1", api_key=self.key, max_retries=0, timeout=PATIENT)

@@ -467,6 +467,20 @@ class TestHousekeeping:
         database.jobs.mark_all_due()
         assert [job.id for job in database.jobs.take_due(Kind.GENERATE, 1)] == [urgent]
 
+    def test_one_that_is_overdue_for_longest_is_taken_before_more_urgent_ones(
+        self, database: Database, sql: Sql
+    ) -> None:
+        """Behind a long queue of urgent jobs, which are due as well, a lost message must not be forgotten."""
+        [lost] = submit(database, priority=0)
+        urgent = submit(database, 20, priority=9)
+        database.jobs.mark_all_due()
+        rewind(sql, lost, "dispatch_due_at", 60)
+        taken = [job.id for job in database.jobs.take_due(Kind.GENERATE, 5)]
+        assert len(taken) == 5
+        assert lost in taken
+        assert set(taken) < {lost, *urgent}
+        assert {job.id for job in database.jobs.take_due(Kind.GENERATE, 100)} == set(urgent) - set(taken)
+
     def test_dispatch_now(self, database: Database) -> None:
         [id] = submit(database)
         database.jobs.dispatch_now([id])

@@ -13,11 +13,13 @@ import kombu
 import pytest
 from celery import Celery, Task, beat, bootsteps
 from celery.app.events import Events
+from celery.bin.beat import beat as start_beat
+from celery.bin.worker import worker as start_worker
 from celery.events.dispatcher import EventDispatcher
 from celery.events.state import State
 from celery.events.state import Task as TaskState
 from celery.utils.imports import symbol_by_name
-from celery.worker import WorkController, control, state
+from celery.worker import WorkController, control, pidbox, state
 from celery.worker.consumer import Consumer
 from celery.worker.consumer import events as consumer_events
 from kombu import Connection, Producer
@@ -212,6 +214,42 @@ USES = [
             takes(EventDispatcher.flush, "self", "errors", "groups")
             and takes(EventDispatcher.close, "self")
             and on.dispatcher.producer is None
+        ),
+    ),
+    Use(
+        "kombu.transport.redis.Channel(connection)",
+        CHANNEL,
+        "remember which levels of priority a worker came down to; `priority_steps` has to be set by then",
+        lambda on: (
+            mentions(kombu_redis.Channel.__init__, "super().__init__(*args, **kwargs)")
+            and list(on.channel.priority_steps) == sorted(on.channel.priority_steps)
+        ),
+    ),
+    Use(
+        "kombu transport option queue_order_strategy=round_robin",
+        "celery_app",
+        "let the kinds of jobs of one priority take turns",
+        lambda on: type(on.channel._queue_cycle).__name__ == "round_robin_cycle",
+    ),
+    # Remote control: revoke cancels jobs, and what would break a worker is off.
+    Use(
+        "celery.worker.control.Panel.data: name → handler(state, **arguments), control_command(name, args, variadic)",
+        "remote_control.install",
+        "replace commands in this process, aliases included",
+        lambda _: (
+            has(control.control_command, "kwargs")
+            and mentions(control.Panel._register, "cls.data[control_name] = fun")
+            and mentions(pidbox.Pidbox.__init__, "handlers=control.Panel.data")
+            and {"revoke", "terminate", "shutdown"} <= control.Panel.data.keys()
+        ),
+    ),
+    Use(
+        "celery.Celery.Worker, Celery.Beat",
+        "workers.app (the application of `celery -A workers.app`)",
+        "say how workers are started where somebody starts Celery's",
+        lambda _: (
+            mentions(inspect.unwrap(start_worker.callback), "worker = app.Worker(")
+            and mentions(inspect.unwrap(start_beat.callback), "app.Beat")
         ),
     ),
     # Tasks: the consumer only receives, and the runner does the jobs.

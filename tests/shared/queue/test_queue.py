@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from uuid import UUID, uuid4
 
 import pytest
 import redis
 
 from api.embedded.servers import Valkey
+from shared import fairness
 from shared.database import Dispatch
+from shared.fairness import PATIENCE
 from shared.queue import JobQueue, celery_app, event_channel, queue_name
 from shared.settings import Settings
 from tests.support.system import freeze
@@ -36,14 +38,17 @@ def dispatch(priority: int = 5, kind: Kind = Kind.GENERATE) -> Dispatch:
     return Dispatch(uuid4(), kind, priority)
 
 
-def received(settings: Settings, count: int) -> list[UUID]:
-    """Task ids in the order in which a worker would get them."""
+def received(
+    settings: Settings, count: int, *, at_once: int = 0, kinds: Sequence[Kind] = (Kind.GENERATE,)
+) -> list[UUID]:
+    """Task ids in the order in which a worker gets them that takes `at_once` messages at a time, if it has a limit."""
     ids: list[UUID] = []
     with celery_app(settings).connection_for_read() as connection:
         consumer = connection.Consumer(
-            [connection.SimpleQueue(queue_name(Kind.GENERATE)).queue],
+            [connection.SimpleQueue(queue_name(kind)).queue for kind in kinds],
             callbacks=[lambda body, message: (ids.append(UUID(message.headers["id"])), message.ack())],
             accept=["json"],
+            prefetch_count=at_once,
         )
         with consumer:
             while len(ids) < count:
@@ -67,6 +72,34 @@ def test_the_urgent_first_and_the_older_first_among_equals(queue: JobQueue, sett
         queue.publish([job])
     expected = [jobs[n].id for n in (3, 5, 1, 2, 4, 0)]
     assert received(settings_here, 6) == expected
+
+
+def test_the_most_urgent_starve_nobody(
+    queue: JobQueue, settings_here: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One message of a level that was passed over follows each `PATIENCE` urgent ones, the oldest of the level first;
+    here any level is that has been passed over at all."""
+    monkeypatch.setattr(fairness, "STARVED_AFTER", 0.0)
+    waiting = [dispatch(0) for _ in range(3)]
+    urgent = [dispatch(9) for _ in range(40)]
+    for job in [*waiting, *urgent]:
+        queue.publish([job])
+    order = received(settings_here, 43, at_once=4)
+    assert [id for id in order if id in {job.id for job in urgent}] == [job.id for job in urgent]
+    places = [order.index(job.id) for job in waiting]
+    assert places == [PATIENCE, 2 * PATIENCE + 1, 3 * PATIENCE + 2]
+
+
+def test_the_kinds_of_a_worker_take_turns_within_a_level(queue: JobQueue, settings_here: Settings) -> None:
+    jobs = [dispatch(priority, kind) for priority in (5, 9) for kind in (Kind.GENERATE, Kind.MATCH) for _ in range(20)]
+    queue.publish(jobs)
+    names = {job.id: (job.priority, job.kind) for job in jobs}
+    order = [names[id] for id in received(settings_here, 80, at_once=4, kinds=(Kind.GENERATE, Kind.MATCH))]
+    for priority in (9, 5):
+        kinds = [kind for level, kind in order if level == priority]
+        assert {kinds.index(Kind.GENERATE), kinds.index(Kind.MATCH)} == {0, 4}
+        assert {kinds[first] for first in range(0, 40, 8)} != {kinds[first] for first in range(4, 40, 8)}
+    assert [level for level, _ in order] == [9] * 40 + [5] * 40
 
 
 def test_depth_counts_every_priority(queue: JobQueue) -> None:

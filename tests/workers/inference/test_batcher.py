@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shared.fairness import PATIENCE
 from tests.support.waiting import PATIENT, eventually
 from tuwen.engine import GenerateItem, Item, MatchItem, Partial, Picture
 from tuwen.errors import EngineCrashed, EngineError, EngineHung, EngineStartFailed, OutOfMemory, TuwenError
 from tuwen.jobs import Kind, MatchResult
 from workers.inference import batcher as module
 from workers.inference.batcher import Batcher
-from workers.inference.schedule import PATIENCE, PendingItem, Schedule
+from workers.inference.schedule import PendingItem, Schedule
 
 
 def picture(prompt: str) -> Picture:
@@ -195,6 +196,24 @@ def test_urgent_items_lead_and_bulk_of_the_same_key_fills_the_rest(desk: Callabl
     futures += [d.ask("person", priority=5), d.ask("urgent", priority=9), d.ask("person2", priority=5)]
     d.finish(*futures)
     assert d.engine.batches[1:] == [["urgent", "person", "person2", "bulk0"], ["bulk1", "bulk2", "bulk3"]]
+
+
+def test_each_item_hears_how_large_its_batch_is_when_it_begins(desk: Callable[..., Desk]) -> None:
+    d = desk(limit=2)
+    heard: list[tuple[str, int]] = []
+
+    def hear(name: str) -> Callable[[int], None]:
+        def on_begin(size: int) -> None:
+            heard.append((name, size))
+            if name == "b":
+                raise ZeroDivisionError("a listener of bad manners")
+
+        return on_begin
+
+    futures = [d.ask(name, on_begin=hear(name)) for name in "abc"]
+    assert heard == [], "they wait"
+    assert d.finish(*futures) == ["a", "b", "c"]
+    assert heard == [("a", 2), ("b", 2), ("c", 1)]
 
 
 def test_an_urgent_item_of_another_key_overtakes_the_bulk(desk: Callable[..., Desk]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
+from uuid import UUID
 
 from api.http.auth import Caller
 from api.producer.resources import Resources
 from shared.telemetry import tracing
-from tuwen.errors import InvalidRequest
+from tuwen.errors import Conflict, InvalidRequest
 from tuwen.jobs import Job, JobRequest
 
 _LONGEST_KEY = 255
@@ -28,6 +29,7 @@ def submit(
     Raises:
         InvalidRequest: a request is invalid; the error may be of a subclass, and names the field.
         NotFound: the caller has no such file; the error names the field.
+        Conflict: the key made a job that was deleted.
         QuotaExceeded, DatabaseUnavailable, StorageUnavailable
     """
     if idempotency_key is not None:
@@ -46,8 +48,19 @@ def submit(
     if submission.dispatches:
         resources.outbox.publish(submission.dispatches)
     if submission.replayed:
-        return resources.database.jobs.get_many(submission.ids, caller.tenant)
+        return _made_before(resources, caller, submission.ids)
     return submission.jobs
+
+
+def _made_before(resources: Resources, caller: Caller, ids: Sequence[UUID]) -> list[Job]:
+    found = resources.database.jobs.find_many(ids, caller.tenant)
+    for id in ids:
+        if id not in found:
+            raise Conflict(
+                f"This Idempotency-Key made job {id}, which was deleted; use a new key to have it made again.",
+                field="Idempotency-Key",
+            )
+    return [found[id] for id in ids]
 
 
 def _body_hash(requests: Sequence[JobRequest]) -> str:

@@ -11,6 +11,7 @@ from shared.database.batches import Batches, Documents
 from shared.database.clock import Clock
 from shared.database.connections import Connections
 from shared.database.datasets import Datasets
+from shared.database.deletion import Deletion
 from shared.database.files import Files
 from shared.database.jobs import Jobs
 from shared.database.keys import Keys
@@ -43,6 +44,7 @@ class Database:
         self.files = Files(self._connections)
         self.keys = Keys(self._connections)
         self.webhooks = Webhooks(self._connections)
+        self.deletion = Deletion(self._connections)
         self.clock = Clock(self._connections, settings)
 
     def close(self) -> None:

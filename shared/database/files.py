@@ -6,13 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.database.connections import Connections
 from shared.database.tables import FileRow
 from tuwen.errors import NotFound
 from tuwen.jobs import Tenant
+
+# Only once a minute, so that a picture that many jobs name is not written for each of them. Locked in order; one that
+# is being deleted is waited for, and is then not known any more.
+_USE = text("""
+    WITH used AS MATERIALIZED (
+        SELECT sha256 FROM files
+        WHERE tenant = :tenant AND sha256 = ANY(:sha256s) AND used_at < now() - interval '1 minute'
+        ORDER BY sha256 FOR UPDATE
+    )
+    UPDATE files SET used_at = now() FROM used WHERE tenant = :tenant AND files.sha256 = used.sha256
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +57,7 @@ class Files:
         new = upsert(FileRow).values(
             tenant=tenant, sha256=sha256, key=key, media_type=media_type, width=width, height=height, size=size
         )
-        # The update changes nothing, but without it the statement would not return an existing row.
-        same = new.on_conflict_do_update(index_elements=[FileRow.tenant, FileRow.sha256], set_={"key": key})
+        same = new.on_conflict_do_update(index_elements=[FileRow.tenant, FileRow.sha256], set_={"used_at": func.now()})
         created_at: datetime = self._run(same.returning(FileRow.created_at))[0].created_at
         return created_at
 
@@ -61,6 +71,7 @@ class Files:
         return rows[0]
 
     def known(self, sha256s: Sequence[str], tenant: Tenant) -> set[str]:
-        """The subset of these files that the tenant has."""
+        """The subset of these files that the tenant has; each counts as used now, and is not deleted for its age."""
+        self._run(_USE, {"tenant": tenant, "sha256s": list(sha256s)})
         found = select(FileRow.sha256).where(FileRow.tenant == tenant, FileRow.sha256.in_(sha256s))
         return {row.sha256 for row in self._run(found)}

@@ -172,6 +172,7 @@ EXPIRE_QUEUED = text(
 """)
 )
 
+# Locked in the order of their ids, as by every statement for many jobs.
 CANCEL = text(
     _with_webhooks("""
     UPDATE jobs SET
@@ -179,8 +180,12 @@ CANCEL = text(
         status = CASE status WHEN 'queued' THEN 'cancelled' ELSE status END,
         finished_at = CASE status WHEN 'queued' THEN now() END,
         dispatch_due_at = NULL
-    WHERE id = :id AND tenant = :tenant AND status IN ('queued', 'running')
-    RETURNING id, status, webhook
+    FROM (
+        SELECT id FROM jobs
+        WHERE id = ANY(:ids) AND tenant = :tenant AND status IN ('queued', 'running') ORDER BY id FOR UPDATE
+    ) AS wanted
+    WHERE jobs.id = wanted.id AND status IN ('queued', 'running')
+    RETURNING jobs.id, jobs.status, jobs.webhook
 """)
 )
 

@@ -88,10 +88,10 @@ def forget(
             out.print(f"{count} {what}")
     if not +gone.counts:
         err.print(f"nothing of {tenant} is stored")
-    if left := gone.young_objects + gone.failed_objects:
-        hours = settings.orphan_age / 3600
-        err.print(
-            f"{left} more objects, which nothing names any more, are removed by the housekeeper in about {hours:g} h"
-        )
+    soon = f"nothing names any more; the housekeeper removes them in about {settings.orphan_age / 3600:g} h"
+    if gone.young_objects:
+        err.print(f"{gone.young_objects} more objects were stored lately, and {soon}")
+    if gone.unanswered:
+        err.print(f"the storage did not answer: objects of {gone.unanswered} rows stay, which {soon}")
     if keys:
         err.print(f"{len(keys)} keys of {tenant} still work; revoke them with: tuwen keys revoke")

@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -39,8 +40,8 @@ class Forgotten:
     """What it was → how many."""
     young_objects: int = 0
     """Objects that nothing names any more, and that the housekeeper collects within a day and an hour."""
-    failed_objects: int = 0
-    """The same, because the storage did not answer."""
+    unanswered: int = 0
+    """Rows whose objects are left to the housekeeper too, because the storage did not answer."""
 
 
 class Forgetting:
@@ -76,23 +77,22 @@ class Forgetting:
     def _end_work(self, tenant: Tenant, patience: float) -> None:
         deadline = time.monotonic() + patience
         steps = self._database.deletion
-        while any(left := steps.unfinished(tenant)):
+        while any(steps.unfinished(tenant)):
             for id in steps.datasets_to_cancel(tenant, STEP):
-                try:
+                with suppress(Conflict):  # over meanwhile
                     self._database.datasets.cancel(id, tenant)
-                except Conflict:
-                    continue  # over meanwhile
             while ids := steps.jobs_to_cancel(tenant, STEP):
                 self._database.jobs.cancel_many(ids, tenant)
                 time.sleep(PAUSE)
+            jobs, runs = steps.unfinished(tenant)
+            if not jobs + runs:
+                return
             if time.monotonic() > deadline:
-                jobs, runs = left
                 raise Conflict(
                     f"{jobs} jobs and {runs} data sets of {tenant} are not over yet; they were asked to stop. "
                     "Give the same command again when they have; if no worker runs, a housekeeper ends them."
                 )
-            if any(steps.unfinished(tenant)):
-                time.sleep(_LOOK)
+            time.sleep(_LOOK)
 
     def _repeat(
         self,
@@ -110,7 +110,7 @@ class Forgetting:
                 gone.young_objects += removal.left
             except StorageUnavailable as error:
                 log.warning("%s; objects that nothing names any more are left to the housekeeper", error)
-                gone.failed_objects += max(len(deleted.keys), len(deleted.ids))
+                gone.unanswered += deleted.rows
             time.sleep(PAUSE)
 
     def _remove_shared(self, deleted: Deleted) -> Removal:

@@ -280,7 +280,7 @@ COMPANY = [
             "two white dogs running in the snow",
             "a red bird to the left of a blue car",
             "草地",
-            "three yellow ducks on the beach",
+            "three yellow birds on the beach",
             "a small green tree",
             "a black horse sleeping",
         ]

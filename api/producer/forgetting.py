@@ -30,6 +30,7 @@ STEP = 500
 PAUSE = 0.02
 """Seconds between two steps, in which others have the disk."""
 _LOOK = 0.5
+_FIRST = UUID(int=0)
 
 
 @dataclass(slots=True)
@@ -68,7 +69,7 @@ class Forgetting:
         self._repeat(gone, "reviews of images", lambda: steps.reviews_of(tenant, STEP))
         self._repeat(gone, "shards of data sets", lambda: steps.shards_of(tenant, STEP))
         self._repeat(gone, "data sets", lambda: steps.datasets_of(tenant, STEP), self._remove_annotations)
-        self._repeat(gone, "jobs", lambda: steps.jobs_of(tenant, STEP), self._remove_shared)
+        self._repeat(gone, "jobs", self._job_step(tenant), self._remove_shared)
         self._repeat(gone, "uploaded images", lambda: steps.uploads_of(tenant, STEP), self._remove_shared)
         self._repeat(gone, "files of batches", lambda: steps.documents_of(tenant, STEP), self._remove_own)
         self._repeat(gone, "idempotency keys", lambda: steps.idempotency_keys_of(tenant, STEP))
@@ -93,6 +94,20 @@ class Forgetting:
                     "Give the same command again when they have; if no worker runs, a housekeeper ends them."
                 )
             time.sleep(_LOOK)
+
+    def _job_step(self, tenant: Tenant) -> Callable[[], Deleted]:
+        """Each step goes on where the last one ended: what was deleted lies in the index until a vacuum."""
+        last = _FIRST
+
+        def step() -> Deleted:
+            nonlocal last
+            gone = self._database.deletion.jobs_of(tenant, STEP, after=last)
+            if not gone.rows and last != _FIRST:
+                gone = self._database.deletion.jobs_of(tenant, STEP, after=_FIRST)  # what was locked
+            last = max(gone.ids, default=last)
+            return gone
+
+        return step
 
     def _repeat(
         self,

@@ -81,7 +81,9 @@ _OLD_JOBS = _delete_jobs("""
     ORDER BY finished_at
 """)
 _JOBS_OF_TENANT = _delete_jobs("""
-    SELECT id FROM jobs WHERE tenant = :tenant AND status NOT IN ('queued', 'running')
+    SELECT id FROM jobs
+    WHERE tenant = :tenant AND status NOT IN ('queued', 'running') AND uuid_send(id) > uuid_send(CAST(:after AS uuid))
+    ORDER BY uuid_send(id)
 """)
 _ONE_JOB = _delete_jobs("""
     SELECT id FROM jobs WHERE id = :id AND tenant = :tenant AND status NOT IN ('queued', 'running')
@@ -137,7 +139,8 @@ _OLD_IDEMPOTENCY_KEYS = text("""
 def _of_tenant(table: str, id: str, returning: str, more: str = "") -> Any:
     return text(f"""
         WITH due AS MATERIALIZED (
-            SELECT {id} AS id FROM {table} WHERE tenant = :tenant {more} LIMIT :most FOR UPDATE SKIP LOCKED
+            SELECT {id} AS id FROM {table} WHERE tenant = :tenant {more}
+            ORDER BY {id} LIMIT :most FOR UPDATE SKIP LOCKED
         )
         DELETE FROM {table} USING due WHERE tenant = :tenant AND {table}.{id} = due.id RETURNING {returning}
     """)  # noqa: S608 (constants)
@@ -248,9 +251,9 @@ class Deletion:
         """Data sets of the tenant that are not over."""
         return [row.id for row in self._run(_UNFINISHED_DATASETS, {"tenant": tenant, "most": most})]
 
-    def jobs_of(self, tenant: Tenant, most: int) -> Deleted:
-        """Jobs of the tenant that are over, with what is still owed for them."""
-        return _deleted_jobs(self._run(_JOBS_OF_TENANT, {"tenant": tenant, "most": most}))
+    def jobs_of(self, tenant: Tenant, most: int, *, after: UUID) -> Deleted:
+        """Jobs of the tenant that are over, with what is still owed for them; in order, beginning behind `after`."""
+        return _deleted_jobs(self._run(_JOBS_OF_TENANT, {"tenant": tenant, "most": most, "after": after}))
 
     def uploads_of(self, tenant: Tenant, most: int) -> Deleted:
         """Uploaded images of the tenant."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from api.cli.doctor import Finding, _retention
@@ -13,10 +11,9 @@ from tests.support.plain_sql import Sql
 
 
 @pytest.fixture
-def history(sql: Sql) -> Iterator[None]:
+def history(sql: Sql) -> None:
     """A hundred jobs of the last 200 days, the oldest of which failed."""
     add_history(sql, 100, tenant="t")
-    return
 
 
 def findings(settings: Settings, keep_jobs: str) -> list[Finding]:

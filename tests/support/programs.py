@@ -14,6 +14,7 @@ from itertools import chain
 
 EXECUTABLES = {
     "chromium": ("chromium", "google-chrome", "chromium-browser"),
+    "docker-registry": ("docker-registry",),
     "g++": ("g++",),
     "postgresql": ("/usr/lib/postgresql/*/bin/postgres",),
     "redis-server": ("redis-server",),

@@ -19,9 +19,6 @@ from shared.database.tables import IdempotencyRow
 from tuwen.errors import Conflict, IdempotencyMismatch
 from tuwen.jobs import Tenant
 
-LIFETIME = 86_400.0
-"""Seconds for which a key is kept, as clients of other services expect."""
-
 
 @dataclass(frozen=True, slots=True)
 class Once:

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.model_specs import ModelSpec, parse_models
+from shared.retention import FOREVER, parse_age, parse_job_ages
 from tuwen.errors import ConfigurationError
 from tuwen.jobs import Kind
 
@@ -71,7 +72,19 @@ def _check_models(text: str) -> str:
     return text
 
 
+def _check_age(text: str) -> str:
+    parse_age(text)
+    return text
+
+
+def _check_job_ages(text: str) -> str:
+    parse_job_ages(text)
+    return text
+
+
 Models = Annotated[str, AfterValidator(_check_models)]
+Age = Annotated[str, AfterValidator(_check_age)]
+JobAges = Annotated[str, AfterValidator(_check_job_ages)]
 MOST_QUOTA = 2**31 - 1
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -187,6 +200,13 @@ class Settings(BaseSettings):
         "API key with a secret of its own",
     )
     orphan_age: float = Field(86_400.0, description="stored objects that no row names are collected after this")
+
+    # Retention; see shared/retention.py
+    keep_jobs: JobAges = Field(
+        FOREVER, description="jobs that are over are deleted after this: 90d, or by state 30d,failed=1y"
+    )
+    keep_uploads: Age = Field(FOREVER, description="an uploaded image is deleted this long after its last use")
+    keep_batches: Age = Field(FOREVER, description="batches that are over, and their files, are deleted after this")
 
     # Flower
     flower_host: str = Field(

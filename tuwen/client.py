@@ -196,6 +196,15 @@ class JobOperations:
         """
         return await self._job("POST", f"/v1/jobs/{id}/retry", headers=once())
 
+    async def delete(self, id: UUID) -> None:
+        """Delete a job that is over, with its result and images.
+
+        Raises:
+            NotFound
+            Conflict: the job is not over; cancel it first.
+        """
+        await self._exchange.send("DELETE", f"/v1/jobs/{id}", repeatable=False)
+
     async def wait(self, id: UUID, timeout: float | None = None) -> Job:
         """Wait until a job is over, however it ended, and return it.
 
@@ -313,6 +322,7 @@ class Client(Blocking[JobOperations]):
     iter_jobs = iterating(JobOperations.iter_jobs)
     cancel = blocking(JobOperations.cancel)
     retry = blocking(JobOperations.retry)
+    delete = blocking(JobOperations.delete)
     wait = blocking(JobOperations.wait)
     iter_events = iterating(JobOperations.iter_events)
     models = blocking(JobOperations.models)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import metadata
 from uuid import uuid4
@@ -22,9 +23,11 @@ from api.embedded.processes import port_is_free
 from api.embedded.servers import embedded_servers
 from shared.database import Database
 from shared.database.connections import complaint_of_age
+from shared.database.deletion import MOST_COUNTED
 from shared.migrations import is_current
 from shared.objects.storage import ObjectStore
 from shared.queue import JobQueue, connect
+from shared.retention import parse_age, parse_job_ages, written
 from shared.settings import Settings
 from tuwen.errors import ConfigurationError, NotFound, TuwenError
 
@@ -72,7 +75,7 @@ def examine(settings: Settings, url: str, *, embedded: bool) -> Iterator[Finding
         )
         yield Finding("system", "not running", f"start it with: tuwen up (clients look for it at {url})", serious=False)
         return
-    for look in (_redis, _postgres, _storage, _workers, _housekeeper, _webhooks):
+    for look in (_redis, _postgres, _storage, _workers, _housekeeper, _webhooks, _retention):
         yield from _guard(look.__name__.strip("_"), partial(look, settings))
     yield from _api(url)
 
@@ -270,3 +273,35 @@ def _webhooks(settings: Settings) -> Iterator[Finding]:
     else:
         advice = ""
     yield Finding("webhooks", found, advice, serious=False)
+
+
+OVERDUE = timedelta(days=1)
+"""What is still there so long after its time shows that the housekeeper does not keep up, or has other settings."""
+
+
+def _retention(settings: Settings) -> Iterator[Finding]:
+    """What is deleted by its age, and whether that happens."""
+    ages = parse_job_ages(settings.keep_jobs)
+    uploads, batches = (written(parse_age(text)) for text in (settings.keep_uploads, settings.keep_batches))
+    groups: dict[timedelta | None, list[str]] = {}
+    for status, age in ages.items():
+        groups.setdefault(age, []).append(status.value)
+    jobs = "; ".join(f"{written(age)} for {', '.join(states)} jobs" for age, states in groups.items())
+    yield Finding("retention", f"{jobs}; {uploads} for unused uploads; {batches} for batches")
+    database = Database(settings, pool_size=1)
+    try:
+        found = {status: database.deletion.due_jobs(status, age) for status, age in ages.items() if age is not None}
+    finally:
+        database.close()
+    for status, due in found.items():
+        if not due.count:
+            continue
+        many = f"{MOST_COUNTED} or more" if due.count == MOST_COUNTED else str(due.count)
+        oldest = f", the oldest of {due.oldest:%Y-%m-%d %H:%M}" if due.oldest else ""
+        late = due.oldest is not None and due.oldest < datetime.now(UTC) - (ages[status] or OVERDUE) - OVERDUE
+        yield Finding(
+            "retention",
+            f"{many} {status.value} jobs are due{oldest}",
+            "see the log of the housekeeper, and whether it has the same TUWEN_KEEP_JOBS" if late else "",
+            serious=False,
+        )

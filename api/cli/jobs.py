@@ -1,4 +1,4 @@
-"""`tuwen jobs …`: show jobs, cancel them, run them again."""
+"""`tuwen jobs …`: show jobs, cancel them, run them again, delete them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from api.cli.place import place
 from api.cli.terminal import err, out
 from tuwen.jobs import Kind, Status
 
-app = typer.Typer(help="Show jobs, cancel them, run them again.", no_args_is_help=True)
+app = typer.Typer(help="Show jobs, cancel them, run them again, delete them.", no_args_is_help=True)
 
 Ids = Annotated[list[UUID], typer.Argument(metavar="ID")]
 
@@ -73,3 +73,12 @@ def retry(context: typer.Context, ids: Ids) -> None:
     with place(context).client() as client:
         for id in ids:
             out.print(f"{id} {client.retry(id).status}")
+
+
+@app.command("rm")
+def remove(context: typer.Context, ids: Ids) -> None:
+    """Delete jobs that are over, with their results and images; cancel others first."""
+    with place(context).client() as client:
+        for id in ids:
+            client.delete(id)
+            out.print(f"{id} deleted")

@@ -1,4 +1,4 @@
-"""`tuwen keys …`: manage API keys directly in the database, for administrators who can reach it."""
+"""`tuwen keys …`: manage API keys and what was stored with them, directly in the database, for administrators."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from shared.database import Database
 
 app = typer.Typer(help="Manage API keys, directly in the database.", no_args_is_help=True)
+
+_PATIENCE = 60.0
+"""Seconds for running jobs to end; a worker that died with one is replaced sooner."""
 
 _DEFAULT = "default"
 _MOST_BYTES = 2**62
@@ -223,6 +226,41 @@ def revoke(context: typer.Context, ids: Ids) -> None:
         for id in ids:
             database.keys.revoke(id)
             out.print(f"{id} revoked")
+
+
+@app.command()
+def forget(
+    context: typer.Context,
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="Whose data; `tuwen keys ls` shows it for each key.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete everything that a tenant ever stored: jobs, results, uploads, data sets, batches. Its keys stay.
+
+    Exported data sets stay where they were written. If it is cut off, give the command again.
+    """
+    from api.producer.forgetting import Forgetting, still_working_keys
+    from shared.objects.storage import ObjectStore
+
+    settings = place(context).settings()
+    with open_database(context) as database:
+        if not yes:
+            jobs, datasets = database.deletion.unfinished(tenant)
+            running = f" ({jobs} jobs and {datasets} data sets of it are not over)" if jobs + datasets else ""
+            typer.confirm(f"Delete everything that {tenant} stored{running}? It cannot be undone", abort=True, err=True)
+        gone = Forgetting(settings, database, ObjectStore.open(settings)).forget(tenant, patience=_PATIENCE)
+        keys = still_working_keys(database, tenant)
+    for what, count in gone.counts.items():
+        if count:
+            out.print(f"{count} {what}")
+    if not +gone.counts:
+        err.print(f"nothing of {tenant} is stored")
+    soon = f"nothing names any more; the housekeeper removes them in about {settings.orphan_age / 3600:g} h"
+    if gone.young_objects:
+        err.print(f"{gone.young_objects} more objects were stored lately, and {soon}")
+    if gone.unanswered:
+        err.print(f"the storage did not answer: objects of {gone.unanswered} rows stay, which {soon}")
+    if keys:
+        err.print(f"{len(keys)} keys of {tenant} still work; revoke them with: tuwen keys revoke")
 
 
 def _roots(places: str | None, settings: Settings) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from fastapi import Request
 
 from api.producer.events import Watch
 from api.producer.resources import Resources
-from tuwen.errors import DatabaseUnavailable
+from tuwen.errors import DatabaseUnavailable, NotFound
 from tuwen.jobs import Job, Progress, Status, Tenant
 
 QUIET = 15.0
@@ -63,12 +63,14 @@ async def _wait_for_word_of_end(changes: Watch, deadline: float) -> None:
 async def follow(resources: Resources, job_id: UUID, tenant: Tenant) -> AsyncIterator[Job | Progress | None]:
     """Yield the job at first and whenever its state may have changed, its progress in between, and None when quiet.
 
-    The last item is the job that is over.
+    The last item is the job that is over, unless the job is deleted meanwhile.
     """
     async with resources.events.watch(job_id) as changes:
         while True:
             try:
                 job = await run_sync(resources.database.jobs.get, job_id, tenant)
+            except NotFound:
+                return  # who asks again is told so
             except DatabaseUnavailable:
                 yield None
                 await asyncio.sleep(1)

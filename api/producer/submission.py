@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from uuid import UUID
 
 from api.http.auth import Caller
 from api.http.rate_limits import quota_headers
 from api.producer.once import once, require_sendable
 from api.producer.resources import Resources
+from shared.database.idempotency import deleted
 from shared.queue import queue_name
 from shared.telemetry import tracing
 from tuwen.jobs import Job, JobRequest
@@ -42,6 +44,7 @@ def submit(
     Raises:
         InvalidRequest: a request is invalid; the error may be of a subclass, and names the field.
         NotFound: the caller has no such file; the error names the field.
+        Conflict: the key made a job that was deleted.
         QuotaExceeded, StorageQuotaExceeded, DatabaseUnavailable, StorageUnavailable
     """
     if idempotency_key is not None:
@@ -66,8 +69,16 @@ def submit(
             tracing.note_message(submission.ids[0])
     if submission.dispatches:
         resources.outbox.publish(submission.dispatches)
-    jobs = resources.database.jobs.get_many(submission.ids, caller.tenant) if submission.replayed else submission.jobs
+    jobs = _made_before(resources, caller, submission.ids) if submission.replayed else submission.jobs
     return Submitted(jobs, quota_headers(caller.quota, submission.left))
+
+
+def _made_before(resources: Resources, caller: Caller, ids: Sequence[UUID]) -> list[Job]:
+    found = resources.database.jobs.find_many(ids, caller.tenant)
+    for id in ids:
+        if id not in found:
+            raise deleted("job")
+    return [found[id] for id in ids]
 
 
 def _body_hash(requests: Sequence[JobRequest]) -> str:

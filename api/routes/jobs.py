@@ -1,15 +1,17 @@
-"""Jobs over HTTP: submit, show, watch, cancel, retry, and fetch the image."""
+"""Jobs over HTTP: submit, show, watch, cancel, retry, delete, and fetch the image."""
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated
 from uuid import UUID
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from api.http.auth import CallerDep
@@ -25,10 +27,13 @@ from api.producer.once import IdempotencyKey, once
 from api.producer.resources import Resources, ResourcesDep
 from api.producer.submission import Submitted, submit
 from shared.intake.validation import parse
+from shared.objects.removal import Remover
 from shared.objects.signed_urls import ResultUrls
-from tuwen.errors import Conflict, InvalidRequest, NotFound
+from tuwen.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from tuwen.jobs import GenerateResult, Job, JobRequest, Kind, Progress, Status, StoredImage
 from tuwen.messages import Accepted, Batch, JobPage
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StreamingRoute)
 
@@ -260,6 +265,21 @@ async def retry(
     return _answer(job, urls, 202, headers=headers)
 
 
+@router.delete(
+    "/{job_id}",
+    status_code=204,
+    response_class=Response,
+    summary="Delete a job",
+    responses=problems(401, 404, 409),
+)
+async def delete(caller: CallerDep, job_id: JobId, resources: ResourcesDep) -> Response:
+    """Delete a job that is over, with its result, its images, and a webhook that was not delivered yet. An uploaded
+    image that it named stays, because other jobs may name it. From here on nobody gets its images; those that were
+    stored within the last day are removed from the storage within the next."""
+    gone = await run_sync(resources.database.deletion.job, job_id, caller.tenant)
+    return Response(status_code=204, background=BackgroundTask(_clear, resources, gone.keys))
+
+
 @router.get(
     "/{job_id}/events",
     response_class=EventSourceResponse,
@@ -327,6 +347,14 @@ def _stored_image(job: Job, candidate: int | None) -> StoredImage:
             f"Job {job.id} kept no candidate {candidate}; submit jobs with `keep`: `all` to keep every candidate."
         )
     return image
+
+
+def _clear(resources: Resources, keys: Sequence[str]) -> None:
+    """Remove the images of a job whose row was deleted; the housekeeper collects any that remain."""
+    try:
+        Remover(resources.settings, resources.database, resources.store).remove(keys)
+    except Unavailable as error:
+        log.warning("images of a deleted job are left to the housekeeper: %s", error)
 
 
 # ── how a job is shown ────────────────────────────────────────────────────────────────────────────────

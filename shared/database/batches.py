@@ -8,11 +8,12 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Insert, delete, func, insert, select, text, update
+from sqlalchemy import Connection, Insert, delete, func, insert, literal, select, text, update
 
 from shared.database.batch_status import BatchStatus
 from shared.database.connections import Connections, rows_as, seconds
 from shared.database.idempotency import Once, deleted, run_once
+from shared.database.job_lists import age
 from shared.database.shards import Renewal, renewal
 from shared.database.tables import BatchLineRow, BatchRow, DocumentRow, JobRow
 from shared.database.usage import require_batch_place, storage_full
@@ -42,6 +43,15 @@ _RENEW = text("""
     FROM unnest(CAST(:ids AS uuid[]), CAST(:epochs AS int[])) AS held (id, epoch)
     WHERE batches.id = held.id AND batches.epoch = held.epoch
     RETURNING batches.id, false AS cancelled
+""")
+
+
+# The parts of a batch are joined when it ends, and are of no use afterwards.
+_UNREFERENCED = text("""
+    SELECT key FROM unnest(CAST(:keys AS text[])) AS given (key)
+    WHERE NOT EXISTS (
+        SELECT FROM batches WHERE id = CAST(split_part(key, '/', 2) AS uuid) AND finished_at IS NULL
+    )
 """)
 
 
@@ -190,9 +200,11 @@ class Documents:
         query = select(DocumentRow.__table__).where(DocumentRow.tenant == tenant).limit(limit)
         if purpose is not None:
             query = query.where(DocumentRow.purpose == purpose)
+        place = DocumentRow.id if purpose is None else age(DocumentRow.id)
         if after is not None:
-            query = query.where(DocumentRow.id < after if newest_first else DocumentRow.id > after)
-        return self._fetch(StoredDocument, query.order_by(DocumentRow.id.desc() if newest_first else DocumentRow.id))
+            last = literal(after) if purpose is None else age(literal(after))
+            query = query.where(place < last if newest_first else place > last)
+        return self._fetch(StoredDocument, query.order_by(place.desc() if newest_first else place))
 
     def remove(self, id: UUID, tenant: Tenant) -> str:
         """Delete a document's row and return the key of its object, which the caller has to delete.
@@ -343,11 +355,11 @@ class Batches:
             connection.execute(insert(BatchLineRow), rows)
 
     def finished_lines(self, id: UUID, most: int) -> list[Line]:
-        """The first lines, at most `most`, whose job is over."""
+        """The first lines, at most `most`, whose job is over, or was deleted."""
         over = (
             select(BatchLineRow.number, BatchLineRow.custom_id, BatchLineRow.job_id, BatchLineRow.response_format)
-            .join(JobRow, JobRow.id == BatchLineRow.job_id)
-            .where(BatchLineRow.batch_id == id, JobRow.finished_at.is_not(None))
+            .outerjoin(JobRow, JobRow.id == BatchLineRow.job_id)
+            .where(BatchLineRow.batch_id == id, JobRow.finished_at.is_not(None) | JobRow.id.is_(None))
         )
         return self._fetch(Line, over.order_by(BatchLineRow.number).limit(most))
 
@@ -370,6 +382,10 @@ class Batches:
             )
             done = (BatchLineRow.batch_id == id) & BatchLineRow.number.in_(numbers)
             connection.execute(delete(BatchLineRow).where(done))
+
+    def unreferenced(self, keys: Sequence[str]) -> list[str]:
+        """Those of these object keys, all parts of batches, whose batch is over or was deleted."""
+        return [row.key for row in self._run(_UNREFERENCED, {"keys": list(keys)})]
 
     def finalize(self, id: UUID, epoch: int) -> None:
         """Note that the parts are being joined."""

@@ -12,6 +12,7 @@ from shared.database.clock import Clock
 from shared.database.connections import Connections
 from shared.database.dataset_places import DatasetPlaces
 from shared.database.datasets import Datasets
+from shared.database.deletion import Deletion
 from shared.database.files import Files
 from shared.database.jobs import Jobs
 from shared.database.keys import Keys
@@ -49,6 +50,7 @@ class Database:
         self.usage = Usage(self._connections)
         self.secrets = Secrets(self._connections)
         self.webhooks = Webhooks(self._connections)
+        self.deletion = Deletion(self._connections)
         self.clock = Clock(self._connections, settings)
 
     def close(self) -> None:

@@ -15,9 +15,20 @@ from shared.database.usage import storage_full
 from tuwen.errors import NotFound
 from tuwen.jobs import Tenant
 
+# Only once a minute, so that a picture that many jobs name is not written for each of them. Locked in order; one that
+# is being deleted is waited for, and is then not known any more.
+_USE = text("""
+    WITH used AS MATERIALIZED (
+        SELECT sha256 FROM files
+        WHERE tenant = :tenant AND sha256 = ANY(:sha256s) AND used_at < now() - interval '1 minute'
+        ORDER BY sha256 FOR UPDATE
+    )
+    UPDATE files SET used_at = now() FROM used WHERE tenant = :tenant AND files.sha256 = used.sha256
+""")
+
 # The first part locks the tenant's counter until the end of the statement, also when it stays as it is; so no two
-# uploads of a tenant pass the bound together. The update of a known file changes nothing, but without it the statement
-# would not return the row. A trigger counts what was added.
+# uploads of a tenant pass the bound together. The update of a known file notes its use, and without it the
+# statement would not return the row. A trigger counts what was added.
 _ADD = text("""
     WITH usage AS (
         INSERT INTO tenant_usage AS u (tenant) VALUES (CAST(:tenant AS text))
@@ -30,7 +41,7 @@ _ADD = text("""
         FROM usage
         WHERE CAST(:most AS bigint) IS NULL OR usage.stored_bytes + CAST(:size AS bigint) <= CAST(:most AS bigint)
             OR EXISTS (SELECT FROM files WHERE tenant = CAST(:tenant AS text) AND sha256 = CAST(:sha256 AS text))
-        ON CONFLICT (tenant, sha256) DO UPDATE SET key = EXCLUDED.key
+        ON CONFLICT (tenant, sha256) DO UPDATE SET key = EXCLUDED.key, used_at = now()
         RETURNING created_at
     )
     SELECT usage.stored_bytes, added.created_at FROM usage LEFT JOIN added ON true
@@ -104,6 +115,7 @@ class Files:
         return rows[0]
 
     def known(self, sha256s: Sequence[str], tenant: Tenant) -> set[str]:
-        """The subset of these files that the tenant has."""
+        """The subset of these files that the tenant has; each counts as used now, and is not deleted for its age."""
+        self._run(_USE, {"tenant": tenant, "sha256s": list(sha256s)})
         found = select(FileRow.sha256).where(FileRow.tenant == tenant, FileRow.sha256.in_(sha256s))
         return {row.sha256 for row in self._run(found)}

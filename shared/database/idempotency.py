@@ -11,16 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Executable, Row, delete, func, select
+from sqlalchemy import Connection, Executable, Row, delete, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from shared.database.connections import Connections, seconds
+from shared.database.connections import Connections
 from shared.database.tables import IdempotencyRow
 from tuwen.errors import Conflict, IdempotencyMismatch
 from tuwen.jobs import Tenant
-
-LIFETIME = 86_400.0
-"""Seconds for which a key is kept, as clients of other services expect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +101,6 @@ def deleted(what: str) -> Conflict:
         f"This Idempotency-Key made a {what} that was deleted since; use a new key to make another.",
         field="Idempotency-Key",
     )
-
-
-def forget(connections: Connections) -> None:
-    """Delete the keys that are older than `LIFETIME`."""
-    connections.run(delete(IdempotencyRow).where(IdempotencyRow.created_at < func.now() - seconds(LIFETIME)))
 
 
 def _is(tenant: Tenant, once: Once) -> Any:

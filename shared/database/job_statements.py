@@ -189,14 +189,19 @@ EXPIRE_QUEUED = text(
 """)
 )
 
+# Locked in the order of their ids, as by every statement for many jobs.
 _CANCEL = """
     UPDATE jobs SET
         cancel_requested_at = COALESCE(cancel_requested_at, now()),
         status = CASE status WHEN 'queued' THEN 'cancelled' ELSE status END,
         finished_at = CASE status WHEN 'queued' THEN now() END,
         dispatch_due_at = NULL
-    WHERE id = :id AND {whose} AND status IN ('queued', 'running')
-    RETURNING id, status, webhook
+    FROM (
+        SELECT id FROM jobs
+        WHERE id = ANY(:ids) AND {whose} AND status IN ('queued', 'running') ORDER BY id FOR UPDATE
+    ) AS wanted
+    WHERE jobs.id = wanted.id AND status IN ('queued', 'running')
+    RETURNING jobs.id, jobs.status, jobs.webhook
 """
 
 CANCEL = text(_with_webhooks(_CANCEL.format(whose="tenant = :tenant")))

@@ -18,7 +18,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, Select, func, select, text, update
 from uuid_utils.compat import uuid7
 
-from shared.database import idempotency
+from shared.database import job_lists
 from shared.database import job_statements as transitions
 from shared.database.connections import Connections, seconds
 from shared.database.idempotency import Once, reserve
@@ -315,6 +315,11 @@ class Jobs:
         """The job with this id. Raises NotFound, also for another tenant's job."""
         return self.get_many([id], tenant)[0]
 
+    def find_many(self, ids: Sequence[UUID], tenant: Tenant) -> dict[UUID, Job]:
+        """Those of these jobs that the tenant has; the others were deleted, or never were."""
+        rows = self._run(_JOBS.where(JobRow.id.in_(ids), JobRow.tenant == tenant))
+        return {row.id: _job(row) for row in rows}
+
     def owner(self, id: UUID) -> Tenant:
         """The tenant of a job, for who proves in another way that he may see it. Raises NotFound."""
         rows = self._run(select(JobRow.tenant).where(JobRow.id == id))
@@ -324,8 +329,7 @@ class Jobs:
 
     def get_many(self, ids: Sequence[UUID], tenant: Tenant) -> list[Job]:
         """The jobs with these ids, in the given order. Raises NotFound when one is missing."""
-        rows = self._run(_JOBS.where(JobRow.id.in_(ids), JobRow.tenant == tenant))
-        found = {row.id: _job(row) for row in rows}
+        found = self.find_many(ids, tenant)
         for id in ids:
             if id not in found:
                 raise NotFound(f"There is no job {id}.")
@@ -346,13 +350,7 @@ class Jobs:
         limit: int = 50,
     ) -> list[Job]:
         """A page of jobs, newest first; `before` is the last id of the previous page."""
-        query = _JOBS.where(JobRow.tenant == tenant).order_by(JobRow.id.desc()).limit(limit)
-        if statuses:
-            query = query.where(JobRow.status.in_([status.value for status in statuses]))
-        if kinds:
-            query = query.where(JobRow.kind.in_([kind.value for kind in kinds]))
-        if before is not None:
-            query = query.where(JobRow.id < before)
+        query = job_lists.page(tenant, statuses, kinds, before, limit)
         return [_job(row) for row in self._run(query)]
 
     def cancel(self, id: UUID, tenant: Tenant) -> Status:
@@ -363,18 +361,23 @@ class Jobs:
             NotFound: the tenant has no such job.
             Conflict: the job is already over.
         """
-        rows = self._run(transitions.CANCEL, {"id": id, "tenant": tenant})
-        if not rows:
+        status = self.cancel_many([id], tenant).get(id)
+        if status is None:
             job = self.get(id, tenant)
             raise Conflict(f"Job {id} is already {job.status}; only a queued or running job can be cancelled.")
-        return Status(rows[0].status)
+        return status
+
+    def cancel_many(self, ids: Sequence[UUID], tenant: Tenant) -> dict[UUID, Status]:
+        """Cancel those of these jobs that are the tenant's and not over; they are as `cancel` leaves them."""
+        rows = self._run(transitions.CANCEL, {"ids": sorted(ids), "tenant": tenant})
+        return {row.id: Status(row.status) for row in rows}
 
     def revoke(self, id: UUID) -> tuple[Kind, Status] | None:
         """Cancel anybody's job, on an operator's word; returns its kind and its state now, `cancelled` or `running`.
 
         None when there is no such job, or it is already over.
         """
-        rows = self._run(transitions.REVOKE, {"id": id})
+        rows = self._run(transitions.REVOKE, {"ids": [id]})
         if not rows:
             return None
         [job] = self._run(select(JobRow.kind).where(JobRow.id == id))
@@ -471,10 +474,6 @@ class Jobs:
         for row in self._run(transitions.QUEUES):
             states[Kind(row.kind)] = QueueState(Kind(row.kind), row.queued, row.ready, row.running, row.oldest_age)
         return states
-
-    def forget_idempotency_keys(self) -> None:
-        """Delete idempotency keys that are older than a day, as clients of other services expect."""
-        idempotency.forget(self._connections)
 
     def unreferenced(self, keys: Sequence[str]) -> list[str]:
         """Those of these object keys that no file, document or job names."""

@@ -35,7 +35,17 @@ def _one_of(column: str, values: type[StrEnum]) -> str:
 
 
 UNFINISHED = "status IN ('queued', 'running')"
+FINISHED = "status NOT IN ('queued', 'running')"
 MOVING = "status IN ('planning', 'running', 'exporting')"
+
+
+NAMED_IMAGE = "request #>> '{image,file_id}'"
+"""SQL for the uploaded image that a job's request names; an index contains it."""
+
+_AGE = text("uuid_send(id)")  # see `shared.database.job_lists`
+
+# A vacuum begins when a hundredth of the table is dead: until then, dead versions stay in the queue's small indexes.
+VACUUM = {"autovacuum_vacuum_scale_factor": "0.01", "autovacuum_analyze_scale_factor": "0.01"}
 
 
 class Base(DeclarativeBase):
@@ -120,9 +130,18 @@ class JobRow(Base):
         # heap-only (HOT) update.
         Index("ix_jobs_queued", "dispatch_due_at", postgresql_where=text("status = 'queued'")),
         Index("ix_jobs_running", "worker", postgresql_where=text("status = 'running'")),
-        Index("ix_jobs_unfinished", "tenant", postgresql_where=text(UNFINISHED)),
+        Index("ix_jobs_unfinished_listing", "tenant", "status", "kind", _AGE, postgresql_where=text(UNFINISHED)),
         Index("ix_jobs_waiting", "kind", "created_at", postgresql_where=text("status = 'queued'")),
-        Index("ix_jobs_listing", "tenant", "id"),
+        Index(
+            "ix_jobs_images",
+            "tenant",
+            text(f"({NAMED_IMAGE})"),
+            postgresql_where=text(f"{UNFINISHED} AND {NAMED_IMAGE} IS NOT NULL"),
+        ),
+        # History is in indexes of its own, so that the queue's stay small.
+        Index("ix_jobs_newest", "tenant", _AGE),
+        Index("ix_jobs_finished_listing", "tenant", "status", "kind", _AGE, postgresql_where=text(FINISHED)),
+        Index("ix_jobs_finished", "status", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         Index("ix_jobs_result_key", "result_key", postgresql_where=text("result_key IS NOT NULL")),
         # A generate job may keep more images than `result_key` names.
         Index(
@@ -131,7 +150,7 @@ class JobRow(Base):
             postgresql_using="gin",
             postgresql_where=text("result -> 'candidates' <> '[]'::jsonb"),
         ),
-        {"postgresql_with": {"fillfactor": "80"}},
+        {"postgresql_with": {"fillfactor": "80", **VACUUM}},
     )
 
 
@@ -205,6 +224,8 @@ class FileRow(Base):
     height: Mapped[int]
     size: Mapped[int]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    used_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+    """When it was last uploaded, or named by a new job; within a minute."""
 
 
 class DocumentRow(Base):
@@ -220,7 +241,11 @@ class DocumentRow(Base):
     size: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
-    __table_args__ = (Index("ix_documents_listing", "tenant", "id"),)
+    __table_args__ = (
+        Index("ix_documents_listing", "tenant", "id"),
+        Index("ix_documents_purpose", "tenant", "purpose", _AGE),
+        Index("ix_documents_created_at", "created_at"),
+    )
 
 
 class BatchRow(Base):
@@ -270,6 +295,8 @@ class BatchRow(Base):
         Index("ix_batches_listing", "tenant", "id"),
         Index("ix_batches_unfinished", "tenant", postgresql_where=text("finished_at IS NULL")),
         Index("ix_batches_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+        Index("ix_batches_finished", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+        Index("ix_batches_input_id", "input_id"),
     )
 
 
@@ -281,7 +308,7 @@ class BatchLineRow(Base):
     batch_id: Mapped[UUID] = mapped_column(ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     custom_id: Mapped[str]
-    job_id: Mapped[UUID]
+    job_id: Mapped[UUID] = mapped_column(index=True)
     response_format: Mapped[str | None]
 
 
@@ -309,6 +336,7 @@ class WebhookRow(Base):
         Index("ix_webhooks_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
         Index("ix_webhooks_host", text(WEBHOOK_HOST), "due_at", postgresql_where=text("due_at IS NOT NULL")),
         Index("ix_webhooks_undelivered", "owed_at", postgresql_where=text("delivered_at IS NULL")),
+        {"postgresql_with": VACUUM},
     )
 
 
@@ -465,7 +493,7 @@ class ShardRow(Base):
         Index("ix_shards_queued", "dataset_id", "dispatch_due_at", postgresql_where=text("status = 'queued'")),
         Index("ix_shards_running", "worker", postgresql_where=text("status = 'running'")),
         Index("ix_shards_finished", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
-        {"postgresql_with": {"fillfactor": "80"}},
+        {"postgresql_with": {"fillfactor": "80", **VACUUM}},
     )
 
 

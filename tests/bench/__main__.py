@@ -15,7 +15,7 @@ from rich.table import Table
 from api.embedded.servers import Postgres, Valkey
 from shared.migrations import migrate
 from shared.settings import Settings
-from tests.bench import checkpoints, datasets, producer, worker
+from tests.bench import checkpoints, datasets, growth, producer, worker
 from tests.bench.figures import Figure
 
 BENCHMARKS: dict[str, Callable[[Settings, Path], list[Figure]]] = {
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[Settings, Path], list[Figure]]] = {
     "latency": producer.latency,
     "submissions": producer.submissions,
     "memory": producer.memory,
+    "growth": growth.growth,
     "bulk": datasets.bulk,
     "scale": datasets.scale,
     "interactive": datasets.interactive,

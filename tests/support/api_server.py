@@ -67,11 +67,15 @@ class FakeWorker:
     def claim(self, id: UUID) -> None:
         """Claim the job and announce that it runs."""
         self._epochs[id] = self._database.jobs.claim([id], "cpu@test")[id].epoch
-        self._queue.announce([(id, {"status": Status.RUNNING.value})])
+        self.announce(id)
 
     def tell(self, id: UUID, step: int, steps: int) -> None:
         """Announce the progress of a job."""
         self._queue.announce([(id, {"progress": Progress(step=step, steps=steps).model_dump()})])
+
+    def announce(self, id: UUID) -> None:
+        """Announce that the job runs, whether it does or not."""
+        self._queue.announce([(id, {"status": Status.RUNNING.value})])
 
     def succeed(self, id: UUID, image: bytes) -> str:
         """Finish a generate job; the key of its image."""

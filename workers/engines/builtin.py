@@ -1,7 +1,8 @@
 """The built-in engines: models of the drawn world, trained by this project, that need no download.
 
 They read and paint pictures of 64×64 pixels; other sizes are fitted (see `framing.fit`). They compute in float32:
-the models are so small that half precision gains nothing, and no answer depends on what else is in its batch.
+the models are so small that half precision gains nothing. On a CPU with one thread, a picture that is drawn does not
+depend on what else is in its batch; other answers do so by the last digits of a float.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@
     batch                        most images of one batch; found by measuring where it is not given
     pinned=1                     never evicted for another model; what is compiled is not, unless pinned=0
 
-A seed gives the same picture in any batch: every image gets its noise from a generator of its own, on the CPU, whose
-numbers do not depend on the GPU.
+A seed gives the same noise in any batch: every image has a generator of its own, on the CPU, whose numbers do not
+depend on the GPU. The kernels do, and on the size of the batch: pictures look alike, and their bytes may differ.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def run_housekeeper(settings: Settings) -> int:
     signals.worker_shutting_down.connect(lambda **_: batches.stop(), weak=False)
     # A thread, not the process that Celery's --beat forks: that one would outlive a housekeeper that is killed.
     threading.Thread(target=_beat, args=(app,), name="beat", daemon=True).start()
-    consumer = celery_consumer(app, f"housekeeper@{platform.node()}", queues=[HOUSEKEEPING_QUEUE], threads=3)
+    consumer = celery_consumer(app, f"housekeeper@{platform.node()}", queues=[HOUSEKEEPING_QUEUE], threads=4)
     datasets.start()
     batches.start()
     try:

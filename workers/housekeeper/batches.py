@@ -348,12 +348,12 @@ class BatchRunner:
     @_traced
     def _gather(self, batch: BatchClaim, finished: Sequence[Line]) -> None:
         """Write the answers of finished lines, as many as fit into a part."""
-        jobs = self._database.jobs.get_many([line.job_id for line in finished], batch.tenant)
+        jobs = self._database.jobs.find_many([line.job_id for line in finished], batch.tenant)
         output: list[bytes] = []
         errors: list[bytes] = []
         size = 0
-        for line, job in zip(finished, jobs, strict=True):
-            answer, succeeded = self._answer(batch, line, job)
+        for line in finished:
+            answer, succeeded = self._answer(batch, line, jobs.get(line.job_id))
             (output if succeeded else errors).append(answer)
             size += len(answer)
             if size > PART_BYTES:
@@ -364,7 +364,11 @@ class BatchRunner:
         counts = {"completed": len(output), "failed": len(errors)}
         self._database.batches.mark_answered(batch.id, batch.epoch, numbers, **counts)
 
-    def _answer(self, batch: BatchClaim, line: Line, job: Job) -> tuple[bytes, bool]:
+    def _answer(self, batch: BatchClaim, line: Line, job: Job | None) -> tuple[bytes, bool]:
+        if job is None:
+            return skipped_line(
+                line.custom_id, "job_deleted", "The job of this request was deleted.", line.job_id
+            ), False
         if job.status is not Status.SUCCEEDED:
             return failure_line(line.custom_id, job), False
         try:
@@ -385,7 +389,7 @@ class BatchRunner:
         if not under_way:
             self._finalize(batch)
             return
-        self._cancel(self._database.jobs.get_many(under_way, batch.tenant), batch.tenant)
+        self._cancel([*self._database.jobs.find_many(under_way, batch.tenant).values()], batch.tenant)
         self._database.batches.put_off(batch.id, batch.epoch, PAUSE)
 
     def _cancel(self, jobs: Sequence[Job], tenant: Tenant) -> None:

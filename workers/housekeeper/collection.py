@@ -1,4 +1,4 @@
-"""Removal of stored objects that no row names: their writer died before it wrote the row.
+"""Removal of stored objects that no row names: their writer died before it wrote the row, or the row was deleted.
 
 The bucket may hold other things: only keys of the forms that this project makes are looked at. A search goes through
 the whole storage. Each run looks at `AT_ONCE` objects at most, and the next one continues where it stopped: a bucket of
@@ -10,16 +10,15 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain, islice
 
 from shared.database import Database
+from shared.objects.removal import Unreferenced, remove_if_old
 from shared.objects.storage import ObjectStore
 from shared.queue import JobQueue
 from shared.settings import Settings
-from tuwen.errors import NotFound
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +29,13 @@ PAGE = 1000
 
 _UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 OURS = {
+    "batches": r"batches/[0-9a-f]{32}/(output|errors)-[0-9]+\.jsonl",
     "datasets": rf"datasets/{_UUID}/([0-9]{{8}}/(plan|results)-[0-9]+\.jsonl|previews/[0-9]+\.jpg)",
     "documents": r"documents/[^/]+/[0-9a-f]{32}\.jsonl",
     "files": r"files/[^/]+/[0-9a-f]{2}/[0-9a-f]{64}",
     "results": r"results/[0-9a-f]{2}/[0-9a-f]{64}\.png",
 }
 """Folders in the order of the search, each with the pattern of its keys."""
-
-Unreferenced = Callable[[Sequence[str]], list[str]]
-"""Returns those of the given keys that no row names."""
 
 
 class Collector:
@@ -50,6 +47,7 @@ class Collector:
         self._store = store
         self._unreferenced: dict[str, Unreferenced] = dict.fromkeys(OURS, database.jobs.unreferenced)
         self._unreferenced["datasets"] = database.shards.unreferenced
+        self._unreferenced["batches"] = database.batches.unreferenced
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -83,10 +81,7 @@ class Collector:
         for folder, pattern in OURS.items():
             keys = [key for key in old if re.fullmatch(pattern, key)]
             for key in self._unreferenced[folder](keys) if keys else ():
-                # Looked at once more: the same picture may have been stored again since it was listed.
-                with suppress(NotFound):
-                    if self._store.head(key).last_modified < before:
-                        log.info("collecting %s", key)
-                        self._store.delete(key)
-                        removed += 1
+                if remove_if_old(self._store, key, before):
+                    log.info("collected %s", key)
+                    removed += 1
         return removed

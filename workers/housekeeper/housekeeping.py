@@ -1,8 +1,8 @@
 """The housekeeper: every few seconds it repairs what was lost and does what is due.
 
 Any number of housekeepers may run. Each round takes a lock in PostgreSQL, so one of them acts; and each
-thing it does is a guarded statement, so a round that is cut off or done twice does no harm. Webhooks and
-collecting need no lock: each delivery is taken by one process, and removing twice does no harm.
+thing it does is a guarded statement, so a round that is cut off or done twice does no harm. Webhooks, deletion and
+collecting need no lock: each delivery and row is taken by one process, and removing twice does no harm.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from shared.database import Database
 from shared.intake.fetch import Fetcher
 from shared.leasing.revoking import Revoker
 from shared.objects.storage import ObjectStore
-from shared.queue import COLLECTION_TASK, HOUSEKEEPING_QUEUE, HOUSEKEEPING_TASK, WEBHOOKS_TASK, JobQueue
+from shared.queue import (
+    COLLECTION_TASK,
+    HOUSEKEEPING_QUEUE,
+    HOUSEKEEPING_TASK,
+    RETENTION_TASK,
+    WEBHOOKS_TASK,
+    JobQueue,
+)
 from shared.queue.events import Outcome
 from shared.settings import Settings
 from shared.telemetry import tracing
@@ -33,6 +40,7 @@ from tuwen.jobs import Kind, Status
 from workers.datasets.housekeeping import DatasetKeeper
 from workers.housekeeper.clock import ClockWatch
 from workers.housekeeper.collection import Collector
+from workers.housekeeper.retention import Retention
 from workers.housekeeper.webhooks import WebhookSender
 
 log = logging.getLogger(__name__)
@@ -60,7 +68,9 @@ class Housekeeper:
         self._trusting_from = 0.0
         """Time of the monotonic clock until which an expired lease says nothing about its worker: after an outage or a
         jump of the clock, each needs time for a heartbeat."""
-        self._collector = Collector(settings, self._database, self._queue, ObjectStore.open(settings))
+        store = ObjectStore.open(settings)
+        self._collector = Collector(settings, self._database, self._queue, store)
+        self._retention = Retention(settings, self._database, store)
 
     def housekeep(self) -> None:
         """Do one round; do nothing while another housekeeper does one."""
@@ -96,14 +106,18 @@ class Housekeeper:
         self._webhooks.deliver()
 
     def collect(self) -> None:
-        """Remove what nobody can ask for any more: orphaned objects, dead workers, old idempotency keys."""
+        """Remove what nobody can ask for any more: orphaned objects, dead workers."""
         with tracing.round_span("collect") as done:
             self._database.workers.forget()
-            self._database.jobs.forget_idempotency_keys()
             done["objects_collected"] += self._collector.collect()
+
+    def delete_old(self) -> None:
+        """Delete what is older than it is to become."""
+        self._retention.keep()
 
     def stop(self) -> None:
         """Stop long work soon, because this process is about to end; another one continues."""
+        self._retention.stop()
         self._collector.stop()
         self._webhooks.stop()
 
@@ -181,6 +195,7 @@ def define(app: Celery, housekeeper: Housekeeper, interval: float) -> None:
         HOUSEKEEPING_TASK: (housekeeper.housekeep, interval),
         WEBHOOKS_TASK: (housekeeper.deliver_webhooks, interval),
         COLLECTION_TASK: (housekeeper.collect, 3600.0),
+        RETENTION_TASK: (housekeeper.delete_old, 60.0),
     }
     for name, (do, _) in every.items():
         # An outage is no failure of the task: the next round comes anyway.

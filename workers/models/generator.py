@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, leaky_relu
 
+from workers.models.steady import SteadyLinear
 from workers.models.text import Vocabulary, vocabulary
 
 THINGS = 4
@@ -178,7 +179,7 @@ class Painter(nn.Module):
         self.object, self.action = nn.Embedding(objects, width), nn.Embedding(actions, width)
         self.size, self.colour = nn.Embedding(sizes, width), nn.Embedding(colours, width)
         self.place = nn.Embedding(shape.plan[PLACE], width)
-        self.pose, self.light = nn.Linear(shape.thing_noise, width), nn.Linear(shape.scene_noise, width)
+        self.pose, self.light = SteadyLinear(shape.thing_noise, width), SteadyLinear(shape.scene_noise, width)
         self.form = nn.Sequential(_Mixer(width), _Mixer(width))
         self.scenery = nn.Sequential(_Mixer(width), _Mixer(width))
         self.frames = _Frames(width, sizes)
@@ -296,10 +297,10 @@ class _Frames(nn.Module):
         self.guess = nn.Parameter(guess)
         self.play = nn.Parameter(torch.tensor((0.1, 0.05, 0.08)).repeat(len(CELLS), sizes, 1))
         self.cell = nn.Embedding(len(CELLS), width)
-        end = nn.Linear(width, 4)
+        end = SteadyLinear(width, 4)
         nn.init.zeros_(end.weight)
         nn.init.zeros_(end.bias)
-        self.change = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), end)
+        self.change = nn.Sequential(nn.LayerNorm(width), SteadyLinear(width, width), nn.GELU(), end)
 
     def forward(self, cell: Tensor, size: Tensor, form: Tensor, pose: Tensor) -> Tensor:
         """Centre x and y (0…1), half the frame's width (its sign mirrors it) and height, shape (N, 4)."""
@@ -339,7 +340,7 @@ class _Mixer(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+            nn.LayerNorm(width), SteadyLinear(width, 2 * width), nn.GELU(), SteadyLinear(2 * width, width)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -352,7 +353,7 @@ class _Modulation(nn.Module):
 
     def __init__(self, channels: int, code: int):
         super().__init__()
-        self.code = nn.Linear(code, 2 * channels)
+        self.code = SteadyLinear(code, 2 * channels)
         nn.init.normal_(self.code.weight, std=0.02)
         nn.init.zeros_(self.code.bias)
 
@@ -370,7 +371,7 @@ class _Decoder(nn.Module):
     def __init__(self, code: int, side: int, colours: int, channels: Sequence[int]):
         super().__init__()
         self.start = side // 16
-        self.seed = nn.Linear(code, channels[0] * self.start**2)
+        self.seed = SteadyLinear(code, channels[0] * self.start**2)
         pairs = list(pairwise(channels))
         self.grow = nn.ModuleList(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1) for inputs, outputs in pairs)
         self.form = nn.ModuleList(_Modulation(outputs, code) for _, outputs in pairs)

@@ -268,10 +268,10 @@ def test_keys_are_each_tenant_s_own(settings: Settings, database: Database) -> N
 def test_keys_expire(maker: Maker) -> None:
     first = maker.post("/v1/jobs", "old", json=GENERATE).json()["id"]
     database = Database(maker.settings)
-    database.jobs.forget_idempotency_keys()
+    database.deletion.old_idempotency_keys(100)
     assert maker.post("/v1/jobs", "old", json=GENERATE).json()["id"] == first
     with plain_sql(maker.settings) as sql:
         sql("UPDATE idempotency_keys SET created_at = now() - interval '25 hours' WHERE key = 'old'")
-    database.jobs.forget_idempotency_keys()
+    database.deletion.old_idempotency_keys(100)
     database.close()
     assert maker.post("/v1/jobs", "old", json=GENERATE).json()["id"] != first

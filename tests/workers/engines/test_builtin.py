@@ -269,3 +269,61 @@ def test_framing_does_not_distort():
     framed = fit(pixels, 240, 240)
     rows, columns = np.nonzero(framed[..., 0] > 127)
     assert np.ptp(rows) == pytest.approx(np.ptp(columns), abs=1)
+
+
+COMPANY = [
+    GenerateItem(prompt, seed=seed)
+    for seed, prompt in enumerate(
+        [
+            "一只黑色的猫在草地上跳跃",
+            "a cat",
+            "two white dogs running in the snow",
+            "a red bird to the left of a blue car",
+            "草地",
+            "three yellow birds on the beach",
+            "a small green tree",
+            "a black horse sleeping",
+        ]
+        * 3
+    )
+]
+
+
+@pytest.mark.parametrize("size", [2, 5, 24])
+def test_a_picture_has_the_same_bytes_alone_and_in_any_company(engines, size):
+    """One prompt and seed, on one machine with one thread for each engine process, as the built-in models run."""
+    engine = engines[Kind.GENERATE]
+    alone = [engine.run([item], Unhurried())[0] for item in COMPANY]
+    for start in range(0, len(COMPANY), size):
+        together = engine.run(COMPANY[start : start + size], Unhurried())
+        for item, one, of_many in zip(COMPANY[start:], alone[start:], together, strict=False):
+            assert one.pixels.tobytes() == of_many.pixels.tobytes(), item
+
+
+def test_the_other_engines_say_the_same_and_count_almost_the_same(engines):
+    """Their figures may differ in the last digits of a float; `docs/usage.md` says so."""
+    pictures = [picture.pixels for picture in engines[Kind.GENERATE].run(COMPANY, Unhurried())]
+    describe = [
+        DescribeItem(pixels, ("zh", "en")[i % 2], ("short", "detailed")[i % 3 % 2], seed=i if i % 4 == 0 else None)
+        for i, pixels in enumerate(pictures)
+    ]
+    together = engines[Kind.DESCRIBE].run(describe, Unhurried())
+    for item, of_many in zip(describe, together, strict=True):
+        [alone] = engines[Kind.DESCRIBE].run([item], Unhurried())
+        assert alone.text == of_many.text
+        assert alone.confidence == pytest.approx(of_many.confidence, abs=FIGURES)
+    recognize = [RecognizeItem(pixels) for pixels in pictures]
+    for item, of_many in zip(recognize, engines[Kind.RECOGNIZE].run(recognize, Unhurried()), strict=True):
+        [alone] = engines[Kind.RECOGNIZE].run([item], Unhurried())
+        assert [(o.name, o.attributes, o.action) for o in alone.objects] == [
+            (o.name, o.attributes, o.action) for o in of_many.objects
+        ]
+        assert alone.confidence == pytest.approx(of_many.confidence, abs=FIGURES)
+    match = [MatchItem(pixels, item.prompt) for pixels, item in zip(pictures, COMPANY, strict=True)]
+    for item, of_many in zip(match, engines[Kind.MATCH].run(match, Unhurried()), strict=True):
+        [alone] = engines[Kind.MATCH].run([item], Unhurried())
+        assert alone.score == pytest.approx(of_many.score, abs=FIGURES)
+
+
+FIGURES = 1e-4
+"""Most that a confidence or a score may differ, as `docs/usage.md` promises."""

@@ -60,6 +60,20 @@ def end_leases(sql: Sql) -> None:
     sql("UPDATE batches SET due_at = now() WHERE due_at > now()")
 
 
+def test_a_line_whose_job_was_deleted_says_so(client: OpenAI, system: System, sql: Sql) -> None:
+    with working_off(system.settings):
+        batch = submit(client, [chat_line(number, number) for number in range(3)])
+        system.wait_until(lambda: len(system.database.batches.jobs_under_way(_id(batch))) == 3, "the jobs")
+        [[deleted]] = sql("SELECT job_id FROM batch_lines WHERE custom_id = 'request-1'")
+        sql("DELETE FROM jobs WHERE id = :id", id=deleted)
+        system.worker()
+        batch = over(client, batch)
+    assert batch.status == "completed"
+    assert answers(client, batch.output_file_id).keys() == {"request-0", "request-2"}
+    [line] = answers(client, batch.error_file_id).values()
+    assert (line["custom_id"], line["error"]["code"]) == ("request-1", "job_deleted")
+
+
 def test_a_housekeeper_is_killed_and_another_goes_on(client: OpenAI, system: System, sql: Sql) -> None:
     count = 400
     first = system.housekeeper()

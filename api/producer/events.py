@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 
 from shared.database import Database
 from shared.queue import event_channel, progress_key
+from shared.redis_place import RedisPlace
 from shared.settings import Settings
 from tuwen.errors import DatabaseUnavailable, QueueUnavailable
 from tuwen.jobs import Progress, Status
@@ -91,8 +92,7 @@ class JobEvents:
 
     def __init__(self, settings: Settings, database: Database):
         self._database = database
-        self._redis: Redis = Redis.from_url(
-            settings.redis_url,
+        self._redis: Redis = RedisPlace(settings.redis_url).async_client(
             socket_connect_timeout=1,
             socket_timeout=_ANSWER,
             retry=Retry(NoBackoff(), 0),

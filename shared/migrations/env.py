@@ -9,7 +9,11 @@ from tuwen.errors import ConfigurationError
 
 MIGRATION_LOCK = 0x7475_7765_6E02
 
-engine = create_engine(driver_url(context.config.attributes["database_url"]), connect_args={"connect_timeout": 3})
+# Nothing is prepared, since a pooler's next client would find it.
+engine = create_engine(
+    driver_url(context.config.attributes["database_url"]),
+    connect_args={"connect_timeout": 3, "prepare_threshold": None},
+)
 try:
     with engine.begin() as connection:
         version = connection.exec_driver_sql("SHOW server_version_num").scalar_one()

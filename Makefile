@@ -1,7 +1,7 @@
 # Every target first brings .venv up to date with pyproject.toml and constraints.txt.
 # On a machine without a GPU, this avoids the CUDA build of torch (about 3 GB):
 #   make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-.PHONY: demo up doctor test lint bench chaos chaos-datasets evaluate train format clean
+.PHONY: demo up doctor test test-long test-upgrade lint bench chaos chaos-datasets evaluate train format clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -20,6 +20,14 @@ doctor: $(RUNTIME)
 # Most tests wait for real processes, so pytest runs 3 processes; each of them starts its own servers.
 test: lint
 	$(BIN)/pytest -n 3 --dist loadfile
+
+# The whole system around Debian's servers, and beside the previous release: minutes each, so one after the other.
+test-long: $(DEVELOPMENT)
+	$(BIN)/pytest -m long
+
+# The previous release's processes on this schema, and these on theirs; needs the history of the repository.
+test-upgrade: $(DEVELOPMENT)
+	$(BIN)/pytest -m long tests/deployment/test_upgrade.py
 
 lint: $(DEVELOPMENT)
 	$(BIN)/ruff check

@@ -9,7 +9,9 @@ import uvicorn
 from api.app import create_app
 from api.http.connections import bounded_http
 from shared.database.connections import require_supported
+from shared.migrations import require_schema
 from shared.open_files import raise_open_files
+from shared.queue.access import require_access
 from shared.settings import settings
 from tuwen.errors import ConfigurationError
 
@@ -24,6 +26,8 @@ def main() -> int:
         raise_open_files()
         app = create_app(settings())
         require_supported(settings().database_url)
+        require_schema(settings().database_url)
+        require_access(settings())
     except ConfigurationError as error:
         print(f"{error.code}: {error}", file=sys.stderr)  # noqa: T201 (a command's own words)
         return 1

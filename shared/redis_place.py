@@ -45,6 +45,10 @@ class RedisPlace:
             _ = parts.port  # raises ValueError when the port is not a number
         elif not self.master or not all(host for host, _ in self.sentinels):
             raise ValueError("must name the sentinels and the master: redis+sentinel://HOST:PORT,HOST:PORT/MASTER")
+        try:
+            _ = self.database
+        except ValueError:
+            raise ValueError("must end with the number of a database") from None
         self._check_parameters()
 
     def _check_parameters(self) -> None:
@@ -67,6 +71,11 @@ class RedisPlace:
         return urlsplit(self.url).scheme.startswith("rediss")
 
     @property
+    def has_certificate(self) -> bool:
+        """Whether a certificate of this client is named."""
+        return "ssl_certfile" in self._query
+
+    @property
     def sentinels(self) -> list[tuple[str, int]]:
         """Hosts and ports of the sentinels."""
         addresses = urlsplit(self.url).netloc.rpartition("@")[2].split(",")
@@ -77,6 +86,13 @@ class RedisPlace:
     def master(self) -> str:
         """Name under which the sentinels know the master."""
         return unquote(urlsplit(self.url).path.strip("/").partition("/")[0])
+
+    @property
+    def database(self) -> int:
+        """Number of the database."""
+        parts = urlsplit(self.url).path.strip("/").split("/")
+        number = (parts[1:] if self.has_sentinels else parts)[:1]
+        return int(number[0]) if number and number[0] else 0
 
     @property
     def user(self) -> str | None:
@@ -110,9 +126,8 @@ class RedisPlace:
     @property
     def _master_options(self) -> dict[str, Any]:
         _, _, password = self._credentials
-        database = urlsplit(self.url).path.strip("/").partition("/")[2]
         login = {"username": self.user, "password": unquote(password) or None}
-        return {"db": int(database or 0), **login, **self._tls}
+        return {"db": self.database, **login, **self._tls}
 
     def client(self, **options: Any) -> redis.Redis:
         """A client of redis-py; `options` are those of its connections."""
@@ -140,8 +155,7 @@ class RedisPlace:
         if not self.has_sentinels:
             return self.url.partition("?")[0] if self.has_tls else self.url
         login, at, _ = urlsplit(self.url).netloc.rpartition("@")
-        database = self._master_options["db"]
-        return ";".join(f"sentinel://{login}{at}{host}:{port}/{database}" for host, port in self.sentinels)
+        return ";".join(f"sentinel://{login}{at}{host}:{port}/{self.database}" for host, port in self.sentinels)
 
     @property
     def broker_options(self) -> dict[str, Any]:

@@ -7,7 +7,9 @@ import logging
 import sys
 
 from shared.database.connections import require_supported
+from shared.migrations import require_schema
 from shared.open_files import raise_open_files
+from shared.queue.access import require_access
 from shared.settings import Settings
 from tuwen.errors import ConfigurationError, TuwenError
 from tuwen.jobs import Kind
@@ -48,6 +50,8 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
         return 0
     raise_open_files()
     require_supported(settings.database_url)
+    require_schema(settings.database_url)
+    require_access(settings)
     if arguments.role == "worker":
         from workers.app import run_worker
 

@@ -14,6 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -128,7 +129,8 @@ class WatchedConnection(psycopg.Connection[Any]):
                 ready = yield gen.send(ready)
                 if not ready and time.monotonic() > due:
                     due = math.inf
-                    self.cancel_safe(timeout=PATIENCE)
+                    with suppress(psycopg.Error):  # a server that is silent does not cancel either
+                        self.cancel_safe(timeout=PATIENCE)
                 if ready:
                     silent_since = None
                 elif silent_since is None:

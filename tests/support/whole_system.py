@@ -1,4 +1,4 @@
-"""All processes of Tuwen around servers of a test: API, worker, housekeeper and Flower, and work of every kind for them."""
+"""API, worker, housekeeper and Flower around servers of a test, and work of every kind for them."""
 
 from __future__ import annotations
 

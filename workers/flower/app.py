@@ -50,9 +50,10 @@ def run_flower(settings: Settings) -> int:
     flower: Flower = _LocalFlower(settings)
     flower.add_handlers(r".*", [(r"/metrics", _PrivateMetrics)])
     # Otherwise it takes them from the connection, where it does not recognise our transport as Redis.
-    broker_url = RedisPlace(settings.redis_url).broker_url
+    # Of several sentinels its page of queues knows one.
+    broker_url = RedisPlace(settings.redis_url).broker_url.partition(";")[0]
     flower.broker_uri_with_password = broker_url
-    flower.broker_uri = ";".join(maybe_sanitize_url(url) for url in broker_url.split(";"))
+    flower.broker_uri = maybe_sanitize_url(broker_url)
     missed = MissedEvents(flower, database, settings.housekeeping_interval)
     _listen(flower, settings)
     log.info("Flower listens on %s port %d", settings.flower_host, settings.flower_port)

@@ -14,7 +14,9 @@ from shared.database.datasets import Datasets
 from shared.database.files import Files
 from shared.database.jobs import Jobs
 from shared.database.keys import Keys
+from shared.database.references import References
 from shared.database.shards import Shards
+from shared.database.storage_mark import StorageMarks
 from shared.database.tables import JobRow
 from shared.database.webhooks import Webhooks
 from shared.database.workers import Workers
@@ -44,6 +46,8 @@ class Database:
         self.keys = Keys(self._connections)
         self.webhooks = Webhooks(self._connections)
         self.clock = Clock(self._connections, settings)
+        self.references = References(self._connections)
+        self.storage_marks = StorageMarks(self._connections)
 
     def close(self) -> None:
         """Close all connections."""

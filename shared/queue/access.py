@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from redis import Redis
-from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionError, RedisError, ResponseError
+from redis import Redis, exceptions
 
 from shared.queue.app import connect
 from shared.redis_place import RedisPlace
@@ -65,11 +64,11 @@ def acl_rules(database: int = 0) -> str:
 
 def complaint_of_access(error: BaseException) -> str | None:
     """What to say of Redis's refusal of a password, a certificate or a command; None for any other error."""
-    if isinstance(error, NoPermissionError):
+    if isinstance(error, exceptions.NoPermissionError):
         return f"Redis refuses a right that Tuwen needs ({error}): docs/operations.md has the rules for its user's ACL."
-    if isinstance(error, AuthenticationError):
+    if isinstance(error, exceptions.AuthenticationError):
         return f"Redis refuses the user or the password: {error}"
-    if "SSL" in str(error) and isinstance(error, ConnectionError):
+    if "SSL" in str(error) and isinstance(error, exceptions.ConnectionError):
         return f"The connection to Redis was refused: {error}"
     return None
 
@@ -90,7 +89,7 @@ def require_access(settings: Settings) -> None:
                 subscription.psubscribe(*(channel.format(db=place.database) for channel in CHANNELS))
                 for _ in range(1 + len(CHANNELS)):
                     subscription.get_message(timeout=1)
-    except (RedisError, OSError) as error:
+    except (exceptions.RedisError, OSError) as error:
         if complaint := complaint_of_access(error) or _complaint_of_end(error, RedisPlace(settings.redis_url)):
             raise ConfigurationError(f"TUWEN_REDIS_URL: {complaint}") from error
 
@@ -109,10 +108,10 @@ def _complaint_of_end(error: BaseException, place: RedisPlace) -> str | None:
 def _probe(session: Redis, command: str, arguments: tuple[Any, ...], user: str) -> None:
     try:
         session.execute_command(*command.split(), *arguments)
-    except NoPermissionError as error:
+    except exceptions.NoPermissionError as error:
         raise ConfigurationError(
             f"TUWEN_REDIS_URL: Redis does not let the user {user} use {command} "
             f"({error}): docs/operations.md has the rules for its ACL."
         ) from error
-    except ResponseError:  # of the command itself, which is allowed
+    except exceptions.ResponseError:  # of the command itself, which is allowed
         return

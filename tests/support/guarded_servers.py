@@ -84,8 +84,7 @@ class GuardedRedis(DebianRedis):
 
     def _options(self) -> dict[str, object]:
         # The directive `user` may be repeated: each with its name is one line.
-        options = super()._options() | {"tls-port": self.port, "port": 0, "user tuwen": self._rights}
-        return options
+        return super()._options() | {"tls-port": self.port, "port": 0, "user tuwen": self._rights}
 
     @property
     def url(self) -> str:

@@ -21,8 +21,10 @@ from redis.exceptions import RedisError
 
 from shared.database import Database
 from shared.intake.fetch import Fetcher
+from shared.objects import mark
+from shared.objects.mark import StorageMark
 from shared.objects.storage import ObjectStore
-from shared.queue import COLLECTION_TASK, HOUSEKEEPING_QUEUE, HOUSEKEEPING_TASK, WEBHOOKS_TASK, JobQueue
+from shared.queue import COLLECTION_TASK, HOUSEKEEPING_QUEUE, HOUSEKEEPING_TASK, MARK_TASK, WEBHOOKS_TASK, JobQueue
 from shared.queue.events import Outcome
 from shared.settings import Settings
 from tuwen.datasets import ShardStatus
@@ -57,7 +59,9 @@ class Housekeeper:
         self._trusting_from = 0.0
         """Time of the monotonic clock until which an expired lease says nothing about its worker: after an outage or a
         jump of the clock, each needs time for a heartbeat."""
-        self._collector = Collector(settings, self._database, self._queue, ObjectStore.open(settings))
+        store = ObjectStore.open(settings)
+        self._mark = StorageMark(self._database, store)
+        self._collector = Collector(settings, self._database, self._queue, store)
 
     def housekeep(self) -> None:
         """Do one round; do nothing while another housekeeper does one."""
@@ -90,7 +94,13 @@ class Housekeeper:
         """Remove what nobody can ask for any more: orphaned objects, dead workers, old idempotency keys."""
         self._database.workers.forget()
         self._database.jobs.forget_idempotency_keys()
-        self._collector.collect()
+        # What was stored since a dump is no orphan only because the dump does not name it.
+        if self._mark.renew():
+            self._collector.collect()
+
+    def mark(self) -> None:
+        """Renew the mark by which a restored database is told from the one that the storage was used with."""
+        self._mark.renew()
 
     def stop(self) -> None:
         """Stop long work soon, because this process is about to end; another one continues."""
@@ -168,6 +178,7 @@ def define(app: Celery, housekeeper: Housekeeper, interval: float) -> None:
         HOUSEKEEPING_TASK: (housekeeper.housekeep, interval),
         WEBHOOKS_TASK: (housekeeper.deliver_webhooks, interval),
         COLLECTION_TASK: (housekeeper.collect, 3600.0),
+        MARK_TASK: (housekeeper.mark, mark.INTERVAL),
     }
     for name, (do, _) in every.items():
         # An outage is no failure of the task: the next round comes anyway.

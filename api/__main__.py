@@ -13,6 +13,7 @@ from shared.migrations import require_schema
 from shared.open_files import raise_open_files
 from shared.queue.access import require_access
 from shared.settings import settings
+from shared.telemetry import logs
 from tuwen.errors import ConfigurationError
 
 KEEP_ALIVE = 75
@@ -23,13 +24,14 @@ proxies 60), so that they close it first. A request sent into a connection that 
 def main() -> int:
     """Serve the API until it is stopped."""
     try:
+        logs.configure(settings().log)
         raise_open_files()
         app = create_app(settings())
         require_supported(settings().database_url)
         require_schema(settings().database_url)
         require_access(settings())
     except ConfigurationError as error:
-        print(f"{error.code}: {error}", file=sys.stderr)  # noqa: T201 (a command's own words)
+        logs.complain(f"{error.code}: {error}")
         return 1
     uvicorn.run(
         app,
@@ -37,7 +39,8 @@ def main() -> int:
         port=settings().port,
         http=bounded_http(),
         ws="none",  # no route speaks WebSocket
-        access_log=False,
+        access_log=settings().access_log,
+        log_config=None,
         timeout_keep_alive=KEEP_ALIVE,
         # Event streams stay open as long as their job runs; they would hold up every stop.
         timeout_graceful_shutdown=5,

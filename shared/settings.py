@@ -84,6 +84,8 @@ class Settings(BaseSettings):
     s3_access_key_id: str | None = None
     s3_secret_access_key: SecretStr | None = None
     data_dir: Path = Field(Path(".tuwen"), description="folder of the embedded system")
+    log: Literal["text", "json"] = Field("text", description="form of the log lines of every process")
+    access_log: bool = Field(False, description="a log line for each request to the API")
 
     # API
     host: str = "127.0.0.1"

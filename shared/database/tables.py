@@ -285,7 +285,7 @@ class ClockRow(Base):
 
 
 class StorageMarkRow(Base):
-    """The one row with the mark that the storage has too, by which a restored database is told from the storage's own."""
+    """The one row with the mark that the storage has too: they differ once one of them was restored."""
 
     __tablename__ = "storage_mark"
 

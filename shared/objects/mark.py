@@ -37,10 +37,13 @@ class StorageMark:
         Raises:
             StorageUnavailable, DatabaseUnavailable
         """
-        stored, mark = self._stored(), self._marks.read()
+        # Asked before and after, since another process may be renewing it just now.
+        before = self._marks.read()
+        stored = self._stored()
+        after = self._marks.read()
         if stored is None:
-            return mark.token is None
-        return stored in (mark.token, mark.pending)
+            return before.token is None
+        return stored in (before.token, before.pending, after.token, after.pending)
 
     def renew(self) -> bool:
         """Write a new token to both where they agree. Returns whether they do."""

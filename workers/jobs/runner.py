@@ -35,7 +35,7 @@ from shared.objects.storage import ObjectStore, StorageRefused, file_key
 from shared.queue import JobQueue
 from shared.queue.tasks import JobMessage
 from shared.settings import Settings
-from shared.telemetry import tracing
+from shared.telemetry import logs, tracing
 from shared.telemetry.metrics import Recorder
 from tuwen.engine import DescribeItem, GenerateItem, Item, MatchItem, Output, Picture, RecognizeItem
 from tuwen.errors import (
@@ -396,7 +396,9 @@ class Runner:
             case TuwenError():
                 return Finish(claim.id, claim.epoch, error=_job_error(error))
             case _:
-                log.error("job %s failed unexpectedly", claim.id, exc_info=error)
+                log.error(
+                    "job %s failed unexpectedly", claim.id, exc_info=error, extra=logs.of_job(claim.id, claim.trace)
+                )
                 return GiveBack(claim.id, claim.epoch, "retry", INTERNAL)
 
     def _prepare(self, wanted: JobInput, data: bytes, claim: JobClaim) -> EngineWork:
@@ -466,7 +468,9 @@ class Runner:
         except Exception:
             if len(ended) == 1:
                 # Its lease runs out, and the housekeeper decides.
-                log.exception("how job %s ended could not be written", ended[0][0].claim.id)
+                [(run, _)] = ended
+                about = logs.of_job(run.claim.id, run.claim.trace)
+                log.exception("how job %s ended could not be written", run.claim.id, extra=about)
                 statuses = {}
             else:
                 # PostgreSQL may reject one of them: the others must not lose their work.
@@ -491,6 +495,9 @@ class Runner:
         """Tell watchers and Celery; without a status, another worker has the job by now."""
         run.trace.end(status.value if status else "lost", error.detail if error else None)
         self._watchers.tell_end(run.claim.id, status)
+        if error:
+            about = logs.of_job(run.claim.id, run.claim.trace)
+            log.info("job %s is %s: %s", run.claim.id, status.value if status else "lost", error.detail, extra=about)
         if status is None:
             run.message.drop(None)
             return

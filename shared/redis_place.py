@@ -143,11 +143,13 @@ class RedisPlace:
         """A client for asyncio; `options` are those of its connections."""
         import redis.asyncio.sentinel
 
+        client: redis.asyncio.Redis
         if not self.has_sentinels:
-            client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(self.url, **options)
+            client = redis.asyncio.Redis.from_url(self.url, **options)
             return client
         known_by = redis.asyncio.sentinel.Sentinel(self.sentinels, sentinel_kwargs=self._sentinel_options)  # type: ignore[no-untyped-call]
-        return known_by.master_for(self.master, **self._master_options, **options)
+        client = known_by.master_for(self.master, **self._master_options, **options)
+        return client
 
     @property
     def broker_url(self) -> str:

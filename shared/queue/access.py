@@ -107,7 +107,7 @@ def _complaint_of_end(error: BaseException, place: RedisPlace) -> str | None:
 
 def _probe(session: Redis, command: str, arguments: tuple[Any, ...], user: str) -> None:
     try:
-        session.execute_command(*command.split(), *arguments)
+        session.execute_command(*command.split(), *arguments)  # type: ignore[no-untyped-call]
     except exceptions.NoPermissionError as error:
         raise ConfigurationError(
             f"TUWEN_REDIS_URL: Redis does not let the user {user} use {command} "

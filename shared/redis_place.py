@@ -157,7 +157,8 @@ class RedisPlace:
         if not self.has_sentinels:
             return self.url.partition("?")[0] if self.has_tls else self.url
         login, at, _ = urlsplit(self.url).netloc.rpartition("@")
-        return ";".join(f"sentinel://{login}{at}{host}:{port}/{self.database}" for host, port in self.sentinels)
+        hosts = [(f"[{host}]" if ":" in host else host, port) for host, port in self.sentinels]
+        return ";".join(f"sentinel://{login}{at}{host}:{port}/{self.database}" for host, port in hosts)
 
     @property
     def broker_options(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 
 from shared.database import Database
 from shared.queue import event_channel, progress_key
+from shared.queue.access import complaint_of_access
 from shared.redis_place import RedisPlace
 from shared.settings import Settings
 from tuwen.errors import DatabaseUnavailable, QueueUnavailable
@@ -171,7 +172,8 @@ class JobEvents:
                 return await question
         except (RedisError, OSError, TimeoutError) as error:
             self._away_until = time.monotonic() + _AWAY
-            raise QueueUnavailable("Redis does not answer; try again.", retry_after=_AWAY) from error
+            said = complaint_of_access(error) or "Redis does not answer; try again."
+            raise QueueUnavailable(said, retry_after=_AWAY) from error
 
     # ── the subscription ──────────────────────────────────────────────────────────────────────────
 

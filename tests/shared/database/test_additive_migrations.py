@@ -1,4 +1,4 @@
-"""Migrations after the previous release only add: its processes go on beside the new schema, and can come back to it."""
+"""Migrations after the previous release only add: its processes go on beside the new schema, or come back to it."""
 
 from __future__ import annotations
 

@@ -7,14 +7,48 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 
+from api.cli import doctor
+from shared.database import Database
+from shared.migrations import _config, is_current, migrate, require_schema
+from shared.settings import Settings
+from tests.support.plain_sql import Sql
 from tests.support.previous_release import previous_release
+from tuwen.errors import ConfigurationError
 
 VERSIONS = Path(__file__).parents[3] / "shared" / "migrations" / "versions"
 EXEMPT: dict[tuple[str, str], str] = {}
 """(revision, operation) → why the previous release goes on nevertheless; empty for as long as nothing needs it."""
 
 HARMLESS = {"create_table", "create_index", "drop_index", "bulk_insert", "f"}
+
+
+def test_new_processes_refuse_a_schema_of_an_earlier_version(settings: Settings) -> None:
+    require_schema(settings.database_url)
+    command.downgrade(_config(settings.database_url), previous_release().schema)
+    with pytest.raises(ConfigurationError, match=f"has the schema {previous_release().schema}.*Run: tuwen migrate"):
+        require_schema(settings.database_url)
+    command.downgrade(_config(settings.database_url), "base")
+    with pytest.raises(ConfigurationError, match="has no schema"):
+        require_schema(settings.database_url)
+    require_schema("postgresql://nobody@127.0.0.1:9/nothing")  # it may be migrated when it comes
+
+
+def test_a_schema_of_a_later_version_is_left_as_it_is(settings: Settings, sql: Sql) -> None:
+    sql("UPDATE alembic_version SET version_num = '9999'")
+    require_schema(settings.database_url)
+    assert is_current(settings.database_url)
+    migrate(settings.database_url)
+    assert sql("SELECT version_num FROM alembic_version") == [("9999",)]
+
+
+def test_doctor_names_workers_of_another_version(settings: Settings, database: Database, sql: Sql) -> None:
+    database.workers.register("old@host", "cpu", {})
+    assert "releases" not in {finding.subject for finding in doctor._workers(settings)}
+    sql("UPDATE workers SET release = NULL")  # as a worker of the previous release leaves it
+    [found] = [finding for finding in doctor._workers(settings) if finding.subject == "releases"]
+    assert "0.1.0" in found.found
 
 
 def new_migrations() -> list[Path]:

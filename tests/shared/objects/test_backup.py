@@ -16,12 +16,14 @@ import pytest
 from celery import Celery
 from typer.testing import CliRunner, Result
 
+from api.cli import doctor
 from api.cli.main import app
 from api.embedded.addresses import as_environment
 from shared.database import Database
+from shared.database.batches import NewDocument
 from shared.objects.mark import KEY, StorageMark
 from shared.objects.storage import ObjectStore, file_key
-from shared.queue import JobQueue
+from shared.queue import JobQueue, connect
 from shared.settings import Settings
 from tests.support.api_server import FakeWorker, png
 from tests.support.plain_sql import Sql
@@ -99,7 +101,6 @@ def keys(settings: Settings) -> set[str]:
 def test_objects_newer_than_the_dump_stay_until_somebody_says_so(
     settings: Settings,
     postgres: Postgres,
-    valkey: object,
     database: Database,
     store: ObjectStore,
     hand: FakeWorker,
@@ -114,11 +115,13 @@ def test_objects_newer_than_the_dump_stay_until_somebody_says_so(
         housekeeper.mark()  # a minute later
     objects = copy(settings, tmp_path / "copy")
 
-    fresh = settings.redis_url.rpartition("/")[0] + "/0"  # Redis is not part of a backup: an empty one
-    after = restored(postgres, tmp_path / "dump", objects, tmp_path / "restored", fresh)
+    with connect(settings) as client:
+        client.flushdb()  # Redis is not part of a backup
+    after = restored(postgres, tmp_path / "dump", objects, tmp_path / "restored", settings.redis_url)
     verified = tuwen(after, "verify")
     assert verified.exit_code == 0, verified.output
     assert "of different times" in verified.output
+    assert "backup" in {finding.subject for finding in doctor._storage(after)}
     with keeping(after) as housekeeper:
         housekeeper.housekeep()
         queue = JobQueue(after)
@@ -129,6 +132,7 @@ def test_objects_newer_than_the_dump_stay_until_somebody_says_so(
         housekeeper.collect()
         assert {key for key in old | new if (objects / key).exists()} == old | new
         assert tuwen(after, "verify", "--accept").exit_code == 0
+        assert "backup" not in {finding.subject for finding in doctor._storage(after)}
         worker = FakeWorker(after)
         drawn_again = draw(worker, waiting, "green")
         worker.close()
@@ -153,6 +157,9 @@ def test_what_the_copy_lacks_is_found_and_said(
     expected = {("result", str(lost), draw(hand, lost, "green"), "missing")}
     key = upload(database, store, "white")
     expected.add(("upload", f"file {key.rpartition('/')[2]} of {TENANT}", key, "missing"))
+    document = NewDocument(uuid4(), "documents/t/x.jsonl", "batch.jsonl", "batch", 5)
+    database.documents.add(document, TENANT)
+    expected.add(("document", str(document.id), document.key, "missing"))
     expected |= shard_without_objects(sql)
     dump(postgres, settings, tmp_path / "dump")
     cut_off = upload(database, store, "blue")  # the same again

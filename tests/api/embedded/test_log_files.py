@@ -43,7 +43,7 @@ def test_no_line_is_lost_while_two_processes_write(tmp_path: Path, monkeypatch: 
     assert {child.wait(PATIENT) for child in children} == {0}
     file.settle(PATIENT)
     seen += log.read_text().splitlines()
-    assert rotations > 3
+    assert rotations >= 2  # each after 100 to 165 kB of 500
     for name in "ab":
         assert [line for line in seen if line.startswith(name)] == [f"{name} {number}" for number in range(count)]
     assert {path.name for path in tmp_path.iterdir()} == {"worker.log", "worker.log.1"}

@@ -8,6 +8,7 @@ import uvicorn
 
 from api.app import create_app
 from api.http.connections import bounded_http
+from api.http.request_ids import LOG_FORMAT, note_in_logs
 from shared.database.connections import require_supported
 from shared.migrations import require_schema
 from shared.open_files import raise_open_files
@@ -23,8 +24,9 @@ proxies 60), so that they close it first. A request sent into a connection that 
 
 def main() -> int:
     """Serve the API until it is stopped."""
+    note_in_logs()
     try:
-        logs.configure(settings().log)
+        logs.configure(settings().log, LOG_FORMAT)
         raise_open_files()
         app = create_app(settings())
         require_supported(settings().database_url)
@@ -41,6 +43,7 @@ def main() -> int:
         ws="none",  # no route speaks WebSocket
         access_log=settings().access_log,
         log_config=None,
+        forwarded_allow_ips=[*settings().trusted_proxies],
         timeout_keep_alive=KEEP_ALIVE,
         # Event streams stay open as long as their job runs; they would hold up every stop.
         timeout_graceful_shutdown=5,

@@ -1,9 +1,9 @@
 """Log lines of every process, as text or, with `TUWEN_LOG=json`, as one JSON object a line.
 
 Each object has `timestamp`, `level`, `logger`, `message` and `pid`, and where they are known `worker`, `job_id`,
-`trace_id` and `span_id`, `exception` (the traceback), and for a request to the API `client`, `method`, `path`,
-`status`. The libraries' own lines (Celery's, uvicorn's, tornado's), Python's warnings, and exceptions that nobody
-caught take the same way.
+`trace_id`, `span_id` and `request_id`, `exception` (the traceback), and for a request to the API `client`, `method`,
+`path`, `status`. The libraries' own lines (Celery's, uvicorn's, tornado's), Python's warnings, and exceptions that
+nobody caught take the same way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from uuid import UUID
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_OPTIONAL = ("worker", "job_id", "trace_id", "span_id")
+_OPTIONAL = ("worker", "job_id", "trace_id", "span_id", "request_id")
 _CHILD = "TUWEN_LOG_OF_PARENT"
 """Environment variables that tell an engine process the form of its parent's lines, and whose process it is."""
 _WORKER = "TUWEN_LOG_WORKER"
@@ -48,10 +48,10 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({name: value for name, value in line.items() if value is not None}, ensure_ascii=False)
 
 
-def configure(form: str) -> None:
-    """Send the log lines of this process to standard error, in the form `text` or `json`."""
+def configure(form: str, text: str = _TEXT) -> None:
+    """Send the log lines of this process to standard error, in the form `text` (formatted by `text`) or `json`."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(_TEXT))
+    handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(text))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for chatty in _CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)

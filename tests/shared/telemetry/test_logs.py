@@ -46,6 +46,7 @@ def test_every_line_of_every_process_is_json(
         logs = {path.name.partition("-")[0]: path for path in tmp_path.glob("*.log")}
         assert logs.keys() == {"api", "flower", "housekeeper", "worker"}
         eventually(lambda: id in logs["worker"].read_text())
+        eventually(lambda: '"celery.apps.worker"' in logs["housekeeper"].read_text())  # the last of its start
         lines = {name: parsed(log) for name, log in logs.items()}
 
     about = next(line for line in lines["worker"] if line.get("job_id") == id)

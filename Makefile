@@ -1,7 +1,7 @@
 # Every target first brings .venv up to date with pyproject.toml and constraints.txt.
 # On a machine without a GPU, this avoids the CUDA build of torch (about 3 GB):
 #   make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-.PHONY: demo up doctor test test-clients lint bench hostile chaos chaos-datasets evaluate train format images lock sbom audit clean
+.PHONY: demo up doctor test test-long test-upgrade test-clients lint bench hostile chaos chaos-datasets evaluate train format images lock sbom audit clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,6 +27,14 @@ test: lint
 # Generates a Python and a TypeScript client of the OpenAPI document, compiles them, and runs jobs with both.
 test-clients: $(DEVELOPMENT) $(CLIENTS)
 	$(BIN)/python -m tests.clients
+
+# The whole system around Debian's servers, and beside the previous release: minutes each, so one after the other.
+test-long: $(DEVELOPMENT)
+	$(BIN)/pytest -m long
+
+# The previous release's processes on this schema, and these on theirs; needs the history of the repository.
+test-upgrade: $(DEVELOPMENT)
+	$(BIN)/pytest -m long tests/deployment/test_upgrade.py
 
 lint: $(DEVELOPMENT)
 	$(BIN)/ruff check

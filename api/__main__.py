@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 
 import uvicorn
@@ -11,8 +10,11 @@ from api.app import create_app
 from api.http.connections import bounded_http
 from api.http.request_ids import LOG_FORMAT, note_in_logs
 from shared.database.connections import require_supported
+from shared.migrations import require_schema
 from shared.open_files import raise_open_files
+from shared.queue.access import require_access
 from shared.settings import settings
+from shared.telemetry import logs
 from tuwen.errors import ConfigurationError
 
 KEEP_ALIVE = 75
@@ -23,13 +25,15 @@ proxies 60), so that they close it first. A request sent into a connection that 
 def main() -> int:
     """Serve the API until it is stopped."""
     note_in_logs()
-    logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT)
     try:
+        logs.configure(settings().log, LOG_FORMAT)
         raise_open_files()
         app = create_app(settings())
         require_supported(settings().database_url)
+        require_schema(settings().database_url)
+        require_access(settings())
     except ConfigurationError as error:
-        print(f"{error.code}: {error}", file=sys.stderr)  # noqa: T201 (a command's own words)
+        logs.complain(f"{error.code}: {error}")
         return 1
     uvicorn.run(
         app,
@@ -37,7 +41,8 @@ def main() -> int:
         port=settings().port,
         http=bounded_http(),
         ws="none",  # no route speaks WebSocket
-        access_log=False,
+        access_log=settings().access_log,
+        log_config=None,
         forwarded_allow_ips=[*settings().trusted_proxies],
         timeout_keep_alive=KEEP_ALIVE,
         # Event streams stay open as long as their job runs; they would hold up every stop.

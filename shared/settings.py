@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.model_specs import ModelSpec, parse_models
+from shared.redis_place import RedisPlace
 from shared.retention import FOREVER, parse_age, parse_job_ages
 from tuwen.errors import ConfigurationError
 from tuwen.jobs import Kind
@@ -34,6 +35,11 @@ def _require_scheme(*schemes: str) -> AfterValidator:
         return url
 
     return AfterValidator(check)
+
+
+def _check_redis(url: str) -> str:
+    RedisPlace(url)
+    return url
 
 
 def _check_network(text: str) -> str:
@@ -96,7 +102,9 @@ class Settings(BaseSettings):
 
     # Where things are
     database_url: Annotated[str, _require_scheme("postgresql", "postgres")] = "postgresql://tuwen@127.0.0.1:5432/tuwen"
-    redis_url: Annotated[str, _require_scheme("redis", "rediss")] = "redis://127.0.0.1:6379/0"
+    redis_url: Annotated[str, AfterValidator(_check_redis)] = Field(
+        "redis://127.0.0.1:6379/0", description="one server, or a master that sentinels know: see shared/redis_place.py"
+    )
     storage_url: str = Field("file://.tuwen/objects", description="file://FOLDER or s3://BUCKET/PREFIX")
     s3_endpoint: str | None = Field(None, description="URL of an S3-compatible service; by default AWS")
     s3_public_endpoint: str | None = Field(None, description="the same service as clients reach it, for presigned URLs")
@@ -104,6 +112,8 @@ class Settings(BaseSettings):
     s3_access_key_id: str | None = None
     s3_secret_access_key: SecretStr | None = None
     data_dir: Path = Field(Path(".tuwen"), description="folder of the embedded system")
+    log: Literal["text", "json"] = Field("text", description="form of the log lines of every process")
+    access_log: bool = Field(False, description="a log line for each request to the API")
 
     # API
     host: str = "127.0.0.1"

@@ -99,6 +99,7 @@ class ModelWorker(BaseModel):
     worker: str
     device: str
     revision: str = Field(description="revision of the weights")
+    release: str | None = Field(None, description="version of the worker's program")
 
 
 class ModelState(BaseModel):

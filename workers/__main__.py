@@ -7,8 +7,11 @@ import logging
 import sys
 
 from shared.database.connections import require_supported
+from shared.migrations import require_schema
 from shared.open_files import raise_open_files
+from shared.queue.access import require_access
 from shared.settings import Settings
+from shared.telemetry import logs
 from tuwen.errors import ConfigurationError, TuwenError
 from tuwen.jobs import Kind
 
@@ -28,14 +31,15 @@ def main() -> int:
     roles.add_parser("flower", help="serve the monitoring page")
     arguments = parser.parse_args()
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
         logging.getLogger(chatty).setLevel(logging.WARNING)  # several lines a job
     given = {name: value for name in ("device", "kinds") if (value := getattr(arguments, name, None))}
     try:
-        return _run(arguments, Settings(**given))
+        settings = Settings(**given)
+        logs.configure(settings.log)
+        return _run(arguments, settings)
     except TuwenError as error:
-        print(f"{error.code}: {error}", file=sys.stderr)
+        logs.complain(f"{error.code}: {error}")
     return 1
 
 
@@ -48,6 +52,8 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
         return 0
     raise_open_files()
     require_supported(settings.database_url)
+    require_schema(settings.database_url)
+    require_access(settings)
     if arguments.role == "worker":
         from workers.app import run_worker
 

@@ -21,7 +21,7 @@ from shared.database.workers import ServedModel
 from shared.queue import celery_app, queue_name, remote_control, tasks
 from shared.queue.consumer import celery_consumer
 from shared.settings import Settings
-from shared.telemetry import tracing
+from shared.telemetry import logs, tracing
 from shared.telemetry.metrics import Recorder
 from workers.datasets.shards import ShardRunner
 from workers.inference.batcher import Batcher
@@ -56,6 +56,7 @@ def run_worker(settings: Settings, name: str | None = None) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL)
     tracing.start("tuwen-worker")
     hostname = f"{name or settings.device.replace(':', '-')}@{platform.node()}"
+    logs.name_worker(hostname)
     engines = _build_engines(settings)
     recorder = Recorder()
     batcher = Batcher(engines, on_batch=recorder.record_batch, on_running=lambda claims: runner.tell_running(claims))

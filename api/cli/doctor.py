@@ -25,11 +25,13 @@ from shared.database import Database
 from shared.database.connections import complaint_of_age
 from shared.database.deletion import MOST_COUNTED
 from shared.migrations import is_current
+from shared.objects.mark import ADVICE, StorageMark
 from shared.objects.storage import ObjectStore
 from shared.queue import JobQueue, connect
 from shared.retention import parse_age, parse_job_ages, written
 from shared.settings import Settings
 from tuwen.errors import ConfigurationError, NotFound, TuwenError
+from tuwen.version import __version__
 
 FREE_SPACE = 2 * 2**30
 NO_SPACE = 64 * 2**20
@@ -201,6 +203,13 @@ def _postgres(settings: Settings) -> Iterator[Finding]:
 
 def _storage(settings: Settings) -> Iterator[Finding]:
     store = ObjectStore.open(settings)
+    database = Database(settings, pool_size=1)
+    try:
+        if not StorageMark(database, store).agrees():
+            found = "of another time than the database, as after a restore: orphans are not collected"
+            yield Finding("backup", found, ADVICE, serious=False)
+    finally:
+        database.close()
     key = f"doctor/{uuid4()}.txt"
     store.put(key, b"tuwen", "text/plain")
     store.delete(key)
@@ -221,6 +230,9 @@ def _workers(settings: Settings) -> Iterator[Finding]:
     served = {kind for worker in workers for kind in worker.models}
     missing = [kind for kind in settings.kinds if kind not in served]
     names = ", ".join(f"{worker.name} on {worker.device}" for worker in workers) or "none"
+    others = sorted({worker.release or "0.1.0" for worker in workers} - {__version__})
+    if others:
+        yield Finding("releases", f"workers of {', '.join(others)} beside {__version__}", "replace them", serious=False)
     yield Finding(
         "workers", names, f"no worker serves {', '.join(missing)}: start one (tuwen worker)" if missing else ""
     )

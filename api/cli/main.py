@@ -15,7 +15,7 @@ import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
-from api.cli import datasets, evaluation, images, jobs, keys, system, training, webhooks
+from api.cli import datasets, evaluation, images, jobs, keys, system, training, verification, webhooks
 from api.cli.place import Place
 from api.cli.terminal import err, out
 from shared.intake.validation import invalid_fields
@@ -34,6 +34,7 @@ app.add_typer(datasets.datasets, name="datasets", rich_help_panel=images.PANEL)
 app.add_typer(training.app)
 app.add_typer(evaluation.app)
 app.add_typer(system.app)
+app.add_typer(verification.app)
 app.add_typer(keys.app, name="keys", rich_help_panel=system.INSTALLATION)
 app.add_typer(webhooks.app, name="webhooks", rich_help_panel=system.INSTALLATION)
 

@@ -13,12 +13,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from api.embedded.log_files import LogFile
 from tuwen.errors import ConfigurationError
 
 LIBPQ_PREFIX = "PG"
 """Variables such as PGSSLMODE, PGSERVICE, PGOPTIONS and PGHOST, which change what every client of PostgreSQL does."""
 
-LOG_LIMIT = 10 * 2**20
 # These ports lie below the range from which Linux and macOS take the ports of outgoing connections, so that a server
 # that is killed finds its port still free when it is started again.
 PORT_RANGE = range(20_000, 32_000)
@@ -41,7 +41,7 @@ def spawn(
     death_signal: signal.Signals = signal.SIGTERM,
     privileges: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start `command` in a new session, with its output appended to `log`.
+    """Start `command` in a new session, with its output appended to `log`, which is rotated.
 
     The child gets a new session because Ctrl-C goes to every process of the terminal's group, and we decide the order
     in which children stop. On Linux the kernel sends the child `death_signal` when this process dies for any reason
@@ -61,8 +61,8 @@ def spawn(
     else:
         tether = []
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    rotate(log)
-    with log.open("ab") as output:
+    output = LogFile.at(log).pipe()
+    try:
         return subprocess.Popen(
             [*tether, *command],
             stdin=subprocess.DEVNULL,
@@ -73,6 +73,8 @@ def spawn(
             pass_fds=[lock.fileno() for lock in locks],
             start_new_session=True,
         )
+    finally:
+        os.close(output)
 
 
 def await_end(process: subprocess.Popen[bytes], grace: float) -> None:
@@ -84,19 +86,9 @@ def await_end(process: subprocess.Popen[bytes], grace: float) -> None:
         process.wait()
 
 
-def rotate(log: Path, limit: int = LOG_LIMIT) -> None:
-    """Keep `log` and one predecessor below about `limit` bytes each, also while a child writes to it.
-
-    Children append (O_APPEND), so emptying the file under them is safe; at worst the lines written between
-    copying and emptying are lost.
-    """
-    if log.exists() and log.stat().st_size > limit:
-        shutil.copyfile(log, log.with_suffix(".log.1"))
-        os.truncate(log, 0)
-
-
 def last_lines(log: Path, count: int = 5) -> str:
     """The last lines of a log, for a message on the terminal."""
+    LogFile.at(log).settle()
     if not log.exists():
         return ""
     with log.open("rb") as file:

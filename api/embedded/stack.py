@@ -31,6 +31,7 @@ from redis.exceptions import RedisError
 
 from api.embedded.addresses import Addresses, as_environment
 from api.embedded.folders import make_private
+from api.embedded.log_files import LogFile
 from api.embedded.processes import (
     ChildProcess,
     Lock,
@@ -38,7 +39,6 @@ from api.embedded.processes import (
     choose_port,
     forget_libpq_variables,
     last_lines,
-    rotate,
     spawn,
 )
 from api.embedded.servers import Postgres, Valkey, kept_password
@@ -225,7 +225,6 @@ class System:
         while True:
             for member in self._members:
                 self._look_after(member)
-                rotate(member.process.log)
             time.sleep(POLL)
 
     def stop(self) -> None:
@@ -249,6 +248,8 @@ class System:
             for server in (self._postgres, self._valkey):
                 server.stop()
         finally:
+            for member in self._members:
+                LogFile.at(member.process.log).settle()
             self._members.clear()
             Addresses.withdraw(self.data)
             self._lock.release()

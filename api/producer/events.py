@@ -25,6 +25,8 @@ from redis.exceptions import RedisError
 
 from shared.database import Database
 from shared.queue import event_channel, progress_key
+from shared.queue.access import complaint_of_access
+from shared.redis_place import RedisPlace
 from shared.settings import Settings
 from tuwen.errors import DatabaseUnavailable, QueueUnavailable
 from tuwen.jobs import Progress, Status
@@ -91,8 +93,7 @@ class JobEvents:
 
     def __init__(self, settings: Settings, database: Database):
         self._database = database
-        self._redis: Redis = Redis.from_url(
-            settings.redis_url,
+        self._redis: Redis = RedisPlace(settings.redis_url).async_client(
             socket_connect_timeout=1,
             socket_timeout=_ANSWER,
             retry=Retry(NoBackoff(), 0),
@@ -171,7 +172,8 @@ class JobEvents:
                 return await question
         except (RedisError, OSError, TimeoutError) as error:
             self._away_until = time.monotonic() + _AWAY
-            raise QueueUnavailable("Redis does not answer; try again.", retry_after=_AWAY) from error
+            said = complaint_of_access(error) or "Redis does not answer; try again."
+            raise QueueUnavailable(said, retry_after=_AWAY) from error
 
     # ── the subscription ──────────────────────────────────────────────────────────────────────────
 

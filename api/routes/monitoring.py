@@ -118,7 +118,7 @@ async def models(_: CallerDep, resources: ResourcesDep) -> Models:
 
 def _model_state(kind: Kind, model: str, workers: list[WorkerState]) -> ModelState:
     holding = [
-        ModelWorker(worker=row.name, device=row.device, revision=revisions[model])
+        ModelWorker(worker=row.name, device=row.device, revision=revisions[model], release=row.release)
         for row in workers
         if row.state == "ready" and kind in row.models and model in (revisions := row.models[kind].revisions)
     ]

@@ -37,7 +37,8 @@ _CONNECT: dict[str, Any] = {
     "keepalives_interval": 5,
     "keepalives_count": 2,
 }
-# The server's end: otherwise it would hold the locks of a client whose host is gone for hours.
+# The server's end: otherwise it would hold the locks of a client whose host is gone for hours. A pooler sees to this
+# by itself.
 _SESSION = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "2"}
 
 
@@ -62,6 +63,8 @@ def translate_errors() -> Iterator[None]:
             ) from error
         if isinstance(error.orig, psycopg.errors.QueryCanceled):
             raise DatabaseUnavailable("PostgreSQL took too long to answer; try again.", retry_after=10) from error
+        if complaint := complaint_of_access(error.orig):
+            raise DatabaseUnavailable(complaint, retry_after=10) from error
         raise DatabaseUnavailable("PostgreSQL does not answer; try again.", retry_after=2) from error
     except sqlalchemy_errors.TimeoutError as error:
         raise DatabaseUnavailable("All connections to PostgreSQL are busy; try again.", retry_after=1) from error
@@ -82,19 +85,58 @@ def complaint_of_age(server_version: int) -> str | None:
     return f"This is PostgreSQL {release}, and Tuwen needs {OLDEST_RELEASE} or newer: upgrade it, or use another."
 
 
+_REFUSALS = (
+    "authentication failed",
+    "certificate",
+    "does not exist",
+    "no such database",
+    "no such user",
+    "no password supplied",
+    "pg_hba.conf",
+    "private key",
+    "root.crt",
+    "SSL",
+    "unsupported startup parameter",
+)
+"""Words in the complaints of libpq, PostgreSQL and PgBouncer about who connects, and how: no later try succeeds."""
+
+
+def complaint_of_access(error: BaseException | None) -> str | None:
+    """What to say of a connection that was refused for its password, certificate, name or parameters.
+
+    None for any other error: libpq gives such refusals no code, only words.
+    """
+    if not isinstance(error, psycopg.OperationalError) or error.sqlstate or isinstance(error, Silent):
+        return None
+    said = " ".join(str(error).removeprefix("connection failed: ").split())
+    return f"The connection to PostgreSQL was refused: {said}" if any(word in said for word in _REFUSALS) else None
+
+
 def require_supported(url: str) -> None:
-    """Refuse a server that is too old, before anything is accepted that could not run. One that is away passes.
+    """Refuse a server that is too old, or that refuses us, before anything is accepted that could not run.
+
+    One that is away passes: it may come.
 
     Raises:
-        ConfigurationError: it is too old.
+        ConfigurationError: it is too old, or the URL's password, certificates or names are wrong.
     """
     try:
         with psycopg.connect(url, connect_timeout=PATIENCE) as connection:
             complaint = complaint_of_age(connection.info.server_version)
-    except psycopg.Error:
-        return
+    except psycopg.Error as error:
+        complaint = complaint_of_access(error)
     if complaint:
         raise ConfigurationError(f"TUWEN_DATABASE_URL: {complaint}")
+
+
+def is_pooled(connection: psycopg.Connection[Any]) -> bool:
+    """Whether a pooler such as PgBouncer stands before PostgreSQL.
+
+    It hands each transaction to any of its own connections. The process that it names at the login is none of
+    PostgreSQL's, so it is not the one that answers.
+    """
+    [[answering]] = connection.execute("SELECT pg_backend_pid()").fetchall()
+    return bool(answering != connection.info.backend_pid)
 
 
 def driver_url(url: str) -> str:
@@ -138,7 +180,7 @@ class Connections:
             session["statement_timeout"] = f"{longest:g}s"
         if relaxed:
             session["synchronous_commit"] = "off"
-        statement = "; ".join(f"SET {name} = '{value}'" for name, value in session.items())
+        settings_of_session = "; ".join(f"SET {name} = '{value}'" for name, value in session.items())
 
         @event.listens_for(engine, "do_connect")
         def _connect(
@@ -153,7 +195,13 @@ class Connections:
                 connection.close()
                 raise DatabaseUnavailable(complaint)
             connection.autocommit = True
-            connection.execute(statement)
+            if is_pooled(connection):
+                # What a session keeps, other clients of the pooler would get: a commit that does not wait for the
+                # disk would be theirs. So heartbeats wait too, and this end cancels what takes too long.
+                connection.prepare_threshold = None
+                connection.longest = longest
+            else:
+                connection.execute(settings_of_session)
 
         return engine
 

@@ -16,8 +16,10 @@ from shared.database.deletion import Deletion
 from shared.database.files import Files
 from shared.database.jobs import Jobs
 from shared.database.keys import Keys
+from shared.database.references import References
 from shared.database.secrets import Secrets
 from shared.database.shards import Shards
+from shared.database.storage_mark import StorageMarks
 from shared.database.tables import JobRow
 from shared.database.usage import Usage
 from shared.database.webhooks import Webhooks
@@ -52,6 +54,8 @@ class Database:
         self.webhooks = Webhooks(self._connections)
         self.deletion = Deletion(self._connections)
         self.clock = Clock(self._connections, settings)
+        self.references = References(self._connections)
+        self.storage_marks = StorageMarks(self._connections)
 
     def close(self) -> None:
         """Close all connections."""

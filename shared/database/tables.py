@@ -352,6 +352,20 @@ class ClockRow(Base):
     __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
 
 
+class StorageMarkRow(Base):
+    """The one row with the mark that the storage has too: they differ once one of them was restored."""
+
+    __tablename__ = "storage_mark"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    token: Mapped[UUID | None]
+    pending: Mapped[UUID | None]
+    """The next token while it is being written to the storage."""
+    marked_at: Mapped[datetime | None]
+
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
+
+
 class WorkerRow(Base):
     """A worker as it last reported itself; the row is deleted when it stops cleanly, and becomes stale when it dies."""
 
@@ -362,6 +376,8 @@ class WorkerRow(Base):
     models: Mapped[dict[str, Any]]
     """Kind → {"model": name, "revision": weights}."""
     state: Mapped[str]
+    release: Mapped[str | None]
+    """Version of its program; null for a worker of 0.1.0."""
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
 

@@ -2,16 +2,19 @@
 
 A frozen server, or one behind a network that drops packets, closes no connection: clients would wait forever, and
 timeouts that the server itself enforces do not help. Silence alone proves nothing, since a large statement or a lock
-may take minutes. So a thread that has waited for `PATIENCE` seconds checks whether the server still accepts new
-connections; if it does not, the statement is abandoned and its connection closed. Until the server accepts connections
-again, all other threads fail at once (a circuit breaker), except for one that checks from time to time.
+may take minutes. So a thread that has waited for `PATIENCE` seconds checks whether the server still answers on a new
+connection; if it does not, the statement is abandoned and its connection closed. Until the server answers again, all
+other threads fail at once (a circuit breaker), except for one that checks from time to time. The check asks something,
+because a pooler accepts connections for a server that is frozen.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -32,7 +35,7 @@ class Silent(psycopg.OperationalError):
 
 
 class Watchdog:
-    """Tracks whether the server at `url` accepts new connections. Thread-safe."""
+    """Tracks whether the server at `url` answers on new connections. Thread-safe."""
 
     def __init__(self, url: str):
         self._url = url
@@ -66,7 +69,7 @@ class Watchdog:
             raise unavailable()
 
     def is_silent(self) -> bool:
-        """Check whether the server accepts no new connections; called by a thread that has waited without an answer."""
+        """Check whether the server answers nobody; called by a thread that has waited without an answer."""
         asked = time.monotonic()
         with self._turn:
             if self._looked < asked:
@@ -75,7 +78,8 @@ class Watchdog:
 
     def _look(self) -> None:
         try:
-            psycopg.connect(self._url, connect_timeout=PATIENCE).close()
+            with _Probe.connect(self._url, connect_timeout=PATIENCE, autocommit=True) as probe:
+                probe.execute("SELECT")
         except psycopg.Error as error:
             # A refused connection is not silence: connections to a server that is down break by themselves.
             self._note(silent=isinstance(error, ConnectionTimeout))
@@ -87,10 +91,31 @@ class Watchdog:
         self._looked = time.monotonic()
 
 
+class _Probe(psycopg.Connection[Any]):
+    """A connection whose statements raise ConnectionTimeout when they take longer than `PATIENCE`."""
+
+    def wait(self, gen: Generator[Any, Any, RV], *arguments: Any, **options: Any) -> RV:
+        return super().wait(self._limit(gen), *arguments, **options)
+
+    def _limit(self, gen: Generator[Any, Any, RV]) -> Generator[Any, Any, RV]:
+        ready, began = None, time.monotonic()
+        try:
+            while True:
+                ready = yield gen.send(ready)
+                if time.monotonic() - began > PATIENCE:
+                    self.close()
+                    raise ConnectionTimeout(f"no answer within {PATIENCE} seconds")
+        except StopIteration as end:
+            answer: RV = end.value
+            return answer
+
+
 class WatchedConnection(psycopg.Connection[Any]):
     """A connection whose statements raise `Silent` when the server is silent."""
 
     watchdog: Watchdog
+    longest: float | None = None
+    """Seconds after which this end cancels a statement, where the server has not been told to."""
 
     def wait(self, gen: Generator[Any, Any, RV], *arguments: Any, **options: Any) -> RV:
         return super().wait(self._watch(gen), *arguments, **options)
@@ -98,9 +123,14 @@ class WatchedConnection(psycopg.Connection[Any]):
     def _watch(self, gen: Generator[Any, Any, RV]) -> Generator[Any, Any, RV]:
         """Check the server between the steps of `gen`, which psycopg wakes several times a second without news."""
         ready, silent_since = None, None
+        due = time.monotonic() + self.longest if self.longest else math.inf
         try:
             while True:
                 ready = yield gen.send(ready)
+                if not ready and time.monotonic() > due:
+                    due = math.inf
+                    with suppress(psycopg.Error):  # a server that is silent does not cancel either
+                        self.cancel_safe(timeout=PATIENCE)
                 if ready:
                     silent_since = None
                 elif silent_since is None:

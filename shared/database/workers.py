@@ -14,6 +14,7 @@ from shared.database.connections import Connections, seconds
 from shared.database.tables import WorkerRow
 from shared.settings import Settings
 from tuwen.jobs import Kind
+from tuwen.version import __version__
 
 _TELL_RUNNING = text("""
     INSERT INTO running_batches (run, worker, jobs, epochs)
@@ -58,6 +59,8 @@ class WorkerState:
     """`ready`: it takes jobs."""
     started_at: datetime
     seen_at: datetime
+    release: str | None = None
+    """Version of its program; None for one that tells none."""
 
 
 class Workers:
@@ -70,7 +73,8 @@ class Workers:
 
     def register(self, worker: str, device: str, models: Mapping[Kind, ServedModel]) -> None:
         """Note that a worker is ready and takes jobs; it replaces an earlier worker of the same name."""
-        said = {"device": device, "models": {kind.value: asdict(model) for kind, model in models.items()}}
+        served = {kind.value: asdict(model) for kind, model in models.items()}
+        said = {"device": device, "models": served, "release": __version__}
         self._run(
             upsert(WorkerRow)
             .values(name=worker, state="ready", **said)

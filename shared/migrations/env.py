@@ -30,7 +30,11 @@ def _wait_for_turn(connection: Connection) -> None:
     connection.commit()
 
 
-engine = create_engine(driver_url(context.config.attributes["database_url"]), connect_args={"connect_timeout": 3})
+# Nothing is prepared, since a pooler's next client would find it.
+engine = create_engine(
+    driver_url(context.config.attributes["database_url"]),
+    connect_args={"connect_timeout": 3, "prepare_threshold": None},
+)
 try:
     with engine.connect() as connection:
         version = connection.exec_driver_sql("SHOW server_version_num").scalar_one()

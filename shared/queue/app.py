@@ -11,13 +11,14 @@ from kombu.entity import Queue
 from kombu.transport.redis import Channel
 
 from shared.queue.names import DATASETS_QUEUE, HOUSEKEEPING_QUEUE, queue_name, shard_kinds, shards_queue
+from shared.redis_place import RedisPlace
 from shared.settings import Settings
 from tuwen.jobs import Kind
 
 
 def connect(settings: Settings, *, decode: bool = True) -> redis.Redis:
     """A client that fails within seconds when Redis is frozen or down; it returns text, or bytes unless `decode`."""
-    return redis.Redis.from_url(settings.redis_url, **_SOCKET, decode_responses=decode)
+    return RedisPlace(settings.redis_url).client(**_SOCKET, decode_responses=decode)
 
 
 # Without these, publishing to a frozen Redis hangs for more than 40 s.
@@ -46,7 +47,8 @@ def celery_app(settings: Settings) -> Celery:
 
     The reasons for the settings that differ from Celery's defaults stand beside them.
     """
-    app = Celery("tuwen", broker=settings.redis_url, events="shared.queue.dispatcher:Events", set_as_current=False)
+    place = RedisPlace(settings.redis_url)
+    app = Celery("tuwen", broker=place.broker_url, events="shared.queue.dispatcher:Events", set_as_current=False)
     app.conf.update(
         # No message is unpickled; results are in PostgreSQL.
         task_serializer="json",
@@ -60,8 +62,9 @@ def celery_app(settings: Settings) -> Celery:
         # A crash is noticed by the expired lease, within seconds.
         task_acks_late=False,
         worker_prefetch_multiplier=1,
-        broker_transport_options=_TRANSPORT,
-        broker_transport="shared.queue.transport:Transport",
+        broker_transport_options=_TRANSPORT | place.broker_options,
+        broker_transport=f"shared.queue.transport:{'SentinelTransport' if place.has_sentinels else 'Transport'}",
+        broker_use_ssl=place.broker_tls,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         # The lease, and with it the job, survives the loss of the connection to Redis.

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from shared.database import Dispatch
 from shared.database.shards import ShardDispatch
+from shared.queue.access import complaint_of_access
 from shared.queue.app import celery_app, connect
 from shared.queue.names import (
     BATCHES_LIST,
@@ -48,6 +49,8 @@ def _translate_errors() -> Iterator[None]:
     except (KombuError, RedisError, OSError) as error:
         if "MISCONF" in str(error):  # what it answers to every write once its own writes fail
             raise QueueUnavailable("Redis cannot write to its disk: make room there.", retry_after=30) from error
+        if complaint := complaint_of_access(error):
+            raise QueueUnavailable(complaint, retry_after=30) from error
         raise QueueUnavailable("Redis does not answer; try again.", retry_after=2) from error
 
 

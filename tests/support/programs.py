@@ -16,7 +16,9 @@ EXECUTABLES = {
     "chromium": ("chromium", "google-chrome", "chromium-browser"),
     "docker-registry": ("docker-registry",),
     "g++": ("g++",),
+    "pgbouncer": ("pgbouncer", "/usr/sbin/pgbouncer"),
     "postgresql": ("/usr/lib/postgresql/*/bin/postgres",),
+    "redis-sentinel": ("redis-sentinel",),
     "redis-server": ("redis-server",),
 }
 """Names or paths under which each package of Debian's may be found, under Debian's name of the package."""

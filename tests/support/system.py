@@ -43,13 +43,13 @@ QUICK: dict[str, Any] = {
 
 
 class Process:
-    """`python -m workers ROLE`, and its whole family."""
+    """`python -m workers ROLE`, or another module, and its whole family."""
 
-    def __init__(self, settings: Settings, log: Path, *arguments: str):
+    def __init__(self, settings: Settings, log: Path, *arguments: str, module: str = "workers"):
         self.log = log
         with log.open("ab") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "workers", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 env=os.environ | as_environment(settings),
                 stdout=out,
                 stderr=out,
@@ -117,10 +117,10 @@ class System:
         """Start a housekeeper."""
         return self.start("housekeeper")
 
-    def start(self, *arguments: str) -> Process:
+    def start(self, *arguments: str, module: str = "workers") -> Process:
         """Start `python -m workers` with these arguments; its output goes to a file of its own."""
-        log = self.folder / f"{'-'.join(arguments)}-{len(self._processes)}.log"
-        process = Process(self.settings, log, *arguments)
+        log = self.folder / f"{'-'.join(arguments or [module])}-{len(self._processes)}.log"
+        process = Process(self.settings, log, *arguments, module=module)
         self._processes.append(process)
         return process
 
@@ -164,10 +164,11 @@ class System:
     def wait_until(self, condition: Callable[[], Any], what: str, patience: float = PATIENT) -> None:
         """Wait for a condition; when it does not come, fail with `what` and the end of each process's log."""
 
-        def so_far() -> str:
-            return "\n".join([what, *(f"== {p.log.name}\n{p.log.read_text()[-3000:]}" for p in self._processes)])
+        eventually(condition, lambda: f"{what}\n{self.last_lines()}", patience)
 
-        eventually(condition, so_far, patience)
+    def last_lines(self) -> str:
+        """The end of each process's log."""
+        return "\n".join(f"== {process.log.name}\n{process.log.read_text()[-3000:]}" for process in self._processes)
 
     def close(self) -> None:
         """Kill all processes that are left, frozen ones too, and close the connections."""

@@ -20,6 +20,7 @@ from tornado.web import ErrorHandler, OutputTransform
 from shared.database import Database
 from shared.local_hosts import host_name, local_names
 from shared.queue import celery_app
+from shared.redis_place import RedisPlace
 from shared.settings import Settings, is_loopback
 from tuwen.errors import ConfigurationError
 from workers.flower.intake import EventIntake
@@ -49,8 +50,10 @@ def run_flower(settings: Settings) -> int:
     flower: Flower = _LocalFlower(settings)
     flower.add_handlers(r".*", [(r"/metrics", _PrivateMetrics)])
     # Otherwise it takes them from the connection, where it does not recognise our transport as Redis.
-    flower.broker_uri_with_password = settings.redis_url
-    flower.broker_uri = maybe_sanitize_url(settings.redis_url)
+    # Of several sentinels its page of queues knows one.
+    broker_url = RedisPlace(settings.redis_url).broker_url.partition(";")[0]
+    flower.broker_uri_with_password = broker_url
+    flower.broker_uri = maybe_sanitize_url(broker_url)
     missed = MissedEvents(flower, database, settings.housekeeping_interval)
     _listen(flower, settings)
     log.info("Flower listens on %s port %d", settings.flower_host, settings.flower_port)

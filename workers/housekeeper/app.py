@@ -12,7 +12,7 @@ from celery import Celery, beat, signals
 from shared.queue import HOUSEKEEPING_QUEUE, celery_app, remote_control
 from shared.queue.consumer import celery_consumer
 from shared.settings import Settings
-from shared.telemetry import tracing
+from shared.telemetry import logs, tracing
 from workers.datasets.housekeeping import DatasetKeeper
 from workers.housekeeper import housekeeping
 from workers.housekeeper.batches import BatchRunner
@@ -38,7 +38,9 @@ def run_housekeeper(settings: Settings) -> int:
     signals.worker_shutting_down.connect(lambda **_: batches.stop(), weak=False)
     # A thread, not the process that Celery's --beat forks: that one would outlive a housekeeper that is killed.
     threading.Thread(target=_beat, args=(app,), name="beat", daemon=True).start()
-    consumer = celery_consumer(app, f"housekeeper@{platform.node()}", queues=[HOUSEKEEPING_QUEUE], threads=4)
+    hostname = f"housekeeper@{platform.node()}"
+    logs.name_worker(hostname)
+    consumer = celery_consumer(app, hostname, queues=[HOUSEKEEPING_QUEUE], threads=4)
     datasets.start()
     batches.start()
     try:

@@ -22,11 +22,14 @@ from redis.exceptions import RedisError
 from shared.database import Database
 from shared.intake.fetch import Fetcher
 from shared.leasing.revoking import Revoker
+from shared.objects import mark
+from shared.objects.mark import StorageMark
 from shared.objects.storage import ObjectStore
 from shared.queue import (
     COLLECTION_TASK,
     HOUSEKEEPING_QUEUE,
     HOUSEKEEPING_TASK,
+    MARK_TASK,
     RETENTION_TASK,
     WEBHOOKS_TASK,
     JobQueue,
@@ -69,6 +72,7 @@ class Housekeeper:
         """Time of the monotonic clock until which an expired lease says nothing about its worker: after an outage or a
         jump of the clock, each needs time for a heartbeat."""
         store = ObjectStore.open(settings)
+        self._mark = StorageMark(self._database, store)
         self._collector = Collector(settings, self._database, self._queue, store)
         self._retention = Retention(settings, self._database, store)
 
@@ -109,11 +113,17 @@ class Housekeeper:
         """Remove what nobody can ask for any more: orphaned objects, dead workers."""
         with tracing.round_span("collect") as done:
             self._database.workers.forget()
-            done["objects_collected"] += self._collector.collect()
+            # What was stored since a dump is no orphan only because the dump does not name it.
+            if self._mark.renew():
+                done["objects_collected"] += self._collector.collect()
 
     def delete_old(self) -> None:
         """Delete what is older than it is to become."""
         self._retention.keep()
+
+    def mark(self) -> None:
+        """Renew the mark by which a restored database is told from the one that the storage was used with."""
+        self._mark.renew()
 
     def stop(self) -> None:
         """Stop long work soon, because this process is about to end; another one continues."""
@@ -196,6 +206,7 @@ def define(app: Celery, housekeeper: Housekeeper, interval: float) -> None:
         WEBHOOKS_TASK: (housekeeper.deliver_webhooks, interval),
         COLLECTION_TASK: (housekeeper.collect, 3600.0),
         RETENTION_TASK: (housekeeper.delete_old, 60.0),
+        MARK_TASK: (housekeeper.mark, mark.INTERVAL),
     }
     for name, (do, _) in every.items():
         # An outage is no failure of the task: the next round comes anyway.

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from shared.model_specs import ModelSpec
+from shared.telemetry import logs
 from tuwen.engine import PREVIEW_SIDE, Engine, Item, Output, Partial, Picture, SoFar
 from tuwen.errors import EngineError, EngineStartFailed, OutOfMemory, TuwenError, UnknownModel
 from tuwen.jobs import DescribeResult, Kind, MatchResult, RecognizeResult
@@ -109,6 +110,7 @@ def main(
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _end_with_parent()
     faulthandler.enable()
+    logs.configure_child()
     os.environ["CUDA_VISIBLE_DEVICES"] = visible
     ours = Threads(1)
     if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:

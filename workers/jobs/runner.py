@@ -36,7 +36,7 @@ from shared.objects.storage import ObjectStore, StorageRefused, file_key
 from shared.queue import JobQueue, queue_name
 from shared.queue.tasks import JobMessage
 from shared.settings import Settings
-from shared.telemetry import job_trace
+from shared.telemetry import job_trace, logs
 from shared.telemetry.metrics import Recorder
 from shared.telemetry.tracing import Parent
 from tuwen.engine import DescribeItem, GenerateItem, Item, MatchItem, Output, Picture, RecognizeItem
@@ -415,7 +415,9 @@ class Runner:
             case TuwenError():
                 return Finish(claim.id, claim.epoch, error=_job_error(error))
             case _:
-                log.error("job %s failed unexpectedly", claim.id, exc_info=error)
+                log.error(
+                    "job %s failed unexpectedly", claim.id, exc_info=error, extra=logs.of_job(claim.id, claim.trace)
+                )
                 return GiveBack(claim.id, claim.epoch, "retry", INTERNAL)
 
     def _prepare(self, wanted: JobInput, data: bytes, claim: JobClaim) -> EngineWork:
@@ -485,7 +487,9 @@ class Runner:
         except Exception:
             if len(ended) == 1:
                 # Its lease runs out, and the housekeeper decides.
-                log.exception("how job %s ended could not be written", ended[0][0].claim.id)
+                [(run, _)] = ended
+                about = logs.of_job(run.claim.id, run.claim.trace)
+                log.exception("how job %s ended could not be written", run.claim.id, extra=about)
                 statuses = {}
             else:
                 # PostgreSQL may reject one of them: the others must not lose their work.
@@ -510,6 +514,9 @@ class Runner:
         """Tell watchers and Celery; without a status, another worker has the job by now."""
         run.trace.end(status.value if status else "lost", error.code if error else None, error.detail if error else "")
         self._watchers.tell_end(run.claim.id, status)
+        if error:
+            about = logs.of_job(run.claim.id, run.claim.trace)
+            log.info("job %s is %s: %s", run.claim.id, status.value if status else "lost", error.detail, extra=about)
         if status is None:
             run.message.drop(None)
             return

@@ -19,7 +19,7 @@ from api.cli import dataset_terminal, terminal
 from api.cli.demo import SAMPLE, thumbnail
 from api.cli.images import image_files
 from api.cli.place import DEFAULT_URL, Place
-from api.embedded.processes import Lock, last_lines, rotate
+from api.embedded.processes import Lock, last_lines
 from shared.database import Database
 from shared.settings import Settings
 from tests.support.plain_sql import Sql
@@ -317,18 +317,6 @@ def test_without_a_running_system_the_default_address_is_used(tmp_path: Path) ->
 
 
 # ── logs and locks ────────────────────────────────────────────────────────────────────────────────
-
-
-def test_full_log_becomes_the_one_before(tmp_path: Path) -> None:
-    log = tmp_path / "worker.log"
-    with log.open("ab", buffering=0) as child:
-        child.write(b"old line\n")
-        rotate(log, limit=4)
-        child.write(b"new\n")
-    assert (tmp_path / "worker.log.1").read_text() == "old line\n"
-    assert log.read_text() == "new\n"
-    rotate(log, limit=4)
-    assert log.read_text() == "new\n"
 
 
 def test_last_lines_of_a_log(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.support.api_server import FakeWorker
 from tests.support.plain_sql import Sql
 from tests.support.waiting import PATIENT, eventually
 from tuwen.jobs import JobRequest, Kind, Status
+from tuwen.version import __version__
 
 GENERATE = {"input": {"kind": "generate", "prompt": "a cat"}}
 
@@ -85,7 +86,7 @@ def test_a_model_is_ready_while_a_worker_holds_it(api: httpx.Client, settings: S
         "kind": "generate",
         "model": "builtin",
         "ready": True,
-        "workers": [{"worker": "gpu0@host", "device": "cuda:0", "revision": "r1"}],
+        "workers": [{"worker": "gpu0@host", "device": "cuda:0", "revision": "r1", "release": __version__}],
     }
     assert not any(models[kind]["ready"] for kind in ("describe", "recognize", "match"))
     assert figures(api)["tuwen_workers", "cuda:0"] == 1

@@ -330,6 +330,11 @@ class Jobs:
         rows = self._run(select(JobRow.id, JobRow.status).where(JobRow.id.in_(ids)))
         return {row.id: Status(row.status) for row in rows}
 
+    def kinds(self, ids: Sequence[UUID]) -> dict[UUID, Kind]:
+        """Kinds of those of these jobs that exist, of any tenant."""
+        rows = self._run(select(JobRow.id, JobRow.kind).where(JobRow.id.in_(ids)))
+        return {row.id: Kind(row.kind) for row in rows}
+
     def page(
         self,
         tenant: Tenant,

@@ -22,6 +22,7 @@ from shared.queue.names import (
     DATASET_TASK,
     DATASETS_QUEUE,
     GENERATION_KEY,
+    HOUSEKEEPER_PREFIX,
     PREVIEWS_LIST,
     SHARD_TASK,
     event_channel,
@@ -187,18 +188,18 @@ class JobQueue:
     def sign_housekeeper(self, host: str, lifetime: float) -> None:
         """Note that the housekeeper on `host` runs; the note holds for `lifetime` seconds."""
         with _translate_errors():
-            self.redis.set(f"tuwen:housekeeper:{host}", "works", px=int(lifetime * 1000))
+            self.redis.set(f"{HOUSEKEEPER_PREFIX}{host}", "works", px=int(lifetime * 1000))
 
     def housekeeper_seen(self, host: str) -> bool:
         """Whether a housekeeper on `host` has signed in and its note has not expired."""
         with _translate_errors():
-            return bool(self.redis.exists(f"tuwen:housekeeper:{host}"))
+            return bool(self.redis.exists(f"{HOUSEKEEPER_PREFIX}{host}"))
 
     def housekeepers(self) -> list[str]:
         """Hosts on which a housekeeper runs."""
-        prefix = "tuwen:housekeeper:"
         with _translate_errors():
-            return sorted(str(key).removeprefix(prefix) for key in self.redis.scan_iter(f"{prefix}*"))
+            keys = self.redis.scan_iter(f"{HOUSEKEEPER_PREFIX}*", count=1000)
+            return sorted(str(key).removeprefix(HOUSEKEEPER_PREFIX) for key in keys)
 
     def check(self) -> None:
         """Check readiness: Redis answers."""

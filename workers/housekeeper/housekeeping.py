@@ -25,6 +25,7 @@ from shared.objects.storage import ObjectStore
 from shared.queue import COLLECTION_TASK, HOUSEKEEPING_QUEUE, HOUSEKEEPING_TASK, WEBHOOKS_TASK, JobQueue
 from shared.queue.events import Outcome
 from shared.settings import Settings
+from shared.telemetry.metrics import JOBS_FINISHED, Recorder
 from tuwen.datasets import ShardStatus
 from tuwen.errors import DatabaseUnavailable, QueueUnavailable, Unavailable
 from tuwen.jobs import Kind, Status
@@ -53,6 +54,7 @@ class Housekeeper:
         self._queue = JobQueue(settings)
         self._webhooks = WebhookSender(settings, self._database, Fetcher(settings))
         self._clock = ClockWatch(self._database)
+        self._recorder = Recorder()
         self._generation: str | None = None
         self._trusting_from = 0.0
         """Time of the monotonic clock until which an expired lease says nothing about its worker: after an outage or a
@@ -79,6 +81,7 @@ class Housekeeper:
             self._announce(self._database.jobs.rescue(now))
             self._tell_flower(self._datasets.rescue(now))
         self._announce(dict.fromkeys(self._database.jobs.expire_queued(now), Status.EXPIRED))
+        self._recorder.flush(self._queue.redis)
         self._dispatch()
         self._datasets.keep()
 
@@ -149,6 +152,13 @@ class Housekeeper:
             log.info("settled %d jobs without a worker: they are %s now", count, status.value)
         self._queue.announce((id, {"status": status.value}) for id, status in ended.items())
         self._tell_flower(ended)
+        self._count({id: status for id, status in ended.items() if status.terminal})
+
+    def _count(self, over: Mapping[UUID, Status]) -> None:
+        """Count jobs that are over, as the worker does with those that it ends."""
+        if over:
+            for id, kind in self._database.jobs.kinds(list(over)).items():
+                self._recorder.count(JOBS_FINISHED, kind, over[id])
 
     def _tell_flower(self, ended: Mapping[UUID, Status | ShardStatus]) -> None:
         if not ended:

@@ -15,8 +15,10 @@ from itertools import chain
 EXECUTABLES = {
     "chromium": ("chromium", "google-chrome", "chromium-browser"),
     "g++": ("g++",),
+    "prometheus": ("prometheus",),
     "postgresql": ("/usr/lib/postgresql/*/bin/postgres",),
     "redis-server": ("redis-server",),
+    "systemd": ("systemd-analyze",),
 }
 """Names or paths under which each package of Debian's may be found, under Debian's name of the package."""
 

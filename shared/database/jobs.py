@@ -124,6 +124,17 @@ class QueueState:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingJobs:
+    """Jobs of one kind and priority that may run now and do not."""
+
+    kind: Kind
+    priority: int
+    jobs: int
+    oldest_age: float
+    """Seconds that the oldest of them has been allowed to run."""
+
+
+@dataclass(frozen=True, slots=True)
 class JobOutline:
     """A job of any tenant, as monitoring shows it."""
 
@@ -447,6 +458,10 @@ class Jobs:
         for row in self._run(transitions.QUEUES):
             states[Kind(row.kind)] = QueueState(Kind(row.kind), row.queued, row.ready, row.running, row.oldest_age)
         return states
+
+    def waiting(self) -> list[WaitingJobs]:
+        """Who waits, by kind and priority, the longest first."""
+        return self._connections.fetch(WaitingJobs, transitions.WAITING)
 
     def forget_idempotency_keys(self) -> None:
         """Delete idempotency keys that are older than a day, as clients of other services expect."""

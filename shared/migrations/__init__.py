@@ -38,10 +38,20 @@ def is_current(database_url: str) -> bool:
     Raises:
         DatabaseUnavailable: PostgreSQL cannot be reached.
     """
+    return _revision(database_url) == ScriptDirectory.from_config(_config(database_url)).get_current_head()
+
+
+def is_newer(database_url: str) -> bool:
+    """Whether a release that has more revisions than this one has migrated the schema; raises as `is_current`."""
+    current = _revision(database_url)
+    known = {script.revision for script in ScriptDirectory.from_config(_config(database_url)).walk_revisions()}
+    return current is not None and current not in known
+
+
+def _revision(database_url: str) -> str | None:
     engine = create_engine(driver_url(database_url), connect_args={"connect_timeout": 3})
     try:
         with translate_errors(), engine.connect() as connection:
-            current = MigrationContext.configure(connection).get_current_revision()
+            return MigrationContext.configure(connection).get_current_revision()
     finally:
         engine.dispose()
-    return current == ScriptDirectory.from_config(_config(database_url)).get_current_head()

@@ -30,8 +30,9 @@ lint: $(DEVELOPMENT)
 bench: $(DEVELOPMENT)
 	$(BIN)/python -m tests.bench
 
+# At random for some minutes: make chaos MINUTES=30. Or the project's goal, 10,000 jobs: make chaos GOAL=1
 chaos: $(DEVELOPMENT)
-	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m tests.chaos $(if $(GOAL),--goal) $(if $(MINUTES),--minutes $(MINUTES))
 
 chaos-datasets: $(DEVELOPMENT)
 	$(BIN)/python -m tests.chaos_datasets

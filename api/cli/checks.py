@@ -1,4 +1,4 @@
-"""Checks of `tuwen doctor` for what goes wrong while a system runs: growth, age, clocks, limits, and stray variables."""
+"""Checks of `tuwen doctor` for what goes wrong while a system runs: growth, clocks, limits, and stray variables."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ _TRANSPORT: dict[str, Any] = {
     # visibility timeout would.
     "ack_emulation": False,
     "priority_steps": list(range(10)),
-    "queue_order_strategy": "priority",
+    # Among equally urgent messages the kinds of jobs that a worker serves take turns.
+    "queue_order_strategy": "round_robin",
     "max_connections": 200,
 }
 

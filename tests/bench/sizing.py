@@ -125,6 +125,7 @@ def sizing(settings: Settings, folder: Path) -> Iterator[Figure]:
         yield from _under_load(
             plant, f"{each} in a request", 1, MANY[0], "/v1/jobs/batch", {"jobs": [BODY] * each}, each
         )
+        yield from _looks(plant)
         for name, process in processes.items():
             yield Figure(f"memory, {name}", process.memory_info().rss / 2**20, "MiB")
         worker.terminate()
@@ -167,6 +168,19 @@ def _under_load(
     yield Figure(f"{how}: a job, transactions", (plant.commits() - commits) / jobs, "")
     yield Figure(f"{how}: a job, PostgreSQL's log", (plant.wal() - wal) / jobs, "bytes")
     yield Figure(f"{how}: a job, table and indexes", (plant.tables() - tables) / jobs, "bytes")
+
+
+def _looks(plant: Plant) -> Iterator[Figure]:
+    """What it costs to ask for a job."""
+    count = 1000
+    begin = plant.read()
+    with httpx.Client(base_url=plant.url, timeout=60) as client:
+        id = client.post("/v1/jobs", json=BODY).json()["id"]
+        for _ in range(count):
+            client.get(f"/v1/jobs/{id}").raise_for_status()
+    end = plant.read()
+    for name in ("API", "PostgreSQL", "Redis"):
+        yield Figure(f"a look at a job, {name}", (end[name] - begin[name]) / count * 1000, "ms CPU")
 
 
 def _queued(plant: Plant) -> Iterator[Figure]:

@@ -131,11 +131,11 @@ class Chaos:
                         console.print(str(error).splitlines()[0])
 
     def kill_worker(self) -> None:
-        """Kill one of those that live."""
+        """Kill one of those that take jobs: killed while they start, on a slow machine none would ever come to that."""
         with self._repairing:
-            alive = [worker for worker in self.workers if worker.alive]
-            if alive:
-                self.dice.choice(alive).kill()
+            warm = [worker for worker in self.workers if worker.alive and "is warm" in worker.log.read_text()]
+            if warm:
+                self.dice.choice(warm).kill()
                 self.kills += 1
             else:
                 self.deeds["found no worker to kill"] += 1

@@ -199,7 +199,7 @@ def queue(settings: Settings) -> Iterator[Finding]:
 def quarantine(settings: Settings) -> Iterator[Finding]:
     """Jobs that took their workers down, as far as Redis has counted, and shards that failed."""
     with connect(settings) as client:
-        counts: dict[str, str] = client.hgetall(redis_key(JOBS_FINISHED))  # type: ignore[assignment]
+        counts: dict[str, str] = client.hgetall(redis_key(JOBS_FINISHED))
     wanted = f"/{Status.QUARANTINED}"
     found = {field.removesuffix(wanted): int(float(n)) for field, n in counts.items() if field.endswith(wanted)}
     many = ", ".join(f"{count} {kind}" for kind, count in found.items() if count)
@@ -233,11 +233,11 @@ def releases(settings: Settings) -> Iterator[Finding]:
         for kind, model in worker.models.items():
             for name, revision in model.revisions.items():
                 held.setdefault(f"{kind} {name}", {}).setdefault(revision, []).append(worker.name)
-    for model, revisions in held.items():
+    for served, revisions in held.items():
         if len(revisions) > 1:
             found = "; ".join(f"{', '.join(names)} have {revision}" for revision, names in sorted(revisions.items()))
             advice = "restart the workers that have the old weights: the same seed gives another picture there"
-            yield Finding("models", f"{model}: {found}", advice, serious=False)
+            yield Finding("models", f"{served}: {found}", advice, serious=False)
 
 
 RUNNING: tuple[Callable[[Settings], Iterator[Finding]], ...] = (

@@ -55,8 +55,8 @@ def examine(settings: Settings, url: str, *, embedded: bool) -> Iterator[Finding
         return
     for look in (_redis, _postgres, _storage, _workers, _housekeeper, _webhooks):
         yield from _guard(look.__name__.strip("_"), partial(look, settings))
-    for look in checks.RUNNING:
-        yield from _guard(look.__name__.replace("_", " "), partial(look, settings))
+    for check in checks.RUNNING:
+        yield from _guard(check.__name__.replace("_", " "), partial(check, settings))
     yield from _api(url)
     yield from checks.api_release(url)
 

@@ -8,7 +8,8 @@
 #
 # The health checks are in docker-compose.yml, since each process has a different one.
 
-ARG PYTHON=3.13-slim-trixie
+# `make images` brings the digest up to date; without it, a tag may be moved to another image.
+ARG PYTHON=3.13-slim-trixie@sha256:9662417aace5ae7b8e2609cce472b72a8958e134ba372808abe9cc1a0c0125e6
 
 FROM python:${PYTHON} AS dependencies
 ENV PIP_CONSTRAINT=/src/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/venv/bin:$PATH

@@ -1,12 +1,14 @@
 # Every target first brings .venv up to date with pyproject.toml and constraints.txt.
 # On a machine without a GPU, this avoids the CUDA build of torch (about 3 GB):
 #   make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-.PHONY: demo up doctor test lint bench chaos chaos-datasets evaluate train format clean
+.PHONY: demo up doctor test lint bench chaos chaos-datasets evaluate train format images lock sbom audit clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 RUNTIME := .venv/.runtime
 DEVELOPMENT := .venv/.development
+TOOLS := .release/.tools
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 demo: $(RUNTIME)
 	@$(BIN)/tuwen demo
@@ -49,21 +51,44 @@ format: $(DEVELOPMENT)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+# What a release is made with; docs/releasing.md explains each. All of them need the internet, and none is needed to use
+# or to change the project.
+images: $(DEVELOPMENT)
+	$(BIN)/python -m release.images
 
-$(RUNTIME): pyproject.toml constraints.txt
+lock: $(TOOLS)
+	.release/bin/python -m release.lock
+
+sbom: $(RUNTIME) $(TOOLS)
+	.release/bin/python -m release.sbom
+
+audit: $(TOOLS)
+	.release/bin/python -m release.audit
+
+clean:
+	rm -rf .venv .release .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+# First everything whose hash is known, and that is all but torch and what only its build needs: an index, a mirror or a
+# proxy that hands out another file is noticed. Then torch, from whichever index has the build that is wanted, and the
+# project itself, built by the hatchling that was installed before.
+$(RUNTIME): pyproject.toml constraints.txt requirements/runtime.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| { echo 'Tuwen needs Python 3.11 or newer as $(PYTHON); choose another: make PYTHON=python3.12'; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 		|| { echo 'This Python cannot make virtual environments; on Debian: apt install python3-venv'; exit 1; }
 	@echo 'Installing into .venv; this takes some minutes the first time.'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on \
-		-c constraints.txt -e '.[worker,datasets,flower,embedded]'
+	@$(INSTALL) --progress-bar on --no-deps --require-hashes -r requirements/runtime.txt
+	@$(INSTALL) --progress-bar on --no-build-isolation -c constraints.txt -e '.[worker,datasets,flower,embedded]'
 	@touch $@
 
 # Both distributions of this repository, since neither comes from an index.
-$(DEVELOPMENT): $(RUNTIME) workers/lab/pyproject.toml
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]' -e workers/lab
+$(DEVELOPMENT): $(RUNTIME) workers/lab/pyproject.toml requirements/development.txt
+	@$(INSTALL) --no-deps --require-hashes -r requirements/development.txt
+	@$(INSTALL) --no-build-isolation -c constraints.txt -e '.[dev]' -e workers/lab
+	@touch $@
+
+$(TOOLS): requirements/tools.txt
+	@$(PYTHON) -m venv --clear .release
+	@.release/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --require-hashes -r $<
 	@touch $@

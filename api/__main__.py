@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import uvicorn
 
 from api.app import create_app
 from api.http.connections import bounded_http
+from api.http.request_ids import LOG_FORMAT, note_in_logs
 from shared.database.connections import require_supported
 from shared.open_files import raise_open_files
 from shared.settings import settings
@@ -20,6 +22,8 @@ proxies 60), so that they close it first. A request sent into a connection that 
 
 def main() -> int:
     """Serve the API until it is stopped."""
+    note_in_logs()
+    logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT)
     try:
         raise_open_files()
         app = create_app(settings())
@@ -34,6 +38,7 @@ def main() -> int:
         http=bounded_http(),
         ws="none",  # no route speaks WebSocket
         access_log=False,
+        forwarded_allow_ips=[*settings().trusted_proxies],
         timeout_keep_alive=KEEP_ALIVE,
         # Event streams stay open as long as their job runs; they would hold up every stop.
         timeout_graceful_shutdown=5,

@@ -9,11 +9,16 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 from starlette.datastructures import MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http import problems, reference
 from api.http.auth import LocalOnly, require_loopback
 from api.http.bodies import BodyLimit
+from api.http.headers import EXPOSED
+from api.http.methods import HeadAsGet, Methods
+from api.http.request_ids import RequestIds
+from api.http.revocation import EndWhenRevoked
 from api.http.tracing import Traced
 from api.openai import batches, chat, images, models
 from api.producer.resources import open_resources
@@ -29,7 +34,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """Create the ASGI application; `settings` default to those of the process.
 
     Raises:
-        ConfigurationError: the installation is open and other machines could reach it.
+        ConfigurationError: the installation is open, and other machines or every site's pages could reach it.
     """
     settings = settings or process_settings()
     require_loopback(settings)
@@ -44,28 +49,54 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 tracing.stop()
 
     # The documentation pages load nothing from other hosts: many machines with GPUs reach no CDN.
-    app = FastAPIOffline(title="Tuwen 图文", version=__version__, lifespan=lifespan)
+    # The redirects of Starlette name the Host that a request claims; `Methods` has its own.
+    app = FastAPIOffline(title="Tuwen 图文", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.http_metrics = CollectorRegistry()
-    app.include_router(jobs.router)
-    app.include_router(files.router)
-    app.include_router(datasets.router)
-    app.include_router(monitoring.router)
-    app.include_router(pages.router)
-    for part in (images, chat, models, batches):
+    routes = [*app.routes]
+    for part in (jobs, files, datasets, monitoring, pages, images, chat, models, batches):
         app.include_router(part.router)
+        routes += part.router.routes
     problems.install(app)
     reference.install(app)
     # The middleware added last is the outermost.
+    if settings.auth == "keys":
+        app.add_middleware(EndWhenRevoked)
+    app.add_middleware(Methods, routes=routes)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(problems.LastResort)
     if settings.auth == "open":
         app.add_middleware(LocalOnly, settings=settings)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("DELETE", "GET", "HEAD", "POST"),
+            allow_headers=_CORS_HEADERS,
+            expose_headers=EXPOSED,
+        )
+    app.add_middleware(HeadAsGet)
     app.add_middleware(Hardening)
     app.add_middleware(RequestMetrics, registry=app.state.http_metrics)
     if tracing.wanted():
         tracing.start("tuwen-api")
         app.add_middleware(Traced)
+    app.add_middleware(RequestIds)
     return app
+
+
+_CORS_HEADERS = (
+    "Authorization",
+    "Idempotency-Key",
+    "If-None-Match",
+    "If-Range",
+    "Last-Event-ID",
+    "Prefer",
+    "Range",
+    "Traceparent",
+    "Tracestate",
+    "X-Request-Id",
+)
+"""Header fields that pages of other origins may send, besides those that every page may."""
 
 
 class Hardening:

@@ -40,6 +40,21 @@ def _check_network(text: str) -> str:
     return text
 
 
+def _check_host(text: str) -> str:
+    if urlsplit(f"//{text}").hostname != text.lower():
+        raise ValueError("must be a name or an address alone, without scheme and port")
+    return text.lower()
+
+
+def _check_origin(text: str) -> str:
+    text = text.lower()
+    parts = urlsplit(text)
+    is_origin = parts.scheme in ("http", "https") and parts.netloc and f"{parts.scheme}://{parts.netloc}" == text
+    if text != "*" and not is_origin:
+        raise ValueError("must be https://HOST or https://HOST:PORT as browsers send it, or *")
+    return text
+
+
 def _check_secret(secret: SecretStr) -> SecretStr:
     for part in secret.get_secret_value().split(","):
         try:
@@ -80,18 +95,41 @@ class Settings(BaseSettings):
     # API
     host: str = "127.0.0.1"
     port: Port = 8000
-    public_url: str | None = Field(None, description="base URL in links; by default that of the request")
+    public_url: Annotated[str, _require_scheme("http", "https")] | None = Field(
+        None, description="URL at which clients reach the API, in links; by default that of the request, if trusted"
+    )
+    public_hosts: Annotated[
+        tuple[Annotated[str, AfterValidator(_check_host)], ...], NoDecode, BeforeValidator(_split_list)
+    ] = Field(
+        (), description="further names under which clients reach the API: only these may a request put into links"
+    )
+    trusted_proxies: Annotated[
+        tuple[Annotated[str, AfterValidator(_check_network)], ...], NoDecode, BeforeValidator(_split_list)
+    ] = Field(("127.0.0.1", "::1"), description="addresses and CIDRs whose X-Forwarded-Proto and X-Forwarded-For count")
+    cors_origins: Annotated[
+        tuple[Annotated[str, AfterValidator(_check_origin)], ...], NoDecode, BeforeValidator(_split_list)
+    ] = Field((), description="origins whose web pages may use the API, https://app.example; by default none")
     auth: Literal["keys", "open"] = Field("keys", description="open: no key needed; only allowed on loopback")
     max_body_bytes: int = 32 * 2**20
     max_jobs_per_request: int = 1000
     max_wait: float = Field(60.0, description="upper bound of Prefer: wait=N")
-    result_url_ttl: float = Field(3600.0, description="lifetime of a presigned result URL")
+    result_url_ttl: float = Field(3600.0, gt=0, le=7 * 86_400, description="lifetime of signed URLs of results")
     default_quota: int = Field(10_000, ge=1, le=MOST_QUOTA, description="unfinished jobs that a key may have at once")
+    default_stored_bytes: ByteSize = Field(
+        ByteSize(100 * 2**30), ge=1, description="bytes that a key without a bound of its own may keep stored"
+    )
+    default_datasets: int = Field(
+        100, ge=1, le=MOST_QUOTA, description="unfinished data sets that a key without a bound of its own may have"
+    )
+    default_batches: int = Field(
+        100, ge=1, le=MOST_QUOTA, description="unfinished batches that a key without a bound of its own may have"
+    )
 
     # Images that come in
     max_image_bytes: int = 20 * 2**20
     max_image_pixels: int = 50_000_000
     max_image_frames: int = 100
+    max_image_metadata: int = Field(2**20, description="bytes of texts, EXIF and XMP that an image may carry")
     model_image_side: int = Field(1024, description="larger images are reduced to this before a model sees them")
     fetch_timeout: float = Field(20.0, description="time limit for one image URL, redirects included")
     fetch_allow_networks: Annotated[
@@ -127,7 +165,9 @@ class Settings(BaseSettings):
 
     # Data sets
     dataset_roots: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)] = Field(
-        (), description="folders and s3:// prefixes that data sets may name; an open installation allows every folder"
+        (),
+        description="folders and s3:// prefixes that bound the data sets of all keys, which have roots of their own; "
+        "without it an open installation allows every folder",
     )
     shards_at_once: int = Field(2, ge=1, description="shards that one worker runs at the same time")
     decode_threads: int = Field(2, ge=1, description="threads that read and decode the images of shards")
@@ -143,7 +183,8 @@ class Settings(BaseSettings):
     job_deadline: float = Field(86_400.0, description="time from submission after which a job expires")
     webhook_secret: Annotated[SecretStr, AfterValidator(_check_secret)] | None = Field(
         None,
-        description="Standard Webhooks secret, whsec_…, or `new,old` while receivers change; if unset, no webhooks",
+        description="Standard Webhooks secret, whsec_…, or `new,old` while receivers change; signs for all who have no "
+        "API key with a secret of its own",
     )
     orphan_age: float = Field(86_400.0, description="stored objects that no row names are collected after this")
 

@@ -26,13 +26,13 @@ from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import httpx
 
 from tuwen.blocking import Blocking, blocking, complete, iterating
 from tuwen.dataset_client import AsyncDatasetClient, DatasetClient
-from tuwen.exchange import AwaitingTransport, BlockingTransport, Exchange, http_options
+from tuwen.exchange import AwaitingTransport, BlockingTransport, Exchange, http_options, once
 from tuwen.jobs import (
     DescribeInput,
     GenerateInput,
@@ -194,7 +194,7 @@ class JobOperations:
             Conflict: the job succeeded, or is not over.
             QuotaExceeded
         """
-        return await self._job("POST", f"/v1/jobs/{id}/retry", repeatable=False)
+        return await self._job("POST", f"/v1/jobs/{id}/retry", headers=once())
 
     async def wait(self, id: UUID, timeout: float | None = None) -> Job:
         """Wait until a job is over, however it ended, and return it.
@@ -327,7 +327,8 @@ def _next_job(job: Job | None, event: str, data: str) -> Job | None:
 
 
 def _submission_headers(idempotency_key: str | None) -> dict[str, str]:
-    return {"Content-Type": "application/json", "Idempotency-Key": idempotency_key or str(uuid4())}
+    key = {"Idempotency-Key": idempotency_key} if idempotency_key else once()
+    return {"Content-Type": "application/json", **key}
 
 
 def _prefer(wait: float) -> dict[str, str]:

@@ -25,7 +25,7 @@ from tuwen.datasets import (
     PriorityRequest,
     ReviewRequest,
 )
-from tuwen.exchange import Exchange
+from tuwen.exchange import Exchange, once
 
 
 class AsyncDatasetClient:
@@ -43,8 +43,7 @@ class AsyncDatasetClient:
             InvalidRequest, Unauthorized, Unavailable
         """
         body = request.model_dump_json(exclude_defaults=True)
-        # Not repeated of itself: of two, the second would be refused for the sake of the first.
-        return await self._dataset("POST", "/v1/datasets", content=body, repeatable=False)
+        return await self._dataset("POST", "/v1/datasets", content=body, headers=once())
 
     async def get(self, id: UUID) -> Dataset:
         """Raises NotFound."""
@@ -81,7 +80,7 @@ class AsyncDatasetClient:
     async def retry(self, id: UUID, *, failed_only: bool = False) -> Dataset:
         """Run the images that failed again; unless `failed_only`, also those that a cancel left undone."""
         parameters = {"failed_only": failed_only}
-        return await self._dataset("POST", f"/v1/datasets/{id}/retry", params=parameters, repeatable=False)
+        return await self._dataset("POST", f"/v1/datasets/{id}/retry", params=parameters, headers=once())
 
     async def prioritize(self, id: UUID, priority: int) -> Dataset:
         """Change the priority among data sets, from 0 to 9; 9 is most urgent."""
@@ -90,9 +89,8 @@ class AsyncDatasetClient:
 
     async def export(self, id: UUID, request: ExportRequest) -> Dataset:
         """Export the annotations to any destination; no model runs again."""
-        return await self._dataset(
-            "POST", f"/v1/datasets/{id}/export", content=request.model_dump_json(), repeatable=False
-        )
+        body = request.model_dump_json()
+        return await self._dataset("POST", f"/v1/datasets/{id}/export", content=body, headers=once())
 
     async def iter_events(self, id: UUID) -> AsyncGenerator[Dataset, None]:
         """Yield the data set as it is now, and again about every second while it changes, until it is over.
@@ -130,7 +128,7 @@ class AsyncDatasetClient:
     async def review(self, id: UUID, image: int, said: ReviewRequest) -> Item:
         """Accept or reject an image, or improve its caption."""
         path = f"/v1/datasets/{id}/items/{image}/reviews"
-        response = await self._exchange.send("POST", path, content=said.model_dump_json(), repeatable=False)
+        response = await self._exchange.send("POST", path, content=said.model_dump_json(), headers=once())
         return Item.model_validate_json(response.content)
 
     async def withdraw(self, id: UUID, image: int, review: UUID) -> Item:

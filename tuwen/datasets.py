@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from tuwen.annotations import Annotation, Review
 from tuwen.jobs import FrozenModel, JobError, Kind, Label, Language, Score, Style, Text, Word
@@ -50,8 +50,8 @@ class ShardStatus(StrEnum):
         return self not in (ShardStatus.QUEUED, ShardStatus.RUNNING)
 
 
-SourceFormat = Literal["auto", "folder", "zip", "webdataset", "list", "imagefolder", "coco", "openai"]
-ExportFormat = Literal["jsonl", "imagefolder", "parquet", "webdataset", "kohya", "coco"]
+SourceFormat = Literal["auto", "folder", "zip", "webdataset", "list", "imagefolder", "coco", "openai", "labelstudio"]
+ExportFormat = Literal["jsonl", "imagefolder", "parquet", "webdataset", "kohya", "coco", "labelstudio"]
 Task = Literal[Kind.DESCRIBE, Kind.RECOGNIZE, Kind.MATCH]
 Place = Annotated[Word, Field(min_length=1, max_length=4096)]
 """An absolute path on the workers' machines, or `s3://BUCKET/PREFIX` of the configured service."""
@@ -76,6 +76,17 @@ class Filters(FrozenModel):
     in_domain: bool = Field(False, description="drop images that are unlike the model's training data")
 
 
+def _require_encoding(name: str) -> str:
+    """Return the name if Python can decode it, as most of the registered names of encodings."""
+    try:
+        "".encode(name)
+    except LookupError:
+        raise ValueError(
+            f"there is no character encoding {name!r}; common ones are gb18030, big5, cp932 and cp1252"
+        ) from None
+    return name
+
+
 _PARAMETERS = frozenset(("tasks", "languages", "styles", "prompt", "max_tokens", "candidates"))
 
 
@@ -93,6 +104,10 @@ class DatasetRequest(FrozenModel):
         description="column that names the image, for CSV, TSV and Parquet sources whose column names do not show it",
     )
     caption_column: Label | None = None
+    encoding: Annotated[Label, AfterValidator(_require_encoding)] | None = Field(
+        None,
+        description="encoding of the source's texts, such as gb18030; by default each file's and folder's is detected",
+    )
     destination: Place | None = Field(None, description="place to export to; only a dry run needs none")
     destination_format: ExportFormat = "jsonl"
     tasks: tuple[Task, ...] = Field((Kind.DESCRIBE,), min_length=1, max_length=3)
@@ -155,7 +170,9 @@ class DatasetProgress(FrozenModel):
 
     images: int
     done: int = Field(description="images that were annotated or dropped by a filter")
+    dropped: int = Field(0, description="those of `done` that a filter dropped; a dry run drops none")
     failed: int
+    final: int = Field(0, description="those of `failed` that fail again as long as the source is as it is")
     left: int
     shards: int
     shards_left: int
@@ -188,6 +205,9 @@ class Item(FrozenModel):
     number: int = Field(description="position in the data set, from 0, without gaps; identifies the image in paths")
     annotation: Annotation
     reviews: tuple[Review, ...] = Field((), description="all reviews of the image, the newest first")
+    preview_url: str | None = Field(
+        None, description="URL of a small JPEG of the image; needs no API key, and is valid for a limited time"
+    )
 
 
 class DatasetPage(FrozenModel):

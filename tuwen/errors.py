@@ -7,6 +7,7 @@ TuwenError
 │   ├── ContentRefused             422  content_refused
 │   ├── UrlForbidden               422  url_forbidden
 │   ├── FetchRefused               422  fetch_refused
+│   ├── PathForbidden              422  path_forbidden
 │   ├── SourceUnusable             422  source_unusable
 │   ├── DestinationUnusable        422  destination_unusable
 │   └── ImageRejected              422  image_rejected
@@ -16,8 +17,10 @@ TuwenError
 │       └── UnsupportedFormat      422  unsupported_format
 ├── Unauthorized                   401  unauthorized
 ├── Forbidden                      403  forbidden
+│   └── StorageQuotaExceeded       403  storage_quota_exceeded
 ├── NotFound                       404  not_found
 ├── Conflict                       409  conflict
+├── LinkExpired                    410  link_expired
 ├── PayloadTooLarge                413  payload_too_large
 ├── QuotaExceeded                  429  quota_exceeded
 ├── FetchFailed                    502  fetch_failed          retryable
@@ -57,6 +60,8 @@ class TuwenError(Exception):
         """Dotted path of the invalid request field, if there is one."""
         self.retry_after = retry_after
         """Seconds after which another attempt makes sense, if known."""
+        self.request_id: str | None = None
+        """In a client: the server's name for the request, which its log lines have too."""
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling, and engine errors cross processes.
@@ -101,6 +106,12 @@ class FetchRefused(InvalidRequest):
     """The URL of an image gives none, and another attempt would not help."""
 
     code = "fetch_refused"
+
+
+class PathForbidden(InvalidRequest):
+    """The path of a file, or a link in it, leads out of the folders that may be used."""
+
+    code = "path_forbidden"
 
 
 class SourceUnusable(InvalidRequest):
@@ -157,6 +168,12 @@ class Forbidden(TuwenError):
     code, status = "forbidden", 403
 
 
+class StorageQuotaExceeded(Forbidden):
+    """The API key has stored as many bytes as it may; waiting makes no room."""
+
+    code = "storage_quota_exceeded"
+
+
 class NotFound(TuwenError):
     """Nothing has this id, or it belongs to another tenant."""
 
@@ -169,6 +186,12 @@ class Conflict(TuwenError):
     code, status = "conflict", 409
 
 
+class LinkExpired(TuwenError):
+    """The time of this URL is over; the job or image that it leads to shows a new one."""
+
+    code, status = "link_expired", 410
+
+
 class PayloadTooLarge(TuwenError):
     """The body of the request is too large."""
 
@@ -176,9 +199,16 @@ class PayloadTooLarge(TuwenError):
 
 
 class QuotaExceeded(TuwenError):
-    """The API key has as many unfinished jobs as it may have."""
+    """The API key has as many unfinished jobs, data sets or batches as it may have."""
 
     code, status = "quota_exceeded", 429
+
+    policy: str = "unfinished-jobs"
+    """What the quota is of, as `RateLimit` names it."""
+    quota: int | None = None
+    """How many the key may have at once."""
+    left: int | None = None
+    """How many more it may have now: fewer than it asked for."""
 
 
 class FetchFailed(TuwenError):

@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import httpx
 from pydantic import ValidationError
@@ -134,6 +135,11 @@ def http_options(base_url: str, api_key: str | None, timeout: float) -> dict[str
     return {"base_url": base_url, "headers": headers, "timeout": timeout, "trust_env": not local}
 
 
+def once() -> dict[str, str]:
+    """A header that makes a request repeatable: the API does nothing for a second one, and answers it as the first."""
+    return {"Idempotency-Key": str(uuid4())}
+
+
 class Exchange:
     """Sends requests and follows event streams, by either transport."""
 
@@ -164,6 +170,7 @@ class Exchange:
 
         Raises:
             Unavailable: taking it up did not succeed within a minute.
+            TuwenError: the API ended the stream with the event `error`, for this reason.
         """
         attempt, give_up = 0, time.monotonic() + STREAM_PATIENCE
         while True:
@@ -171,6 +178,10 @@ class Exchange:
                 async with aclosing(self._events(path)) as events:
                     async for event in events:
                         attempt, give_up = 0, time.monotonic() + STREAM_PATIENCE
+                        name, data = event
+                        if name == "error":
+                            problem = Problem.model_validate_json(data)
+                            raise by_code().get(problem.code, TuwenError)(problem.detail)
                         yield event
             except Unavailable:
                 if time.monotonic() > give_up:
@@ -229,6 +240,12 @@ class EventParser:
 
 def error_of(response: httpx.Response, content: bytes) -> TuwenError:
     """Make the error that the API raised from the problem document that it answered."""
+    error = _error_of(response, content)
+    error.request_id = response.headers.get("x-request-id")
+    return error
+
+
+def _error_of(response: httpx.Response, content: bytes) -> TuwenError:
     retry_after = response.headers.get("retry-after", "")
     seconds = float(retry_after) if retry_after.isdigit() else None
     try:

@@ -193,6 +193,7 @@ class StoredImage(FrozenModel):
     media_type: str = "image/png"
     width: int
     height: int
+    size: int | None = Field(None, description="bytes; none in results of early releases")
 
 
 class Candidate(FrozenModel):
@@ -382,7 +383,9 @@ class Job(FrozenModel):
     worker: str | None = Field(None, description="worker that runs the job, or ran it last")
     progress: Progress | None = None
     result: JobResult | None = None
-    result_url: str | None = Field(None, description="URL of the generated image, valid for a limited time")
+    result_url: str | None = Field(
+        None, description="URL of the generated image; needs no API key, and is valid for a limited time"
+    )
     error: JobError | None = None
     cancel_requested: bool = False
     created_at: datetime

@@ -28,6 +28,7 @@ class Problem(BaseModel):
                 "detail": "input.steps: Input should be greater than or equal to 1",
                 "code": "invalid_request",
                 "errors": [{"field": "input.steps", "detail": "Input should be greater than or equal to 1"}],
+                "request_id": "019a0c0d-e7a1-7c3e-8a51-1f0e5c2b9d34",
             }
         }
     )
@@ -38,6 +39,9 @@ class Problem(BaseModel):
     detail: str
     code: str = Field(description="stable name of the problem, for programs")
     errors: list[FieldError] = Field(description="the invalid fields, if any")
+    request_id: str | None = Field(
+        None, description="the answer's `x-request-id`: name it when you ask whoever runs the installation"
+    )
 
 
 class Batch(BaseModel):

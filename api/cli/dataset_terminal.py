@@ -12,7 +12,7 @@ from rich.table import Table
 
 from api.cli.terminal import err, out
 from tuwen.client import Client
-from tuwen.datasets import Dataset, DatasetProgress, DatasetStatus, Filters
+from tuwen.datasets import Dataset, DatasetProgress, DatasetStatus
 
 _COLOURS = {
     DatasetStatus.PLANNING: "yellow",
@@ -24,11 +24,11 @@ _COLOURS = {
 }
 
 _ESTIMATE = (
-    *("entries", "images", "captioned", "bytes", "shorter_sides", "aspects"),
-    *("problems", "broken", "examples", "exact_duplicates", "near_duplicates", "dropped"),
-    *("to_annotate", "images_per_second", "devices", "seconds", "device_hours"),
+    *("entries", "problems", "broken", "examples", "images", "exact_duplicates", "near_duplicates", "dropped"),
+    *("to_annotate", "seconds", "device_hours", "images_per_second", "devices"),
+    *("captioned", "bytes", "shorter_sides", "aspects"),
 )
-"""Fields of an estimate in the order in which they are printed."""
+"""Fields of an estimate in the order in which they are printed: found, broken, copies, kept; then what it takes."""
 
 
 def follow(client: Client, dataset: Dataset) -> Dataset:
@@ -69,7 +69,7 @@ def speed(progress: DatasetProgress) -> str:
 def print_datasets(datasets: Iterable[Dataset]) -> None:
     """Print a table of data sets to standard output."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("id", "status", "images", "failed", "created"):
+    for column in ("id", "status", "images", "kept", "dropped", "failed", "created"):
         table.add_column(column, no_wrap=True)
     table.add_column("source → destination", overflow="fold")
     for dataset in datasets:
@@ -78,6 +78,8 @@ def print_datasets(datasets: Iterable[Dataset]) -> None:
             str(dataset.id),
             _status(dataset),
             f"{progress.done + progress.failed:,}/{progress.images:,}",
+            f"{progress.done - progress.dropped:,}",
+            f"{progress.dropped:,}",
             f"{progress.failed:,}",
             dataset.created_at.astimezone().strftime("%m-%d %H:%M"),
             escape(f"{request.source} → {'dry run' if request.dry_run else request.destination}"),
@@ -97,7 +99,7 @@ def print_dataset(dataset: Dataset) -> None:
         else escape(f"{request.destination} ({request.destination_format})"),
         "tasks": ", ".join([*request.tasks, *request.languages, *request.styles]),
         "priority": str(dataset.priority),
-        "images": f"{progress.done:,} done, {progress.failed:,} failed, {progress.left:,} left of {progress.images:,}"
+        "images": f"{_outcome(progress)}, {progress.left:,} left of {progress.images:,}"
         + ("" if progress.planned else " planned so far"),
         "shards": f"{progress.shards - progress.shards_left:,} of {progress.shards:,}",
         "speed": speed(progress) if dataset.finished_at is None else "",
@@ -115,19 +117,30 @@ def print_dataset(dataset: Dataset) -> None:
 def print_outcome(dataset: Dataset, *, exporting: bool = False) -> None:
     """Print how a data set ended, in a line or two; after an export, with no advice about what failed before it."""
     if dataset.estimate is not None:
+        err.print(f"[dim]dry run of {escape(dataset.request.source)}: nothing was annotated or written[/]")
         print_estimate(dataset.estimate)
         return
     progress = dataset.progress
-    done = "annotated" if dataset.request.filters == Filters() else "annotated or dropped by a filter"
-    out.print(f"{dataset.id} {dataset.status}: {progress.done:,} {done}, {progress.failed:,} failed")
+    out.print(f"{dataset.id} {dataset.status}: {_outcome(progress)}")
     if dataset.status is DatasetStatus.SUCCEEDED and dataset.request.destination:
         out.print(escape(dataset.request.destination))
     if progress.failed and not exporting:
-        err.print(
-            "[dim]errors.jsonl says why each image failed; once that is mended, run them again with: "
-            f"tuwen datasets retry {dataset.id} --failed[/]",
-            soft_wrap=True,
-        )
+        err.print(f"[dim]errors.jsonl says why each image failed. {_advise(dataset)}[/]", soft_wrap=True)
+
+
+def _outcome(progress: DatasetProgress) -> str:
+    """What has become of the images, in numbers that add up."""
+    kept = f"{progress.done - progress.dropped:,} kept"
+    return f"{kept}, {progress.dropped:,} dropped, {progress.failed:,} failed"
+
+
+def _advise(dataset: Dataset) -> str:
+    """What can be done about images that failed."""
+    progress, command = dataset.progress, f"tuwen datasets retry {dataset.id} --failed"
+    if progress.failed > progress.final:
+        again = progress.failed - progress.final
+        return f"{again:,} may pass another time: {command}"
+    return f"None of them passes as long as the source is as it is; once it is mended: {command}"
 
 
 def print_estimate(estimate: Mapping[str, object]) -> None:

@@ -76,6 +76,9 @@ def annotate(
     caption_column: Annotated[
         str | None, typer.Option(help="Column with an existing caption, for CSV, TSV and Parquet sources.")
     ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Encoding of the source's texts, such as gb18030, where it is not recognised.")
+    ] = None,
     task: Annotated[
         list[str] | None,
         typer.Option(
@@ -145,6 +148,7 @@ def annotate(
             "source_root": source_root and absolute(source_root),
             "image_column": image_column,
             "caption_column": caption_column,
+            "encoding": encoding,
             "destination": destination and absolute(destination),
             "destination_format": destination_format,
             "tasks": task or [Kind.DESCRIBE],

@@ -235,8 +235,11 @@ def _webhooks(settings: Settings) -> Iterator[Finding]:
     finally:
         database.close()
     found = f"{figures.waiting} to be delivered, {figures.late} of them late; {figures.given_up} given up"
-    if figures.waiting and settings.webhook_secret is None:
-        advice = "the housekeeper delivers none without TUWEN_WEBHOOK_SECRET"
+    if figures.shared and settings.webhook_secret is None:
+        advice = (
+            f"the housekeeper delivers {figures.shared} of them only with TUWEN_WEBHOOK_SECRET: "
+            "their keys have no secret of their own"
+        )
     elif figures.late:
         advice = f"the oldest is {figures.oldest_age:.0f} s old; see which receivers do not answer: tuwen webhooks ls"
     elif figures.given_up:

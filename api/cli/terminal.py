@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from pydantic import ByteSize
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -25,20 +26,23 @@ from tuwen.jobs import (
     RecognizedObject,
     RecognizeResult,
     Status,
+    Tenant,
 )
 
 if TYPE_CHECKING:
     from api.cli.finding import Finding
     from api.embedded.stack import Event, System
     from shared.database.keys import ApiKey
+    from shared.database.usage import TenantUsage
     from shared.database.webhooks import UndeliveredWebhook
+    from shared.settings import Settings
 
 # Results go to standard output, and everything else, such as progress, to standard error.
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 _TABLE_WIDTH = 120
-"""Columns of a list of jobs or keys. A narrower terminal wraps lines but cuts nothing, so that ids can be copied."""
+"""Columns of a list of jobs. A narrower terminal wraps lines but cuts nothing, so that ids can be copied."""
 
 _BESIDE_BAR = 60
 """Characters of an unfinished text that are shown beside a progress bar."""
@@ -230,15 +234,31 @@ def print_json(value: Job | Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def print_keys(keys: Iterable[ApiKey]) -> None:
-    """Print a table of API keys to standard output."""
+def print_keys(keys: Iterable[ApiKey], usage: Mapping[Tenant, TenantUsage], settings: Settings) -> None:
+    """Print a table of API keys to standard output, with what their tenants use of each bound."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("id", "name", "tenant", "quota", "created", "revoked"):
-        table.add_column(column, no_wrap=column == "id")
+    for column in (
+        *("id", "name", "tenant", "jobs", "stored", "data sets", "batches", "webhooks", "places of data sets"),
+        *("created", "revoked"),
+    ):
+        table.add_column(column, no_wrap=True)
     for key in keys:
-        moments = (_moment(key.created_at), _moment(key.revoked_at))
-        table.add_row(str(key.id), escape(key.name), escape(key.tenant), str(key.quota), *moments)
-    _wide_console().print(table)
+        used = usage[key.tenant]
+        stored = (used.stored_bytes, key.max_stored_bytes or settings.default_stored_bytes)
+        table.add_row(
+            str(key.id),
+            escape(key.name),
+            escape(key.tenant),
+            f"{used.jobs}/{key.quota}",
+            "/".join(ByteSize(size).human_readable() for size in stored),
+            f"{used.datasets}/{key.max_datasets or settings.default_datasets}",
+            f"{used.batches}/{key.max_batches or settings.default_batches}",
+            "own secret" if key.signs_webhooks else "shared",
+            escape(", ".join(key.dataset_roots) or "none"),
+            _moment(key.created_at),
+            _moment(key.revoked_at),
+        )
+    Console(highlight=False, width=10_000).print(table, crop=False, no_wrap=True)
 
 
 def print_webhooks(webhooks: Iterable[UndeliveredWebhook]) -> None:

@@ -1,4 +1,4 @@
-"""Request bodies: limited in size before anything reads them."""
+"""Request bodies: limited in size before anything reads them. `api.http.connections` limits how long they may take."""
 
 from __future__ import annotations
 
@@ -8,20 +8,14 @@ from contextlib import suppress
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http.problems import respond, respond_to
+from api.http.problems import respond_to
 from tuwen.errors import PayloadTooLarge
 
-SILENCE = 30.0
-"""Seconds without a byte of an announced body after which the connection is closed."""
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 16 * 2**20
 
 
 class _TooMuch(Exception):
-    pass
-
-
-class _Silent(Exception):
     pass
 
 
@@ -49,12 +43,7 @@ class BodyLimit:
         except _TooMuch:
             if body.answered:
                 raise
-            await respond_to(too_much)(scope, body.receive, body.send)
-        except _Silent:
-            if body.answered:
-                raise
-            problem = respond(408, "request_timeout", "The body did not arrive.", headers={"Connection": "close"})
-            await problem(scope, receive, send)
+            await respond_to(too_much, scope["path"])(scope, body.receive, body.send)
 
 
 class _Body:
@@ -75,10 +64,7 @@ class _Body:
     async def receive(self) -> Message:
         if self._complete:
             return await self._receive()  # waits for the disconnect while the answer is sent
-        try:
-            message = await asyncio.wait_for(self._receive(), SILENCE)
-        except TimeoutError:
-            raise _Silent from None
+        message = await self._receive()
         self._count(message)
         if self._length > self._limit:
             raise _TooMuch

@@ -2,6 +2,7 @@
 
 - The head of a request (request line and header fields) has at most `Limits.head_bytes`. The parser joins the pieces of
   a field in quadratic time, so that a head of 48 MiB would stop the whole process for seconds.
+- A body that was announced must not be silent for `Limits.body_timeout` seconds, whether somebody reads it or not.
 - A head must be complete `Limits.head_timeout` seconds after the connection was made or the head began.
 - At most `Limits.connections` are open. One more closes the connection that has waited longest for its client: for a
   request, or else for the rest of a body. Connections whose request is being answered, such as event streams, stay;
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from asyncio import BaseTransport, TimerHandle
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -22,6 +24,7 @@ from typing import Any, cast
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api.http import request_ids
 from api.http.problems import respond
 from shared.open_files import raise_open_files
 
@@ -37,6 +40,8 @@ class Limits:
     """Also for the trailer fields of a chunked body, and for the extensions of its chunks. A head that begins in the
     middle of a packet, behind another request, may have up to twice as many."""
     head_timeout: float = 30.0
+    body_timeout: float = 30.0
+    """Seconds without a byte of a body that the server is ready to take."""
     linger: float = 2.0
     """Seconds for which the rest of a refused request is read and dropped. If the connection were closed at once, many
     clients would report a broken connection and never read the answer."""
@@ -104,6 +109,10 @@ class BoundedHttp(HttpToolsProtocol):
         self._unproductive = 0
         """Bytes that were parsed since the last head ended or the last byte of a body came in."""
         self._timer: TimerHandle | None = None
+        """For the rest of a head, or of what was refused."""
+        self._body_timer: TimerHandle | None = None
+        self._body_heard = 0.0
+        """When the last byte of the body came in, by the loop's clock."""
         self._deaf = False
         """Whether further bytes are dropped."""
 
@@ -119,7 +128,7 @@ class BoundedHttp(HttpToolsProtocol):
         if len(self.connections) > self._limits.connections and not self._waiting.close_longest():
             self._deaf = True
             detail = "The server has as many connections as it can serve; try again in a moment."
-            self.transport.write(self._serialize(respond(503, "unavailable", detail, headers={"Retry-After": "1"})))
+            self._write_problem(503, "unavailable", detail, {"Retry-After": "1"})
             self.transport.close()
             return
         self._waiting.await_request(self)
@@ -127,6 +136,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_body_timer()
         self._waiting.forget(self)
         super().connection_lost(exc)
 
@@ -162,17 +172,21 @@ class BoundedHttp(HttpToolsProtocol):
         self._stop_timer()
         super().on_headers_complete()
         self._waiting.await_body(self)
+        self._body_heard = self.loop.time()
+        self._body_timer = self.loop.call_later(self._limits.body_timeout, self._on_body_timeout)
         if self.parser.should_upgrade():
             # The parser leaves what follows to the other protocol, which nobody speaks here.
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._unproductive = 0
+        self._body_heard = self.loop.time()
         self._waiting.note_body(self)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._unproductive = 0
+        self._stop_body_timer()
         self._waiting.forget(self)
         super().on_message_complete()
 
@@ -194,10 +208,26 @@ class BoundedHttp(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    def _on_body_timeout(self) -> None:
+        """Look whether the body was silent all the time. One timer serves a whole body: chunks may be many."""
+        seconds = self._limits.body_timeout
+        if self.flow.read_paused:
+            self._body_heard = self.loop.time()  # the client is not silent: nobody listens to it now
+        left = self._body_heard + seconds - self.loop.time()
+        if left > 0:
+            self._body_timer = self.loop.call_later(left, self._on_body_timeout)
+            return
+        self._body_timer = None
+        if self._busy:
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"Nothing of the request's body arrived for {seconds:.0f} s.")
+        else:
+            self.transport.close()  # the request was answered without its body
+
     def _refuse(self, status: HTTPStatus, detail: str) -> None:
         """Read nothing more on this connection, and answer with the status if no other answer is under way."""
         self._deaf = True
         self._stop_timer()
+        self._stop_body_timer()
         self._waiting.forget(self)
         if self._busy and not self.cycle.more_body:
             # Behind complete requests: they are answered, and the last answer says that the connection ends.
@@ -211,10 +241,24 @@ class BoundedHttp(HttpToolsProtocol):
                 self.transport.close()
                 return
         self.flow.resume_reading()
-        self.transport.write(self._serialize(respond(status, status.phrase.lower().replace(" ", "_"), detail)))
+        self._write_problem(status, status.phrase.lower().replace(" ", "_"), detail)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._timer = self.loop.call_later(self._limits.linger, self.transport.abort)
+
+    def send_400_response(self, msg: str) -> None:
+        self._write_problem(400, "bad_request", msg)
+        self.transport.close()
+
+    def _write_problem(self, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        """Answer in place of the application, with the id of the request as far as it is known, and in the shape that
+        its path asks for."""
+        url, fields = (self.url, self.headers) if self.scope is not None else (b"", [])
+        id = request_ids.choose(next((v.decode("latin-1") for n, v in fields if n == b"x-request-id"), None))
+        path = url.partition(b"?")[0].decode("ascii", "replace")
+        named = {request_ids.HEADER: id, **(headers or {})}
+        response = respond(status, code, detail, path=path, headers=named, request_id=id)
+        self.transport.write(self._serialize(response))
 
     def _serialize(self, response: Response) -> bytes:
         phrase = HTTPStatus(response.status_code).phrase
@@ -229,3 +273,8 @@ class BoundedHttp(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _stop_body_timer(self) -> None:
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None

@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from api.http import headers
 from tuwen.messages import Problem
 
 _unseen: dict[type[BaseModel], JsonSchemaMode] = {Problem: "serialization"}
@@ -31,9 +32,14 @@ A job is **submitted** (`POST /v1/jobs`, answered at once with its id), **watche
 `Prefer: wait=30` when it is submitted or shown), and its **result** is part of the job: text, objects, a score, or an
 image under `GET /v1/jobs/{id}/image`.
 
-Every error is [problem details](https://www.rfc-editor.org/rfc/rfc9457) with a stable `code`. Send an
-`Idempotency-Key` with a submission, and repeating it after a broken connection makes no second job.
+Every error is [problem details](https://www.rfc-editor.org/rfc/rfc9457) with a stable `code`; on the paths of OpenAI's
+API it also has OpenAI's `error`. Send an `Idempotency-Key` with whatever makes something, and repeating it after a
+broken connection makes nothing twice. Every answer has an `x-request-id`, and the lists have `Link` to their next page.
 """
+
+
+_FIELDS = {401: ("WWW-Authenticate",), 416: ("Content-Range",), 429: ("Retry-After", *headers.RATE_LIMIT)}
+"""Header fields of refusals, by their status."""
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -42,6 +48,9 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     named: dict[int | str, dict[str, Any]] = {
         status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses
     }
+    for status, fields in _FIELDS.items():
+        if status in named:
+            named[status]["headers"] = headers.documented(*fields)
     return {**named, "default": {"description": "Problem", "content": content}}
 
 
@@ -64,6 +73,7 @@ def install(app: FastAPI) -> None:
             )
             _, named = models_json_schema([*_unseen.items()], ref_template=_REF)
             document["components"]["schemas"] |= named["$defs"]
+            headers.declare_request_ids(document)
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -7,7 +7,7 @@ the body says so, which such a route cannot: it encodes its events with `format_
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
 from fastapi import Request, Response
@@ -34,6 +34,7 @@ class StreamingRoute(APIRoute):
         return handle_unstored
 
 
-def stream(events: AsyncIterator[bytes]) -> EventSourceResponse:
+def stream(events: AsyncIterator[bytes], headers: Mapping[str, str] | None = None) -> EventSourceResponse:
     """Answer with events that are encoded already. Caches do not store them, and proxies do not collect them."""
-    return EventSourceResponse(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+    unstored = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return EventSourceResponse(events, headers={**unstored, **(headers or {})})

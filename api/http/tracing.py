@@ -6,6 +6,7 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.http import request_ids
 from shared.telemetry import tracing
 
 
@@ -29,6 +30,7 @@ class Traced:
         with tracing.request_span(scope["method"], Headers(scope=scope)) as span:
             await self._app(scope, receive, send_noted)
             if span is not None:
+                span.set_attribute("tuwen.request_id", request_ids.current() or "")
                 route = scope.get("route")
                 if isinstance(route, APIRoute):
                     span.update_name(f"{scope['method']} {route.path}")

@@ -13,17 +13,21 @@ from starlette.responses import JSONResponse, Response
 from uuid_utils.compat import uuid7
 
 from api.http.auth import CallerDep
+from api.http.headers import documented
+from api.http.pagination import link_header
 from api.http.reference import json_body
 from api.openai.documents import PREFIX, document_id
-from api.openai.errors import RESPONSES, OpenAIRoute
-from api.producer.resources import BaseUrlDep, ResourcesDep
+from api.openai.errors import RESPONSES
+from api.producer.links import BaseUrlDep
+from api.producer.once import IdempotencyKey, once
+from api.producer.resources import ResourcesDep
 from shared.database.batch_status import BatchStatus
 from shared.database.batches import StoredBatch
 from shared.intake.validation import parse
 from tuwen.errors import InvalidRequest, NotFound
 from tuwen.jobs import Word
 
-router = APIRouter(prefix="/v1/batches", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
+router = APIRouter(prefix="/v1/batches", tags=["openai"], responses=RESPONSES)
 
 _DAY = 86_400.0
 _PREFIX = "batch_"
@@ -125,9 +129,16 @@ class BatchPage(BaseModel):
         },
     ),
 )
-async def create(request: Request, caller: CallerDep, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
+async def create(
+    request: Request,
+    caller: CallerDep,
+    resources: ResourcesDep,
+    base_url: BaseUrlDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
     """Each line of the input file is `{"custom_id", "method": "POST", "url", "body"}`; it may have 50,000 lines."""
     asked = parse(BatchRequest, await request.body())
+    key = once(idempotency_key, "batch", asked.model_dump_json())
 
     def add() -> StoredBatch:
         try:
@@ -144,6 +155,7 @@ async def create(request: Request, caller: CallerDep, resources: ResourcesDep, b
                 "id": uuid7(),
                 "tenant": caller.tenant,
                 "quota": caller.quota,
+                "max_stored_bytes": caller.bounds.stored_bytes,
                 "endpoint": asked.endpoint,
                 "input_id": document.id,
                 "completion_window": asked.completion_window,
@@ -151,6 +163,8 @@ async def create(request: Request, caller: CallerDep, resources: ResourcesDep, b
                 "base_url": base_url,
             },
             _DAY,
+            caller.bounds.batches,
+            key,
         )
 
     stored = await run_sync(add)
@@ -158,10 +172,14 @@ async def create(request: Request, caller: CallerDep, resources: ResourcesDep, b
     return _answer(_to_batch(stored))
 
 
-@router.get("", response_model=BatchPage, summary="List batches (OpenAI)")
+@router.get(
+    "", response_model=BatchPage, summary="List batches (OpenAI)", responses={200: {"headers": documented("Link")}}
+)
 async def list_batches(
+    request: Request,
     caller: CallerDep,
     resources: ResourcesDep,
+    base_url: BaseUrlDep,
     after: Annotated[str | None, Query(description="id of the last batch of the previous page")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Response:
@@ -170,7 +188,8 @@ async def list_batches(
     found = await run_sync(lambda: resources.database.batches.page(caller.tenant, after=before, limit=limit + 1))
     data = [_to_batch(stored) for stored in found[:limit]]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
-    return _answer(BatchPage(data=data, first_id=first, last_id=last, has_more=len(found) > limit))
+    page = BatchPage(data=data, first_id=first, last_id=last, has_more=len(found) > limit)
+    return _answer(page, link_header(request, base_url, next={"after": last} if page.has_more else None))
 
 
 @router.get("/{batch_id}", response_model=ShownBatch, summary="Show a batch (OpenAI)")
@@ -194,8 +213,8 @@ def _batch_id(text: str) -> UUID:
         raise NotFound("There is no batch with this id.") from None
 
 
-def _answer(model: BaseModel) -> Response:
-    return JSONResponse(model.model_dump(mode="json"), headers={"Cache-Control": "no-store"})
+def _answer(model: BaseModel, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse(model.model_dump(mode="json"), headers={"Cache-Control": "no-store", **(headers or {})})
 
 
 def _to_batch(stored: StoredBatch) -> ShownBatch:

@@ -12,22 +12,25 @@ from starlette.responses import JSONResponse, Response
 
 from api.http.auth import Caller, CallerDep
 from api.http.reference import json_body
+from api.http.revocation import hold_of
 from api.http.streams import stream
-from api.openai.errors import RESPONSES, OpenAIRoute
-from api.openai.requests import follow_or_cancel, start, wait_until_done
+from api.openai.errors import RESPONSES
+from api.openai.requests import LIMITED, Started, follow_or_cancel, start, wait_until_done
+from api.producer.once import IdempotencyKey
 from api.producer.resources import Resources, ResourcesDep
 from shared.intake.validation import parse
 from shared.openai.chat import ChatRequest, answer, completion_head, describe_result, finish_reason, token_usage
 from shared.openai.errors import body, error_of_job
 from tuwen.errors import EngineError
-from tuwen.jobs import Job, Progress, Status
+from tuwen.jobs import Progress, Status
 
-router = APIRouter(prefix="/v1/chat", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
+router = APIRouter(prefix="/v1/chat", tags=["openai"], responses=RESPONSES)
 
 
 @router.post(
     "/completions",
     summary="Describe an image (OpenAI)",
+    responses=LIMITED,
     openapi_extra=json_body(
         ChatRequest,
         {
@@ -48,22 +51,28 @@ router = APIRouter(prefix="/v1/chat", tags=["openai"], route_class=OpenAIRoute, 
         },
     ),
 )
-async def complete(request: Request, caller: CallerDep, resources: ResourcesDep) -> Response:
+async def complete(
+    request: Request, caller: CallerDep, resources: ResourcesDep, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Describe the image of the last user message, in the language of the text beside it.
 
     With `stream`, the text is sent while it is written, by models that report it: checkpoints do; the built-in model
     finishes too quickly."""
     sent = await request.body()
     asked = parse(ChatRequest, sent)
-    job = await start(resources, caller, asked.job(resources.settings), len(sent))
+    started = await start(resources, caller, asked.job(resources.settings), len(sent), idempotency_key, asked)
     if asked.stream:
         include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        return stream(_events(resources, caller, job, include_usage=include_usage))
-    return JSONResponse(answer(await wait_until_done(request, resources, caller, job)))
+        hold_of(request).last_event = lambda error: _data({"error": body(error)})
+        return stream(_events(resources, caller, started, include_usage=include_usage), started.headers)
+    job = await wait_until_done(request, resources, caller, started)
+    return JSONResponse(answer(job), headers=started.headers)
 
 
-async def _events(resources: Resources, caller: Caller, job: Job, *, include_usage: bool) -> AsyncIterator[bytes]:
-    head = completion_head(job, "chat.completion.chunk") | ({"usage": None} if include_usage else {})
+async def _events(
+    resources: Resources, caller: Caller, started: Started, *, include_usage: bool
+) -> AsyncIterator[bytes]:
+    head = completion_head(started.job, "chat.completion.chunk") | ({"usage": None} if include_usage else {})
 
     def chunk(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
@@ -71,7 +80,7 @@ async def _events(resources: Resources, caller: Caller, job: Job, *, include_usa
 
     yield chunk({"role": "assistant", "content": ""})
     text = GrowingText()
-    async for news in follow_or_cancel(resources, caller, job):
+    async for news in follow_or_cancel(resources, caller, started):
         if news is None:
             yield KEEPALIVE_COMMENT
         elif isinstance(news, Progress):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from typing import IO, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, Field
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
 from api.http.auth import Caller
+from api.producer.contents import serve
+from api.producer.once import once
 from api.producer.resources import Resources
 from shared.database.batches import NewDocument, StoredDocument
 from shared.openai.documents import MEDIA_TYPE, key_of
-from tuwen.errors import InvalidRequest, NotFound
+from tuwen.errors import Conflict, InvalidRequest, NotFound, StorageQuotaExceeded
 
 PREFIX = "file-"
 _CHUNK = 2**20
@@ -73,11 +77,15 @@ def to_document(stored: StoredDocument) -> Document:
     )
 
 
-def keep(resources: Resources, caller: Caller, body: IO[bytes], filename: str, purpose: str) -> Document:
+def keep(
+    resources: Resources, caller: Caller, body: IO[bytes], filename: str, purpose: str, idempotency_key: str | None
+) -> Document:
     """Store an uploaded file; its content is checked when a batch uses it.
 
     Raises:
-        InvalidRequest: the file is empty, or its purpose is not supported.
+        InvalidRequest: the file is empty, its purpose is not supported, or its key was used with another file.
+        Conflict: the file that was uploaded under its key was deleted.
+        StorageQuotaExceeded
         StorageUnavailable, DatabaseUnavailable
     """
     if purpose != "batch":
@@ -86,13 +94,32 @@ def keep(resources: Resources, caller: Caller, body: IO[bytes], filename: str, p
         )
     id = uuid7()
     key = key_of(id, caller.tenant)
+    most = caller.bounds.stored_bytes
+    resources.database.usage.require_room(caller.tenant, most, body.seek(0, os.SEEK_END))
+    asked = once(idempotency_key, "document", filename, purpose, _sha256(body) if idempotency_key is not None else "")
     body.seek(0)
     # The object is written first: a row must never name a missing object.
     size = resources.store.put_stream(key, _chunks(body), MEDIA_TYPE)
     if not size:
         resources.store.delete(key)
         raise InvalidRequest("The file is empty.", field="file")
-    return to_document(resources.database.documents.add(NewDocument(id, key, filename, purpose, size), caller.tenant))
+    new = NewDocument(id, key, filename, purpose, size)
+    try:
+        stored = resources.database.documents.add(new, caller.tenant, most, asked)
+    except (Conflict, InvalidRequest, StorageQuotaExceeded):
+        resources.store.delete(key)
+        raise
+    if stored.id != id:
+        resources.store.delete(key)  # it was uploaded before
+    return to_document(stored)
+
+
+def _sha256(body: IO[bytes]) -> str:
+    body.seek(0)
+    digest = sha256()
+    for chunk in _chunks(body):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _chunks(body: IO[bytes]) -> Iterator[bytes]:
@@ -100,16 +127,9 @@ def _chunks(body: IO[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def content(resources: Resources, document: StoredDocument) -> Response:
-    """Answer with the bytes of a document, or redirect to them."""
-    url = resources.store.url(document.key, resources.settings.result_url_ttl)
-    if url is not None:
-        return RedirectResponse(url, 307, {"Cache-Control": "private, no-store"})
-    return StreamingResponse(
-        resources.store.stream(document.key),
-        headers={"Content-Security-Policy": "default-src 'none'; sandbox"},
-        media_type=MEDIA_TYPE,
-    )
+def content(resources: Resources, document: StoredDocument, headers: Mapping[str, str]) -> Response:
+    """Answer with the bytes of a document, which never change, or redirect to them."""
+    return serve(resources, document.key, MEDIA_TYPE, document.id.hex, headers)
 
 
 def page(

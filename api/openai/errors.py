@@ -1,25 +1,13 @@
-"""Routes whose errors all have OpenAI's shape."""
+"""Errors of OpenAI's paths in the OpenAPI document; `api.http.problems` makes them."""
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Callable, Coroutine
+from http import HTTPStatus
 from typing import Any
 
-from fastapi import Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
 
-from shared.intake.validation import invalid_fields
-from shared.openai.errors import body, status
-from tuwen.errors import TuwenError, Unauthorized
-
-log = logging.getLogger(__name__)
+from tuwen.messages import Problem
 
 
 class ErrorDetail(BaseModel):
@@ -31,45 +19,19 @@ class ErrorDetail(BaseModel):
     code: str | None = Field(description="stable name of the error, for programs", examples=["invalid_request"])
 
 
-class OpenAIError(BaseModel):
-    """What went wrong, in OpenAI's shape."""
+class OpenAIError(Problem):
+    """What went wrong: in OpenAI's shape under `error`, and beside it as on all other paths."""
 
     error: ErrorDetail
 
 
-RESPONSES: dict[int | str, dict[str, Any]] = {"default": {"model": OpenAIError, "description": "Error"}}
-"""`responses` of a router whose errors have OpenAI's shape."""
+def openai_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route on one of OpenAI's paths that may answer with these statuses, and with others too."""
+    named: dict[int | str, dict[str, Any]] = {
+        status: {"model": OpenAIError, "description": HTTPStatus(status).phrase} for status in statuses
+    }
+    return {**named, "default": {"model": OpenAIError, "description": "Error"}}
 
 
-class OpenAIRoute(APIRoute):
-    """A route whose errors all have OpenAI's shape, including those of its dependencies."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def handle_and_translate(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except (ClientDisconnect, HTTPException):
-                raise
-            except RequestValidationError as error:
-                return respond(invalid_fields(error.errors()))
-            except TuwenError as error:
-                if error.status >= 500:
-                    log.warning("%s: %s", error.code, error.detail, exc_info=error)
-                return respond(error)
-            except Exception:
-                log.exception("%s %s failed", request.method, request.url.path)
-                return respond(TuwenError("An unexpected error occurred; it has been logged."))
-
-        return handle_and_translate
-
-
-def respond(error: TuwenError) -> Response:
-    """Answer with an error in OpenAI's shape."""
-    headers = {"Cache-Control": "no-store"}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    if isinstance(error, Unauthorized):
-        headers["WWW-Authenticate"] = 'Bearer realm="tuwen"'
-    return JSONResponse({"error": body(error)}, status(error), headers)
+RESPONSES = openai_problems()
+"""`responses` of a router on OpenAI's paths."""

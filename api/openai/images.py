@@ -13,41 +13,51 @@ from starlette.responses import JSONResponse, Response
 
 from api.http.auth import Caller, CallerDep
 from api.http.reference import json_body
+from api.http.revocation import hold_of
 from api.http.streams import stream
-from api.openai.errors import RESPONSES, OpenAIRoute
-from api.openai.requests import follow_or_cancel, start, wait_until_done
-from api.producer.resources import BaseUrlDep, Resources, ResourcesDep
+from api.openai.errors import RESPONSES
+from api.openai.requests import LIMITED, Started, follow_or_cancel, start, wait_until_done
+from api.producer.links import ResultUrlsDep
+from api.producer.once import IdempotencyKey
+from api.producer.resources import Resources, ResourcesDep
 from shared.intake.validation import parse
 from shared.openai.errors import body, error_of_job
 from shared.openai.images import ImagesRequest, answer, image_base64, revised_prompts, stored_images
 from tuwen.jobs import Job, Progress, Status
 
-router = APIRouter(prefix="/v1/images", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
+router = APIRouter(prefix="/v1/images", tags=["openai"], responses=RESPONSES)
 
 
 @router.post(
     "/generations",
     summary="Draw images (OpenAI)",
+    responses=LIMITED,
     openapi_extra=json_body(ImagesRequest, {"cat": {"value": {"prompt": "一只黑色的猫在草地上跳跃", "n": 2}}}),
 )
-async def generate(request: Request, caller: CallerDep, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
+async def generate(
+    request: Request,
+    caller: CallerDep,
+    resources: ResourcesDep,
+    urls: ResultUrlsDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
     """Draw images. With `n`, they are scored against the prompt and come in the order of their scores.
 
     With `stream` and `partial_images`, small previews come before the image, from models that draw in steps."""
     sent = await request.body()
     asked = parse(ImagesRequest, sent)
-    job = await start(resources, caller, asked.job(resources.settings), len(sent))
+    started = await start(resources, caller, asked.job(resources.settings), len(sent), idempotency_key, asked)
     if asked.stream:
-        return stream(_events(resources, caller, job, asked.partial_images or 0))
-    job = await wait_until_done(request, resources, caller, job)
-    return JSONResponse(
-        await run_sync(answer, resources.settings, resources.store, base_url, asked.response_format, job)
-    )
+        hold_of(request).last_event = lambda error: _error(body(error))
+        return stream(_events(resources, caller, started, asked.partial_images or 0), started.headers)
+    job = await wait_until_done(request, resources, caller, started)
+    made = await run_sync(answer, resources.settings, resources.store, urls, asked.response_format, job)
+    return JSONResponse(made, headers=started.headers)
 
 
-async def _events(resources: Resources, caller: Caller, job: Job, partial_images: int) -> AsyncIterator[bytes]:
-    sent = 0
-    async for news in follow_or_cancel(resources, caller, job):
+async def _events(resources: Resources, caller: Caller, started: Started, partial_images: int) -> AsyncIterator[bytes]:
+    job, sent = started.job, 0
+    async for news in follow_or_cancel(resources, caller, started):
         if news is None:
             yield KEEPALIVE_COMMENT
         elif isinstance(news, Progress):

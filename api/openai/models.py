@@ -8,7 +8,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter
 
 from api.http.auth import CallerDep
-from api.openai.errors import RESPONSES, OpenAIRoute
+from api.openai.errors import RESPONSES
 from api.producer.resources import ResourcesDep
 from shared.database.workers import WorkerState
 from shared.openai.models import kinds_by_model
@@ -16,7 +16,7 @@ from shared.settings import Settings
 from tuwen.errors import UnknownModel
 from tuwen.messages import Model
 
-router = APIRouter(prefix="/v1/models", tags=["openai"], route_class=OpenAIRoute, responses=RESPONSES)
+router = APIRouter(prefix="/v1/models", tags=["openai"], responses=RESPONSES)
 
 
 def served_models(settings: Settings, workers: Sequence[WorkerState]) -> list[Model]:

@@ -19,6 +19,7 @@ from api.producer.outbox import Outbox
 from shared.database import Database
 from shared.intake.admission import Admission
 from shared.objects.dataset_index import DatasetIndex
+from shared.objects.signed_urls import UrlSigner
 from shared.objects.storage import ObjectStore
 from shared.queue import JobQueue
 from shared.settings import Settings
@@ -68,6 +69,7 @@ class Resources:
     keyring: Keyring | None
     """The API keys; None in an open installation."""
     index: DatasetIndex
+    signer: UrlSigner
     heavy: CapacityLimiter
     """Limits how many requests hold whole images in memory at a time."""
 
@@ -84,16 +86,29 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     queue = JobQueue(settings)
     events = JobEvents(settings, database)
     outbox = Outbox(database, queue)
-    keyring = Keyring(database) if settings.auth == "keys" else None
+    keyring = Keyring(database, settings) if settings.auth == "keys" else None
     events.start()
+    if keyring is not None:
+        keyring.holds.start()
     try:
         index = DatasetIndex(database, store)
         admission = Admission(settings, database, store)
-        heavy = CapacityLimiter(_HEAVY_AT_ONCE)
         yield Resources(
-            settings, database, store, StorageCheck(store), admission, events, outbox, keyring, index, heavy
+            settings,
+            database,
+            store,
+            StorageCheck(store),
+            admission,
+            events,
+            outbox,
+            keyring,
+            index,
+            UrlSigner(settings, database),
+            CapacityLimiter(_HEAVY_AT_ONCE),
         )
     finally:
+        if keyring is not None:
+            await keyring.holds.close()
         await events.close()
         outbox.close()
         queue.close()
@@ -106,11 +121,3 @@ async def _resources(request: Request) -> Resources:
 
 
 ResourcesDep = Annotated[Resources, Depends(_resources)]
-
-
-async def _base_url(request: Request, resources: ResourcesDep) -> str:
-    return (resources.settings.public_url or str(request.base_url)).rstrip("/")
-
-
-BaseUrlDep = Annotated[str, Depends(_base_url)]
-"""URL at which clients reach this API, without a trailing slash."""

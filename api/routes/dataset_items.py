@@ -58,6 +58,14 @@ def page(
         ) from error
 
 
+def previous(page: ItemPage, limit: int) -> dict[str, str | None] | None:
+    """Parameters of the page before this one, in a list of all images by number; None before the first."""
+    if not page.before:
+        return None
+    first = max(0, page.before - limit)
+    return {"cursor": str(first - 1) if first else None, "limit": str(min(limit, page.before))}
+
+
 def one(resources: Resources, dataset_id: UUID, number: int) -> Item:
     """Raises NotFound."""
     return _items(resources, dataset_id, [number])[0]

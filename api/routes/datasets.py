@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
@@ -15,17 +16,22 @@ from pydantic import BaseModel
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from api.http.auth import CallerDep
+from api.http.auth import Caller, CallerDep
+from api.http.headers import documented
+from api.http.pagination import link_header
 from api.http.reference import json_body, problems
 from api.http.streams import EVENTS, StreamingRoute
+from api.producer.contents import contents, serve
+from api.producer.links import BaseUrlDep, ReaderDep, ResultUrlsDep
+from api.producer.once import IdempotencyKey, once
 from api.producer.resources import Resources, ResourcesDep
 from api.routes import dataset_items
 from api.routes.dataset_items import Only, Order
-from shared.intake.dataset_places import require_allowed
+from shared.intake.dataset_places import Permission
 from shared.intake.validation import parse
 from shared.objects import datasets as dataset_objects
+from shared.objects.signed_urls import ResultUrls
 from shared.objects.storage import ObjectStore
-from shared.settings import Settings
 from tuwen.datasets import (
     Dataset,
     DatasetPage,
@@ -92,15 +98,21 @@ _EXAMPLES = {
     response_model=Dataset,
     summary="Annotate a data set",
     openapi_extra=json_body(DatasetRequest, _EXAMPLES),
-    responses=problems(401, 403, 409, 413, 422, 503),
+    responses={202: {"headers": documented("Location")}, **problems(401, 403, 409, 413, 422, 429, 503)},
 )
-async def submit(request: Request, caller: CallerDep, resources: ResourcesDep) -> Response:
-    """The run is stored when this request is answered. A second run into the same destination is refused."""
+async def submit(
+    request: Request, caller: CallerDep, resources: ResourcesDep, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """The run is stored when this request is answered. A second run into the same destination is refused, as is a
+    destination that belongs to another tenant. With API keys, all places must lie below the roots of the key."""
     body = await request.body()
 
     def accept() -> Dataset:
-        wanted = admit(parse(DatasetRequest, body), resources.settings)
-        id = resources.database.datasets.submit(wanted, caller.tenant)
+        wanted = admit(parse(DatasetRequest, body), _permission(caller, resources))
+        asked = once(idempotency_key, "dataset", wanted.model_dump_json())
+        id = resources.database.datasets.submit(
+            wanted, caller.tenant, most=caller.bounds.datasets, key=caller.key_id, once=asked
+        )
         resources.outbox.publish_dataset(id)
         return resources.database.datasets.get(id, caller.tenant)
 
@@ -108,10 +120,17 @@ async def submit(request: Request, caller: CallerDep, resources: ResourcesDep) -
     return _answer(dataset, 202, {"Location": f"/v1/datasets/{dataset.id}"})
 
 
-@router.get("", response_model=DatasetPage, summary="List data sets", responses=problems(401, 422))
+@router.get(
+    "",
+    response_model=DatasetPage,
+    summary="List data sets",
+    responses={200: {"headers": documented("Link")}, **problems(401, 422)},
+)
 async def list_datasets(
+    request: Request,
     caller: CallerDep,
     resources: ResourcesDep,
+    base_url: BaseUrlDep,
     cursor: Annotated[UUID | None, Query(description="`next` of the previous page")] = None,
     limit: Annotated[int, Query(ge=1, le=_LARGEST_PAGE)] = 20,
 ) -> Response:
@@ -122,7 +141,8 @@ async def list_datasets(
 
     found = await run_sync(look)
     following = str(found[limit - 1].id) if len(found) > limit else None
-    return _answer(DatasetPage(datasets=tuple(found[:limit]), next=following))
+    links = link_header(request, base_url, next={"cursor": following} if following else None)
+    return _answer(DatasetPage(datasets=tuple(found[:limit]), next=following), headers=links)
 
 
 @router.get("/{dataset_id}", response_model=Dataset, summary="Show a data set", responses=problems(401, 404))
@@ -213,18 +233,28 @@ async def prioritize(request: Request, caller: CallerDep, dataset_id: DatasetId,
 
 
 @router.post(
-    "/{dataset_id}/retry", status_code=202, response_model=Dataset, summary="Retry failed images", responses=_STEERING
+    "/{dataset_id}/retry",
+    status_code=202,
+    response_model=Dataset,
+    summary="Retry failed images",
+    responses=problems(401, 403, 404, 409, 422, 429),
 )
 async def retry(
     caller: CallerDep,
     dataset_id: DatasetId,
     resources: ResourcesDep,
     failed_only: Annotated[bool, Query(description="do not run the images that a cancel left undone")] = False,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Run only the images that failed again, and those that a cancel left undone. Then export again."""
 
+    asked = once(idempotency_key, "retry of a data set", str(dataset_id), str(failed_only))
+
     def change(id: UUID, tenant: Tenant) -> None:
-        resources.database.datasets.retry(id, tenant, failed_only=failed_only)
+        admit(resources.database.datasets.get(id, tenant).request, _permission(caller, resources))
+        resources.database.datasets.retry(
+            id, tenant, failed_only=failed_only, most=caller.bounds.datasets, key=caller.key_id, once=asked
+        )
 
     return await _steer(resources, dataset_id, caller.tenant, change, 202)
 
@@ -237,15 +267,33 @@ async def retry(
     openapi_extra=json_body(
         ExportRequest, {"kohya": {"value": {"destination": "/data/k", "destination_format": "kohya"}}}
     ),
-    responses=problems(401, 403, 404, 409, 422),
+    responses=problems(401, 403, 404, 409, 422, 429),
 )
-async def export(request: Request, caller: CallerDep, dataset_id: DatasetId, resources: ResourcesDep) -> Response:
+async def export(
+    request: Request,
+    caller: CallerDep,
+    dataset_id: DatasetId,
+    resources: ResourcesDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
     """Export the data set with all reviews so far, to any destination and in any format; no model runs again."""
     wanted = parse(ExportRequest, await request.body())
+    asked = once(idempotency_key, "export", str(dataset_id), wanted.model_dump_json())
 
     def change(id: UUID, tenant: Tenant) -> None:
-        place = require_allowed(wanted.destination, resources.settings, "destination")
-        resources.database.datasets.export(id, tenant, place, wanted.destination_format, overwrite=wanted.overwrite)
+        before = resources.database.datasets.get(id, tenant).request
+        changed = before.model_copy(update=wanted.model_dump())
+        place = admit(changed, _permission(caller, resources)).destination or ""
+        resources.database.datasets.export(
+            id,
+            tenant,
+            place,
+            wanted.destination_format,
+            overwrite=wanted.overwrite,
+            most=caller.bounds.datasets,
+            key=caller.key_id,
+            once=asked,
+        )
 
     return await _steer(resources, dataset_id, caller.tenant, change, 202)
 
@@ -253,11 +301,18 @@ async def export(request: Request, caller: CallerDep, dataset_id: DatasetId, res
 # ── images ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@router.get("/{dataset_id}/items", response_model=ItemPage, summary="List images", responses=problems(401, 404, 422))
+@router.get(
+    "/{dataset_id}/items",
+    response_model=ItemPage,
+    summary="List images",
+    responses={200: {"headers": documented("Link")}, **problems(401, 404, 422)},
+)
 async def items(
+    request: Request,
     caller: CallerDep,
     dataset_id: DatasetId,
     resources: ResourcesDep,
+    urls: ResultUrlsDep,
     sort: Annotated[Order, Query(description="`-` puts the highest first")] = "number",
     only: Annotated[Only | None, Query(description="images of which this is true")] = None,
     cursor: Annotated[str | None, Query(max_length=100, description="`next` of the previous page")] = None,
@@ -270,29 +325,48 @@ async def items(
         dataset = resources.database.datasets.get(dataset_id, caller.tenant)
         return dataset_items.page(resources, dataset, sort, only, cursor, limit)
 
-    return _answer(await run_sync(look, limiter=resources.heavy))
+    page = await run_sync(look, limiter=resources.heavy)
+    links = link_header(
+        request,
+        urls.base_url,
+        prev=dataset_items.previous(page, limit) if sort == "number" and only is None else None,
+        next={"cursor": page.next} if page.next else None,
+    )
+    shown = tuple(_with_preview(each, dataset_id, urls) for each in page.items)
+    return _answer(page.model_copy(update={"items": shown}), headers=links)
 
 
 @router.get("/{dataset_id}/items/{image}", response_model=Item, summary="Show an image", responses=problems(401, 404))
-async def item(caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep) -> Response:
+async def item(
+    caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep, urls: ResultUrlsDep
+) -> Response:
     """The answer has the captions, or the reason or error in their place, and all reviews."""
 
     def look() -> Item:
         resources.database.datasets.get(dataset_id, caller.tenant)
         return dataset_items.one(resources, dataset_id, image)
 
-    return _answer(await run_sync(look))
+    return _answer(_with_preview(await run_sync(look), dataset_id, urls))
 
 
 @router.get(
     "/{dataset_id}/items/{image}/preview",
     response_class=Response,
     summary="Fetch a preview of an image",
-    responses={200: {"content": {"image/jpeg": {}}}, **problems(401, 404, 503)},
+    responses={**contents("image/jpeg", redirects=False), **problems(401, 403, 404, 410, 416, 503)},
 )
-async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep) -> Response:
-    """The preview is a JPEG of at most 512 pixels on a side; 404 when the image cannot be read."""
-    await run_sync(resources.database.datasets.get, dataset_id, caller.tenant)
+async def preview(
+    request: Request, reader: ReaderDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep
+) -> Response:
+    """The preview is a JPEG of at most 512 pixels on a side; 404 when the image cannot be read, 403 when the data set
+    may not read its source any more. The URL that an image's `preview_url` is needs no API key; it holds for a limited
+    time."""
+
+    def admit_reader() -> Dataset:
+        tenant = reader.tenant(resources, lambda: resources.database.datasets.owner(dataset_id))
+        return resources.database.datasets.get(dataset_id, tenant)
+
+    dataset = await run_sync(admit_reader)
     key = dataset_objects.preview_key(dataset_id, image)
 
     def look() -> int | None:
@@ -303,6 +377,8 @@ async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resour
 
     size = await run_sync(look)
     if size is None:
+        key_roots = await run_sync(resources.database.dataset_places.key_roots, dataset_id)
+        Permission.of(resources.settings, key_roots).require(dataset.request.source, "source")
         await run_sync(resources.database.shards.locate, dataset_id, image)
         await run_sync(resources.outbox.ask_for_preview, dataset_id, image)
         async with asyncio.timeout(PREVIEW_PATIENCE) as patience:
@@ -317,8 +393,8 @@ async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resour
         raise NotFound(f"Image {image} cannot be read.")
     # Previews in S3 are served through the API too: a page that follows a redirect with its API key would need CORS
     # there.
-    kept = {"Cache-Control": "private, max-age=31536000, immutable", "Content-Security-Policy": "default-src 'none'"}
-    return Response(await run_sync(resources.store.get, key), 200, kept, "image/jpeg")
+    tag = f"{dataset_id.hex}-{image}"
+    return await run_sync(partial(serve, resources, key, "image/jpeg", tag, request.headers, redirects=False))
 
 
 @router.post(
@@ -332,7 +408,13 @@ async def preview(caller: CallerDep, dataset_id: DatasetId, image: Image, resour
     responses=problems(401, 404, 409, 422),
 )
 async def review(
-    request: Request, caller: CallerDep, dataset_id: DatasetId, image: Image, resources: ResourcesDep
+    request: Request,
+    caller: CallerDep,
+    dataset_id: DatasetId,
+    image: Image,
+    resources: ResourcesDep,
+    urls: ResultUrlsDep,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Accept or reject an image, or improve its caption. The model's caption stays beside the review, and the next
     export has both, with the author. The newest verdict counts, and the newest caption in each language. An image that
@@ -345,13 +427,15 @@ async def review(
             "Name the author of the review: without API keys, the review has to say who wrote it.", field="author"
         )
 
+    key = once(idempotency_key, "review", str(dataset_id), str(image), said.model_dump_json())
+
     def note() -> Item:
         resources.database.datasets.get(dataset_id, caller.tenant)
         dataset_items.require_reviewable(dataset_items.one(resources, dataset_id, image), said)
-        resources.database.datasets.review(dataset_id, image, said)
+        resources.database.datasets.review(dataset_id, image, said, tenant=caller.tenant, once=key)
         return dataset_items.one(resources, dataset_id, image)
 
-    return _answer(await run_sync(note), 201)
+    return _answer(_with_preview(await run_sync(note), dataset_id, urls), 201)
 
 
 @router.delete(
@@ -361,7 +445,12 @@ async def review(
     responses=problems(401, 404, 422),
 )
 async def withdraw(
-    caller: CallerDep, dataset_id: DatasetId, image: Image, review_id: UUID, resources: ResourcesDep
+    caller: CallerDep,
+    dataset_id: DatasetId,
+    image: Image,
+    review_id: UUID,
+    resources: ResourcesDep,
+    urls: ResultUrlsDep,
 ) -> Response:
     """The review before it counts again. With API keys, only the key that wrote a review can withdraw it."""
 
@@ -370,30 +459,37 @@ async def withdraw(
         resources.database.datasets.withdraw(dataset_id, image, review_id, caller.name)
         return dataset_items.one(resources, dataset_id, image)
 
-    return _answer(await run_sync(take_back))
+    return _answer(_with_preview(await run_sync(take_back), dataset_id, urls))
 
 
 # ── shared by the routes ──────────────────────────────────────────────────────────────────────────────
 
 
-def admit(wanted: DatasetRequest, settings: Settings) -> DatasetRequest:
+def admit(wanted: DatasetRequest, permission: Permission) -> DatasetRequest:
     """Check that the places in the request may be named, and return the request with them in their normal form.
 
     Raises:
         InvalidRequest, Forbidden: a place may not be named; the error names the field.
     """
-    source = require_allowed(wanted.source, settings, "source")
+    source = permission.require(wanted.source, "source")
     places: dict[str, str] = {"source": source}
     if wanted.source_root is not None:
-        places["source_root"] = require_allowed(wanted.source_root, settings, "source_root")
+        places["source_root"] = permission.require(wanted.source_root, "source_root")
     if wanted.destination is not None:
-        places["destination"] = require_allowed(wanted.destination, settings, "destination")
-    if places.get("destination") == source and wanted.destination_format not in ("kohya", "imagefolder"):
+        places["destination"] = permission.require(wanted.destination, "destination")
+    if places.get("destination") != source:
+        if wanted.destination is not None:
+            permission.require_destination(wanted.destination)
+    elif wanted.destination_format not in ("kohya", "imagefolder"):
         raise InvalidRequest(
             "The destination is the source; only kohya and imagefolder put captions beside the images.",
             field="destination",
         )
     return wanted.model_copy(update=places)
+
+
+def _permission(caller: Caller, resources: Resources) -> Permission:
+    return Permission.of(resources.settings, caller.dataset_roots)
 
 
 def _clear(store: ObjectStore, dataset_id: UUID) -> None:
@@ -419,6 +515,10 @@ async def _steer(
         return dataset
 
     return _answer(await run_sync(steer), status)
+
+
+def _with_preview(item: Item, dataset_id: UUID, urls: ResultUrls) -> Item:
+    return item.model_copy(update={"preview_url": urls.preview(dataset_id, item.number)})
 
 
 def _answer(shown: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from functools import partial
+from hashlib import sha256
 from tempfile import SpooledTemporaryFile
 from typing import IO, Annotated, Literal
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.datastructures import UploadFile
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import Response
 
 from api.http.auth import Caller, CallerDep
-from api.http.reference import problems
+from api.http.headers import documented
+from api.http.pagination import link_header
 from api.openai import documents
+from api.openai.errors import openai_problems
+from api.producer.contents import contents, serve
+from api.producer.links import BaseUrlDep
+from api.producer.once import IdempotencyKey, once
 from api.producer.resources import Resources, ResourcesDep
+from shared.openai.documents import MEDIA_TYPE
 from tuwen.errors import Conflict, InvalidRequest, NotFound, PayloadTooLarge
 from tuwen.messages import File
 
@@ -43,7 +50,7 @@ FileId = Annotated[str, Depends(_file_id)]
     status_code=201,
     response_model=File | documents.Document,
     summary="Upload an image, or the requests of a batch",
-    responses=problems(401, 413, 422),
+    responses={201: {"headers": documented("Location")}, **openai_problems(400, 401, 403, 409, 413)},
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -64,7 +71,9 @@ FileId = Annotated[str, Depends(_file_id)]
         }
     },
 )
-async def upload(request: Request, caller: CallerDep, resources: ResourcesDep) -> Response:
+async def upload(
+    request: Request, caller: CallerDep, resources: ResourcesDep, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Send the file as the body itself, or as the field `file` of a form. Uploading an image again gives the same file.
 
     A form may state its `purpose`: `vision` for an image, or `batch` for a JSON Lines file for `POST /v1/batches`."""
@@ -76,11 +85,13 @@ async def upload(request: Request, caller: CallerDep, resources: ResourcesDep) -
                 raise InvalidRequest("The form has no file in the field `file`.", field="file")
             purpose = form.get("purpose", "vision")
             if purpose != "vision":
+                name = part.filename or "batch.jsonl"
                 document = await run_sync(
-                    documents.keep, resources, caller, part.file, part.filename or "batch.jsonl", str(purpose)
+                    documents.keep, resources, caller, part.file, name, str(purpose), idempotency_key
                 )
                 return _created_response(document)
-            file = await run_sync(_keep_file, resources, caller, part.file, limit, limiter=resources.heavy)
+            keep = partial(_keep_file, resources, caller, part.file, limit, idempotency_key)
+            file = await run_sync(keep, limiter=resources.heavy)
     else:
         # Kept on disk while it arrives, so that slow uploads do not pile up in memory.
         with SpooledTemporaryFile(max_size=_IN_MEMORY) as body:
@@ -88,7 +99,8 @@ async def upload(request: Request, caller: CallerDep, resources: ResourcesDep) -
                 body.write(chunk)
                 if body.tell() > limit:
                     raise _too_large(limit)
-            file = await run_sync(_keep_file, resources, caller, body, limit, limiter=resources.heavy)
+            keep = partial(_keep_file, resources, caller, body, limit, idempotency_key)
+            file = await run_sync(keep, limiter=resources.heavy)
     return _created_response(file)
 
 
@@ -97,11 +109,17 @@ def _created_response(file: File | documents.Document) -> Response:
 
 
 @router.get(
-    "", response_model=documents.DocumentPage, summary="List the files of batches", responses=problems(401, 404, 422)
+    "",
+    response_model=documents.DocumentPage,
+    summary="List the files of batches",
+    responses={200: {"headers": documented("Link")}, **openai_problems(400, 401, 404)},
 )
 async def list_files(
+    request: Request,
+    response: Response,
     caller: CallerDep,
     resources: ResourcesDep,
+    base_url: BaseUrlDep,
     purpose: Annotated[str | None, Query(description="`batch` or `batch_output`")] = None,
     after: Annotated[str | None, Query(description="id of the last file of the previous page")] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
@@ -113,10 +131,17 @@ async def list_files(
         newest_first = order == "desc"
         return documents.page(resources, caller, purpose=purpose, after=after, limit=limit, newest_first=newest_first)
 
-    return await run_sync(look)
+    page = await run_sync(look)
+    response.headers.update(link_header(request, base_url, next={"after": page.last_id} if page.has_more else None))
+    return page
 
 
-@router.get("/{file_id}", response_model=File | documents.Document, summary="Show a file", responses=problems(401, 404))
+@router.get(
+    "/{file_id}",
+    response_model=File | documents.Document,
+    summary="Show a file",
+    responses=openai_problems(401, 404),
+)
 async def show(caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> File | documents.Document:
     """An id is that of an uploaded image, or of a file of a batch."""
     if file_id.startswith(documents.PREFIX):
@@ -137,7 +162,7 @@ async def show(caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> F
     "/{file_id}",
     response_model=documents.Deleted,
     summary="Delete a file of a batch",
-    responses=problems(401, 404, 409),
+    responses=openai_problems(401, 404, 409),
 )
 async def delete(caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> documents.Deleted:
     """Only files of batches can be deleted; images stay, because jobs name them."""
@@ -150,45 +175,26 @@ async def delete(caller: CallerDep, file_id: FileId, resources: ResourcesDep) ->
     "/{file_id}/content",
     summary="Download a file",
     response_class=Response,
-    responses={200: {"content": {"image/*": {}}}, 307: {"description": "address of the bytes"}, **problems(401, 404)},
+    responses={**contents("image/*", MEDIA_TYPE), **openai_problems(401, 404, 416)},
 )
 async def content(request: Request, caller: CallerDep, file_id: FileId, resources: ResourcesDep) -> Response:
     """The bytes, or a redirect to them where the object storage gives presigned URLs."""
     if file_id.startswith(documents.PREFIX):
         id = documents.document_id(file_id)
         document = await run_sync(resources.database.documents.get, id, caller.tenant)
-        return await run_sync(documents.content, resources, document)
+        return await run_sync(documents.content, resources, document, request.headers)
     row = await run_sync(resources.database.files.get, file_id, caller.tenant)
     return await run_sync(serve, resources, row.key, row.media_type, row.sha256, request.headers)
 
 
-def _keep_file(resources: Resources, caller: Caller, body: IO[bytes], limit: int) -> File:
+def _keep_file(resources: Resources, caller: Caller, body: IO[bytes], limit: int, idempotency_key: str | None) -> File:
     body.seek(0)
     data = body.read(limit + 1)
     if len(data) > limit:
         raise _too_large(limit)
-    return resources.admission.keep(data, caller.tenant)
+    asked = once(idempotency_key, "file", sha256(data).hexdigest())
+    return resources.admission.keep(data, caller.tenant, caller.bounds.stored_bytes, asked)
 
 
 def _too_large(limit: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"The image is larger than {limit} bytes.")
-
-
-def serve(resources: Resources, key: str, media_type: str, digest: str, headers: Mapping[str, str]) -> Response:
-    """Answer with the bytes of an object whose key never gets other content, or redirect to them."""
-    url = resources.store.url(key, resources.settings.result_url_ttl)
-    if url is not None:
-        # Everybody who has the address can use it, so no cache on the way may store it.
-        return RedirectResponse(url, 307, {"Cache-Control": "private, no-store"})
-    caching = {"ETag": f'"{digest}"', "Cache-Control": "private, max-age=31536000, immutable"}
-    if _unchanged(headers.get("if-none-match", ""), caching["ETag"]):
-        return Response(status_code=304, headers=caching)
-    chunks = resources.store.stream(key)
-    # However a browser interprets these bytes, it runs no script in them.
-    caching["Content-Security-Policy"] = "default-src 'none'; sandbox"
-    return StreamingResponse(chunks, headers=caching, media_type=media_type)
-
-
-def _unchanged(if_none_match: str, etag: str) -> bool:
-    known = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
-    return etag in known or known == ["*"]

@@ -13,13 +13,19 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
 from api.http.auth import CallerDep
+from api.http.headers import RATE_LIMIT, documented
+from api.http.pagination import link_header
+from api.http.rate_limits import quota_headers
 from api.http.reference import json_body, problems
 from api.http.streams import EVENTS, StreamingRoute
+from api.producer.contents import contents, serve
 from api.producer.job_waiting import follow, wait_until_over
-from api.producer.resources import BaseUrlDep, Resources, ResourcesDep
-from api.producer.submission import submit
-from api.routes.files import serve
+from api.producer.links import ReaderDep, ResultUrlsDep
+from api.producer.once import IdempotencyKey, once
+from api.producer.resources import Resources, ResourcesDep
+from api.producer.submission import Submitted, submit
 from shared.intake.validation import parse
+from shared.objects.signed_urls import ResultUrls
 from tuwen.errors import Conflict, InvalidRequest, NotFound
 from tuwen.jobs import GenerateResult, Job, JobRequest, Kind, Progress, Status, StoredImage
 from tuwen.messages import Accepted, Batch, JobPage
@@ -55,10 +61,6 @@ async def _watched_job_id(caller: CallerDep, job_id: JobId, resources: Resources
 
 WatchedJobId = Annotated[UUID, Depends(_watched_job_id)]
 """The id of a job that exists: once a stream has begun, 404 can no longer be answered."""
-IdempotencyKey = Annotated[
-    str | None,
-    Header(description="text of your choice: repeating the same key and body within a day gives the same job"),
-]
 Prefer = Annotated[
     str | None,
     Header(description="`wait=N` waits up to N seconds for the job to be over", examples=["wait=30"]),
@@ -90,6 +92,8 @@ _PROMPTS = {
     },
 }
 
+_SUBMITTED = documented("Location", "Preference-Applied", *RATE_LIMIT)
+
 
 @router.post(
     "",
@@ -97,28 +101,33 @@ _PROMPTS = {
     response_model=Job,
     summary="Submit a job",
     openapi_extra=json_body(JobRequest, _PROMPTS),
-    responses={200: {"model": Job, "description": "The job is over already"}, **problems(401, 413, 422, 429, 503)},
+    responses={
+        200: {"model": Job, "description": "The job is over already", "headers": _SUBMITTED},
+        202: {"headers": _SUBMITTED},
+        **problems(401, 403, 413, 422, 429, 503),
+    },
 )
 async def submit_job(
     request: Request,
     caller: CallerDep,
     resources: ResourcesDep,
-    base_url: BaseUrlDep,
+    urls: ResultUrlsDep,
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> Response:
     """The job is stored when this request is answered, whatever happens to any process or server after that."""
     body = await request.body()
 
-    def accept() -> Job:
-        return submit(resources, caller, [parse(JobRequest, body)], idempotency_key)[0]
+    def accept() -> Submitted:
+        return submit(resources, caller, [parse(JobRequest, body)], idempotency_key)
 
-    job = await run_sync(accept, limiter=resources.heavy if len(body) > _HEAVY else None)
+    submitted = await run_sync(accept, limiter=resources.heavy if len(body) > _HEAVY else None)
+    [job] = submitted.jobs
     wait = _preferred_wait(prefer, resources)
     if wait and not job.status.terminal:
         job = await wait_until_over(request, resources, job.id, caller.tenant, wait)
-    headers = {"Location": f"/v1/jobs/{job.id}"}
-    return _answer(job, base_url, 200 if job.status.terminal else 202, wait, headers)
+    headers = {"Location": f"/v1/jobs/{job.id}", **submitted.headers}
+    return _answer(job, urls, 200 if job.status.terminal else 202, wait, headers)
 
 
 @router.post(
@@ -129,38 +138,41 @@ async def submit_job(
     openapi_extra=json_body(
         Batch, {"two": {"value": {"jobs": [_PROMPTS["generate"]["value"], _PROMPTS["recognize"]["value"]]}}}
     ),
-    responses=problems(401, 413, 422, 429, 503),
+    responses={202: {"headers": documented(*RATE_LIMIT)}, **problems(401, 403, 413, 422, 429, 503)},
 )
 async def submit_batch(
     request: Request,
     caller: CallerDep,
     resources: ResourcesDep,
-    base_url: BaseUrlDep,
+    urls: ResultUrlsDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Either all jobs are accepted, or none."""
     body = await request.body()
 
-    def accept() -> list[Job]:
+    def accept() -> Submitted:
         jobs = parse(Batch, body).jobs
         if len(jobs) > resources.settings.max_jobs_per_request:
             most = resources.settings.max_jobs_per_request
             raise InvalidRequest(f"At most {most} jobs fit in one request.", field="jobs")
         return submit(resources, caller, jobs, idempotency_key, in_batch=True)
 
-    jobs = await run_sync(accept, limiter=resources.heavy if len(body) > _HEAVY else None)
-    return Response(
-        Accepted(jobs=[_with_links(job, base_url) for job in jobs]).model_dump_json(),
-        202,
-        media_type="application/json",
-    )
+    submitted = await run_sync(accept, limiter=resources.heavy if len(body) > _HEAVY else None)
+    shown = Accepted(jobs=[_with_links(job, urls) for job in submitted.jobs])
+    return Response(shown.model_dump_json(), 202, submitted.headers, "application/json")
 
 
-@router.get("", response_model=JobPage, summary="List jobs", responses=problems(401, 422))
+@router.get(
+    "",
+    response_model=JobPage,
+    summary="List jobs",
+    responses={200: {"headers": documented("Link")}, **problems(401, 422)},
+)
 async def list_jobs(
+    request: Request,
     caller: CallerDep,
     resources: ResourcesDep,
-    base_url: BaseUrlDep,
+    urls: ResultUrlsDep,
     status: Annotated[list[Status], Query(description="only jobs in these states")] = [],  # noqa: B006
     kind: Annotated[list[Kind], Query(description="only jobs of these kinds")] = [],  # noqa: B006
     cursor: Annotated[UUID | None, Query(description="`next` of the previous page")] = None,
@@ -175,9 +187,10 @@ async def list_jobs(
     found = await run_sync(look)
     page = found[:limit]
     progress = await resources.events.progress(job.id for job in page if job.status is Status.RUNNING)
-    shown = [_with_links(job, base_url, progress.get(job.id)) for job in page]
+    shown = [_with_links(job, urls, progress.get(job.id)) for job in page]
     following = str(page[-1].id) if len(found) > limit else None
-    return Response(JobPage(jobs=shown, next=following).model_dump_json(), media_type="application/json")
+    links = link_header(request, urls.base_url, next={"cursor": following} if following else None)
+    return Response(JobPage(jobs=shown, next=following).model_dump_json(), 200, links, "application/json")
 
 
 @router.get("/{job_id}", response_model=Job, summary="Show a job", responses=problems(401, 404))
@@ -186,7 +199,7 @@ async def show(
     caller: CallerDep,
     job_id: JobId,
     resources: ResourcesDep,
-    base_url: BaseUrlDep,
+    urls: ResultUrlsDep,
     prefer: Prefer = None,
 ) -> Response:
     wait = _preferred_wait(prefer, resources)
@@ -195,11 +208,11 @@ async def show(
     else:
         job = await run_sync(resources.database.jobs.get, job_id, caller.tenant)
     progress = await resources.events.progress([job.id]) if job.status is Status.RUNNING else {}
-    return _answer(_with_links(job, base_url, progress.get(job.id)), base_url, 200, wait)
+    return _answer(_with_links(job, urls, progress.get(job.id)), urls, 200, wait)
 
 
 @router.post("/{job_id}/cancel", response_model=Job, summary="Cancel a job", responses=problems(401, 404, 409))
-async def cancel(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
+async def cancel(caller: CallerDep, job_id: JobId, resources: ResourcesDep, urls: ResultUrlsDep) -> Response:
     """A queued job ends at once; a running job as soon as its worker notices, usually at the next step."""
 
     def request_cancel() -> Job:
@@ -208,7 +221,7 @@ async def cancel(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base
         resources.outbox.announce_cancel(job_id, job.kind, status)
         return job
 
-    return _answer(await run_sync(request_cancel), base_url)
+    return _answer(await run_sync(request_cancel), urls)
 
 
 @router.post(
@@ -216,18 +229,28 @@ async def cancel(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base
     status_code=202,
     response_model=Job,
     summary="Retry a job",
-    responses=problems(401, 404, 409, 429),
+    responses={202: {"headers": documented(*RATE_LIMIT)}, **problems(401, 404, 409, 422, 429)},
 )
-async def retry(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_url: BaseUrlDep) -> Response:
+async def retry(
+    caller: CallerDep,
+    job_id: JobId,
+    resources: ResourcesDep,
+    urls: ResultUrlsDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
     """Queue a job that ended without a result again, with new attempts and as much time as it had at first."""
 
-    def queue_again() -> Job:
-        dispatch = resources.database.jobs.retry(job_id, caller.tenant, quota=caller.quota)
-        job = resources.database.jobs.get(job_id, caller.tenant)
-        resources.outbox.publish([dispatch])  # after the read, which could otherwise find the job in any state
-        return job
+    key = once(idempotency_key, "retry", str(job_id))
 
-    return _answer(await run_sync(queue_again), base_url, 202)
+    def queue_again() -> tuple[Job, dict[str, str]]:
+        again = resources.database.jobs.retry_once(job_id, caller.tenant, quota=caller.quota, once=key)
+        job = resources.database.jobs.get(job_id, caller.tenant)
+        if again.dispatches:
+            resources.outbox.publish(again.dispatches)  # after the read, which could otherwise find any state
+        return job, quota_headers(caller.quota, again.left)
+
+    job, headers = await run_sync(queue_again)
+    return _answer(job, urls, 202, headers=headers)
 
 
 @router.get(
@@ -237,7 +260,7 @@ async def retry(caller: CallerDep, job_id: JobId, resources: ResourcesDep, base_
     responses=EVENTS | problems(401, 404),
 )
 async def watch(
-    caller: CallerDep, job_id: WatchedJobId, resources: ResourcesDep, base_url: BaseUrlDep
+    caller: CallerDep, job_id: WatchedJobId, resources: ResourcesDep, urls: ResultUrlsDep
 ) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: `state` with the whole job, at first and then whenever its state changes, and `progress` with
     `{"step", "steps"}` while it runs. The stream ends after the state in which the job is over.
@@ -252,7 +275,7 @@ async def watch(
             if state != shown:
                 shown = state
                 progress = await resources.events.progress([job_id]) if news.status is Status.RUNNING else {}
-                yield ServerSentEvent(event="state", data=_with_links(news, base_url, progress.get(job_id)))
+                yield ServerSentEvent(event="state", data=_with_links(news, urls, progress.get(job_id)))
         elif news is not None:
             yield ServerSentEvent(event="progress", data=news)
 
@@ -261,23 +284,22 @@ async def watch(
     "/{job_id}/image",
     response_class=Response,
     summary="Fetch the generated image",
-    responses={
-        200: {"content": {"image/png": {}}},
-        307: {"description": "address of the bytes"},
-        **problems(401, 404, 409),
-    },
+    responses={**contents("image/png"), **problems(401, 403, 404, 409, 410, 416)},
 )
 async def image(
     request: Request,
-    caller: CallerDep,
+    reader: ReaderDep,
     job_id: JobId,
     resources: ResourcesDep,
     candidate: Annotated[
         int | None, Query(ge=0, description="index in the result's `candidates`, from 0; without it, the image itself")
     ] = None,
 ) -> Response:
+    """The URL that a job's `result_url` is needs no API key; it holds for a limited time."""
+
     def fetch() -> Response:
-        stored = _stored_image(resources.database.jobs.get(job_id, caller.tenant), candidate)
+        tenant = reader.tenant(resources, lambda: resources.database.jobs.owner(job_id))
+        stored = _stored_image(resources.database.jobs.get(job_id, tenant), candidate)
         return serve(resources, stored.key, stored.media_type, stored.sha256, request.headers)
 
     return await run_sync(fetch)
@@ -302,20 +324,18 @@ def _stored_image(job: Job, candidate: int | None) -> StoredImage:
 # ── how a job is shown ────────────────────────────────────────────────────────────────────────────────
 
 
-def _with_links(job: Job, base_url: str, progress: Progress | None = None) -> Job:
+def _with_links(job: Job, urls: ResultUrls, progress: Progress | None = None) -> Job:
     has_image = isinstance(job.result, GenerateResult)
-    return job.model_copy(
-        update={"progress": progress, "result_url": f"{base_url}/v1/jobs/{job.id}/image" if has_image else None}
-    )
+    return job.model_copy(update={"progress": progress, "result_url": urls.image(job.id) if has_image else None})
 
 
 def _answer(
-    job: Job, base_url: str, status: int = 200, waited: float = 0, headers: dict[str, str] | None = None
+    job: Job, urls: ResultUrls, status: int = 200, waited: float = 0, headers: dict[str, str] | None = None
 ) -> Response:
     applied = {"Preference-Applied": f"wait={waited:g}"} if waited else {}
     # Not answered through FastAPI's response model, which would validate a model that is already valid.
     return Response(
-        _with_links(job, base_url, job.progress).model_dump_json(),
+        _with_links(job, urls, job.progress).model_dump_json(),
         status,
         {"Cache-Control": "no-store", **applied, **(headers or {})},
         "application/json",

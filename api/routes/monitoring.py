@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Literal
+from urllib.parse import urlsplit
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
@@ -23,7 +24,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.auth import CallerDep
 from api.http.reference import problems
+from api.openai.errors import openai_problems
 from api.openai.models import served_models
+from api.producer.links import BaseUrlDep
 from api.producer.resources import Resources, ResourcesDep
 from shared.database import QueueState
 from shared.database.datasets import DatasetFigures
@@ -98,7 +101,7 @@ async def _problem(check: Awaitable[None]) -> str | None:
     return None
 
 
-@router.get("/v1/models", response_model=Models, summary="List the models", responses=problems(401))
+@router.get("/v1/models", response_model=Models, summary="List the models", responses=openai_problems(401))
 async def models(_: CallerDep, resources: ResourcesDep) -> Models:
     """The models of each kind, the default first, and the workers that have them; under `data` as OpenAI lists them."""
     workers = await run_sync(resources.database.workers.alive)
@@ -274,15 +277,15 @@ class RequestMetrics:
 
 
 @router.get("/", response_class=HTMLResponse, include_in_schema=False)
-async def front_page(request: Request, resources: ResourcesDep) -> HTMLResponse:
+async def front_page(request: Request, resources: ResourcesDep, base_url: BaseUrlDep) -> HTMLResponse:
     """A page that links to what the API offers; it loads no asset from any host."""
     rows = "".join(
         f"<tr><td>{escape(method)}<td><code>{escape(path)}</code><td>{escape(operation.get('summary', ''))}"
         for path, operations in request.app.openapi()["paths"].items()
         for method, operation in ((method.upper(), operation) for method, operation in operations.items())
     )
-    host = (request.headers.get("host") or "127.0.0.1").removesuffix(f":{request.url.port}")
-    flower = f"http://{host}:{resources.settings.flower_port}/"
+    host = urlsplit(base_url).hostname or "127.0.0.1"
+    flower = f"http://{f'[{host}]' if ':' in host else host}:{resources.settings.flower_port}/"
     return HTMLResponse(_FRONT_PAGE.format(version=escape(__version__), flower=escape(flower), rows=rows))
 
 

@@ -62,6 +62,7 @@ export const json = async (method, path, options) => (await send(method, path, o
 
 /**
  * The states of a server-sent event stream, until it ends. `EventSource` would suffice if it could send a key.
+ * Throws Problem when the API ends the stream for a reason, such as a key that was revoked.
  * @yields {Object} the data of each event
  */
 export async function* events(path, signal) {
@@ -75,7 +76,10 @@ export async function* events(path, signal) {
     text = blocks.pop();
     for (const block of blocks) {
       const data = block.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6));
-      if (data.length) yield JSON.parse(data.join("\n"));
+      if (!data.length) continue;
+      const event = JSON.parse(data.join("\n"));
+      if (block.startsWith("event: error")) throw new Problem(event.status, event.detail);
+      yield event;
     }
   }
 }

@@ -1,14 +1,13 @@
 // The list of data sets, newest first, a page at a time.
 
 import { json } from "./client.js";
-import { byId, count, element, lastPart, say } from "./elements.js";
+import { byId, count, element, lastPart, outcome, say } from "./elements.js";
 
 let cursor = null;
 
 function line({ id, status, paused, request, progress, created_at: created }) {
   const over = progress.planned && progress.left === 0;
   const shown = paused && !over ? "paused" : status;
-  const failed = progress.failed ? `, ${count(progress.failed)} failed` : "";
   return element(
     "li",
     {},
@@ -17,7 +16,7 @@ function line({ id, status, paused, request, progress, created_at: created }) {
       { href: `/datasets/${encodeURIComponent(id)}` },
       element("strong", { dir: "auto", title: request.source }, lastPart(request.source)),
       element("span", { class: `badge ${shown}` }, request.dry_run ? `dry run ${shown}` : shown),
-      element("span", { class: "figures" }, `${count(progress.done)} of ${count(progress.images)} images${failed}`),
+      element("span", { class: "figures" }, `${outcome(progress)} of ${count(progress.images)}`),
       element("time", { datetime: created, class: "figures" }, new Date(created).toLocaleString("en-GB")),
       element("progress", { max: Math.max(1, progress.images), value: progress.done + progress.failed, "aria-label": "done" }),
     ),

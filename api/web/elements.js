@@ -61,6 +61,10 @@ const NUMBER = new Intl.NumberFormat("en");
 
 export const count = (number) => NUMBER.format(number);
 
+/** What has become of the images of a data set, in numbers that add up. */
+export const outcome = ({ done, dropped, failed }) =>
+  `${count(done - dropped)} kept, ${count(dropped)} dropped, ${count(failed)} failed`;
+
 /** A path as people read it: the end of it matters most. */
 export const lastPart = (path) => path.replace(/\/+$/, "").split("/").pop() || path;
 

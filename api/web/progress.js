@@ -1,7 +1,7 @@
 // The run itself: its live progress, and the buttons that steer it.
 
 import { events, json } from "./client.js";
-import { ask, byId, count, duration, lastPart, say } from "./elements.js";
+import { ask, byId, count, duration, lastPart, outcome, say } from "./elements.js";
 
 const OVER = new Set(["succeeded", "failed", "cancelled"]);
 const AGAIN = 2000; // milliseconds until a stream that broke is opened again
@@ -56,7 +56,7 @@ export class Progress {
     byId("source").textContent = lastPart(request.source);
     byId("places").textContent = `${request.source}${request.destination ? ` → ${request.destination}` : ""}`;
     document.title = `${lastPart(request.source)} · Tuwen 图文`;
-    byId("run-status").textContent = shown;
+    byId("run-status").textContent = request.dry_run ? `dry run ${shown}` : shown;
     byId("run-status").className = `badge ${shown}`;
     byId("bar").max = Math.max(1, progress.images);
     byId("bar").value = progress.done + progress.failed;
@@ -67,6 +67,7 @@ export class Progress {
     byId("resume").hidden = !paused || isOver(dataset);
     byId("cancel").hidden = isOver(dataset);
     byId("retry").hidden = !isOver(dataset) || !progress.failed;
+    byId("retry").title = progress.failed === progress.final ? "Mend the source first" : "";
     byId("export").hidden = !isOver(dataset) || request.dry_run || !progress.images;
     byId("export").title = request.destination ? `to ${request.destination}` : "";
     this.#told(dataset);
@@ -99,8 +100,8 @@ export class Progress {
 
 function figures(dataset) {
   const { progress } = dataset;
-  const parts = [`${count(progress.done)} of ${count(progress.images)}${progress.planned ? "" : "+"} images done`];
-  if (progress.failed) parts.push(`${count(progress.failed)} failed`);
+  const parts = [`${outcome(progress)} of ${count(progress.images)}${progress.planned ? "" : "+"} images`];
+  if (progress.final) parts.push(`${count(progress.final)} fail again as long as the source is as it is`);
   if (isOver(dataset)) return parts;
   parts.push(`${count(progress.left)} left`);
   if (progress.images_per_second > 0) parts.push(`${progress.images_per_second.toFixed(1)} images/s`);

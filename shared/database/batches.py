@@ -11,9 +11,11 @@ from uuid import UUID
 from sqlalchemy import Connection, Insert, delete, func, insert, select, text, update
 
 from shared.database.batch_status import BatchStatus
-from shared.database.connections import Connections, seconds
+from shared.database.connections import Connections, rows_as, seconds
+from shared.database.idempotency import Once, deleted, run_once
 from shared.database.shards import Renewal, renewal
 from shared.database.tables import BatchLineRow, BatchRow, DocumentRow, JobRow
+from shared.database.usage import require_batch_place, storage_full
 from tuwen.errors import Conflict, NotFound
 from tuwen.jobs import Tenant
 
@@ -25,6 +27,13 @@ _TAKE = text("""
     FROM due WHERE batches.id = due.id
     RETURNING batches.*, EXTRACT(EPOCH FROM now() - part_at)::float8 AS since_part,
         EXTRACT(EPOCH FROM expires_at - now())::float8 AS time_left
+""")
+
+
+_LOCK_USAGE = text("""
+    INSERT INTO tenant_usage AS u (tenant) VALUES (:tenant)
+    ON CONFLICT (tenant) DO UPDATE SET stored_bytes = u.stored_bytes
+    RETURNING stored_bytes
 """)
 
 
@@ -109,6 +118,8 @@ class BatchClaim:
     tenant: Tenant
     quota: int | None
     """Unfinished jobs that the tenant may have at once."""
+    max_stored_bytes: int | None
+    """Bytes that the tenant may have stored."""
     endpoint: str
     input_id: UUID
     base_url: str
@@ -131,13 +142,37 @@ class Documents:
     """Files other than images; each tenant sees its own."""
 
     def __init__(self, connections: Connections):
+        self._connections = connections
         self._run = connections.run
         self._fetch = connections.fetch
 
-    def add(self, document: NewDocument, tenant: Tenant) -> StoredDocument:
-        """Note a file whose object is stored."""
-        [row] = self._fetch(StoredDocument, _insertion(document, tenant).returning(DocumentRow.__table__))
-        return row
+    def add(
+        self, document: NewDocument, tenant: Tenant, most: int | None = None, once: Once | None = None
+    ) -> StoredDocument:
+        """Note a file whose object is stored; the file that was noted before under the same key instead, if any.
+
+        Args:
+            most: bytes that the tenant may have stored; exact under concurrency.
+
+        Raises:
+            IdempotencyMismatch: something else was asked for under the key of `once`.
+            Conflict: what was made under the key was deleted.
+            StorageQuotaExceeded
+        """
+
+        def require_room(connection: Connection) -> None:
+            used = connection.execute(_LOCK_USAGE, {"tenant": tenant}).scalar_one()
+            if most is not None and used + document.size > most:
+                raise storage_full(used, most, document.size)
+
+        new = _insertion(document, tenant).returning(DocumentRow.__table__)
+        outcome = run_once(self._connections, tenant, once, str(document.id), new, require=require_room)
+        if not outcome.before:
+            return rows_as(StoredDocument, outcome.rows)[0]
+        try:
+            return self.get(UUID(outcome.before[0]), tenant)
+        except NotFound:
+            raise deleted("file") from None
 
     def get(self, id: UUID, tenant: Tenant) -> StoredDocument:
         """Raises NotFound also for another tenant's document."""
@@ -190,11 +225,30 @@ class Batches:
 
     # ── the client's side ─────────────────────────────────────────────────────────────────────────
 
-    def add(self, values: Mapping[str, Any], lifetime: float) -> StoredBatch:
-        """Insert a batch, which expires after `lifetime` seconds; `values` are columns of its row."""
-        statement = insert(BatchRow).values(expires_at=func.now() + seconds(lifetime), **values)
-        [row] = self._fetch(StoredBatch, statement.returning(BatchRow.__table__))
-        return row
+    def add(
+        self, values: Mapping[str, Any], lifetime: float, most: int | None = None, once: Once | None = None
+    ) -> StoredBatch:
+        """Insert a batch, which expires after `lifetime` seconds; `values` are columns of its row.
+
+        Returns the batch that was made before under the same key, if any.
+
+        Args:
+            most: unfinished batches that the tenant may have at once; exact under concurrency.
+
+        Raises:
+            IdempotencyMismatch: something else was asked for under the key of `once`.
+            QuotaExceeded
+        """
+        tenant: Tenant = values["tenant"]
+
+        def require_place(connection: Connection) -> None:
+            require_batch_place(connection, tenant, most)
+
+        new = insert(BatchRow).values(expires_at=func.now() + seconds(lifetime), **values).returning(BatchRow.__table__)
+        outcome = run_once(self._connections, tenant, once, str(values["id"]), new, require=require_place)
+        if outcome.before:
+            return self.get(UUID(outcome.before[0]), tenant)
+        return rows_as(StoredBatch, outcome.rows)[0]
 
     def get(self, id: UUID, tenant: Tenant) -> StoredBatch:
         """Raises NotFound also for another tenant's batch."""

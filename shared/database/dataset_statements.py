@@ -126,6 +126,20 @@ CANCEL = text("""
     SELECT id FROM cancelled
 """)
 
+# As a cancel, but for a reason that the data set's owner has to know.
+STOP = text("""
+    WITH stopped AS (
+        UPDATE datasets SET
+            status = 'failed', error_code = :code, error_detail = :detail,
+            finished_at = now(), worker = NULL, lease_until = NULL, paused_at = NULL
+        WHERE id = :id AND status IN ('planning', 'running', 'exporting') RETURNING id
+    ), unqueued AS (
+        UPDATE shards SET status = 'cancelled', finished_at = now(), dispatch_due_at = NULL
+        FROM stopped WHERE dataset_id = stopped.id AND status = 'queued'
+    )
+    SELECT id FROM stopped
+""")
+
 # Shards with failures run again, but only their failed images: the rest is in the results that they keep. Unless
 # `failed_only`, images that a cancel left undone run too, and planning continues if it was not complete.
 RETRY = text("""
@@ -146,7 +160,8 @@ RETRY = text("""
             WHEN EXISTS (SELECT FROM again) THEN 'running'
             ELSE 'exporting'
         END,
-        finished_at = NULL, attempts = 0, available_at = now(), error_code = NULL, error_detail = NULL
+        finished_at = NULL, attempts = 0, available_at = now(), error_code = NULL, error_detail = NULL,
+        key_id = COALESCE(CAST(:key AS uuid), key_id)
     WHERE id = :id AND tenant = :tenant AND status IN ('succeeded', 'failed', 'cancelled')
         AND ((planned_at IS NULL AND NOT :failed_only) OR status = 'failed' OR EXISTS (SELECT FROM again))
     RETURNING id, status
@@ -156,7 +171,8 @@ RETRY = text("""
 EXPORT = text("""
     UPDATE datasets SET
         status = 'exporting', finished_at = NULL, attempts = 0, available_at = now(), error_code = NULL,
-        error_detail = NULL, destination = :destination, request = request || CAST(:changed AS jsonb)
+        error_detail = NULL, destination = :destination, request = request || CAST(:changed AS jsonb),
+        key_id = COALESCE(CAST(:key AS uuid), key_id)
     WHERE id = :id AND tenant = :tenant AND status IN ('succeeded', 'failed', 'cancelled')
     RETURNING id
 """)
@@ -196,11 +212,12 @@ LOCATE = text("""
 RENEW_SHARDS = text("""
     UPDATE shards SET
         lease_until = now() + :lease * interval '1 second',
-        done = held.done, failed = held.failed, kept = held.kept, tokens = held.tokens
+        done = held.done, dropped = held.dropped, failed = held.failed, final = held.final,
+        kept = held.kept, tokens = held.tokens
     FROM unnest(
-        CAST(:ids AS uuid[]), CAST(:epochs AS int[]), CAST(:done AS int[]), CAST(:failed AS int[]),
-        CAST(:kept AS int[]), CAST(:tokens AS bigint[])
-    ) AS held (id, epoch, done, failed, kept, tokens), datasets AS d
+        CAST(:ids AS uuid[]), CAST(:epochs AS int[]), CAST(:done AS int[]), CAST(:dropped AS int[]),
+        CAST(:failed AS int[]), CAST(:final AS int[]), CAST(:kept AS int[]), CAST(:tokens AS bigint[])
+    ) AS held (id, epoch, done, dropped, failed, final, kept, tokens), datasets AS d
     WHERE shards.id = held.id AND shards.epoch = held.epoch AND shards.status = 'running' AND d.id = dataset_id
     RETURNING shards.id, d.paused_at IS NOT NULL OR d.status NOT IN ('planning', 'running') AS cancelled
 """)
@@ -214,7 +231,8 @@ CHECKPOINT = text("""
 FINISH = text("""
     UPDATE shards SET
         status = 'done', results_key = :results_key, again = false, finished_at = now(), lease_until = NULL,
-        done = :done, failed = :failed, kept = :kept, tokens = :tokens, error_code = NULL, error_detail = NULL
+        done = :done, dropped = :dropped, failed = :failed, final = :final, kept = :kept, tokens = :tokens,
+        error_code = NULL, error_detail = NULL
     WHERE id = :id AND epoch = :epoch AND status = 'running'
     RETURNING id
 """)
@@ -328,7 +346,8 @@ UNREFERENCED = text("""
 
 TOTALS = text("""
     SELECT count(*) AS shards, count(*) FILTER (WHERE status IN ('queued', 'running')) AS shards_left,
-        COALESCE(sum(images), 0) AS images, COALESCE(sum(done), 0) AS done,
+        COALESCE(sum(images), 0) AS images, COALESCE(sum(done), 0) AS done, COALESCE(sum(dropped), 0) AS dropped,
+        COALESCE(sum(final), 0) AS final,
         COALESCE(sum(CASE WHEN status = 'failed' THEN images - done ELSE failed END), 0) AS failed
     FROM shards WHERE dataset_id = :id
 """)

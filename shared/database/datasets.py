@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Executable, Row, Select, delete, insert, select
+from sqlalchemy import Connection, Executable, Row, Select, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 from uuid_utils.compat import uuid7
 
 from shared.database import dataset_statements as transitions
 from shared.database.connections import Connections
+from shared.database.dataset_places import require_free
+from shared.database.idempotency import Once, Outcome, deleted, run_once
 from shared.database.shards import Renewal, kinds_name, renewal
 from shared.database.tables import DatasetRow, ReviewRow
+from shared.database.usage import require_dataset_place
 from shared.settings import Settings
 from tuwen.annotations import Review
 from tuwen.datasets import (
@@ -69,32 +72,61 @@ class Datasets:
     """Data sets, as their owners see them and as the housekeepers process them."""
 
     def __init__(self, connections: Connections, settings: Settings):
+        self._connections = connections
         self._run = connections.run
         self._fetch = connections.fetch
         self._settings = settings
 
     # ── the client's side ─────────────────────────────────────────────────────────────────────────
 
-    def submit(self, request: DatasetRequest, tenant: Tenant) -> UUID:
-        """Accept a data set; it is committed when this returns.
+    def submit(
+        self,
+        request: DatasetRequest,
+        tenant: Tenant,
+        *,
+        most: int | None = None,
+        key: UUID | None = None,
+        once: Once | None = None,
+    ) -> UUID:
+        """Accept a data set; it is committed when this returns. The roots of `key` bound its places from now on.
+
+        Returns its id, or that of the one that was made before under the same key of `once`.
+
+        Args:
+            most: unfinished data sets that the tenant may have at once; exact under concurrency, as in `retry` and
+                `export`.
 
         Raises:
-            Conflict: another unfinished data set has the same destination.
+            IdempotencyMismatch: something else was asked for under the key of `once`.
+            Conflict: another unfinished data set has the same destination, or what was made under the key was deleted.
+            Forbidden: the destination is another tenant's.
+            QuotaExceeded
         """
         id = uuid7()
         new = insert(DatasetRow).values(
             id=id,
             tenant=tenant,
-            request=request.model_dump(mode="json"),
+            key_id=key,
+            # None is each such field's default, and a process of the previous release refuses fields it does not know.
+            request=request.model_dump(mode="json", exclude_none=True),
             destination=request.destination,
             kinds=kinds_name(request.kinds),
             priority=request.priority,
         )
+        outcome = self._take(id, request.destination, tenant, most, once, new.returning(DatasetRow.id))
+        if not outcome.before:
+            return id
         try:
-            self._run(new)
-        except IntegrityError as error:
-            raise _destination_taken(request.destination) from error
-        return id
+            return self.get(UUID(outcome.before[0]), tenant).id
+        except NotFound:
+            raise deleted("data set") from None
+
+    def owner(self, id: UUID) -> Tenant:
+        """The tenant of a data set, for who proves in another way that he may see it. Raises NotFound."""
+        rows = self._run(select(DatasetRow.tenant).where(DatasetRow.id == id))
+        if not rows:
+            raise NotFound(f"There is no data set {id}.")
+        return str(rows[0].tenant)
 
     def get(self, id: UUID, tenant: Tenant) -> Dataset:
         """The data set with its progress. Raises NotFound, also for another tenant's data set."""
@@ -123,38 +155,64 @@ class Datasets:
         """Change the priority of a data set. Raises NotFound, Conflict."""
         self._change(id, tenant, transitions.PRIORITIZE, "given another priority", priority=priority)
 
-    def retry(self, id: UUID, tenant: Tenant, *, failed_only: bool = False) -> DatasetStatus:
+    def retry(
+        self,
+        id: UUID,
+        tenant: Tenant,
+        *,
+        failed_only: bool = False,
+        most: int | None = None,
+        key: UUID | None = None,
+        once: Once | None = None,
+    ) -> DatasetStatus:
         """Run only the images that failed again; unless `failed_only`, also those that a cancel left undone.
 
+        Does nothing where it was done before under the same key.
+
         Raises:
+            IdempotencyMismatch: something else was asked for under the key of `once`.
             NotFound: the tenant has no such data set.
             Conflict: the data set is not over, no image of it failed, or its destination is taken.
+            Forbidden: its destination is another tenant's by now.
         """
-        try:
-            rows = self._run(transitions.RETRY, {"id": id, "tenant": tenant, "failed_only": failed_only})
-        except IntegrityError as error:
-            raise _destination_taken(self._row(id, tenant).destination) from error
-        if not rows:
+        values = {"id": id, "tenant": tenant, "failed_only": failed_only, "key": key}
+        destination = self._row(id, tenant).destination
+        outcome = self._take(id, destination, tenant, most, once, transitions.RETRY, values)
+        if not outcome.rows:
             status = self._row(id, tenant).status
+            if outcome.before:
+                return DatasetStatus(status)
             over = DatasetStatus(status).terminal
             why = "none of its images failed" if over else f"it is {status}; cancel it first, or wait"
             raise Conflict(f"Data set {id} cannot be retried: {why}.")
-        return DatasetStatus(rows[0].status)
+        return DatasetStatus(outcome.rows[0].status)
 
     def export(
-        self, id: UUID, tenant: Tenant, destination: str, destination_format: ExportFormat, *, overwrite: bool
+        self,
+        id: UUID,
+        tenant: Tenant,
+        destination: str,
+        destination_format: ExportFormat,
+        *,
+        overwrite: bool,
+        most: int | None = None,
+        key: UUID | None = None,
+        once: Once | None = None,
     ) -> None:
         """Export a data set that is over again, to the same or another destination.
 
+        Does nothing where it was done before under the same key.
+
         Raises:
-            NotFound, Conflict
+            NotFound, Conflict, QuotaExceeded
+            Forbidden: the destination is another tenant's.
+            IdempotencyMismatch: something else was asked for under the key of `once`.
         """
         changed = {"destination": destination, "destination_format": destination_format, "overwrite": overwrite}
-        values = {"destination": destination, "changed": json.dumps(changed)}
-        try:
-            self._change(id, tenant, transitions.EXPORT, "exported", **values)
-        except IntegrityError as error:
-            raise _destination_taken(destination) from error
+        values = {"id": id, "tenant": tenant, "destination": destination, "changed": json.dumps(changed), "key": key}
+        outcome = self._take(id, destination, tenant, most, once, transitions.EXPORT, values)
+        if not outcome.rows and not outcome.before:
+            raise self._unchangeable(id, tenant, "exported")
 
     def delete(self, id: UUID, tenant: Tenant) -> None:
         """Delete a data set that is over, with its shards and reviews; its objects become orphans.
@@ -167,10 +225,42 @@ class Datasets:
             status = self._row(id, tenant).status
             raise Conflict(f"Data set {id} is {status} and cannot be deleted; cancel it first, or wait.")
 
+    def _take(
+        self,
+        id: UUID,
+        destination: str | None,
+        tenant: Tenant,
+        most: int | None,
+        once: Once | None,
+        statement: Executable,
+        values: Mapping[str, object] | None = None,
+    ) -> Outcome:
+        """Execute a statement with which a data set becomes unfinished and gets a destination that nobody else has.
+
+        Raises:
+            Conflict: another unfinished data set has it.
+            Forbidden: it is another tenant's.
+            QuotaExceeded: the tenant has `most` unfinished ones.
+            IdempotencyMismatch: something else was asked for under the key of `once`.
+        """
+
+        def require(connection: Connection) -> None:
+            require_dataset_place(connection, tenant, most)
+            if destination is not None:
+                require_free(connection, destination, tenant)
+
+        try:
+            return run_once(self._connections, tenant, once, str(id), statement, values, require=require)
+        except IntegrityError as error:
+            raise _destination_taken(destination) from error
+
     def _change(self, id: UUID, tenant: Tenant, statement: Executable, what: str, **values: object) -> None:
         if not self._run(statement, {"id": id, "tenant": tenant, **values}):
-            status = self._row(id, tenant).status
-            raise Conflict(f"Data set {id} is {status} and cannot be {what} now.")
+            raise self._unchangeable(id, tenant, what)
+
+    def _unchangeable(self, id: UUID, tenant: Tenant, what: str) -> Conflict:
+        status = self._row(id, tenant).status
+        return Conflict(f"Data set {id} is {status} and cannot be {what} now.")
 
     def _row(self, id: UUID, tenant: Tenant) -> Row[Any]:
         rows = self._run(_DATASETS.where(DatasetRow.id == id, DatasetRow.tenant == tenant))
@@ -202,7 +292,9 @@ class Datasets:
         return DatasetProgress(
             images=totals.images,
             done=totals.done,
+            dropped=totals.dropped,
             failed=totals.failed,
+            final=totals.final,
             left=left,
             shards=totals.shards,
             shards_left=totals.shards_left,
@@ -233,9 +325,17 @@ class Datasets:
 
     # ── reviews of images ────────────────────────────────────────────────────────────────────────
 
-    def review(self, id: UUID, image: int, said: ReviewRequest) -> None:
-        """Add a review of an image; the newest one counts, and older ones stay."""
-        self._run(insert(ReviewRow).values(id=uuid7(), dataset_id=id, image=image, **said.model_dump()))
+    def review(
+        self, id: UUID, image: int, said: ReviewRequest, *, tenant: Tenant = "", once: Once | None = None
+    ) -> None:
+        """Add a review of an image; the newest one counts, and older ones stay. Once only under a key of the tenant's.
+
+        Raises:
+            IdempotencyMismatch: something else was asked for under the key of `once`.
+        """
+        review_id = uuid7()
+        new = insert(ReviewRow).values(id=review_id, dataset_id=id, image=image, **said.model_dump())
+        run_once(self._connections, tenant, once, str(review_id), new.returning(ReviewRow.id))
 
     def withdraw(self, id: UUID, image: int, review: UUID, author: str | None) -> None:
         """Withdraw a review of an image that `author` (None: anybody) wrote. Raises NotFound."""
@@ -330,6 +430,10 @@ class Datasets:
             "detail": error and error.detail,
         }
         return bool(self._run(transitions.END, {"id": claim.id, "epoch": claim.epoch, **values}))
+
+    def stop(self, id: UUID, error: JobError) -> bool:
+        """End an unfinished data set for good, in whatever state: what it needs was taken away from it."""
+        return bool(self._run(transitions.STOP, {"id": id, "code": error.code, "detail": error.detail}))
 
     def put_off(self, claim: DatasetClaim, error: JobError | None = None, *, outage: bool = False) -> bool:
         """Give a data set back that was not finished: it was interrupted, or failed for a reason that may pass.

@@ -10,12 +10,15 @@ from sqlalchemy import func, select
 from shared.database.batches import Batches, Documents
 from shared.database.clock import Clock
 from shared.database.connections import Connections
+from shared.database.dataset_places import DatasetPlaces
 from shared.database.datasets import Datasets
 from shared.database.files import Files
 from shared.database.jobs import Jobs
 from shared.database.keys import Keys
+from shared.database.secrets import Secrets
 from shared.database.shards import Shards
 from shared.database.tables import JobRow
+from shared.database.usage import Usage
 from shared.database.webhooks import Webhooks
 from shared.database.workers import Workers
 from shared.settings import Settings
@@ -37,11 +40,14 @@ class Database:
         self.workers = Workers(self._connections, settings)
         self.jobs = Jobs(self._connections, self.workers, settings)
         self.datasets = Datasets(self._connections, settings)
+        self.dataset_places = DatasetPlaces(self._connections)
         self.shards = Shards(self._connections, settings)
         self.batches = Batches(self._connections)
         self.documents = Documents(self._connections)
         self.files = Files(self._connections)
         self.keys = Keys(self._connections)
+        self.usage = Usage(self._connections)
+        self.secrets = Secrets(self._connections)
         self.webhooks = Webhooks(self._connections)
         self.clock = Clock(self._connections, settings)
 

@@ -62,20 +62,32 @@ _OWE_WEBHOOKS = """
 """
 
 
-def _with_webhooks(statement: str) -> str:
-    """Extend `statement` (returning id, status, webhook) so that it also writes the webhooks that are due."""
-    return f"WITH done AS ({statement}), {_OWE_WEBHOOKS} SELECT id, status FROM done"  # noqa: S608 (constants)
+def _with_webhooks(statement: str, *more: str) -> str:
+    """Extend `statement` (returning id, status, webhook) so that it also writes the webhooks that are due, and `more`
+    expressions over the rows that are `done`."""
+    parts = ", ".join((f"done AS ({statement})", _OWE_WEBHOOKS, *more))
+    return f"WITH {parts} SELECT id, status FROM done"  # noqa: S608 (constants)
 
+
+# The pictures of jobs that end count as stored by their tenants, whose counters are taken in the order of the tenants.
+_COUNT_STORED = """
+    counted AS (
+        INSERT INTO tenant_usage AS u (tenant, stored_bytes)
+        SELECT tenant, sum(stored_bytes) FROM done WHERE stored_bytes > 0 GROUP BY tenant ORDER BY tenant
+        ON CONFLICT (tenant) DO UPDATE SET stored_bytes = u.stored_bytes + EXCLUDED.stored_bytes
+    )
+"""
 
 # One statement for any number of jobs.
 SUBMIT = text("""
     WITH accepted AS (
         INSERT INTO jobs (
-            id, kind, model, priority, request, max_attempts, webhook, tenant, trace, dispatch_due_at, deadline_at,
-            deadline
+            id, kind, model, priority, request, max_attempts, webhook, tenant, trace, key_id, dispatch_due_at,
+            deadline_at, deadline
         )
         SELECT new.id, kind, model, priority, request, max_attempts, webhook, :tenant, CAST(:trace AS text),
-            now() + :redispatch_after * interval '1 second', now() + deadline * interval '1 second', deadline
+            CAST(:key_id AS uuid), now() + :redispatch_after * interval '1 second',
+            now() + deadline * interval '1 second', deadline
         FROM unnest(
             CAST(:ids AS uuid[]), CAST(:kinds AS text[]), CAST(:models AS text[]), CAST(:priorities AS int[]),
             CAST(:inputs AS jsonb[]), CAST(:max_attempts AS int[]), CAST(:webhooks AS text[]),
@@ -107,17 +119,21 @@ RENEW = text("""
 """)
 
 FINISH = text(
-    _with_webhooks("""
+    _with_webhooks(
+        """
     UPDATE jobs SET
-        status = f.status, result = f.result, result_key = f.result_key, finished_at = now(),
+        status = f.status, result = f.result, result_key = f.result_key, stored_bytes = f.stored, finished_at = now(),
         lease_until = NULL, error_code = f.error_code, error_detail = f.error_detail, error_retryable = f.retryable
     FROM unnest(
         CAST(:ids AS uuid[]), CAST(:epochs AS int[]), CAST(:statuses AS text[]), CAST(:results AS jsonb[]),
-        CAST(:result_keys AS text[]), CAST(:codes AS text[]), CAST(:details AS text[]), CAST(:retryables AS bool[])
-    ) AS f (id, epoch, status, result, result_key, error_code, error_detail, retryable)
+        CAST(:result_keys AS text[]), CAST(:stored AS bigint[]), CAST(:codes AS text[]), CAST(:details AS text[]),
+        CAST(:retryables AS bool[])
+    ) AS f (id, epoch, status, result, result_key, stored, error_code, error_detail, retryable)
     WHERE jobs.id = f.id AND jobs.epoch = f.epoch AND jobs.status = 'running'
-    RETURNING jobs.id, jobs.status, jobs.webhook
-""")
+    RETURNING jobs.id, jobs.status, jobs.webhook, jobs.tenant, jobs.stored_bytes
+""",
+        _COUNT_STORED,
+    )
 )
 
 GIVE_BACK = text(

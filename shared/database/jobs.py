@@ -14,18 +14,19 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, Select, delete, func, select, text, update
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import Connection, Row, Select, func, select, text, update
 from uuid_utils.compat import uuid7
 
+from shared.database import idempotency
 from shared.database import job_statements as transitions
 from shared.database.connections import Connections, seconds
+from shared.database.idempotency import Once, reserve
 from shared.database.shards import Renewal, renewal
-from shared.database.tables import IdempotencyRow, JobRow
+from shared.database.tables import JobRow
 from shared.database.workers import Workers
 from shared.settings import Settings
-from tuwen.errors import Conflict, IdempotencyMismatch, NotFound, QuotaExceeded
-from tuwen.jobs import Job, JobError, JobRequest, JobResult, Kind, Status, Tenant
+from tuwen.errors import Conflict, NotFound, QuotaExceeded
+from tuwen.jobs import GenerateResult, Job, JobError, JobRequest, JobResult, Kind, Status, Tenant
 
 SUSPICIOUS_LOSSES = 3
 """Workers that may die with a job in their hands, but in no batch, before it is run apart from all others."""
@@ -80,6 +81,15 @@ class Finish:
     error: JobError | None = None
 
     @property
+    def stored_bytes(self) -> int | None:
+        """Bytes of the pictures that the result keeps; None when it keeps none, or an early release told no sizes."""
+        if not isinstance(self.result, GenerateResult):
+            return None
+        images = [self.result.image, *(candidate.image for candidate in self.result.candidates)]
+        sizes = {image.key: image.size for image in images if image is not None}
+        return sum(size for size in sizes.values() if size is not None) or None
+
+    @property
     def status(self) -> Status:
         return Status.SUCCEEDED if self.error is None else Status.FAILED
 
@@ -108,6 +118,8 @@ class Submission:
     """Messages to publish, now that the jobs are committed."""
     jobs: list[Job] = field(default_factory=list)
     """The jobs as they are in the database; of a replay, whose jobs may have progressed, they have to be read."""
+    left: int | None = None
+    """Jobs that the tenant may submit besides, by its quota; None where it was not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,35 +181,38 @@ class Jobs:
         idempotency_key: str | None = None,
         body_sha256: str = "",
         trace: str | None = None,
+        key_id: UUID | None = None,
         together_with: Callable[[Connection, list[UUID]], None] | None = None,
     ) -> Submission:
         """Insert all or none of the jobs. The caller publishes `dispatches` after this has returned.
 
         Args:
             trace: `traceparent` of the request that submits them.
+            key_id: API key of that request.
             together_with: called with the connection and the ids, to write rows in the same transaction.
 
         Raises:
             IdempotencyMismatch: the key was used with another body.
             QuotaExceeded: the tenant would have more than `quota` unfinished jobs.
         """
-        ids = [uuid7() for _ in requests]
+        ids, left = [uuid7() for _ in requests], None
         with self._connections.transaction() as connection:
             if idempotency_key is not None:
-                before = self._remember(connection, tenant, idempotency_key, body_sha256, ids)
+                once = Once(idempotency_key, body_sha256)
+                before = reserve(connection, tenant, once, [str(id) for id in ids])
                 if before is not None:
-                    return Submission(before, replayed=True)
+                    return Submission([UUID(id) for id in before], replayed=True)
             if quota is not None:
-                self._check_quota(connection, tenant, quota, len(ids))
+                left = self._check_quota(connection, tenant, quota, len(ids))
             columns = self._submitted_columns(requests)
-            values = {"ids": ids, "tenant": tenant, "trace": trace, **columns}
+            values = {"ids": ids, "tenant": tenant, "trace": trace, "key_id": key_id, **columns}
             accepted_at = connection.execute(transitions.SUBMIT, values).scalar_one()
             if together_with is not None:
                 together_with(connection, ids)
         dispatches = [
             Dispatch(id, request.input.kind, request.priority) for id, request in zip(ids, requests, strict=True)
         ]
-        return Submission(ids, False, dispatches, _accepted_jobs(ids, requests, columns, accepted_at))
+        return Submission(ids, False, dispatches, _accepted_jobs(ids, requests, columns, accepted_at), left)
 
     def _submitted_columns(self, requests: Sequence[JobRequest]) -> dict[str, Any]:
         kinds = [request.input.kind for request in requests]
@@ -215,46 +230,24 @@ class Jobs:
         }
 
     @staticmethod
-    def _remember(
-        connection: Connection, tenant: Tenant, key: str, body_sha256: str, ids: list[UUID]
-    ) -> list[UUID] | None:
-        """Reserve the key for these jobs, or return the jobs it already made.
+    def _check_quota(connection: Connection, tenant: Tenant, quota: int, more: int) -> int:
+        """Check the quota exactly under concurrency: submissions of one tenant take turns from here to their commit.
 
-        The insert waits for a concurrent insert of the same key to commit or roll back.
+        Returns how many jobs the tenant may have beside those and the `more` that are submitted now.
         """
-        taken = connection.execute(
-            upsert(IdempotencyRow)
-            .values(tenant=tenant, key=key, body_sha256=body_sha256, job_ids=[str(id) for id in ids])
-            .on_conflict_do_nothing()
-            .returning(IdempotencyRow.key)
-        ).first()
-        if taken is not None:
-            return None
-        before = connection.execute(
-            select(IdempotencyRow.body_sha256, IdempotencyRow.job_ids).where(
-                IdempotencyRow.tenant == tenant, IdempotencyRow.key == key
-            )
-        ).one()
-        if before.body_sha256 != body_sha256:
-            raise IdempotencyMismatch(
-                "This Idempotency-Key was used with another request body; use a new key for a new request.",
-                field="Idempotency-Key",
-            )
-        return [UUID(id) for id in before.job_ids]
-
-    @staticmethod
-    def _check_quota(connection: Connection, tenant: Tenant, quota: int, more: int) -> None:
-        """Check the quota exactly under concurrency: submissions of one tenant take turns from here to their commit."""
         connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(tenant, 0))))
         counted = select(JobRow.id).where(JobRow.tenant == tenant, JobRow.status.in_(["queued", "running"]))
         unfinished = connection.execute(
             select(func.count()).select_from(counted.limit(quota + 1).subquery())
         ).scalar_one()
         if unfinished + more > quota:
-            raise QuotaExceeded(
+            error = QuotaExceeded(
                 f"This key may have {quota} unfinished jobs at once and has {unfinished}; wait for some to finish.",
                 retry_after=5,
             )
+            error.quota, error.left = quota, max(0, quota - unfinished)
+            raise error
+        return quota - unfinished - more
 
     def dispatch_now(self, ids: Sequence[UUID]) -> None:
         """Have the housekeeper publish these jobs in its next round, because publishing them failed."""
@@ -297,6 +290,7 @@ class Jobs:
                 "statuses": [job.status.value for job in jobs],
                 "results": [job.result.model_dump_json() if job.result else None for job in jobs],
                 "result_keys": [job.result_key for job in jobs],
+                "stored": [job.stored_bytes for job in jobs],
                 **_error_columns([job.error for job in jobs]),
             },
         )
@@ -326,6 +320,13 @@ class Jobs:
     def get(self, id: UUID, tenant: Tenant) -> Job:
         """The job with this id. Raises NotFound, also for another tenant's job."""
         return self.get_many([id], tenant)[0]
+
+    def owner(self, id: UUID) -> Tenant:
+        """The tenant of a job, for who proves in another way that he may see it. Raises NotFound."""
+        rows = self._run(select(JobRow.tenant).where(JobRow.id == id))
+        if not rows:
+            raise NotFound(f"There is no job {id}.")
+        return str(rows[0].tenant)
 
     def get_many(self, ids: Sequence[UUID], tenant: Tenant) -> list[Job]:
         """The jobs with these ids, in the given order. Raises NotFound when one is missing."""
@@ -380,9 +381,16 @@ class Jobs:
         return Status(rows[0].status)
 
     def retry(self, id: UUID, tenant: Tenant, *, quota: int | None = None) -> Dispatch:
+        """Queue a job again, as `retry_once` does without a key; its message to publish."""
+        return self.retry_once(id, tenant, quota=quota).dispatches[0]
+
+    def retry_once(self, id: UUID, tenant: Tenant, *, quota: int | None = None, once: Once | None = None) -> Submission:
         """Queue a job that ended without a result again, with new attempts and as much time as it had at first.
 
+        The submission that is returned has no jobs: other processes may have changed this one by now.
+
         Raises:
+            IdempotencyMismatch: something else was asked for under the key of `once`.
             NotFound: the tenant has no such job.
             Conflict: the job has succeeded, or is not over yet.
             QuotaExceeded: the tenant would have more than `quota` unfinished jobs.
@@ -412,14 +420,19 @@ class Jobs:
             )
             .returning(JobRow.id, JobRow.kind, JobRow.priority)
         )
+        left = None
         with self._connections.transaction() as connection:
+            if once is not None and reserve(connection, tenant, once, [str(id)]) is not None:
+                return Submission([id], replayed=True)
             if quota is not None:
-                self._check_quota(connection, tenant, quota, 1)
+                left = self._check_quota(connection, tenant, quota, 1)
             row = connection.execute(again).first()
+            if row is None:
+                connection.rollback()  # the key, too
         if row is None:
             job = self.get(id, tenant)
             raise Conflict(f"Job {id} is {job.status}; only a job that ended without a result can be retried.")
-        return Dispatch(row.id, Kind(row.kind), row.priority)
+        return Submission([id], False, [Dispatch(row.id, Kind(row.kind), row.priority)], left=left)
 
     # ── housekeeping ──────────────────────────────────────────────────────────────────────────────
 
@@ -465,7 +478,7 @@ class Jobs:
 
     def forget_idempotency_keys(self) -> None:
         """Delete idempotency keys that are older than a day, as clients of other services expect."""
-        self._run(delete(IdempotencyRow).where(IdempotencyRow.created_at < func.now() - seconds(86_400)))
+        idempotency.forget(self._connections)
 
     def unreferenced(self, keys: Sequence[str]) -> list[str]:
         """Those of these object keys that no file, document or job names."""

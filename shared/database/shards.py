@@ -76,6 +76,10 @@ class ShardProgress:
     kept: int = 0
     """Number of those images that an earlier attempt had finished."""
     tokens: int = 0
+    dropped: int = 0
+    """Those of `done` that a filter dropped."""
+    final: int = 0
+    """Those of `failed` that fail again as long as the source is as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,9 @@ class Shards:
                 "ids": ids,
                 "epochs": [held[id][0] for id in ids],
                 "done": [each.done for each in progress],
+                "dropped": [each.dropped for each in progress],
                 "failed": [each.failed for each in progress],
+                "final": [each.final for each in progress],
                 "kept": [each.kept for each in progress],
                 "tokens": [each.tokens for each in progress],
                 "lease": self._settings.lease,
@@ -168,7 +174,9 @@ class Shards:
         values = {
             "results_key": results_key,
             "done": progress.done,
+            "dropped": progress.dropped,
             "failed": progress.failed,
+            "final": progress.final,
             "kept": progress.kept,
             "tokens": progress.tokens,
         }

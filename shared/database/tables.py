@@ -15,6 +15,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Text,
     UniqueConstraint,
     Uuid,
     false,
@@ -98,6 +99,10 @@ class JobRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    key_id: Mapped[UUID | None]
+    """The API key that submitted it, whose secret signs its webhook."""
+    stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Bytes of the pictures in its result, which count as stored by the tenant."""
     trace: Mapped[str | None]
     """W3C `traceparent` of the request that submitted the job, when requests are traced."""
 
@@ -129,7 +134,7 @@ class JobRow(Base):
 
 
 class IdempotencyRow(Base):
-    """An `Idempotency-Key`: the jobs it made, and the hash of the body."""
+    """An `Idempotency-Key`: the ids of what was made under it, and the hash of what was asked for."""
 
     __tablename__ = "idempotency_keys"
 
@@ -150,8 +155,39 @@ class ApiKeyRow(Base):
     tenant: Mapped[str]
     sha256: Mapped[str] = mapped_column(unique=True)
     quota: Mapped[int]
+    dataset_roots: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
+    """Folders and `s3://` prefixes that its data sets may lie in; empty means none."""
+    # Null where the installation's defaults hold.
+    max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    max_datasets: Mapped[int | None]
+    max_batches: Mapped[int | None]
+    webhook_secret: Mapped[str | None]
+    """Signs the webhooks of its jobs; null for keys of early releases, which the installation's secret signs for."""
+    old_webhook_secret: Mapped[str | None]
+    """The secret before this one; null where that was the installation's."""
+    old_webhook_secret_until: Mapped[datetime | None]
+    """Until then the old secret signs too."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     revoked_at: Mapped[datetime | None]
+
+
+class TenantUsageRow(Base):
+    """What a tenant has stored; triggers of migration 0011 keep it."""
+
+    __tablename__ = "tenant_usage"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
+
+
+class SecretRow(Base):
+    """A secret that the processes of the installation share, by its name."""
+
+    __tablename__ = "secrets"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[bytes]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class FileRow(Base):
@@ -193,6 +229,7 @@ class BatchRow(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant: Mapped[str]
     quota: Mapped[int | None]
+    max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
     endpoint: Mapped[str]
     input_id: Mapped[UUID]
     completion_window: Mapped[str]
@@ -229,6 +266,7 @@ class BatchRow(Base):
         CheckConstraint(_one_of("status", BatchStatus), "status"),
         CheckConstraint("(due_at IS NULL) = (finished_at IS NOT NULL)", "seen_to_until_finished"),
         Index("ix_batches_listing", "tenant", "id"),
+        Index("ix_batches_unfinished", "tenant", postgresql_where=text("finished_at IS NULL")),
         Index("ix_batches_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
     )
 
@@ -319,6 +357,8 @@ class DatasetRow(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant: Mapped[str]
+    key_id: Mapped[UUID | None]
+    """API key that submitted it, or exported or retried it last: its roots bound all places of the data set."""
     request: Mapped[dict[str, Any]]
     destination: Mapped[str | None]
     """Place to export to; null for a dry run."""
@@ -351,7 +391,27 @@ class DatasetRow(Base):
         CheckConstraint("status <> 'failed' OR error_code IS NOT NULL", "failed_has_error"),
         # Two runs into the same destination would overwrite each other.
         Index("uq_datasets_destination", "destination", unique=True, postgresql_where=text(MOVING)),
+        Index("ix_datasets_moving", "tenant", postgresql_where=text(MOVING)),
         Index("ix_datasets_listing", "tenant", "id"),
+    )
+
+
+class DatasetPlaceRow(Base):
+    """A place that a tenant's data sets have read from or written to."""
+
+    __tablename__ = "dataset_places"
+
+    place: Mapped[str] = mapped_column(primary_key=True)
+    """Real path or `s3://BUCKET/PREFIX`, in its normal form."""
+    role: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    dataset_id: Mapped[UUID]
+    """The latest data set there; it may be deleted by now."""
+    noted_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        CheckConstraint("role IN ('source', 'destination')", "role"),
+        Index("uq_dataset_places_destination", "place", unique=True, postgresql_where=text("role = 'destination'")),
     )
 
 
@@ -380,7 +440,11 @@ class ShardRow(Base):
 
     # progress as of the last heartbeat; `kept` of these images are from an earlier attempt
     done: Mapped[int] = mapped_column(server_default="0")
+    dropped: Mapped[int] = mapped_column(server_default="0")
+    """Those of `done` that a filter dropped."""
     failed: Mapped[int] = mapped_column(server_default="0")
+    final: Mapped[int] = mapped_column(server_default="0")
+    """Those of `failed` that fail again as long as the source is as it is."""
     kept: Mapped[int] = mapped_column(server_default="0")
     tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
 

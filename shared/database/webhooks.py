@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 from uuid import UUID
@@ -13,7 +13,7 @@ from sqlalchemy import func, text, update
 from shared.database.connections import Connections
 from shared.database.tables import WEBHOOK_HOST, WebhookRow
 from tuwen.errors import Conflict, NotFound
-from tuwen.jobs import Status, Tenant
+from tuwen.jobs import Kind, Status, Tenant
 
 LATE = 60.0
 """Seconds after which a delivery that is still owed is late."""
@@ -37,6 +37,11 @@ _TAKE_WEBHOOKS = text(f"""
             SELECT webhooks.id, due_at FROM webhooks JOIN jobs ON jobs.id = webhooks.job_id
             -- A job that is retried has no result to deliver until it ends again.
             WHERE {WEBHOOK_HOST} = hosts.host AND due_at <= now() AND jobs.finished_at IS NOT NULL
+                -- Nothing is sent unsigned: without a secret of the installation, only keys with their own sign.
+                AND (
+                    CAST(:shared AS bool)
+                    OR EXISTS (SELECT FROM api_keys AS k WHERE k.id = jobs.key_id AND k.webhook_secret IS NOT NULL)
+                )
             ORDER BY due_at LIMIT COALESCE(known.places, :places_else) FOR UPDATE OF webhooks SKIP LOCKED
         ) AS picked
         ORDER BY picked.due_at LIMIT :most
@@ -44,10 +49,11 @@ _TAKE_WEBHOOKS = text(f"""
     UPDATE webhooks SET
         attempts = webhooks.attempts + 1,
         due_at = now() + LEAST(3600, 5 * 4 ^ webhooks.attempts) * interval '1 second'
-    FROM due, jobs
+    FROM due, jobs LEFT JOIN api_keys AS signer ON signer.id = jobs.key_id
     WHERE webhooks.id = due.id AND jobs.id = webhooks.job_id
-    RETURNING webhooks.id, webhooks.url, due.host, webhooks.attempts, webhooks.job_id, jobs.tenant, jobs.status,
-        jobs.finished_at
+    RETURNING webhooks.id, webhooks.url, due.host, webhooks.attempts, webhooks.job_id, jobs.tenant, jobs.kind,
+        jobs.status, jobs.finished_at, signer.webhook_secret AS secret, signer.old_webhook_secret AS old_secret,
+        COALESCE(signer.old_webhook_secret_until > now(), false) AS overlaps
 """)  # noqa: S608 (a constant)
 
 _GIVE_UP_OLD = text(f"""
@@ -60,7 +66,11 @@ _FIGURES = text("""
         count(*) FILTER (WHERE due_at IS NOT NULL AND owed_at < now() - :late * interval '1 second') AS late,
         count(*) FILTER (WHERE due_at IS NULL) AS given_up,
         GREATEST(0, COALESCE(EXTRACT(EPOCH FROM now() - min(owed_at) FILTER (WHERE due_at IS NOT NULL)), 0))::float8
-            AS oldest_age
+            AS oldest_age,
+        count(*) FILTER (
+            WHERE due_at IS NOT NULL
+            AND NOT EXISTS (SELECT FROM api_keys AS k WHERE k.id = jobs.key_id AND k.webhook_secret IS NOT NULL)
+        ) AS shared
     FROM webhooks JOIN jobs ON jobs.id = job_id WHERE delivered_at IS NULL AND jobs.finished_at IS NOT NULL
 """)
 
@@ -97,8 +107,15 @@ class DueWebhook:
     """This one included."""
     job_id: UUID
     tenant: Tenant
+    kind: Kind
     status: Status
     finished_at: datetime
+    secret: str | None = field(repr=False)
+    """Webhook secret of the key that submitted the job; None where the installation's signs."""
+    old_secret: str | None = field(repr=False)
+    """The one before it; None where that was the installation's."""
+    overlaps: bool
+    """Whether the one before still signs too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +147,8 @@ class WebhookFigures:
     given_up: int
     oldest_age: float
     """Seconds that the oldest of the waiting ones has been owed; 0 when none waits."""
+    shared: int
+    """Those of the waiting ones that only a secret of the installation can sign."""
 
 
 class Webhooks:
@@ -139,14 +158,18 @@ class Webhooks:
         self._run = connections.run
         self._fetch = connections.fetch
 
-    def take(self, most: int, places: Mapping[str, int] | None = None, *, places_else: int = 1000) -> list[DueWebhook]:
+    def take(
+        self, most: int, places: Mapping[str, int] | None = None, *, places_else: int = 1000, shared: bool = True
+    ) -> list[DueWebhook]:
         """Take due deliveries, the oldest first; of each host at most its `places`, `places_else` for the others.
+
+        `shared`: whether the installation has a secret; without one, only jobs of keys with their own are taken.
 
         Taking a delivery postpones it by its backoff, so that it is tried again if the housekeeper dies.
         """
         places = places or {}
-        values = {"hosts": list(places), "places": list(places.values()), "places_else": places_else, "most": most}
-        return self._fetch(DueWebhook, _TAKE_WEBHOOKS, values)
+        known = {"hosts": list(places), "places": list(places.values()), "places_else": places_else}
+        return self._fetch(DueWebhook, _TAKE_WEBHOOKS, {**known, "most": most, "shared": shared})
 
     def mark_delivered(self, id: UUID) -> None:
         """Note that a webhook was delivered."""

@@ -29,6 +29,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from shared.intake.image_metadata import gif_colours, require_little_info, require_little_metadata
 from shared.settings import Settings
 from tuwen.engine import Pixels
 from tuwen.errors import ImageCorrupt, ImageRejected, ImageTooLarge, TooManyFrames, UnsupportedFormat
@@ -68,7 +69,6 @@ _SIDEWAYS = (5, 6, 7, 8)
 # Decoding each scan of a progressive JPEG visits the whole image, although the scan may have only a few bytes. Encoders
 # write about ten scans; the marker may also occur by chance in the metadata.
 _MOST_SCANS = 100
-_LARGEST_PROFILE = 4 * 2**20
 # Pillow reads and stores each tag of a TIFF, which takes 50 µs per tag; cameras write about a hundred.
 _MOST_TAGS = 1000
 
@@ -158,7 +158,9 @@ def _open(data: bytes, settings: Settings) -> tuple[Image.Image, ImageInfo]:
         raise ImageCorrupt("the image has too many scans")
     counted = _COUNTERS[name](data, settings.max_image_frames + 1) if name in _COUNTERS else 0
     _require_frames(counted, settings)
+    require_little_metadata(data, name, settings.max_image_metadata)
     image = Image.open(BytesIO(data), formats=(name,))
+    require_little_info(image.info, settings.max_image_metadata)
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageCorrupt("the image has no pixels")
@@ -200,13 +202,13 @@ def _require_small_tiles(image: TiffImagePlugin.TiffImageFile, settings: Setting
 
 def _gif_frames(data: bytes, enough: int) -> int:
     """Count image descriptors, up to `enough`, by skipping over the blocks (GIF89a specification, section 12)."""
-    position = 13 + _gif_colours(data[10])
+    position = 13 + gif_colours(data[10])
     frames = 0
     while frames < enough and position < len(data):
         kind = data[position]
         if kind == 0x2C:  # image descriptor, its colours, the code size, then the pixels
             frames += 1
-            position += 11 + _gif_colours(data[position + 9])
+            position += 11 + gif_colours(data[position + 9])
         elif kind == 0x21:  # extension
             position += 2
         else:
@@ -215,11 +217,6 @@ def _gif_frames(data: bytes, enough: int) -> int:
             position += 1 + size
         position += 1
     return frames
-
-
-def _gif_colours(flags: int) -> int:
-    """Bytes of the colour table that follows a descriptor with these flags."""
-    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
 def _tiff_frames(data: bytes, enough: int) -> int:
@@ -282,7 +279,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _srgb(image: Image.Image) -> Image.Image:
     """Convert to sRGB by the image's colour profile, when it has a valid one that differs from sRGB."""
     profile = image.info.get("icc_profile")
-    if not profile or len(profile) > _LARGEST_PROFILE or image.mode not in ("L", "RGB", "RGBA", "CMYK"):
+    if not profile or image.mode not in ("L", "RGB", "RGBA", "CMYK"):
         return image
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))

@@ -30,7 +30,7 @@ from shared.settings import Settings
 from tuwen.errors import ConfigurationError, NotFound, StorageUnavailable
 
 if TYPE_CHECKING:
-    from obstore import Attributes
+    from obstore import Attributes, GetOptions
     from obstore.store import ClientConfig, RetryConfig, S3Config
 
 # A service that is down must fail a job within seconds: a refused connection is retried for about a second, an
@@ -158,11 +158,16 @@ class ObjectStore:
         with self._translate_errors(key):
             return bytes(obstore.get(self._backend, key).bytes())
 
-    def stream(self, key: str) -> Iterator[bytes]:
-        """Read the object's bytes in chunks; raises `NotFound` at the call, not at the first chunk."""
+    def stream(self, key: str, span: tuple[int, int] | None = None) -> Iterator[bytes]:
+        """Read the object's bytes in chunks; raises `NotFound` at the call, not at the first chunk.
+
+        With `span`, only the bytes from its first number up to but not including its second are read, of which there
+        must be at least one.
+        """
         _reject_impossible_key(key)
+        options: GetOptions = {} if span is None else {"range": span}
         with self._translate_errors(key):
-            chunks = obstore.get(self._backend, key).stream(min_chunk_size=_CHUNK)
+            chunks = obstore.get(self._backend, key, options=options).stream(min_chunk_size=_CHUNK)
         return self._chunks(key, chunks)
 
     def read(self, key: str, start: int, length: int) -> bytes:

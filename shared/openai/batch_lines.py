@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 
 from shared.intake.validation import parse
+from shared.objects.signed_urls import ResultUrls
 from shared.objects.storage import ObjectStore
 from shared.openai import chat, images
 from shared.openai.errors import body, error_of_job, status
@@ -72,10 +73,10 @@ def line_request(settings: Settings, number: int, line: BatchLine, deadline: flo
 
 
 def answer_line(
-    settings: Settings, store: ObjectStore, base_url: str, endpoint: str, custom_id: str, form: str | None, job: Job
+    settings: Settings, store: ObjectStore, urls: ResultUrls, endpoint: str, custom_id: str, form: str | None, job: Job
 ) -> bytes:
     """The line of a job that has succeeded. Raises NotFound, StorageUnavailable."""
-    made = images.answer(settings, store, base_url, form, job) if endpoint == ENDPOINTS[0] else chat.answer(job)
+    made = images.answer(settings, store, urls, form, job) if endpoint == ENDPOINTS[0] else chat.answer(job)
     return _line(job.id, custom_id, {"status_code": 200, "request_id": str(job.id), "body": made})
 
 

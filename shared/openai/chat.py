@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.intake.data_urls import is_data_url
 from shared.openai.errors import UnsupportedParameter, error_of_job
 from shared.openai.models import require
 from shared.settings import Settings
@@ -24,7 +25,6 @@ from tuwen.jobs import (
     Word,
 )
 
-_DATA_URL = re.compile(r"data:[^,;]*(?:;[^,;]+)*;base64,", re.ASCII)
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _ONLY = {
     "n": (1, "Each request gets one answer."),
@@ -187,9 +187,8 @@ def token_usage(result: DescribeResult) -> dict[str, int]:
 
 
 def _source(url: str) -> ImageSource:
-    found = _DATA_URL.match(url[:200])
-    if found:
-        return ImageSource(base64=url[found.end() :])
+    if is_data_url(url):
+        return ImageSource(base64=url)
     if not url.startswith(("http://", "https://")) or len(url) > 2048:
         raise InvalidRequest(
             "image_url.url must be an http(s) URL of at most 2,048 characters, or data:image/…;base64,…",

@@ -29,6 +29,11 @@ def body(error: TuwenError) -> dict[str, Any]:
     return {"message": error.detail, "type": _type(error), "param": _param(error.field), "code": _code(error)}
 
 
+def plain_body(status: int, code: str, message: str) -> dict[str, Any]:
+    """The object under the key `error`, for what HTTP itself refuses."""
+    return {"message": message, "type": _type_of(status), "param": None, "code": code}
+
+
 def error_of_job(job: Job) -> TuwenError:
     """Why a job that is over has no result, as the error that its worker met."""
     if job.status is Status.CANCELLED:
@@ -44,7 +49,11 @@ def error_of_job(job: Job) -> TuwenError:
 def _type(error: TuwenError) -> str:
     if isinstance(error, QuotaExceeded):
         return "rate_limit_error"
-    return "server_error" if error.status >= 500 else "invalid_request_error"
+    return _type_of(error.status)
+
+
+def _type_of(status: int) -> str:
+    return "server_error" if status >= 500 else "invalid_request_error"
 
 
 def _code(error: TuwenError) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.objects.signed_urls import ResultUrls
 from shared.objects.storage import ObjectStore
 from shared.openai.errors import UnsupportedParameter, error_of_job
 from shared.openai.models import require
@@ -94,16 +95,15 @@ class ImagesRequest(BaseModel):
 
 
 def answer(
-    settings: Settings, store: ObjectStore, base_url: str, response_format: str | None, job: Job
+    settings: Settings, store: ObjectStore, urls: ResultUrls, response_format: str | None, job: Job
 ) -> dict[str, Any]:
     """The answer in OpenAI's shape for a job that has succeeded. Raises StorageUnavailable."""
     images = []
     words = revised_prompts(job)
     for index, image in enumerate(stored_images(job)):
         if response_format == "url":
-            fetched_here = f"{base_url}/v1/jobs/{job.id}/image" + (f"?candidate={index}" if index else "")
-            url = store.url(image.key, settings.result_url_ttl)
-            images.append({"url": url or fetched_here} | words[index])
+            url = store.url(image.key, settings.result_url_ttl) or urls.image(job.id, index)
+            images.append({"url": url} | words[index])
         else:
             images.append({"b64_json": image_base64(store, image)} | words[index])
     first = stored_images(job)[0]

@@ -28,8 +28,8 @@ from tests.chaos.goal import Goal, pursue
 from tests.chaos.work import Work
 from tests.support.clock import FakeClock
 from tests.support.disks import small_disk
-from tests.support.receivers import SECRET, Receiver
 from tests.support.system import running_system
+from tests.support.webhooks import SECRET, Receiver
 
 DISK = 1024
 """Megabytes of the disk that is filled."""

@@ -18,8 +18,8 @@ from rich.console import Console
 from api.embedded.servers import Postgres, Valkey
 from tests.support.clock import FakeClock
 from tests.support.disks import full
-from tests.support.receivers import Receiver
 from tests.support.system import Process, System, freeze, gone
+from tests.support.webhooks import Receiver
 from tuwen.errors import ConfigurationError, DatabaseUnavailable
 
 console = Console()

@@ -20,8 +20,8 @@ from standardwebhooks.webhooks import Webhook
 from shared.intake.images import encode_png
 from shared.objects.storage import ObjectStore, file_key
 from tests.support.fakes import seed_colour
-from tests.support.receivers import SECRET, Receiver
 from tests.support.system import TENANT, System
+from tests.support.webhooks import SECRET, Receiver
 from tuwen.errors import Conflict, DatabaseUnavailable, QueueUnavailable
 from tuwen.jobs import (
     DescribeResult,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from shared.intake.dataset_places import require_allowed
+from shared.intake.dataset_places import Permission
 from shared.settings import Settings
 from tests.support.compose import FILE, REQUIRED, ROOT, VARIABLES, MissingVariable, compose, seconds
 from tuwen.jobs import Kind
@@ -124,7 +124,7 @@ def test_data_sets_lie_apart_from_what_is_kept_for_all(services: dict[str, Any])
             continue
         settings = Settings(storage_url=given["TUWEN_STORAGE_URL"], dataset_roots=given["TUWEN_DATASET_ROOTS"])
         for root in settings.dataset_roots:
-            require_allowed(f"{root}/cats", settings, "source")
+            Permission.of(settings, (f"{root}/alice",)).require(f"{root}/alice/cats", "source")
 
 
 def test_gpu_workers_have_a_gpu_each(services: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ PAGES = [
 ]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-TOPS = {"api", "deploy", "docs", "shared", "tests", "tuwen", "workers"}
+TOPS = {"api", "deploy", "docs", "release", "requirements", "shared", "tests", "tuwen", "workers"}
 """Folders whose files the pages name; other paths are those of a user, such as `runs/evaluation`."""
 
 LINK = re.compile(r"\[(?P<text>(?:[^\]\\]|\\.)*)\]\((?P<target>[^)\s]+)\)")
@@ -172,6 +172,20 @@ def test_every_method_that_is_named_exists(page: Path) -> None:
     ours = {name for top in TOPS - {"docs"} for file in (ROOT / top).rglob("*.py") for name in defined(file)}
     named = {span for span in spans(page) if re.fullmatch(r"_?[A-Z]\w*[a-z]\w*\.\w+", span)}
     assert named - ours == set()
+
+
+def test_every_promise_of_the_threat_model_names_a_test_that_exists() -> None:
+    page, missing, count = ROOT / "docs" / "threat_model.md", [], 0
+    for part in re.split(r"[|.]\s|\n\n", prose(page)):
+        names = re.findall(r"`((?:Test\w+\.)?test_\w+)`", part)
+        files = [ROOT / "docs" / link["target"] for link in LINK.finditer(part) if "/test_" in link["target"]]
+        count += len(names)
+        missing += [name for name in names if files and not any(name in defined(file.resolve()) for file in files)]
+    assert missing == []
+    assert count > 40
+    # Every row that promises something says what shows it, but for the administrator's, who is promised nothing.
+    rows = [row for head, table in tables(page) for row in table if head[-1] == "shown by"]
+    assert [row[0] for row in rows if "`test_" not in row[-1].replace("`Test", "`test_")] == ["the administrator"]
 
 
 def ways() -> Iterator[list[list[str]]]:

@@ -21,8 +21,8 @@ from shared.database import Database, Finish
 from shared.objects.storage import ObjectStore, content_key
 from shared.queue import JobQueue
 from shared.settings import Settings
-from tests.support.waiting import PATIENT
-from tuwen.jobs import GenerateResult, JobError, Progress, Status, StoredImage
+from tests.support.waiting import PATIENT, eventually
+from tuwen.jobs import GenerateResult, JobError, Kind, Progress, Status, StoredImage
 
 
 @contextmanager
@@ -38,6 +38,7 @@ def serving(settings: Settings, port: int = 0, limits: Limits | None = None) -> 
             http=bounded_http(limits),
             ws="none",
             timeout_keep_alive=KEEP_ALIVE,
+            forwarded_allow_ips=[*settings.trusted_proxies],
             timeout_graceful_shutdown=2,
         )
         server = uvicorn.Server(config)
@@ -76,7 +77,7 @@ class FakeWorker:
         """Finish a generate job; the key of its image."""
         key = content_key("results", image, ".png")
         self._store.put(key, image, "image/png")
-        stored = StoredImage(key=key, sha256=sha256(image).hexdigest(), width=8, height=8)
+        stored = StoredImage(key=key, sha256=sha256(image).hexdigest(), width=8, height=8, size=len(image))
         self._end(Finish(id, self._epochs[id], result=GenerateResult(image=stored, seed=1), result_key=key))
         return key
 
@@ -87,6 +88,18 @@ class FakeWorker:
     def _end(self, finish: Finish) -> None:
         ended = self._database.jobs.finish([finish])
         self._queue.announce((id, {"status": status.value}) for id, status in ended.items())
+
+    def await_next(self) -> UUID:
+        """Wait for a generate job of any tenant that is queued; its id."""
+        found: list[UUID] = []
+
+        def look() -> bool:
+            self._database.jobs.mark_all_due()
+            found.extend(dispatch.id for dispatch in self._database.jobs.take_due(Kind.GENERATE, 1))
+            return bool(found)
+
+        eventually(look, "a job to be submitted")
+        return found[0]
 
     def close(self) -> None:
         """Close the connections."""

@@ -14,6 +14,7 @@ from itertools import chain
 
 EXECUTABLES = {
     "chromium": ("chromium", "google-chrome", "chromium-browser"),
+    "docker-registry": ("docker-registry",),
     "g++": ("g++",),
     "prometheus": ("prometheus",),
     "postgresql": ("/usr/lib/postgresql/*/bin/postgres",),

@@ -115,7 +115,9 @@ class FickleS3:
                 behind.request(self.command, self.path, body=body, headers=dict(self.headers.items()))
                 answer = behind.getresponse()
                 text = answer.read()
-                self.send_response(answer.status)
+                # rclone sends a part of an object with the status of the whole, which S3 does not.
+                part = answer.status == 200 and answer.getheader("content-range")
+                self.send_response(206 if part else answer.status)
                 for name, value in answer.getheaders():
                     if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
                         self.send_header(name, value)

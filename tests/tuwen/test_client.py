@@ -132,6 +132,18 @@ def test_a_submission_whose_answer_was_lost_is_the_same_job(settings: Settings, 
         assert [each.id for each in client.iter_jobs()] == [job.id]
 
 
+def test_whatever_makes_something_is_repeated_under_its_key(settings: Settings, connect: Connect) -> None:
+    request = DatasetRequest(source="/source", destination="/out")
+    with serving(settings) as url, connect(url) as client:
+        job = client.generate("a cat")
+        client.cancel(job.id)
+        with losing_first_answers(url, 1) as lossy, connect(lossy) as unlucky:
+            assert unlucky.retry(job.id).status is Status.QUEUED
+        with losing_first_answers(url, 1) as lossy, connect(lossy) as unlucky:
+            dataset = unlucky.datasets.submit(request)
+        assert [each.id for each in client.datasets.iter()] == [dataset.id]
+
+
 def test_what_cannot_be_repeated_is_not(settings: Settings, connect: Connect) -> None:
     with serving(settings) as url, connect(url) as client:
         job = client.generate("a cat")

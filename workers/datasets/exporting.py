@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from hashlib import sha256
 
 from shared.database import Database
 from shared.database.datasets import DatasetClaim
-from shared.intake.dataset_places import require_allowed
+from shared.intake.dataset_places import Permission
 from shared.objects.datasets import all_images
 from shared.objects.storage import ObjectStore
 from shared.settings import Settings
 from tuwen.annotations import Annotation, Review, standing_reviews
 from tuwen.datasets import DatasetRequest
+from tuwen.errors import DestinationUnusable, Forbidden, PathForbidden
 from workers.datasets.access import open_allowed
-from workers.datasets.exports import write
+from workers.datasets.exports import Owner, write
 from workers.datasets.sources import SourceImage
 
 PAGE = 1000
@@ -32,22 +34,33 @@ def export(
 
     Raises:
         DestinationUnusable: it cannot be written; a disk may be full.
-        Forbidden: the settings do not allow the destination.
+        Forbidden: the key may not use the destination or the source, or the destination is another tenant's.
+        Conflict: an unfinished data set of another tenant is to be written there.
         SourceUnusable, StorageUnavailable, DatabaseUnavailable, NotFound
     """
-    request = claim.request
-    destination = require_allowed(request.destination or "", settings, "destination", followed=True)
-    with open_allowed(request, settings) as source:
-        write(
-            read_reviewed(database, store, claim, require_wanted),
-            destination,
-            settings,
-            destination_format=request.destination_format,
-            overwrite=request.overwrite,
-            read=source.read,
-            run=lineage(claim.request),
-            source=request.source,
-        )
+    request, places = claim.request, database.dataset_places
+    key_roots = places.key_roots(claim.id)
+    permission = Permission.of(settings, key_roots)
+    with closing(permission.open()) as roots, open_allowed(request, settings, key_roots) as source:
+        destination = permission.require_followed(request.destination or "", "destination", roots)
+        was_ours = places.take(destination, claim.tenant, claim.id)
+        # Exports of earlier releases do not say whose they are. In an open installation there is only one tenant.
+        owner = Owner(lineage(request), claim.tenant, overwrite=request.overwrite, adopts=was_ours or key_roots is None)
+        try:
+            write(
+                read_reviewed(database, store, claim, require_wanted),
+                destination,
+                settings,
+                owner=owner,
+                destination_format=request.destination_format,
+                read=source.read,
+                source=request.source,
+                roots=roots,
+            )
+        except (DestinationUnusable, Forbidden, PathForbidden):
+            if not was_ours:  # and nothing of it is there now
+                places.release(destination, claim.tenant)
+            raise
 
 
 def lineage(request: DatasetRequest) -> str:

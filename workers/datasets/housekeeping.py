@@ -140,7 +140,8 @@ class DatasetKeeper:
         claim = run.claim
         needed = {kind.value for kind in claim.request.kinds}
         devices = sum(needed <= set(worker.models) for worker in self._database.workers.alive())
-        with open_allowed(claim.request, self._settings) as source:
+        key_roots = self._database.dataset_places.key_roots(claim.id)
+        with open_allowed(claim.request, self._settings, key_roots) as source:
             found = estimate(
                 source,
                 self._settings,

@@ -28,7 +28,7 @@ from shared.settings import Settings
 from tuwen.annotations import Annotation
 from tuwen.errors import QueueUnavailable
 from tuwen.jobs import JobError
-from workers.datasets.access import open_allowed
+from workers.datasets.access import open_allowed, vet_places
 from workers.datasets.duplicates import Duplicates, examine
 from workers.datasets.earlier import EarlierResults
 from workers.datasets.filters import drop_after_models, drop_before_models
@@ -76,12 +76,14 @@ class DatasetPlanner:
 
         Raises:
             SourceUnusable: it cannot be listed, or there is nothing in it.
+            Forbidden, Conflict: as `vet_places`.
             Stopped: it is no longer this planner's.
             StorageUnavailable, DatabaseUnavailable, NotFound
         """
         request = self._claim.request
+        vet_places(self._claim, self._settings, self._database)
         with ExitStack() as open_things:
-            source = open_things.enter_context(open_allowed(request, self._settings))
+            source = open_things.enter_context(self._open_source())
             earlier = (
                 None
                 if request.dry_run
@@ -96,6 +98,10 @@ class DatasetPlanner:
             while lines := [self._plan_line(*each, source, earlier) for each in islice(entries, self._size)]:
                 self._require_wanted()
                 self._add(lines)
+
+    def _open_source(self) -> Source:
+        key_roots = self._database.dataset_places.key_roots(self._claim.id)
+        return open_allowed(self._claim.request, self._settings, key_roots)
 
     @property
     def _size(self) -> int:
@@ -184,7 +190,7 @@ class DatasetPlanner:
             for shard in self._database.shards.all(self._claim.id):
                 for planned in read_plan(self._store, shard.plan_key):
                     names.add(planned.blank_annotation().name)
-            source = open_things.enter_context(open_allowed(self._claim.request, self._settings))
+            source = open_things.enter_context(self._open_source())
             duplicates = open_things.enter_context(Duplicates())
             for entry, ended in self._judge_entries(source, duplicates):
                 if entry.name not in names:

@@ -71,7 +71,8 @@ class Previews:
 
     def make(self, dataset_id: UUID, images: list[int]) -> None:
         """Store the previews of these images; an empty file for one that cannot be read."""
-        with open_allowed(self._database.datasets.request(dataset_id), self._settings) as source:
+        request = self._database.datasets.request(dataset_id)
+        with open_allowed(request, self._settings, self._database.dataset_places.key_roots(dataset_id)) as source:
             for image in images:
                 key = preview_key(dataset_id, image)
                 with suppress(NotFound):

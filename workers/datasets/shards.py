@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Literal
 from uuid import UUID
 
@@ -32,7 +33,16 @@ from shared.queue.events import DONE, Outcome, retried
 from shared.settings import Settings
 from tuwen.annotations import Annotation
 from tuwen.datasets import ShardStatus
-from tuwen.errors import EngineStartFailed, NotFound, QueueUnavailable, StorageUnavailable, TuwenError, Unavailable
+from tuwen.errors import (
+    EngineStartFailed,
+    Forbidden,
+    NotFound,
+    PathForbidden,
+    QueueUnavailable,
+    StorageUnavailable,
+    TuwenError,
+    Unavailable,
+)
 from tuwen.jobs import JobError, Kind
 from workers.datasets.access import open_allowed
 from workers.datasets.annotating import Annotating, AnnotationContext
@@ -125,9 +135,11 @@ class ShardRunner:
         claim = shard.claim
         context = AnnotationContext(self._settings, self._batcher, self._models, self._worker)
         try:
-            with self._sources.use(claim) as source:
+            with self._sources.use(claim, self._database.dataset_places.key_roots(claim.dataset_id)) as source:
                 shard.annotate(context, source)
             return self._finish(shard)
+        except (Forbidden, PathForbidden) as error:
+            return self._stop_data_set(shard, error)
         except (Stopped, EngineStartFailed) as error:
             if isinstance(error, EngineStartFailed):
                 # Not this shard's fault: another worker, or this one after its restart, can do it.
@@ -146,6 +158,13 @@ class ShardRunner:
         except Exception:
             log.exception("shard %s failed unexpectedly", claim.id)
             return self._give_back(shard, INTERNAL)
+
+    def _stop_data_set(self, shard: ShardRun, error: TuwenError) -> Outcome | None:
+        """End the whole data set, because its key may not use its source any more: no attempt would change that."""
+        log.warning("data set %s is stopped: %s", shard.claim.dataset_id, error)
+        reason = JobError(code=error.code, detail=str(error))
+        retry_outages(lambda: self._database.datasets.stop(shard.claim.dataset_id, reason), self._settings.lease)
+        return self._give_back(shard, reason)
 
     def _finish(self, shard: ShardRun) -> Outcome | None:
         claim = shard.claim
@@ -268,15 +287,21 @@ class ShardRun(Held[ShardClaim]):
             if annotation is not None:
                 self._record_end(index, annotation)
         kept = self._progress
-        self._progress = ShardProgress(kept.done, kept.failed, kept.done + kept.failed, kept.tokens)
+        self._progress = replace(kept, kept=kept.done + kept.failed)
 
     def _record_end(self, index: int, annotation: Annotation) -> None:
         self._lines[index] = annotation.model_dump_json(exclude_defaults=True).encode()
-        is_error = annotation.error is not None
         now = self._progress
         # Replaced as a whole, since the heartbeat reads it from its own thread.
         tokens = sum(caption.tokens or 0 for caption in (*annotation.captions, *annotation.others))
-        self._progress = ShardProgress(now.done + (not is_error), now.failed + is_error, now.kept, now.tokens + tokens)
+        self._progress = ShardProgress(
+            done=now.done + (annotation.error is None),
+            dropped=now.dropped + (annotation.error is None and annotation.drop is not None),
+            failed=now.failed + (annotation.error is not None),
+            final=now.final + (annotation.error is not None and not annotation.error.retryable),
+            kept=now.kept,
+            tokens=now.tokens + tokens,
+        )
 
     def _annotate(self, annotating: Annotating, plan: Sequence[Planned]) -> None:
         todo = [
@@ -346,35 +371,41 @@ def _strikes(line: Line) -> int:
     return line.strikes + line.alone if isinstance(line, AtRisk) else 0
 
 
+_Opened = tuple[UUID, tuple[str, ...] | None]
+"""A data set, and the roots that its source was opened beneath."""
+
+
 class _OpenSources:
     """Sources that stay open while shards of them come one after the other."""
 
     def __init__(self, settings: Settings, most: int = 4):
         self._settings = settings
         self._most = most
-        self._open: OrderedDict[UUID, Source] = OrderedDict()
-        self._users: dict[UUID, int] = {}
+        self._open: OrderedDict[_Opened, Source] = OrderedDict()
+        self._users: dict[_Opened, int] = {}
         self._guard = threading.Lock()
 
     @contextmanager
-    def use(self, claim: ShardClaim) -> Iterator[Source]:
-        """Keep the source of the shard's data set open within the block.
+    def use(self, claim: ShardClaim, key_roots: tuple[str, ...] | None) -> Iterator[Source]:
+        """Keep the source of the shard's data set open within the block; it is opened anew when its roots change.
 
         Raises:
             SourceUnusable, StorageUnavailable
+            Forbidden: the source lies outside the roots by now.
         """
+        opened = (claim.dataset_id, key_roots)
         with self._guard:
-            source = self._open.get(claim.dataset_id)
+            source = self._open.get(opened)
             if source is None:
-                source = open_allowed(claim.request, self._settings)
-                self._open[claim.dataset_id] = source
-            self._open.move_to_end(claim.dataset_id)
-            self._users[claim.dataset_id] = self._users.get(claim.dataset_id, 0) + 1
+                source = open_allowed(claim.request, self._settings, key_roots)
+                self._open[opened] = source
+            self._open.move_to_end(opened)
+            self._users[opened] = self._users.get(opened, 0) + 1
         try:
             yield source
         finally:
             with self._guard:
-                self._users[claim.dataset_id] -= 1
+                self._users[opened] -= 1
                 for id in [id for id in self._open if not self._users.get(id)][: len(self._open) - self._most]:
                     self._open.pop(id).close()
                     del self._users[id]

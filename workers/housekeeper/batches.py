@@ -31,6 +31,7 @@ from shared.database.batches import BatchClaim, Line, NewDocument
 from shared.database.shards import Renewal
 from shared.intake.admission import Admission
 from shared.leasing.heartbeat import Heartbeat, Held
+from shared.objects.signed_urls import ResultUrls, UrlSigner
 from shared.objects.storage import ObjectStore
 from shared.openai.batch_lines import (
     LineRequest,
@@ -89,6 +90,7 @@ class BatchRunner:
         self._queue = JobQueue(settings)
         self._store = ObjectStore.open(settings)
         self._admission = Admission(settings, self._database, self._store)
+        self._signer = UrlSigner(settings, self._database)
         self._recorder = Recorder()
         self._heartbeat = Heartbeat(self._renew, settings.heartbeat, "batch-heartbeat")
         self._stopping = threading.Event()
@@ -248,7 +250,7 @@ class BatchRunner:
         """Make jobs of `lines`; those that cannot be jobs are answered at once."""
         requests, errors = self._line_requests(batch, lines)
         if requests:
-            requests, more = self._admit(requests, batch.tenant)
+            requests, more = self._admit(requests, batch)
             errors += more
         self._put_part(batch, "errors", errors)
         advance = partial(
@@ -307,10 +309,11 @@ class BatchRunner:
                 errors.append(refusal_line(line.custom_id, error))
         return requests, errors
 
-    def _admit(self, requests: Sequence[LineRequest], tenant: Tenant) -> tuple[list[LineRequest], list[bytes]]:
+    def _admit(self, requests: Sequence[LineRequest], batch: BatchClaim) -> tuple[list[LineRequest], list[bytes]]:
         """The requests that can be jobs, their images kept as files, and the lines that answer the others."""
         try:
-            jobs = self._admission.admit([request.job for request in requests], tenant)
+            wanted = [request.job for request in requests]
+            jobs = self._admission.admit(wanted, batch.tenant, most_stored=batch.max_stored_bytes)
             return [replace(request, job=job) for request, job in zip(requests, jobs, strict=True)], []
         except Unavailable:
             raise
@@ -318,7 +321,7 @@ class BatchRunner:
             if len(requests) == 1:
                 return [], [refusal_line(requests[0].custom_id, error)]
         # One of them is to blame, and must not cost the others their turn.
-        each = [self._admit([request], tenant) for request in requests]
+        each = [self._admit([request], batch) for request in requests]
         return [request for good, _ in each for request in good], [line for _, bad in each for line in bad]
 
     def _gather(self, batch: BatchClaim, finished: Sequence[Line]) -> None:
@@ -343,8 +346,9 @@ class BatchRunner:
         if job.status is not Status.SUCCEEDED:
             return failure_line(line.custom_id, job), False
         try:
+            urls = ResultUrls(self._signer, batch.base_url)
             answer = answer_line(
-                self._settings, self._store, batch.base_url, batch.endpoint, line.custom_id, line.response_format, job
+                self._settings, self._store, urls, batch.endpoint, line.custom_id, line.response_format, job
             )
         except NotFound as error:
             return refusal_line(line.custom_id, error, job.id), False

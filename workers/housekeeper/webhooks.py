@@ -19,8 +19,10 @@ from standardwebhooks.webhooks import Webhook
 from shared.database import Database
 from shared.database.webhooks import DueWebhook
 from shared.intake.fetch import Fetcher
+from shared.objects.signed_urls import ResultUrls, UrlSigner
 from shared.settings import Settings
 from tuwen.errors import DatabaseUnavailable, FetchFailed, TuwenError
+from tuwen.jobs import Kind, Status
 
 log = logging.getLogger(__name__)
 
@@ -118,10 +120,12 @@ class WebhookSender:
         self._database = database
         self._fetcher = fetcher
         self._round = settings.housekeeping_interval
-        secrets = settings.webhook_secret.get_secret_value().split(",") if settings.webhook_secret else []
-        # While secrets are changed, each signs: a receiver takes the signature of whichever it knows.
-        self._signers = [Webhook(secret.strip()) for secret in secrets]
+        shared = settings.webhook_secret.get_secret_value().split(",") if settings.webhook_secret else []
+        self._shared_secrets = [secret.strip() for secret in shared]
         self._hosts = Hosts()
+        # Nobody's request says here under which name the API is reached.
+        public = (settings.public_url or "").rstrip("/")
+        self._urls = ResultUrls(UrlSigner(settings, database), public) if public else None
         self._ended = threading.Event()
         """Set by each delivery that ends, since another one may take its place."""
         self._closing = False
@@ -133,7 +137,7 @@ class WebhookSender:
         """
         begun = 0
         until = time.monotonic() + self._round
-        while self._signers and not self._closing and (left := until - time.monotonic()) > 0:
+        while not self._closing and (left := until - time.monotonic()) > 0:
             self._ended.clear()
             in_flight = self._hosts.in_flight
             if due := self._take(AT_ONCE - in_flight):
@@ -160,7 +164,11 @@ class WebhookSender:
         self._closing = True
 
     def _take(self, most: int) -> list[DueWebhook]:
-        return self._database.webhooks.take(most, self._hosts.free_places(), places_else=FIRST_PLACES) if most else []
+        if not most:
+            return []
+        return self._database.webhooks.take(
+            most, self._hosts.free_places(), places_else=FIRST_PLACES, shared=bool(self._shared_secrets)
+        )
 
     def _deliver_one(self, owed: DueWebhook) -> None:
         answered, gone = True, False
@@ -187,16 +195,34 @@ class WebhookSender:
             {
                 "type": f"job.{owed.status}",
                 "timestamp": owed.finished_at.isoformat(),
-                "data": {"id": str(owed.job_id), "status": owed.status},
+                "data": {"id": str(owed.job_id), "status": owed.status, **self._result(owed)},
             }
         )
         headers = {
             "content-type": "application/json",
             "webhook-id": str(owed.id),
             "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": " ".join(signer.sign(str(owed.id), now, body) for signer in self._signers),
+            "webhook-signature": " ".join(signer.sign(str(owed.id), now, body) for signer in self._signers(owed)),
         }
         return self._fetcher.post(owed.url, body.encode(), headers)
+
+    def _signers(self, owed: DueWebhook) -> list[Webhook]:
+        """Who signs: the key that submitted the job, or the installation for keys without a secret of their own.
+
+        While secrets are changed, each signs: a receiver takes the signature of whichever it knows.
+        """
+        if owed.secret is None:
+            secrets = self._shared_secrets
+        elif not owed.overlaps:
+            secrets = [owed.secret]
+        else:
+            secrets = [owed.secret, *([owed.old_secret] if owed.old_secret else self._shared_secrets)]
+        return [Webhook(secret) for secret in secrets]
+
+    def _result(self, owed: DueWebhook) -> dict[str, str]:
+        """Where the receiver may fetch the image, without an API key: nowhere unless `public_url` is set."""
+        has_image = owed.kind is Kind.GENERATE and owed.status is Status.SUCCEEDED
+        return {"result_url": self._urls.image(owed.job_id)} if self._urls and has_image else {}
 
     def _settle(self, owed: DueWebhook, problem: str | None, *, give_up: bool) -> None:
         if problem is None:

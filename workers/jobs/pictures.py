@@ -67,4 +67,6 @@ def _store_image(store: ObjectStore, picture: Picture) -> StoredImage:
     key = content_key("results", data, ".png")
     store.put(key, data, "image/png")
     height, width, _ = picture.pixels.shape
-    return StoredImage(key=key, sha256=key.rpartition("/")[2].removesuffix(".png"), width=width, height=height)
+    return StoredImage(
+        key=key, sha256=key.rpartition("/")[2].removesuffix(".png"), width=width, height=height, size=len(data)
+    )

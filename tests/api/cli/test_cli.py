@@ -10,7 +10,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from PIL import Image
@@ -260,7 +260,7 @@ def test_a_dry_run_is_told_from_a_run(capsys: pytest.CaptureFixture[str]) -> Non
 def test_estimate_is_printed_in_an_order_to_read(capsys: pytest.CaptureFixture[str]) -> None:
     dataset_terminal.print_estimate({"bytes": 9, "later": 1, "device_hours": 0.5, "images": 2, "entries": 3})
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines] == ["entries", "images", "bytes", "device hours", "later"]
+    assert [line.split("  ")[0] for line in lines] == ["entries", "images", "device hours", "bytes", "later"]
 
 
 def test_wrong_setting_is_named() -> None:
@@ -348,3 +348,34 @@ def test_lock_is_held_by_children_too(tmp_path: Path) -> None:
         assert child.stdin
         child.stdin.close()
     assert other.acquire(timeout=PATIENT)
+
+
+def test_roots_of_keys(settings: Settings, database: Database) -> None:
+    where = {
+        "TUWEN_DATABASE_URL": settings.database_url,
+        "TUWEN_DATA_DIR": str(settings.data_dir),
+        "TUWEN_STORAGE_URL": "file:///data/objects",
+    }
+    made = tuwen("keys", "create", "alice", "--datasets", "/data/alice/, s3://b//alice", **where)
+    assert made.returncode == 0, made.stderr
+    assert "is open to" not in made.stderr
+    assert tuwen("keys", "create", "nobody", **where).returncode == 0
+    shared = tuwen("keys", "create", "bob", "--datasets", "/data", **where)
+    assert "/data is open to tenant alice too" in shared.stderr
+    alice, nobody, bob = (json.loads(line) for line in tuwen("keys", "ls", "--json", **where).stdout.splitlines())
+    assert [key["dataset_roots"] for key in (alice, nobody, bob)] == [["/data/alice", "s3://b/alice"], [], ["/data"]]
+    shown = tuwen("keys", "ls", **where).stdout
+    assert "/data/alice, s3://b/alice" in shown
+    assert "none" in shown
+    changed = tuwen("keys", "datasets", bob["id"], "/data/bob,/more", **where)
+    assert (changed.returncode, changed.stdout) == (0, f"{bob['id']} /data/bob, /more\n")
+    assert "is open to" not in changed.stderr
+    database.keys.revoke(UUID(alice["id"]))
+    assert tuwen("keys", "datasets", alice["id"], "none", **where).stdout == f"{alice['id']} none\n"
+    assert [key.dataset_roots for key in database.keys.all()] == [(), (), ("/data/bob", "/more")]
+    refused = tuwen("keys", "datasets", bob["id"], "/data/objects/x", **where)
+    assert (refused.returncode, "object storage" in refused.stderr) == (1, True), refused.stderr
+    outside = tuwen("keys", "datasets", bob["id"], "/more", TUWEN_DATASET_ROOTS="/data", **where)
+    assert (outside.returncode, "TUWEN_DATASET_ROOTS" in outside.stderr) == (1, True), outside.stderr
+    database.dataset_places.take("/data/out", "alice", uuid4())
+    assert tuwen("keys", "release", "/data/out/", **where).stdout == "/data/out/ released\n"

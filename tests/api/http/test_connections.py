@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -293,7 +293,8 @@ def test_an_upgrade_that_is_not_spoken_here_is_answered_in_http(server: Server, 
 def test_nonsense_is_400(server: Server) -> None:
     with server.connect() as client:
         client.sendall(b"nonsense\r\n\r\n" * 10_000)
-        assert read_head(client)[0] == 400
+        status, headers = read_head(client)
+        assert (status, headers["content-type"]) == (400, "application/problem+json")
     assert server.serves()
 
 
@@ -339,6 +340,75 @@ def test_a_stream_a_slow_body_and_an_idle_connection_outlive_the_time_for_a_head
         assert read_answer(upload) == (200, b"POST /one 2 2")
         hasty.app.go_on.set()
         read_until(stream, b"ended")
+
+
+# ── silent bodies ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def impatient() -> Iterator[Server]:
+    """A server that waits half a second for the next byte of a body."""
+    with listening(Limits(connections=100, body_timeout=0.5)) as running:
+        yield running
+
+
+@pytest.mark.parametrize("begun", [b"", b"1234"], ids=["nothing", "a part"])
+@pytest.mark.parametrize("before", [b"", GET], ids=["first", "second"])
+def test_a_body_that_is_announced_and_does_not_come_is_408(impatient: Server, begun: bytes, before: bytes) -> None:
+    with impatient.connect() as client:
+        if before:
+            client.sendall(before)
+            read_answer(client)
+        client.sendall(b"POST /one HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n" + begun)
+        assert problem(client)["code"] == "request_timeout"
+    eventually(impatient.app.disconnected.is_set, "the application to hear of it")
+    impatient.await_open(0)
+
+
+def test_a_chunked_body_that_falls_silent_is_408(impatient: Server) -> None:
+    with impatient.connect() as client:
+        client.sendall(b"POST /one HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        assert problem(client)["status"] == 408
+
+
+def test_a_silent_body_that_nobody_reads_does_not_hold_the_connection(impatient: Server) -> None:
+    with impatient.connect() as early, impatient.connect() as stream:
+        early.sendall(b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        assert read_answer(early) == (200, b"early")
+        assert read_to_end(early) == b""
+        stream.sendall(b"POST /stream HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        assert read_head(stream)[0] == 200
+        read_to_end(stream)  # which ends although the application would go on
+    impatient.await_open(0)
+
+
+def test_a_slow_body_is_waited_for() -> None:
+    with listening(Limits(connections=100, body_timeout=3)) as server, server.connect() as silent:
+        silent.sendall(b"POST /one HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        with server.connect() as slow:
+            slow.sendall(b"POST /one HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+            silent.settimeout(0.1)
+            sent, over = 0, b""
+            while not over:
+                slow.sendall(b"x")
+                sent += 1
+                with suppress(TimeoutError):
+                    over = silent.recv(12)
+            assert over == b"HTTP/1.1 408"
+            slow.sendall(b"x" * (100_000 - sent))
+            assert read_answer(slow) == (200, b"POST /one 2 100000")
+
+
+def test_a_client_that_is_not_listened_to_is_not_silent(impatient: Server) -> None:
+    """While the application reads nothing, the server takes no more: that the client waits is not its fault."""
+    with impatient.connect() as client, impatient.connect() as silent:
+        client.sendall(b"POST /stream HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n" + b"x" * 150_000)
+        assert read_head(client)[0] == 200
+        for connection in (silent, impatient.connect()):
+            connection.sendall(b"POST /one HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+            assert problem(connection)["status"] == 408  # so the time is over, twice
+        impatient.app.go_on.set()
+        read_until(client, b"ended")
 
 
 def test_idle_connections_are_closed_by_keep_alive() -> None:

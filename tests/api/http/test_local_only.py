@@ -23,7 +23,7 @@ def status(server: tuple[str, int | None], host: str, **settings: Any) -> int:
     async def receive() -> Any:
         raise AssertionError("nothing to read")
 
-    scope = {"type": "http", "method": "GET", "server": server, "headers": [(b"host", host.encode())]}
+    scope = {"type": "http", "method": "GET", "path": "/", "server": server, "headers": [(b"host", host.encode())]}
     asyncio.run(LocalOnly(app, Settings(**settings))(scope, receive, send))
     return int(sent[0]["status"])
 

@@ -65,7 +65,23 @@ USES: dict[str, Callable[[], bool]] = {
         and mentions(HttpToolsProtocol.connection_made, "self.connections.add(self)")
         and mentions(HttpToolsProtocol.connection_lost, "self.connections.discard(self)")
     ),
-    "reading is paused and resumed by FlowControl": lambda: takes(FlowControl.resume_reading, "self"),
+    "reading is paused and resumed by FlowControl, which tells": lambda: (
+        takes(FlowControl.resume_reading, "self")
+        and mentions(FlowControl.pause_reading, "self.read_paused = True")
+        and mentions(FlowControl.resume_reading, "self.read_paused = False")
+    ),
+    "what is known of a request whose head is not complete": lambda: (
+        mentions(HttpToolsProtocol.__init__, "self.scope: HTTPScope = None")
+        and mentions(HttpToolsProtocol.on_message_begin, 'self.url = b""')
+        and mentions(HttpToolsProtocol.on_message_begin, "self.headers = []")
+        and mentions(HttpToolsProtocol.on_url, "self.url += url")
+        and mentions(HttpToolsProtocol.on_header, "name = name.lower()")
+        and mentions(HttpToolsProtocol.on_header, "self.headers.append((name, value))")
+    ),
+    "the answer to what is no HTTP": lambda: (
+        takes(HttpToolsProtocol.send_400_response, "self", "msg")
+        and mentions(HttpToolsProtocol.data_received, "self.send_400_response(msg)")
+    ),
     "a warning about upgrades that may be left out": lambda: (
         mentions(HttpToolsProtocol.data_received, "self._unsupported_upgrade_warning()")
         and mentions(HttpToolsProtocol._unsupported_upgrade_warning, "self.logger.warning(")

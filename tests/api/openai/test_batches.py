@@ -129,6 +129,22 @@ def test_a_small_quota_slows_a_batch_and_does_not_stop_it(system: System) -> Non
         assert len(answers(client, batch.output_file_id)) == 10
 
 
+def test_a_tenant_at_its_bound_is_told_so_line_by_line(system: System) -> None:
+    """Its input takes all the room that there is."""
+    lines = [drawing_line(number) for number in range(3)]
+    settings = system.settings.model_copy(update={"auth": "keys"})
+    key, hashed = new_key()
+    bound = len("\n".join(map(json.dumps, lines)))
+    system.database.keys.add(name="full", tenant="full", sha256=hashed, quota=100, max_stored_bytes=bound)
+    with serving(settings) as url, OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
+        batch = over(client, submit(client, lines, IMAGES))
+        refused = answers(client, batch.error_file_id)
+    assert (batch.status, len(refused)) == ("completed", 3)
+    for each in refused.values():
+        assert each["response"]["status_code"] == 403
+        assert each["response"]["body"]["error"]["code"] == "storage_quota_exceeded"
+
+
 def test_images_come_as_bytes_or_addresses(client: OpenAI) -> None:
     lines = [drawing_line(1), drawing_line(2, n=2), drawing_line(3, response_format="url"), drawing_line(4, "reject")]
     batch = over(client, submit(client, lines, IMAGES))
@@ -220,7 +236,7 @@ def test_files(client: OpenAI) -> None:
     assert client.files.delete(file.id).deleted
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(file.id)
-    with pytest.raises(openai.UnprocessableEntityError):
+    with pytest.raises(openai.BadRequestError):
         client.files.create(file=("a.jsonl", b"{}\n"), purpose="fine-tune")
     with pytest.raises(openai.ConflictError):
         client.files.delete(image.id)

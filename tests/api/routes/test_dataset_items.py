@@ -16,7 +16,7 @@ from api.routes import dataset_items
 from shared.database import Database
 from shared.database.shards import ShardProgress
 from shared.objects import dataset_index
-from shared.objects.datasets import Planned, plan_key, results_key, write_plan, write_results
+from shared.objects.datasets import Planned, plan_key, preview_key, results_key, write_plan, write_results
 from shared.objects.storage import ObjectStore
 from shared.settings import Settings
 from tests.support.api_server import serving
@@ -54,6 +54,7 @@ class Filled:
     """A data set whose shards were run by hand; `known` is what was written of each image."""
 
     def __init__(self, settings: Settings, images: int, shard_size: int):
+        self.settings = settings
         self.database = Database(settings)
         self._store = ObjectStore.open(settings)
         self.id = self.database.datasets.submit(DatasetRequest(source="/s", destination=f"/d{uuid4()}"), TENANT)
@@ -201,3 +202,52 @@ def test_reviews_are_taken_back_one_by_one(api: httpx.Client, filled: Filled) ->
     left = api.delete(f"{place}/{newest['id']}").json()["reviews"]
     assert [(said["author"], said["verdict"]) for said in left] == [("Ann", "accepted")]
     assert api.delete(f"{place}/{newest['id']}").status_code == 404
+
+
+def test_a_review_is_written_once_under_its_key(api: httpx.Client, filled: Filled) -> None:
+    path, key = f"/v1/datasets/{filled.id}/items/0/reviews", {"Idempotency-Key": "r"}
+    review = {"author": "alice", "text": "a cat", "language": "en"}
+    first = api.post(path, json=review, headers=key)
+    assert first.status_code == 201
+    assert api.post(path, json=review, headers=key).json()["reviews"] == first.json()["reviews"]
+    assert api.post(path, json={**review, "text": "a dog"}, headers=key).json()["code"] == "idempotency_mismatch"
+    assert len(api.get(path.removesuffix("/reviews")).json()["reviews"]) == 1
+
+
+def test_links_lead_from_page_to_page_and_back(api: httpx.Client, filled: Filled) -> None:
+    first = api.get(f"/v1/datasets/{filled.id}/items", params={"limit": 60})
+    assert set(first.links) == {"next"}
+    pages, answer = [first], first
+    while "next" in answer.links:
+        answer = api.get(answer.links["next"]["url"])
+        pages.append(answer)
+    numbers = [[item["number"] for item in page.json()["items"]] for page in pages]
+    assert [number for page in numbers for number in page] == list(range(230))
+    for page, before in zip(pages[1:], numbers, strict=False):
+        back = api.get(page.links["prev"]["url"])
+        assert [item["number"] for item in back.json()["items"]] == before
+    # From the middle of a page, what is before is shorter, and overlaps with nothing.
+    middle = api.get(f"/v1/datasets/{filled.id}/items", params={"limit": 60, "cursor": 9})
+    assert [item["number"] for item in api.get(middle.links["prev"]["url"]).json()["items"]] == list(range(10))
+
+
+def test_a_list_that_cannot_go_back_has_no_link_back(api: httpx.Client, filled: Filled) -> None:
+    path = f"/v1/datasets/{filled.id}/items"
+    for asked in ({"sort": "-score"}, {"only": "annotated"}):
+        first = api.get(path, params={"limit": 20, **asked})
+        second = api.get(first.links["next"]["url"])
+        assert set(second.links) == {"next"}
+        assert second.json()["items"] != first.json()["items"]
+        name, value = next(iter(asked.items()))
+        assert f"{name}={value}" in first.links["next"]["url"], "what was asked for stays"
+
+
+def test_each_image_says_where_its_preview_is(api: httpx.Client, filled: Filled) -> None:
+    [listed_item, *_] = api.get(f"/v1/datasets/{filled.id}/items").json()["items"]
+    shown = api.get(f"/v1/datasets/{filled.id}/items/0").json()
+    ObjectStore.open(filled.settings).put(preview_key(filled.id, 0), b"a small jpeg", "image/jpeg")
+    for item in (listed_item, shown):
+        bare = httpx.get(item["preview_url"])
+        assert (bare.status_code, bare.content, bare.headers["content-type"]) == (200, b"a small jpeg", "image/jpeg")
+    part = httpx.get(shown["preview_url"], headers={"Range": "bytes=2-6"})
+    assert (part.status_code, part.content) == (206, b"small")

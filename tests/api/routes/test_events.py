@@ -70,7 +70,7 @@ def test_a_watcher_sees_every_change_in_order(api: httpx.Client, hand: FakeWorke
         hand.succeed(id, png())
         name, job = next(events)
         assert (name, job["status"], job["result"]["image"]["width"]) == ("state", "succeeded", 8)
-        assert job["result_url"].endswith(f"/v1/jobs/{id}/image")
+        assert f"/v1/jobs/{id}/image?expires=" in job["result_url"]
         assert list(events) == []
 
 

@@ -84,7 +84,7 @@ def test_people_review_a_run_with_the_keyboard(system: System, run: UUID, tmp_pa
         shows(page, "1–48 of 63")
         assert len(names(page)) == PAGE
         page.locator("#run-status", has_text="succeeded").wait_for()
-        assert "61 of 63 images done · 2 failed" in page.inner_text("#figures")
+        assert "61 kept, 0 dropped, 2 failed of 63 images" in page.inner_text("#figures")
         page.locator(".card").first.locator("[data-picture=shown]").wait_for()
         assert page.evaluate("document.querySelector('.card img').naturalWidth") == 40
         assert focused(page) == names(page)[0]
@@ -223,7 +223,8 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 @pytest.mark.needs("chromium")
 def test_with_keys_it_asks_once_and_signs_with_the_name_of_the_key(system: System, run: UUID) -> None:
     key, digest = new_key()
-    system.database.keys.add(name="Bo's tablet", tenant=TENANT, sha256=digest, quota=5)
+    roots = (dataset(system, run).request.source,)
+    system.database.keys.add(name="Bo's tablet", tenant=TENANT, sha256=digest, quota=5, dataset_roots=roots)
     problems: list[str] = []
     with serving(system.settings.model_copy(update={"auth": "keys"})) as url, chromium() as browser:
         page = opened(browser, f"{url}/datasets/{run}", problems)
@@ -262,7 +263,7 @@ def test_it_follows_a_run_and_steers_it(system: System, tmp_path: Path) -> None:
         system.housekeeper()
         system.worker()
         page.locator("#run-status", has_text="succeeded").wait_for()
-        assert "6 of 6 images done" in page.inner_text("#figures")
+        assert "6 kept, 0 dropped, 0 failed of 6 images" in page.inner_text("#figures")
         # Nothing follows the news of its end, and yet all that was found is shown.
         page.locator(".card .caption", has_text="a square").nth(5).wait_for()
         # A narrow window needs no scrolling sideways.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -297,25 +298,12 @@ CORRUPT: dict[str, Callable[[], bytes]] = {
     "png signature only": lambda: b"\x89PNG\r\n\x1a\n",
     "png of no width": lambda: png(0, 1, chunk(b"IDAT", zlib.compress(b""))),
     "png without pixels": lambda: png(10, 10),
-    "png text bomb": lambda: png(
-        1, 1, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10_000_000), 9)), chunk(b"IDAT", zlib.compress(bytes(2)))
-    ),
-    "png of many text bombs": lambda: png(
-        1,
-        1,
-        chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1_000_000), 9)) * 100,
-        chunk(b"IDAT", zlib.compress(bytes(2))),
-    ),
-    "png profile bomb": lambda: png(
-        1, 1, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10_000_000), 9)), chunk(b"IDAT", zlib.compress(bytes(2)))
-    ),
     "gif without frames": lambda: gif(0),
     "jpeg without a scan": lambda: saved(corners(), "JPEG").partition(b"\xff\xda")[0] + b"\xff\xd9",
     "jpeg of a thousand scans": lambda: scans(1000),
     "tiff of nothing": lambda: tiff(),
     "tiff that begins nowhere": lambda: b"II*\0\xff\xff\xff\x7f",
     "tiff with absurd tags": lambda: tiff(*[(tag, 7, 2**31, 0) for tag in range(1000, 60_000)]),
-    "tiff that is read again and again": lambda: tiff(*[(tag, 7, 10_000, 0) for tag in range(1000, 1900)]),
     "tiff that goes on beyond its end": lambda: tiff((256, 3, 1, 1), (257, 3, 1, 1))[:-4] + b"\xff\xff\xff\x7f",
     "svg named png": lambda: b"\x89PNG\r\n\x1a\n<svg/>",
 }
@@ -329,6 +317,83 @@ def test_too_large(make: Callable[[], bytes]) -> None:
 @pytest.mark.parametrize("make", TOO_MANY.values(), ids=TOO_MANY)
 def test_too_many_frames(make: Callable[[], bytes]) -> None:
     _rejected(make(), TooManyFrames)
+
+
+def of_many_words(kind: str) -> bytes:
+    """An image that carries two million bytes of words in the way of its format."""
+    words = b"http://ns.adobe.com/xap/1.0/\0" + bytes(60_000)
+    if kind == "JPEG":
+        segment = b"\xff\xe1" + struct.pack(">H", len(words) + 2) + words
+        data = saved(corners(), "JPEG")
+        return data[:2] + segment * 34 + data[2:]
+    if kind == "GIF":
+        block = b"\x21\xfe" + (b"\xff" + bytes(255)) * 8000 + b"\0"
+        data = saved(corners(), "GIF")
+        start = 13 + (3 << ((data[10] & 7) + 1) if data[10] & 0x80 else 0)
+        return data[:start] + block + data[start:]
+    if kind == "TIFF":
+        return saved(corners(), "TIFF", tiffinfo={700: bytes(2_000_000)})
+    return saved(corners(), kind, xmp=bytes(2_000_000))
+
+
+WORDY: dict[str, Callable[[], bytes]] = {
+    "png text bomb": lambda: png(
+        1, 1, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10_000_000), 9)), chunk(b"IDAT", zlib.compress(bytes(2)))
+    ),
+    "png of many text bombs": lambda: png(
+        1,
+        1,
+        chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1_000_000), 9)) * 100,
+        chunk(b"IDAT", zlib.compress(bytes(2))),
+    ),
+    "png bomb of international text": lambda: png(
+        1,
+        1,
+        chunk(b"iTXt", b"a\0\1\0zh\0\0" + zlib.compress(bytes(10_000_000), 9)),
+        chunk(b"IDAT", zlib.compress(bytes(2))),
+    ),
+    "png bomb after the pixels": lambda: png(
+        1, 1, chunk(b"IDAT", zlib.compress(bytes(2))), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10_000_000), 9))
+    ),
+    "png profile bomb": lambda: png(
+        1, 1, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10_000_000), 9)), chunk(b"IDAT", zlib.compress(bytes(2)))
+    ),
+    "png of plain text": lambda: png(1, 1, chunk(b"tEXt", b"a\0" + bytes(2_000_000)), chunk(b"IDAT", b"")),
+    "png of unknown chunks": lambda: png(1, 1, chunk(b"abCd", bytes(2_000_000)), chunk(b"IDAT", b"")),
+    **{
+        f"{kind} of many words": lambda kind=kind: of_many_words(kind)
+        for kind in ("JPEG", "GIF", "TIFF", "WEBP", "AVIF")
+    },
+    "tiff that is read again and again": lambda: tiff(*[(tag, 7, 10_000, 0) for tag in range(1000, 1900)]),
+    "jpeg of a huge profile": lambda: saved(corners(), "JPEG", icc_profile=bytes(5_000_000)),
+}
+
+
+@pytest.mark.parametrize("make", WORDY.values(), ids=WORDY)
+def test_metadata_is_bounded(make: Callable[[], bytes]) -> None:
+    """It is refused before it is stored or decoded, and the sentence says what to do."""
+    with pytest.raises(ImageTooLarge, match="exiftool"):
+        inspect(make(), SETTINGS)
+
+
+def test_a_bomb_of_metadata_is_not_set_off() -> None:
+    """Half a gigabyte of text in half a megabyte: refused in little more memory than the bound."""
+    bomb = zlib.compressobj(9)
+    packed = b"".join([*(bomb.compress(bytes(2**20)) for _ in range(512)), bomb.flush()])
+    data = png(1, 1, chunk(b"zTXt", b"a\0\0" + packed), chunk(b"IDAT", zlib.compress(bytes(2))))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageTooLarge):
+            inspect(data, SETTINGS)
+        assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+def test_metadata_within_the_bound_is_no_obstacle(kind: str) -> None:
+    data = saved(corners(), kind, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0", icc_profile=bytes(600_000))
+    assert inspect(data, SETTINGS).width == 48
 
 
 @pytest.mark.parametrize("make", UNSUPPORTED.values(), ids=UNSUPPORTED)

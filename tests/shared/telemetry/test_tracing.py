@@ -73,7 +73,8 @@ def test_one_trace_from_the_request_to_the_end_of_the_job(
     job = {"input": {"kind": "generate", "prompt": "a cat"}}
     with running_system(settings, tmp_path) as system, serving(system.settings) as url:
         worker = system.worker()
-        answer = httpx.post(f"{url}/v1/jobs", json=job, headers={"traceparent": CALLER, "Prefer": "wait=20"})
+        headers = {"traceparent": CALLER, "Prefer": "wait=20", "X-Request-Id": "mine"}
+        answer = httpx.post(f"{url}/v1/jobs", json=job, headers=headers)
         assert answer.json()["status"] == "succeeded"
         worker.terminate()
     trace = collector.traces[CALLER.split("-")[1]]
@@ -90,6 +91,8 @@ def test_one_trace_from_the_request_to_the_end_of_the_job(
     assert {stage.parent_span_id for stage in stages} == {spans["generate"].span_id}
     for before, after in itertools.pairwise(stages):
         assert before.start_time_unix_nano <= before.end_time_unix_nano == after.start_time_unix_nano
+    request = {each.key: each.value.string_value for each in spans["POST /v1/jobs"].attributes}
+    assert request["tuwen.request_id"] == "mine"
     attributes = {each.key: each.value.string_value for each in spans["generate"].attributes}
     assert attributes["tuwen.job"] == answer.json()["id"]
     assert attributes["tuwen.status"] == "succeeded"

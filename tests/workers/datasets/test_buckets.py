@@ -20,8 +20,8 @@ from tests.support.pictures import picture
 from tests.support.s3 import S3Server, serve_s3
 from tests.support.sources import restore
 from tuwen.annotations import Annotation, Caption, Provenance
-from tuwen.errors import DestinationUnusable, NotFound, PayloadTooLarge, SourceUnusable, StorageUnavailable
-from workers.datasets.exports import MARKER, Summary, write
+from tuwen.errors import DestinationUnusable, Forbidden, NotFound, PayloadTooLarge, SourceUnusable, StorageUnavailable
+from workers.datasets.exports import MARKER, Owner, Summary, write
 from workers.datasets.sources import Reader, SourceImage, SourceProblem, open_source
 
 A, B = picture(1), picture(2)
@@ -173,10 +173,9 @@ def test_export_into_a_bucket(settings: Settings, server: S3Server) -> None:
                 ((Annotation(name=name, captions=(said,)), SourceImage(name, name)) for name in names),
                 "s3://tuwen/out/set",
                 settings,
+                owner=Owner(run),
                 destination_format=format,  # type: ignore[arg-type]
-                overwrite=False,
                 read=source.read,
-                run=run,
                 source="s3://tuwen/photos",
             )
 
@@ -192,7 +191,27 @@ def test_export_into_a_bucket(settings: Settings, server: S3Server) -> None:
     assert json.loads((out / MARKER).read_text())["exported"] == 2
     with open_source("s3://tuwen/photos", settings) as source, pytest.raises(DestinationUnusable, match="not empty"):
         write(
-            (), "s3://tuwen/full", settings, destination_format="jsonl", overwrite=True,
-            read=source.read, run="1", source="s3://tuwen/photos",
+            (), "s3://tuwen/full", settings, owner=Owner("1", overwrite=True), destination_format="jsonl",
+            read=source.read, source="s3://tuwen/photos",
         )  # fmt: skip
     assert list((settings.data_dir / "exports").iterdir()) == []
+
+
+def test_another_tenants_export_in_a_bucket_is_never_replaced(settings: Settings, server: S3Server) -> None:
+    def export(tenant: str, destination: str) -> None:
+        with open_source("s3://tuwen/photos", settings) as source:
+            write(
+                (), destination, settings, owner=Owner("1", tenant, overwrite=True), destination_format="jsonl",
+                read=source.read, source="s3://tuwen/photos",
+            )  # fmt: skip
+
+    export("alice", "s3://tuwen/alice/set")
+    marker = server.folder / "tuwen/alice/set" / MARKER
+    before = marker.read_bytes()
+    for destination in ("s3://tuwen/alice/set", "s3://tuwen/alice/set/"):
+        with pytest.raises(Forbidden, match="another tenant"):
+            export("bob", destination)
+    with pytest.raises(DestinationUnusable, match="not empty"):
+        export("bob", "s3://tuwen/alice")
+    assert marker.read_bytes() == before
+    export("alice", "s3://tuwen/alice/set")

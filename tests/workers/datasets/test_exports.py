@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import resource
 import signal
+import tomllib
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
@@ -28,7 +29,7 @@ from tuwen.annotations import Annotation, Caption, Drop, DropReason, Provenance,
 from tuwen.datasets import ExportFormat
 from tuwen.errors import Conflict, DestinationUnusable, NotFound, StorageUnavailable
 from tuwen.jobs import JobError, RecognizedObject
-from workers.datasets.exports import MARKER, Summary, write
+from workers.datasets.exports import MARKER, Owner, Summary, write
 from workers.datasets.exports.files import file_name
 from workers.datasets.exports.words import chosen_words, tags
 from workers.datasets.lookahead import map_ahead
@@ -90,10 +91,9 @@ def export(
             ((each, SourceImage(each.name, each.name)) for each in annotated or annotations()),
             str(out),
             settings,
+            owner=Owner(run, overwrite=overwrite),
             destination_format=form,
-            overwrite=overwrite,
             read=opened.read,
-            run=run,
             source=str(source),
         )
 
@@ -370,10 +370,13 @@ def test_sidecars_in_the_source_itself_keep_what_is_there(source: Path) -> None:
     (source / "a 1.txt").write_text("theirs")
     (source / "a 1.jpg").write_bytes(picture(7, kind="JPEG"))
     known = [*annotations(), Annotation(name="a 1.jpg", captions=(caption("x"),))]
-    assert export(source, source, "kohya", known) == Summary(3, 2, 2)
+    assert export(source, source, "kohya", known) == Summary(2, 2, 3)
     assert (source / "a 1.txt").read_text() == "theirs"
     assert (source / "sub/b.txt").read_text() == 'a dog, "quoted"'
-    assert len(lines(source / ".tuwen/annotations.jsonl")) == 3
+    assert len(lines(source / ".tuwen/annotations.jsonl")) == 2
+    assert [line["name"] for line in lines(source / ".tuwen/errors.jsonl") if line["code"] == "caption_kept"] == [
+        "a 1.png"
+    ]
     export(source, source, "kohya", known, overwrite=True)
     assert (source / "a 1.txt").read_text() == "a black cat"
     with open_source(str(source), SETTINGS) as again:
@@ -483,3 +486,95 @@ def test_parquet_is_cut_into_row_groups(source: Path, tmp_path: Path) -> None:
     file = parquet.ParquetFile(tmp_path / "out/data/part-00000.parquet")
     assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [1000, 1000, 500]
     assert pa.compute.all(pa.compute.equal(file.read(["number"]).column(0), pa.array(range(2500)))).as_py()
+
+
+# ── splits and lines, in the readers that trainers use ────────────────────────────────────────────
+
+
+@pytest.fixture
+def divided(tmp_path: Path) -> Path:
+    """A source with folders of splits, one of them deeper, and an image in none."""
+    source = tmp_path / "divided"
+    names = ("train/a.png", "train/cats/b.jpg", "photos/test-2024/c.png", "other.png")
+    for number, name in enumerate(names):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(picture(number, kind="JPEG" if name.endswith("jpg") else "PNG"))
+    return source
+
+
+def of_splits(source: Path) -> list[Annotation]:
+    with open_source(str(source), SETTINGS) as opened:
+        return [Annotation(name=entry.name, captions=(caption(f"about {entry.name}"),)) for entry in opened.images()]
+
+
+SPLITS = {
+    "train": ["about train/a.png", "about train/cats/b.jpg"],
+    "test": ["about photos/test-2024/c.png"],
+    "rest": ["about other.png"],
+}
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "parquet"])
+def test_captions_load_in_every_split(divided: Path, tmp_path: Path, form: ExportFormat) -> None:
+    export(divided, tmp_path / "out", form, of_splits(divided))
+    loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {split: sorted(table["text"]) for split, table in loaded.items()} == SPLITS
+    assert loaded["test"][0]["image"].size == Image.open(divided / "photos/test-2024/c.png").size
+
+
+def test_imagefolder_of_splits_by_the_readers_own_rules(divided: Path, tmp_path: Path) -> None:
+    (divided / "other.png").unlink()
+    export(divided, tmp_path / "out", "imagefolder", of_splits(divided))
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {split: sorted(table["text"]) for split, table in loaded.items()} == {
+        split: texts for split, texts in SPLITS.items() if split != "rest"
+    }
+
+
+def test_webdataset_of_several_formats_loads(divided: Path, tmp_path: Path) -> None:
+    export(divided, tmp_path / "out", "webdataset", of_splits(divided))
+    loaded = datasets.load_dataset(
+        "webdataset", data_files=str(tmp_path / "out/*.tar"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert len(loaded) == 4
+    assert {row["txt"] for row in loaded} == {text for texts in SPLITS.values() for text in texts}
+
+
+def test_lines_divide_where_python_divides_them(source: Path, tmp_path: Path) -> None:
+    text = "one\u2028two\x85three\u2029"
+    known = [Annotation(name="a 1.png", captions=(caption(text),))]
+    export(source, tmp_path / "out", "jsonl", known)
+    (line,) = (tmp_path / "out/annotations.jsonl").read_text().splitlines()
+    assert json.loads(line)["text"] == text
+
+
+def test_kohyas_configuration_names_every_folder_with_images(divided: Path, tmp_path: Path) -> None:
+    """By the rules of sd-scripts: images of `image_dir` itself, each with the text of that extension beside it."""
+    for out in (tmp_path / "out", divided):
+        export(divided, out, "kohya", of_splits(divided))
+        config = tomllib.loads(next(out.rglob("dataset.toml")).read_text())
+        places = [Path(subset["image_dir"]) for subset in config["datasets"][0]["subsets"]]
+        extension = config["general"]["caption_extension"]
+        found = {
+            image.with_suffix(extension).read_text()
+            for place in places
+            for image in place.iterdir()
+            if image.suffix in (".png", ".jpg")
+        }
+        assert found == {text for texts in SPLITS.values() for text in texts}
+
+
+def test_coco_of_what_was_recognised(source: Path, tmp_path: Path) -> None:
+    thing = RecognizedObject(
+        name="cat", name_zh="猫", count=2, confidence=0.9, attributes={"colour": "black"}, action="jumping"
+    )
+    recognition = Recognition(objects=(thing,), scene="grass", confidence=0.9, provenance=MADE)
+    export(source, tmp_path / "out", "coco", [Annotation(name="a 1.png", recognition=recognition)])
+    coco = COCO(str(tmp_path / "out/instances.json"))
+    (category,) = coco.getCatIds(catNms=["cat"])
+    (image,) = coco.getImgIds(catIds=[category])
+    assert coco.loadImgs(image)[0]["file_name"] == "a 1.png"
+    with open_source(str(tmp_path / "out/instances.json"), SETTINGS, root=str(source)) as opened:
+        (entry,) = opened.images()
+        assert isinstance(entry, SourceImage)
+        assert entry.metadata["categories"] == ["cat"]

@@ -97,9 +97,9 @@ def test_names_in_any_script_with_spaces_newlines_and_bytes_that_are_no_text(tmp
 
 
 def test_captions_beside_images(tmp_path: Path) -> None:
-    put(tmp_path, {"a.png": A, "a.txt": " a cat\n", "b.png": B, "b.txt": b"\xff\xfe", "c.png": C})
+    put(tmp_path, {"a.png": A, "a.txt": " a cat\n", "a.CAPTION": "one cat", "b.png": B, "b.TXT": "a dog", "c.png": C})
     found = images(listed(tmp_path))
-    assert [found[name].captions for name in ("a.png", "b.png", "c.png")] == [("a cat",), ("\ufffd\ufffd",), ()]
+    assert [found[name].captions for name in ("a.png", "b.png", "c.png")] == [("a cat", "one cat"), ("a dog",), ()]
 
 
 def test_folder_of_more_names_than_are_sorted_in_memory() -> None:
@@ -164,14 +164,14 @@ def ordinary_user() -> Iterator[None]:
 
 def test_folder_that_cannot_be_listed_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, {"fine.png": A, "secret/x.png": B})
-    scandir = os.scandir
+    open_file = os.open
 
-    def refusing(path: str) -> Any:
+    def refusing(path: Any, *arguments: Any, **options: Any) -> int:
         if str(path).endswith("secret"):
             raise PermissionError(13, "Permission denied")
-        return scandir(path)
+        return open_file(path, *arguments, **options)
 
-    monkeypatch.setattr(os, "scandir", refusing)
+    monkeypatch.setattr(os, "open", refusing)
     entries = listed(tmp_path)
     assert problems(entries) == [("secret", "unreadable")]
     assert list(images(entries)) == ["fine.png"]
@@ -507,17 +507,20 @@ def tarred(path: Path, files: Mapping[str, bytes | str]) -> Path:
 def test_webdataset_tars_with_captions(tmp_path: Path) -> None:
     tarred(tmp_path / "d-08.tar", {"0.png": A, "0.txt": "a cat", "0.json": '{"caption": "a cat", "n": 1}', "1.png": B})
     tarred(tmp_path / "d-09.tar", {"x/0.caption": "first", "x/0.png": C, "../evil.png": C, "./2.png": A})
-    tarred(tmp_path / "d-10.tar", {"0.json": "broken", "0.jpg": B})
+    tarred(tmp_path / "d-10.tar", {"0.json": "broken", "0.jpg": B, "1.jpg": B})
     for uri in (f"{tmp_path}/d-{{08..10}}.tar", str(tmp_path)):
         entries = listed(uri)
         found = images(entries)
-        assert list(found) == ["d-08/0.png", "d-08/1.png", "d-09/x/0.png", "d-09/2.png", "d-10/0.jpg"]
+        assert list(found) == ["d-08/0.png", "d-08/1.png", "d-09/x/0.png", "d-09/2.png", "d-10/1.jpg"]
         assert found["d-08/0.png"].captions == ("a cat",)
         assert found["d-08/0.png"].metadata == {"n": 1}
         assert found["d-09/x/0.png"].captions == ("first",)
-        assert problems(entries) == [("d-09.tar/../evil.png", "path_forbidden")]
+        assert problems(entries) == [
+            ("d-09.tar/../evil.png", "path_forbidden"),
+            ("d-10/0.jpg", "caption_unreadable"),
+        ]
         assert list(contents(uri, entries).values()) == [A, B, C, A, B]
-    assert list(images(listed(tmp_path / "d-10.tar"))) == ["d-10/0.jpg"]
+    assert list(images(listed(tmp_path / "d-10.tar"))) == ["d-10/1.jpg"]
 
 
 @pytest.mark.parametrize("lost", [600, 1023, 1024, 1500, 2560, 4000])
@@ -614,4 +617,5 @@ def test_every_problem_of_reading_has_the_code_of_its_error() -> None:
             yield from codes(inner)
 
     own = {RowProblem.OUTSIDE, RowProblem.DUPLICATE, RowProblem.INVALID, RowProblem.UNREADABLE, RowProblem.DAMAGED}
+    own |= {RowProblem.ENCODING, RowProblem.CAPTION, RowProblem.ARCHIVE}
     assert {problem.value for problem in RowProblem if problem not in own} <= set(codes(TuwenError))

@@ -5,74 +5,22 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from urllib.parse import parse_qsl
 from uuid import UUID
 
 import httpx
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import create_engine, text
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from shared.database import Database
-from shared.database.connections import driver_url
-from shared.intake.fetch import Fetcher
+from shared.objects.signed_urls import UrlSigner
 from shared.settings import Settings
-from tests.support.api_server import serving
-from tests.support.receivers import SECRET, Receiver
+from tests.support.api_server import FakeWorker, png, serving
 from tests.support.waiting import PATIENT, eventually
+from tests.support.webhooks import SECRET, Receiver, Sender
 from tuwen.errors import Conflict, NotFound
 from tuwen.jobs import JobRequest
 from workers.housekeeper import webhooks
-from workers.housekeeper.webhooks import WebhookSender
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-    yield receiver
-    receiver.close()
-
-
-class Sender:
-    def __init__(self, settings: Settings, **changed: Any):
-        allowed = {"webhook_secret": SecretStr(SECRET), "fetch_allow_networks": ("127.0.0.0/8",), **changed}
-        self.settings = settings.model_copy(update=allowed)
-        self.database = Database(self.settings)
-        self.webhooks = WebhookSender(self.settings, self.database, Fetcher(self.settings))
-        self._engine = create_engine(driver_url(settings.database_url), isolation_level="AUTOCOMMIT")
-
-    def cancelled_job(self, url: str) -> UUID:
-        return self.cancelled_jobs(url, 1)[0]
-
-    def cancelled_jobs(self, url: str, count: int) -> list[UUID]:
-        request = JobRequest.model_validate({"input": {"kind": "generate", "prompt": "猫"}, "webhook": url})
-        ids = self.database.jobs.submit([request] * count, tenant="t").ids
-        for id in ids:
-            self.database.jobs.cancel(id, "t")
-        return ids
-
-    def deliver(self) -> int:
-        """Deliver what is due, to the end."""
-        count = 0
-        while more := self.webhooks.deliver():
-            count += more
-        eventually(lambda: not self.webhooks._hosts.in_flight)
-        return count
-
-    def rows(self) -> list[Any]:
-        with self._engine.connect() as connection:
-            return list(connection.execute(text("SELECT * FROM webhooks")))
-
-    def age_everything(self, seconds: float) -> None:
-        with self._engine.connect() as connection:
-            older = text("UPDATE webhooks SET owed_at = owed_at - :by * interval '1 second'")
-            connection.execute(older, {"by": seconds})
-
-    def wait_out_the_backoff(self) -> None:
-        with self._engine.connect() as connection:
-            connection.execute(text("UPDATE webhooks SET due_at = now() WHERE due_at IS NOT NULL"))
 
 
 def test_signed_and_delivered_once(settings: Settings, receiver: Receiver) -> None:
@@ -279,3 +227,26 @@ def test_an_api_with_a_secret_takes_them(settings: Settings) -> None:
         refused = httpx.post(f"{url}/v1/jobs", json=body)
     assert refused.status_code == 422
     assert "TUWEN_WEBHOOK_SECRET" in refused.text
+
+
+def test_a_drawn_image_comes_with_its_url(settings: Settings, receiver: Receiver) -> None:
+    hand = FakeWorker(settings)
+    for public_url in (None, "https://tuwen.example/"):
+        sender = Sender(settings, public_url=public_url)
+        request = JobRequest.model_validate({"input": {"kind": "generate", "prompt": "猫"}, "webhook": receiver.url})
+        [id] = sender.database.jobs.submit([request], tenant="t").ids
+        hand.claim(id)
+        hand.succeed(id, png())
+        assert sender.deliver() == 1
+        headers, body = receiver.deliveries[-1]
+        data = Webhook(SECRET).verify(body, headers)["data"]
+        if public_url is None:
+            # Nothing says here where the API is.
+            assert data == {"id": str(id), "status": "succeeded"}
+            continue
+        path, _, query = data["result_url"].removeprefix("https://tuwen.example").partition("?")
+        assert path == f"/v1/jobs/{id}/image"
+        assert UrlSigner(settings, sender.database).verify(path, parse_qsl(query)) is None
+        with serving(settings) as url:
+            assert httpx.get(f"{url}{path}?{query}").content == png()
+    hand.close()

@@ -8,46 +8,39 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
+from shared.intake.beneath import EVERYWHERE, Roots
+from shared.intake.held_folder import HeldFolder
 from shared.intake.images import inspect
 from shared.settings import Settings
 from tuwen.annotations import Annotation
 from tuwen.datasets import ExportFormat
-from tuwen.errors import NotFound, TuwenError
+from tuwen.errors import NotFound, PathForbidden, TuwenError
 from tuwen.jobs import JobError
 from tuwen.version import __version__
 from workers.datasets.exports.coco import Coco
-from workers.datasets.exports.destination import MARKER, stage, translate_errors, write_marker
+from workers.datasets.exports.destination import MARKER, Owner, real, stage, translate_errors, write_marker
 from workers.datasets.exports.files import Lines
 from workers.datasets.exports.imagefolder import ImageFolder
 from workers.datasets.exports.jsonl import JsonLines
 from workers.datasets.exports.kohya import Sidecars, SidecarsInPlace
+from workers.datasets.exports.labelstudio import LabelStudio
 from workers.datasets.exports.parquet import Parquet
 from workers.datasets.exports.webdataset import WebDataset
 from workers.datasets.exports.words import chosen_words, drop_of, failure_of
-from workers.datasets.exports.writers import Exported, NameTaken, Writer
+from workers.datasets.exports.writers import Exported, NotWritten, Writer
 from workers.datasets.lookahead import map_ahead
 from workers.datasets.sources.images import SourceImage
-from workers.datasets.sources.recognition import normalise
+from workers.datasets.sources.own_words import FOLDER
 
-__all__ = ["MARKER", "Summary", "write"]
+__all__ = ["MARKER", "Owner", "Summary", "write"]
 
 Annotated = tuple[Annotation, SourceImage | None]
 Read = Callable[[SourceImage], bytes]
 
-_WRITERS: dict[ExportFormat, Callable[[Path], Writer]] = {
-    "jsonl": JsonLines,
-    "imagefolder": ImageFolder,
-    "parquet": Parquet,
-    "webdataset": WebDataset,
-    "kohya": Sidecars,
-    "coco": Coco,
-}
+_LISTS = ("errors.jsonl", "dropped.jsonl")
 _READERS = 4
 _PAUSES = (0.5, 2.0)  # seconds
-IN_PLACE = ".tuwen"
-"""Folder of the records where the sidecars lie in the source itself; hidden, so that no run lists it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,38 +68,38 @@ def write(
     destination: str,
     settings: Settings,
     *,
+    owner: Owner,
     destination_format: ExportFormat,
-    overwrite: bool,
     read: Read,
-    run: str,
     source: str,
+    roots: Roots = EVERYWHERE,
 ) -> Summary:
     """Write all images of a run, in their order, to a folder or `s3://BUCKET/PREFIX`.
 
-    `run` is what the export belongs to, `source` where the images are. `overwrite` lets the model's words take the
-    place of captions that came with the images, and the export that of another run. kohya's sidecars may go into the
-    source itself; everything else needs a place of its own.
+    `source` is where the images are. `owner.overwrite` lets the model's words take the place of captions that came with
+    the images, and the export that of another run. kohya's sidecars may go into the source itself; everything else
+    needs a place of its own. Local files are written beneath `roots` only.
 
     Raises:
         DestinationUnusable: it lies in the source, or holds files of another run.
+        Forbidden: it holds files of another tenant.
+        PathForbidden: a link in the destination leads out of `roots`.
         Conflict: another export into it is under way.
         StorageUnavailable: the disk is full, or the place does not answer; the destination is unchanged.
     """
-    target = normalise(destination)
-    if destination_format == "kohya" and target == normalise(source) and not target.startswith("s3://"):
-        folder = Path(target)
-        with translate_errors(target):
-            (folder / IN_PLACE).mkdir(exist_ok=True)
-            writer = SidecarsInPlace(folder / IN_PLACE, folder, overwrite=overwrite)
-            summary = _write(annotated, folder / IN_PLACE, writer, settings, read, overwrite)
-            write_marker(folder / IN_PLACE, run=run, source=target, format=destination_format)
-        return summary
-    with stage(destination, source, run, settings, overwrite=overwrite) as folder:
-        summary = _write(annotated, folder, _WRITERS[destination_format](folder), settings, read, overwrite)
+    with translate_errors(destination):
+        target, origin = real(destination, roots), real(source, roots)
+    if destination_format == "kohya" and target == origin and not target.startswith("s3://"):
+        return _write_in_place(annotated, target, settings, owner, read, roots)
+    with stage(target, origin, owner, settings, roots) as folder:
+        summary = _write(
+            annotated, folder, _open_writer(destination_format, folder, target, origin), settings, read, owner.overwrite
+        )
         write_marker(
             folder,
-            run=run,
-            source=normalise(source),
+            run=owner.run,
+            tenant=owner.tenant,
+            source=origin,
             format=destination_format,
             exported=summary.exported,
             dropped=summary.dropped,
@@ -116,8 +109,43 @@ def write(
     return summary
 
 
+def _open_writer(form: ExportFormat, folder: HeldFolder, target: str, source: str) -> Writer:
+    """Open the writer of a format into `folder`, which will be `target`."""
+    match form:
+        case "jsonl":
+            return JsonLines(folder)
+        case "imagefolder":
+            return ImageFolder(folder)
+        case "parquet":
+            return Parquet(folder)
+        case "webdataset":
+            return WebDataset(folder)
+        case "kohya":
+            return Sidecars(folder, target)
+        case "coco":
+            return Coco(folder)
+        case "labelstudio":
+            return LabelStudio(folder, source)
+
+
+def _write_in_place(
+    annotated: Iterable[Annotated], source: str, settings: Settings, owner: Owner, read: Read, roots: Roots
+) -> Summary:
+    """Write sidecars into the source, and the records of them into a folder that no run lists."""
+    with translate_errors(source), roots.folder(source) as whole, whole.enter(FOLDER, make=True) as records:
+        marker = records.read(MARKER)
+        if marker is not None:
+            owner.require_tenant(marker, source)
+        for name in _LISTS:
+            records.remove(name)
+        writer = SidecarsInPlace(records, source, roots, overwrite=owner.overwrite)
+        summary = _write(annotated, records, writer, settings, read, owner.overwrite)
+        write_marker(records, run=owner.run, tenant=owner.tenant, source=source, format="kohya")
+    return summary
+
+
 def _write(
-    annotated: Iterable[Annotated], folder: Path, writer: Writer, settings: Settings, read: Read, overwrite: bool
+    annotated: Iterable[Annotated], folder: HeldFolder, writer: Writer, settings: Settings, read: Read, overwrite: bool
 ) -> Summary:
     number = dropped = failed = 0
 
@@ -128,7 +156,8 @@ def _write(
             return _load(annotation, image, settings, read)
         return _Loaded(annotation, failure)
 
-    with Lines(folder / "errors.jsonl") as errors, Lines(folder / "dropped.jsonl") as drops:
+    errors_name, drops_name = _LISTS
+    with Lines(folder, errors_name) as errors, Lines(folder, drops_name) as drops:
         try:
             for each in map_ahead(load, annotated, threads=_READERS):
                 annotation = each.annotation
@@ -144,9 +173,12 @@ def _write(
                 words = chosen_words(annotation, overwrite=overwrite)
                 try:
                     writer.write(Exported(number, annotation, words, each.data, each.format))
-                except NameTaken as taken:
+                except NotWritten as error:
                     failed += 1
-                    errors.write(_failure(annotation, JobError(code="name_taken", detail=str(taken))))
+                    errors.write(_failure(annotation, JobError(code=error.code, detail=str(error))))
+                except PathForbidden as error:
+                    failed += 1
+                    errors.write(_failure(annotation, JobError(code=error.code, detail=f"not exported: {error}")))
                 else:
                     number += 1
         finally:

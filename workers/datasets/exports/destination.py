@@ -1,7 +1,8 @@
 """The destination of an export: a folder that appears complete or not at all, or the prefix of a bucket.
 
 All is written to a folder beside the destination, which then takes its name. `tuwen.json` in it says which run it
-holds, so that no run overwrites another's files.
+holds and whose it is, so that no run overwrites another's files. The folder around the destination is held open, so
+nothing that is done there goes elsewhere when somebody puts a link into the way.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,55 +22,98 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
+from shared.intake.beneath import Roots
+from shared.intake.held_folder import DIRECTORY, HeldFolder
 from shared.objects.storage import open_bucket
 from shared.settings import Settings
-from tuwen.errors import Conflict, DestinationUnusable, StorageUnavailable
+from tuwen.errors import Conflict, DestinationUnusable, Forbidden, StorageUnavailable
 from workers.datasets.sources.recognition import normalise
 
 MARKER = "tuwen.json"
+_IN_THE_WAY = (errno.ELOOP, errno.ENOTDIR)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@contextmanager
-def stage(destination: str, source: str, run: str, settings: Settings, *, overwrite: bool) -> Iterator[Path]:
-    """Make a new folder to write the export into; when the block succeeds, it becomes the destination.
-
-    Raises:
-        DestinationUnusable: it lies in the source, is not a folder, or holds files of another run.
-        Conflict: another export into it is under way.
-        StorageUnavailable: the disk is full, or the bucket does not answer.
-    """
-    target = normalise(destination)
-    require_apart(target, normalise(source))
-    owner = Owner(run, overwrite)
-    with translate_errors(target):
-        if target.startswith("s3://"):
-            yield from _stage_bucket(target, owner, settings)
-        else:
-            yield from _stage_folder(Path(target), owner)
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The run that an export belongs to, and whether it may replace another's."""
+    """The run and the tenant that an export belongs to, and what it may replace."""
 
     run: str
-    overwrite: bool
+    tenant: str | None = None
+    overwrite: bool = False
+    """Whether it may replace another run's export, and captions that came with the images."""
+    adopts: bool = True
+    """Whether exports that do not say whose they are count as this tenant's: earlier releases did not note it."""
 
     def require(self, marker: bytes, target: str) -> None:
-        """Refuse to take the place of what another run has written.
+        """Refuse to take the place of what another tenant or another run has written.
 
         Raises:
-            DestinationUnusable
+            Forbidden, DestinationUnusable
         """
-        try:
-            found = json.loads(marker)
-            run, source = found["run"], found["source"]
-        except (ValueError, KeyError, TypeError):
-            run, source = None, "an unknown source"
-        if not self.overwrite and self.run != run:
+        self.require_tenant(marker, target)
+        found = _parse(marker)
+        if not self.overwrite and self.run != found.get("run"):
+            source = found.get("source", "an unknown source")
             detail = f"{target} holds another data set, of {source}: name another folder, or ask to overwrite it"
             raise DestinationUnusable(detail, field="destination")
+
+    def require_tenant(self, marker: bytes, target: str) -> None:
+        """Refuse what another tenant has written, or what may be another's.
+
+        Raises:
+            Forbidden, DestinationUnusable
+        """
+        tenant = _parse(marker).get("tenant")
+        if tenant is None and not self.adopts:
+            detail = f"{target} holds an export that does not say whose it is: move it away, or name another folder"
+            raise DestinationUnusable(detail, field="destination")
+        if tenant is not None and tenant != self.tenant:
+            raise Forbidden(f"{target} holds an export of another tenant: name another folder", field="destination")
+
+
+def _parse(marker: bytes) -> dict[str, object]:
+    try:
+        found = json.loads(marker)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+@contextmanager
+def stage(target: str, source: str, owner: Owner, settings: Settings, roots: Roots) -> Iterator[HeldFolder]:
+    """Make a new folder to write the export into; when the block succeeds, it becomes the destination.
+
+    `target` and `source` are as `real` returns them.
+
+    Raises:
+        DestinationUnusable: it lies in the source, is not a folder, or holds files of another run.
+        Forbidden: it holds files of another tenant.
+        PathForbidden: it lies outside `roots`.
+        Conflict: another export into it is under way.
+        StorageUnavailable: the disk is full, or the bucket does not answer.
+    """
+    require_apart(target, source)
+    with translate_errors(target):
+        if target.startswith("s3://"):
+            yield from _stage_bucket(target, owner, settings)
+        else:
+            yield from _stage_folder(target, owner, roots)
+
+
+def real(place: str, roots: Roots) -> str:
+    """The form of a place that is compared with others: an absolute path without links, or a prefix.
+
+    Raises:
+        OSError
+        DestinationUnusable: the root that it lies in does not exist.
+    """
+    place = normalise(place)
+    try:
+        return place if place.startswith("s3://") else roots.real_path(place)
+    except FileNotFoundError as error:
+        detail = f"the root that {place} lies in does not exist on this machine"
+        raise DestinationUnusable(detail, field="destination") from error
 
 
 def require_apart(target: str, source: str) -> None:
@@ -81,51 +127,58 @@ def require_apart(target: str, source: str) -> None:
         raise DestinationUnusable(f"{target} and the source {source} lie within each other", field="destination")
 
 
-def write_marker(folder: Path, **marker: object) -> None:
-    """Write into `folder` which run it belongs to; `Owner` reads `run` and `source`."""
-    (folder / MARKER).write_text(json.dumps(marker, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_marker(folder: HeldFolder, **marker: object) -> None:
+    """Write into `folder` which run and tenant it belongs to; `Owner` reads `run`, `tenant` and `source`."""
+    text = json.dumps(marker, indent=2, ensure_ascii=False) + "\n"
+    folder.replace(MARKER, text.encode(), temporary=f".{MARKER}.new")
 
 
-def _stage_folder(target: Path, owner: Owner) -> Iterator[Path]:
-    _require_usable(target, owner)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.parent / f".{target.name}.{owner.run}"
-    with _lock(target.parent / f".{target.name}.lock", target):
-        shutil.rmtree(staging, ignore_errors=True)  # of an export that was killed
-        staging.mkdir()
-        try:
-            yield staging
-            _require_usable(target, owner)
-            _replace(target, staging)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+def _stage_folder(target: str, owner: Owner, roots: Roots) -> Iterator[HeldFolder]:
+    around, _, name = target.rpartition("/")
+    staging = f".{name}.{owner.run}"
+    with roots.folder(around or "/", make=True) as parent:
+        _require_usable(parent, name, owner)
+        with _lock(parent, f".{name}.lock", target):
+            parent.remove(staging)  # of an export that was killed
+            try:
+                with parent.enter(staging, make=True) as folder:
+                    yield folder
+                _require_usable(parent, name, owner)
+                _replace(parent, name, staging)
+            finally:
+                parent.remove(staging)
 
 
-def _require_usable(target: Path, owner: Owner) -> None:
-    if not target.exists():
+def _require_usable(parent: HeldFolder, name: str, owner: Owner) -> None:
+    found, target = parent.find(name), f"{parent.path}/{name}"
+    if found is None:
         return
-    if not target.is_dir():
-        raise DestinationUnusable(f"{target} is a file: name a folder", field="destination")
-    if (target / MARKER).is_file():
-        owner.require((target / MARKER).read_bytes(), str(target))
-    elif next(target.iterdir(), None) is not None:
-        raise DestinationUnusable(f"{target} is not empty: name a new folder", field="destination")
+    if not stat.S_ISDIR(found.st_mode):
+        what = "a link that leads nowhere" if stat.S_ISLNK(found.st_mode) else "a file"
+        raise DestinationUnusable(f"{target} is {what}: name a folder", field="destination")
+    with parent.enter(name) as folder:
+        marker = folder.read(MARKER)
+        if marker is not None:
+            owner.require(marker, target)
+        elif next(folder.names(), None) is not None:
+            raise DestinationUnusable(f"{target} is not empty: name a new folder", field="destination")
 
 
-def _replace(target: Path, staging: Path) -> None:
-    """Put `staging` in the place of `target`, which is missing only between two renames."""
-    old = target.parent / f".{target.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    staging.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+def _replace(parent: HeldFolder, name: str, staging: str) -> None:
+    """Put `staging` in the place of the destination, which is missing only between two renames."""
+    old = f".{name}.old"
+    parent.remove(old)
+    if parent.find(name) is not None:
+        parent.rename(name, old)
+    parent.rename(staging, name)
+    parent.remove(old)
 
 
 @contextmanager
-def _lock(path: Path, target: Path) -> Iterator[None]:
+def _lock(parent: HeldFolder, name: str, target: str) -> Iterator[None]:
     """Allow one export at a time; the lock of a killed one is released with its process."""
-    with path.open("w") as file:
+    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666, dir_fd=parent.fd)
+    try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -133,20 +186,26 @@ def _lock(path: Path, target: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            parent.remove(name)
+    finally:
+        os.close(file)
 
 
-def _stage_bucket(target: str, owner: Owner, settings: Settings) -> Iterator[Path]:
+def _stage_bucket(target: str, owner: Owner, settings: Settings) -> Iterator[HeldFolder]:
     store = open_bucket(target.removeprefix("s3://"), settings, settings.s3_endpoint)
     _require_usable_prefix(store, target, owner)
     folder = settings.data_dir / "exports"
     folder.mkdir(parents=True, exist_ok=True)
+    # The operator's own folder, where nobody else makes links.
     staging = folder / owner.run
-    with _lock(folder / f"{owner.run}.lock", staging):
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
+    with (
+        HeldFolder(os.open(folder, DIRECTORY), str(folder)) as parent,
+        _lock(parent, f"{owner.run}.lock", str(staging)),
+    ):
+        parent.remove(owner.run)
         try:
-            yield staging
+            with parent.enter(owner.run, make=True) as held:
+                yield held
             _upload(staging, store)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -186,7 +245,7 @@ def translate_errors(target: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise StorageUnavailable(f"the disk of {target} is full: free some space, then export again") from error
-        if isinstance(error, PermissionError):
+        if isinstance(error, PermissionError) or error.errno in _IN_THE_WAY:
             raise DestinationUnusable(f"{target} cannot be written: {error.strerror}", field="destination") from error
         raise StorageUnavailable(f"{target} cannot be written: {error.strerror or error}") from error
     except BaseError as error:

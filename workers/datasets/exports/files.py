@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
-from pathlib import Path
+from io import TextIOWrapper
 from types import TracebackType
 from typing import Any, Self
 
+from shared.intake.held_folder import HeldFolder
 from workers.datasets.sources.images import is_image_name
 
 _LONGEST_PART = 200  # bytes; file systems allow 255, and a sidecar's suffix may be longer
+_LINE_ENDS = {ord(end): json.dumps(end)[1:-1] for end in "\x85\u2028\u2029"}
 _SUFFIXES = {"jpeg": ".jpg", "tiff": ".tif"}
 
 
@@ -39,18 +41,31 @@ def _shorten(part: str) -> str:
     return f"{kept}-{sha256(raw).hexdigest()[:16]}{end}"
 
 
-class Lines:
-    """A file of JSON lines; it is created with the first line, or at once if `always`."""
+def to_line(value: object) -> str:
+    """JSON in one line for every reader: some divide lines at more than line feeds, as `str.splitlines` does."""
+    return json.dumps(value, ensure_ascii=False).translate(_LINE_ENDS)
 
-    def __init__(self, path: Path, *, always: bool = False) -> None:
-        self._path = path
-        self._file = path.open("w", encoding="utf-8", newline="\n") if always else None
+
+def create_text(folder: HeldFolder, name: str) -> TextIOWrapper:
+    """Create a file of lines in UTF-8."""
+    return TextIOWrapper(folder.create(name), encoding="utf-8", newline="\n")
+
+
+class Lines:
+    """A file of JSON lines; it is created with the first line, or at once if `always`. `continued` goes on with one."""
+
+    def __init__(self, folder: HeldFolder, name: str, *, always: bool = False, continued: bool = False) -> None:
+        self._folder = folder
+        self._name = name
+        self._file = create_text(folder, name) if always else None
+        if continued:
+            self._file = TextIOWrapper(folder.append(name), encoding="utf-8", newline="\n")
 
     def write(self, line: dict[str, Any]) -> None:
         """Write one line, and create the file if it does not exist yet."""
         if self._file is None:
-            self._file = self._path.open("w", encoding="utf-8", newline="\n")
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._file = create_text(self._folder, self._name)
+        self._file.write(to_line(line) + "\n")
 
     def close(self) -> None:
         if self._file is not None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from shared.intake.held_folder import HeldFolder
 from workers.datasets.exports.files import Lines
 from workers.datasets.exports.words import record
 from workers.datasets.exports.writers import Exported
@@ -14,8 +13,8 @@ class JsonLines:
 
     wants_images = False
 
-    def __init__(self, folder: Path) -> None:
-        self._lines = Lines(folder / "annotations.jsonl", always=True)
+    def __init__(self, folder: HeldFolder) -> None:
+        self._lines = Lines(folder, "annotations.jsonl", always=True)
 
     def write(self, exported: Exported) -> None:
         """Write the record of one image."""

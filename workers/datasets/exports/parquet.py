@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pydantic import TypeAdapter
 
+from shared.intake.held_folder import HeldFolder
 from tuwen.annotations import Annotation, Caption, Provenance, Review
 from tuwen.errors import ConfigurationError
+from workers.datasets.exports.splits import REST, find_split, write_card
 from workers.datasets.exports.words import Words, flat
 from workers.datasets.exports.writers import Exported
 
@@ -25,28 +26,61 @@ _LARGEST_GROUP = 64 * 2**20
 """Most bytes of images in a row group, which a reader holds at once."""
 _MOST_ROWS = 1000
 _LARGEST_FILE = 512 * 2**20
+_NO_SPLIT = "part"
 
 
 class Parquet:
-    """Writes Parquet files into the subfolder data of a folder."""
+    """Writes Parquet files into the subfolder data of a folder, for each split of the source apart."""
 
     wants_images = True
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: HeldFolder) -> None:
         try:
             from pyarrow import parquet
         except ImportError as error:
             raise ConfigurationError("Parquet needs pyarrow: pip install 'tuwen[datasets]'") from error
         self._parquet = parquet
         self._schema = _schema()
-        # In a folder of their own, which can be opened as one table.
-        self._folder = folder / "data"
-        self._folder.mkdir()
+        self._folder = folder
+        self._splits: dict[str, _Files] = {}
+
+    def write(self, exported: Exported) -> None:
+        """Add an image and its columns to the row group of its split."""
+        found = find_split(exported.annotation.name)
+        self._split(found[0] if found is not None else _NO_SPLIT).add(exported)
+
+    def close(self) -> None:
+        """Write the last row groups and finish the files."""
+        if not self._splits:
+            self._split(_NO_SPLIT)
+        for files in self._splits.values():
+            files.close()
+        if set(self._splits) != {_NO_SPLIT}:
+            names = {split: REST if split == _NO_SPLIT else split for split in sorted(self._splits)}
+            write_card(self._folder, {name: [f"data/{split}-*.parquet"] for split, name in names.items()})
+
+    def _split(self, split: str) -> _Files:
+        if split not in self._splits:
+            self._splits[split] = _Files(self._parquet.ParquetWriter, self._schema, self._folder, split)
+        return self._splits[split]
+
+
+class _Files:
+    """The files of one split, of which the last one is being written."""
+
+    def __init__(
+        self, open_writer: type[parquet.ParquetWriter], schema: pa.Schema, folder: HeldFolder, split: str
+    ) -> None:
+        self._open_writer = open_writer
+        self._schema = schema
+        self._folder = folder
+        self._split = split
         self._rows: list[dict[str, Any]] = []
         self._group = self._file = self._files = 0
         self._writer: parquet.ParquetWriter | None = None
+        self._opened: BinaryIO | None = None
 
-    def write(self, exported: Exported) -> None:
+    def add(self, exported: Exported) -> None:
         """Add an image and its columns to the current row group."""
         self._rows.append(_row(exported))
         self._group += len(exported.data)
@@ -57,18 +91,25 @@ class Parquet:
         """Write the last row group and finish the file."""
         if self._rows or self._writer is None:
             self._flush()
+        self._close_file()
+
+    def _close_file(self) -> None:
         if self._writer is not None:
             self._writer.close()
+            self._writer = None
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
 
     def _flush(self) -> None:
         import pyarrow as pa
 
         if self._writer is not None and self._file >= _LARGEST_FILE:
-            self._writer.close()
-            self._writer = None
+            self._close_file()
         if self._writer is None:
-            path = self._folder / f"part-{self._files:05d}.parquet"
-            self._writer = self._parquet.ParquetWriter(path, self._schema, compression="zstd")
+            # In a folder of their own, which can be opened as one table.
+            self._opened = self._folder.create(f"data/{self._split}-{self._files:05d}.parquet")
+            self._writer = self._open_writer(self._opened, self._schema, compression="zstd")
             self._files, self._file = self._files + 1, 0
         self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
         self._file += self._group

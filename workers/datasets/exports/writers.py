@@ -22,8 +22,19 @@ class Exported:
     """The file's format: png, jpeg…; empty for the same writers."""
 
 
-class NameTaken(Exception):
-    """The image cannot have its name, because another has it; nothing was written."""
+class NotWritten(Exception):
+    """The image is not in the export; nothing was written. `code` and the message say why."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class NameTaken(NotWritten):
+    """The image cannot have its name, because another has it."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("name_taken", detail)
 
 
 class Writer(Protocol):
@@ -32,7 +43,7 @@ class Writer(Protocol):
     wants_images: bool
 
     def write(self, exported: Exported) -> None:
-        """Write one image. Raises `NameTaken`; then the next image gets the same number."""
+        """Write one image. Raises `NotWritten`; then the next image gets the same number."""
 
     def close(self) -> None:
         """Finish the files after the last image."""

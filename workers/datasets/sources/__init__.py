@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Self
 
+from shared.intake.beneath import EVERYWHERE, Roots
 from shared.settings import Settings
 from tuwen.datasets import SourceFormat
 from tuwen.errors import ImageCorrupt, PayloadTooLarge, SourceUnusable
@@ -24,12 +25,13 @@ __all__ = ["HeldAs", "Reader", "RowProblem", "Source", "SourceEntry", "SourceIma
 class Source:
     """Images from one place. `close` it, or use it in a `with`."""
 
-    def __init__(self, found: Recognised, settings: Settings) -> None:
+    def __init__(self, found: Recognised, settings: Settings, roots: Roots) -> None:
         self.format = found.format
         self._uri = found.uri
         self._list: Callable[[], Iterator[SourceEntry]] = found.entries
         self._settings = settings
         self._reader = found.reader
+        self._roots = roots
 
     def images(self) -> Iterator[SourceEntry]:
         """All images, and all rows that cannot be one, in the same order at every call on an unchanged source.
@@ -51,8 +53,9 @@ class Source:
         return self._reader.read(image)
 
     def close(self) -> None:
-        """Close the source's reader."""
+        """Close the source's reader and the folders that it holds open."""
         self._reader.close()
+        self._roots.close()
 
     def __enter__(self) -> Self:
         return self
@@ -84,16 +87,22 @@ def open_source(
     root: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
+    encoding: str | None = None,
+    roots: Roots = EVERYWHERE,
 ) -> Source:
     """Open the source that `uri` names: a file or folder of this machine, or `s3://BUCKET/PREFIX`.
 
     `root` is the folder or `s3://BUCKET/PREFIX` that the paths in a list or COCO file start from and must not leave,
     by default the file's own folder. The columns are those of a table, for tables whose column names are ambiguous.
+    `encoding` is that of all texts; without it, it is detected for each file and folder.
+    Local files are opened beneath `roots` only; the source closes them with itself.
 
     Raises:
         SourceUnusable: it does not exist, cannot be read, or its format is unclear; `field` is the
             argument that would make it clear.
+        PathForbidden: it leads out of `roots`.
         ConfigurationError: S3 is not configured correctly.
         StorageUnavailable: the place does not answer.
     """
-    return Source(recognise(uri, settings, format, root, image_column, caption_column), settings)
+    found = recognise(uri, settings, format, root, image_column, caption_column, encoding, roots)
+    return Source(found, settings, roots)

@@ -7,17 +7,20 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from itertools import chain
 
 import httpx
 
+from shared.intake.data_urls import is_data_url
 from shared.intake.fetch import vet_url
 from shared.settings import Settings
-from tuwen.errors import NotFound, SourceUnusable, StorageUnavailable, UrlForbidden
-from workers.datasets.sources.images import HeldAs, RowProblem, SourceEntry, SourceImage, SourceProblem
+from tuwen.errors import NotFound, PathForbidden, SourceUnusable, StorageUnavailable, UrlForbidden
+from workers.datasets.sources.images import INLINE, HeldAs, RowProblem, SourceEntry, SourceImage, SourceProblem
 from workers.datasets.sources.places import Place, PlacedFile
-from workers.datasets.sources.rows import Row
+from workers.datasets.sources.rows import Row, is_broken
+from workers.datasets.sources.spellings import SeveralFit, find_spelled
 
 IMAGE_COLUMNS = (
     "file_name", "filename", "image", "image_path", "image_name", "img", "img_path", "path", "filepath", "file",
@@ -71,6 +74,8 @@ class Lookup:
     table: str = ""
     image_column: str | None = None
     caption_column: str | None = None
+    encoding: str | None = None
+    """That of texts, where a person says it."""
 
     def entries(self, rows: Iterator[Row | SourceProblem]) -> Iterator[SourceEntry]:
         """Yield the images of a table. Consecutive rows that name one image become one, with several captions.
@@ -113,9 +118,12 @@ class Lookup:
         found = self.find(value, row, columns.image)
         if isinstance(found, SourceProblem):
             return found
-        said = row.values.get(columns.caption) if columns.caption else None
+        said = texts(row.values.get(columns.caption) if columns.caption else None)
         custom_id = row.values.get("custom_id")
         used = {columns.image, columns.caption, "custom_id"}
+        metadata = {key: value for key, value in row.values.items() if key not in used and value not in (None, INLINE)}
+        if any(map(is_broken, said)) or any(isinstance(value, str) and is_broken(value) for value in metadata.values()):
+            return SourceProblem(f"{found.name} ({row.where})", RowProblem.ENCODING, row.encoding.explain())
         return SourceImage(
             name=found.name,
             path=found.path,
@@ -125,13 +133,20 @@ class Lookup:
             column=found.column,
             size=found.size,
             version=found.version,
-            captions=texts(said),
+            captions=said,
             custom_id=None if custom_id is None else str(custom_id),
-            metadata={key: value for key, value in row.values.items() if key not in used and value is not None},
+            metadata=metadata,
         )
 
     def find(self, value: object, row: Row, column: str) -> PlacedFile | SourceProblem:
         """Find the image that a value names: by a path, a URL, a data URL, or the bytes themselves."""
+        if isinstance(value, list):
+            if len(value) > 1:
+                detail = f"the row has {len(value)} images: divide it into rows with one each"
+                return SourceProblem(row.where, RowProblem.INVALID, detail)
+            return self.find(value[0] if value else None, row, column)
+        if value is INLINE:
+            value = {"bytes": INLINE}
         if isinstance(value, Mapping):
             name = value.get("path") or value.get("url")
             if value.get("bytes") is None:
@@ -139,7 +154,7 @@ class Lookup:
             return PlacedFile(self._cell_name(row, name), self.table, None, HeldAs.CELL, row.offset, row.length, column)
         if not isinstance(value, str) or not value.strip():
             return SourceProblem(row.where, RowProblem.INVALID, "the row names no image")
-        if value.startswith("data:"):
+        if is_data_url(value):
             return PlacedFile(self._cell_name(row, None), self.table, None, HeldAs.CELL, row.offset, row.length, column)
         if value.startswith(("http://", "https://")):
             return self._url(value)
@@ -153,14 +168,18 @@ class Lookup:
         return PlacedFile(url_name(parsed), url, None, HeldAs.URL)
 
     def _path(self, value: str, row: Row) -> PlacedFile | SourceProblem:
-        path = path_below(value.removeprefix("file://"), self.root, self.base)
-        if path is None:
-            return SourceProblem(f"{value} ({row.where})", RowProblem.OUTSIDE, f"the path leads out of {self.root}")
-        if not self.place.near:
+        value = value.removeprefix("file://")
+        path = path_below(value, self.root, self.base)
+        if not self.place.near and path is not None:
             return PlacedFile(path, path, None)
         try:
-            return self.place.find(path)
-        except NotFound as error:
+            found = find_spelled(self.place, value, partial(path_below, root=self.root, base=self.base), row.encoding)
+            if found is None:
+                return SourceProblem(f"{value} ({row.where})", RowProblem.OUTSIDE, f"the path leads out of {self.root}")
+            return found
+        except PathForbidden as error:
+            return SourceProblem(f"{value} ({row.where})", RowProblem.OUTSIDE, str(error))
+        except (NotFound, SeveralFit) as error:
             return SourceProblem(f"{value} ({row.where})", RowProblem.NOT_FOUND, str(error))
         except StorageUnavailable as error:
             return SourceProblem(f"{value} ({row.where})", RowProblem.UNREADABLE, str(error))
@@ -210,7 +229,7 @@ def texts(said: object) -> tuple[str, ...]:
 
 def plain(values: Mapping[str, object]) -> dict[str, object]:
     """Make `values` what JSON and PostgreSQL can hold: no bytes, no NaN, no lone surrogates, no NUL."""
-    return {clean(str(key)): _plain(value) for key, value in values.items()}
+    return {clean(str(key)): _plain(value) for key, value in values.items() if value is not INLINE}
 
 
 def _plain(value: object) -> object:

@@ -26,6 +26,10 @@ def is_image_name(name: str) -> bool:
     return dot >= 0 and name[dot:].lower() in IMAGE_SUFFIXES
 
 
+INLINE = ...
+"""Stands for binary values of a table, which stay in it until `Reader` reads them."""
+
+
 class HeldAs(StrEnum):
     """How the bytes are kept."""
 
@@ -53,6 +57,9 @@ class RowProblem(StrEnum):
     UNREADABLE = "unreadable"
     DAMAGED = "archive_damaged"
     URL_FORBIDDEN = "url_forbidden"
+    ENCODING = "encoding_unknown"
+    CAPTION = "caption_unreadable"
+    ARCHIVE = "archive_in_folder"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ _COLUMNS = Columns("body", None)
 
 def list_requests(lookup: Lookup, home: Place) -> Iterator[SourceEntry]:
     """Yield the image of each request, named by its `custom_id`."""
-    for row in read_rows(home, lookup.table):
+    for row in read_rows(home, lookup.table, lookup.encoding):
         yield row if isinstance(row, SourceProblem) else _entry(lookup, row)
 
 
@@ -32,7 +32,13 @@ def _entry(lookup: Lookup, row: Row) -> SourceEntry:
     if address is None:
         return SourceProblem(f"{custom_id} ({row.where})", RowProblem.INVALID, "the request has no image")
     prompt = "\n".join(part["text"] for part in parts if isinstance(part.get("text"), str))
-    asked = Row({"custom_id": custom_id} | ({"prompt": prompt} if prompt else {}), row.where, row.offset, row.length)
+    asked = Row(
+        {"custom_id": custom_id} | ({"prompt": prompt} if prompt else {}),
+        row.where,
+        row.offset,
+        row.length,
+        row.encoding,
+    )
     entry = lookup.entry(address, asked, _COLUMNS)
     return replace(entry, name=safe_name(custom_id)) if isinstance(entry, SourceImage) else entry
 

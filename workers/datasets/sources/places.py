@@ -20,17 +20,20 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 from typing_extensions import Buffer
 
+from shared.intake.beneath import EVERYWHERE, READ, Roots
 from shared.objects.storage import open_bucket
 from shared.settings import Settings
-from tuwen.errors import NotFound, StorageUnavailable
+from tuwen.errors import NotFound, PathForbidden, StorageUnavailable
 from workers.datasets.sources.images import HeldAs, RowProblem, SourceProblem, require_size
 from workers.datasets.sources.seen import SortedNames
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
+LINK_IN_ARCHIVE = "links in archives are not followed: pack the file itself"
 _BUFFER = 2**20
-_LONGEST_SIDECAR = 64 * 1024  # bytes; a caption is no book
+_OF_SYSTEMS = frozenset(("__MACOSX", "@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information"))
+"""Folders that systems and network disks keep for themselves: thumbnails, what was deleted, earlier states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +51,20 @@ class PlacedFile:
 
 
 class Place(Protocol):
-    """A place with files. Methods raise `NotFound` for a missing file, `StorageUnavailable` where the place fails."""
+    """A place with files. Methods raise `NotFound` for a missing file, `PathForbidden` for one that a link puts outside
+    the place's roots, and `StorageUnavailable` where the place fails."""
 
     near: bool
     """Whether looking at a file costs next to nothing."""
 
     def walk(self) -> Iterator[PlacedFile | SourceProblem]:
         """Yield all files below the place, in an order that does not change; hidden ones are left out."""
+
+    def names_in(self, folder: str) -> Iterator[str]:
+        """Yield the paths of what lies directly in a folder, in any order; nothing where it cannot be listed."""
+
+    def above(self) -> Iterator[tuple[Place, str]]:
+        """Yield the folders around the place, and the path from each to it, with a / at its end."""
 
     def find(self, path: str) -> PlacedFile:
         """Find the file at `path`, with its size and version."""
@@ -69,15 +79,17 @@ class Place(Protocol):
         """Open the file for reading, buffered and seekable."""
 
 
-def open_place(uri: str, settings: Settings) -> Folder | Bucket:
+def open_place(uri: str, settings: Settings, roots: Roots = EVERYWHERE) -> Folder | Bucket:
     """Open the folder or `s3://BUCKET/PREFIX` that `uri` names, without checking that it exists.
+
+    Files of a folder are opened beneath `roots` only.
 
     Raises:
         ConfigurationError: the S3 settings are wrong.
     """
     if uri.startswith("s3://"):
         return Bucket(open_bucket(uri.removeprefix("s3://"), settings, settings.s3_endpoint))
-    return Folder(uri.removeprefix("file://"))
+    return Folder(uri.removeprefix("file://"), roots)
 
 
 def exists(place: Place, path: str) -> bool:
@@ -89,25 +101,14 @@ def exists(place: Place, path: str) -> bool:
     return True
 
 
-def read_sidecar(place: Place, path: str) -> str | None:
-    """Read the caption beside an image, `<name>.txt`, where looking for it costs nothing."""
-    if not place.near:
-        return None
-    try:
-        with place.open(f"{path.rpartition('.')[0]}.txt") as file:
-            text = file.read(_LONGEST_SIDECAR + 1)
-    except (NotFound, StorageUnavailable):
-        return None
-    return text.decode(errors="replace").strip() if len(text) <= _LONGEST_SIDECAR else None
-
-
 class Folder:
-    """A folder of this machine."""
+    """A folder of this machine, of which only what lies beneath `roots` is opened, links followed."""
 
     near = True
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, roots: Roots = EVERYWHERE) -> None:
         self._root = str(Path(root or ".").absolute())
+        self._roots = roots
 
     def walk(self) -> Iterator[PlacedFile | SourceProblem]:
         """Yield files folder by folder, in the order of their names' bytes; problems stand for what cannot be read."""
@@ -120,64 +121,121 @@ class Folder:
                 continue
             files, folders = SortedNames(), SortedNames()
             try:
-                yield from self._scan(folder, files, folders)
-            except OSError as error:
-                yield SourceProblem(
-                    folder or self._root, RowProblem.UNREADABLE, f"cannot list the folder: {_why(error)}"
-                )
+                opened = self._roots.open(self._whole(folder), os.O_RDONLY | os.O_DIRECTORY)
+            except (OSError, PathForbidden) as error:
+                yield _unlisted(folder or self._root, error)
                 continue
-            for path in files:
-                yield self._find_or_problem(path)
+            try:
+                yield from self._list(opened, folder, files, folders)
+            finally:
+                os.close(opened)
             levels.append(iter(folders))
+
+    def names_in(self, folder: str) -> Iterator[str]:
+        """Yield the paths of what lies directly in a folder."""
+        try:
+            opened = self._roots.open(self._whole(folder), os.O_RDONLY | os.O_DIRECTORY)
+        except (OSError, PathForbidden):
+            return
+        try:
+            with os.scandir(opened) as entries:
+                yield from (_below(folder, entry.name) for entry in entries)
+        finally:
+            os.close(opened)
+
+    def above(self) -> Iterator[tuple[Place, str]]:
+        """Yield the folders around this one, the nearest first."""
+        for folder in Path(self._root).parents:
+            yield Folder(str(folder), self._roots), f"{Path(self._root).relative_to(folder)}/"
 
     def find(self, path: str) -> PlacedFile:
         """Find a regular file."""
         with _translate_errors(path):
-            found = os.stat(self._whole(path))  # noqa: PTH116 - a Path for each of 100 million files costs
-        if not stat.S_ISREG(found.st_mode):
-            raise NotFound(f"{path!r} is not a file")
-        return PlacedFile(path, path, found.st_size, version=f"{found.st_mtime_ns:x}")
+            found = self._roots.stat(self._whole(path))
+        return _regular(path, found)
 
     def load(self, path: str, settings: Settings) -> bytes:
         """Read a whole file."""
-        size = self.find(path).size or 0
-        require_size(size, settings)
-        return self.read(path, 0, size)
+        with self._opened(path) as (opened, found):
+            require_size(found.st_size, settings)
+            return os.pread(opened, found.st_size, 0)
 
     def read(self, path: str, offset: int, length: int) -> bytes:
         """Read a part of a file with one system call."""
-        with _translate_errors(path), Path(self._whole(path)).open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), length, offset)
+        with self._opened(path) as (opened, _):
+            return os.pread(opened, length, offset)
 
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading, buffered."""
-        self.find(path)  # a pipe would block forever
+        with self._opened(path) as (opened, _):
+            return os.fdopen(os.dup(opened), "rb", buffering=_BUFFER)
+
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[tuple[int, os.stat_result]]:
+        """A regular file by its descriptor: what was looked at is what is read, and a pipe blocks nobody."""
         with _translate_errors(path):
-            return Path(self._whole(path)).open("rb", buffering=_BUFFER)
+            opened = self._roots.open(self._whole(path), READ)
+            try:
+                found = os.fstat(opened)
+                _regular(path, found)
+                yield opened, found
+            finally:
+                os.close(opened)
 
-    def _scan(self, folder: str, files: SortedNames, folders: SortedNames) -> Iterator[SourceProblem]:
-        with os.scandir(self._whole(folder)) as entries:
-            for entry in entries:
-                if is_hidden(entry.name):
-                    continue
-                path = f"{folder}/{entry.name}" if folder else entry.name
-                if not entry.is_dir():
-                    files.add(path)
-                elif not entry.is_symlink():
-                    folders.add(path)
-                else:  # it may lead in a circle
-                    yield SourceProblem(path, RowProblem.UNREADABLE, "links to folders are not followed")
-
-    def _find_or_problem(self, path: str) -> PlacedFile | SourceProblem:
+    def _list(
+        self, opened: int, folder: str, files: SortedNames, folders: SortedNames
+    ) -> Iterator[PlacedFile | SourceProblem]:
+        """Yield the files of an open folder, and gather the folders in it."""
         try:
-            return self.find(path)
+            with os.scandir(opened) as entries:
+                for entry in entries:
+                    if not is_hidden(entry.name):
+                        (folders if entry.is_dir(follow_symlinks=False) else files).add(_below(folder, entry.name))
+        except OSError as error:
+            yield _unlisted(folder or self._root, error)
+        for path in files:
+            yield self._find_listed(opened, path)
+
+    def _find_listed(self, folder: int, path: str) -> PlacedFile | SourceProblem:
+        try:
+            with _translate_errors(path):
+                # The name in the open folder: faster than its whole path, and no link can come in between.
+                found = os.stat(path.rpartition("/")[2], dir_fd=folder, follow_symlinks=False)
+                if stat.S_ISLNK(found.st_mode):
+                    found = self._roots.stat(self._whole(path))
+                    if stat.S_ISDIR(found.st_mode):  # it may lead in a circle
+                        return SourceProblem(path, RowProblem.UNREADABLE, "links to folders are not followed")
+            return _regular(path, found)
+        except PathForbidden as error:
+            return SourceProblem(path, RowProblem.OUTSIDE, str(error))
         except NotFound as error:
             return SourceProblem(path, RowProblem.NOT_FOUND, str(error))
         except StorageUnavailable as error:
             return SourceProblem(path, RowProblem.UNREADABLE, str(error))
 
     def _whole(self, path: str) -> str:
-        return f"{self._root}/{path}"
+        return f"{self._root}/{path}" if path else self._root
+
+
+def _below(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _regular(path: str, found: os.stat_result) -> PlacedFile:
+    if not stat.S_ISREG(found.st_mode):
+        raise NotFound(f"{path!r} is not a file")
+    return PlacedFile(path, path, found.st_size, version=_version(found))
+
+
+def _unlisted(folder: str, error: OSError | PathForbidden) -> SourceProblem:
+    if isinstance(error, PathForbidden):
+        return SourceProblem(folder, RowProblem.OUTSIDE, str(error))
+    return SourceProblem(folder, RowProblem.UNREADABLE, f"cannot list the folder: {_why(error)}")
+
+
+def _version(found: os.stat_result) -> str:
+    """A sign of the content. Programs can set back the time of modification, but not that of change or the inode."""
+    return f"{found.st_mtime_ns:x}-{found.st_ctime_ns:x}-{found.st_ino:x}"
 
 
 class Bucket:
@@ -197,6 +255,15 @@ class Bucket:
                     path = meta["path"]
                     if not any(map(is_hidden, path.split("/"))):
                         yield _object(meta)
+
+    def names_in(self, folder: str) -> Iterator[str]:
+        """Yield the keys directly below a folder, with one listing of it."""
+        with _translate_errors(folder or "the bucket"):
+            yield from (meta["path"] for meta in obstore.list_with_delimiter(self._store, folder or None)["objects"])
+
+    def above(self) -> Iterator[tuple[Place, str]]:
+        """Yield nothing: no export writes beside the objects of a bucket."""
+        return iter(())
 
     def find(self, path: str) -> PlacedFile:
         """Find an object with one HEAD request."""
@@ -282,7 +349,7 @@ class _Object(io.RawIOBase):
 
 def is_hidden(name: str) -> bool:
     """Whether the name is that of something kept for a program's own use."""
-    return (name.startswith(".") and name not in (".", "..")) or name == "__MACOSX"
+    return (name.startswith(".") and name not in (".", "..")) or name in _OF_SYSTEMS
 
 
 @contextmanager

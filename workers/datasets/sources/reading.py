@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import binascii
 import zlib
-from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from struct import Struct
 from types import TracebackType
 from typing import Any, Self
 
+from shared.intake.beneath import EVERYWHERE, Roots
+from shared.intake.data_urls import decode_data_url, is_data_url
 from shared.intake.fetch import Fetcher
 from shared.settings import Settings
 from tuwen.errors import ImageCorrupt, NotFound
 from workers.datasets.sources.images import HeldAs, SourceImage, require_size
+from workers.datasets.sources.parquet import open_parquet, picture_of
 from workers.datasets.sources.places import open_place
-from workers.datasets.sources.rows import open_parquet, parse_json_object
+from workers.datasets.sources.rows import parse_json_object
 
 _LOCAL_HEADER = Struct("<4s5HIIIHH")  # of a zip's member: APPNOTE.TXT 4.3.7
 _STORED, _DEFLATED = 0, 8
@@ -27,11 +28,14 @@ class Reader:
     It is thread-safe, except for images in the cells of a Parquet file.
     """
 
-    def __init__(self, root: str, settings: Settings, *, home: str | None = None) -> None:
-        """`root` is where paths of images start from, `home` where archives and tables lie, if elsewhere."""
+    def __init__(self, root: str, settings: Settings, *, home: str | None = None, roots: Roots = EVERYWHERE) -> None:
+        """`root` is where paths of images start from, `home` where archives and tables lie, if elsewhere.
+
+        Local files are opened beneath `roots` only.
+        """
         self._settings = settings
-        self._root = open_place(root, settings)
-        self._home = open_place(home, settings) if home is not None else self._root
+        self._root = open_place(root, settings, roots)
+        self._home = open_place(home, settings, roots) if home is not None else self._root
         self._fetcher: Fetcher | None = None
         self._row_group: tuple[tuple[str, int], Any] | None = None
 
@@ -40,6 +44,7 @@ class Reader:
 
         Raises:
             NotFound: the file does not exist any more.
+            PathForbidden: a link leads out of the roots by now.
             ImageCorrupt, PayloadTooLarge: its size is wrong; mostly found before it is read.
             StorageUnavailable: the place does not answer.
             UrlForbidden, FetchRefused, FetchFailed: as `Fetcher.get`.
@@ -103,21 +108,19 @@ class Reader:
 
     def _read_cell(self, image: SourceImage) -> bytes:
         value = self._read_parquet_cell(image) if image.path.endswith(".parquet") else self._read_json_cell(image)
-        if isinstance(value, dict):
-            value = value.get("bytes")
+        value = picture_of(value)
         if isinstance(value, bytes):
             return value
         if not isinstance(value, str):
             raise NotFound("the row holds no image any more")
-        _, _, encoded = value.partition(";base64,")
         try:
-            return b64decode(encoded, validate=True)
-        except (binascii.Error, ValueError) as error:
+            return decode_data_url(value)
+        except ValueError as error:
             raise ImageCorrupt("the data URL is not base64") from error
 
     def _read_json_cell(self, image: SourceImage) -> object:
         offset, length = _extent(image)
-        values = parse_json_object(self._home.read(image.path, offset, length))
+        values = _parse_any(self._home.read(image.path, offset, length))
         return None if values is None else first_data_url(values.get(image.column or ""))
 
     def _read_parquet_cell(self, image: SourceImage) -> object:
@@ -141,9 +144,20 @@ class Reader:
 def first_data_url(value: object) -> str | None:
     """The first string below `value` that is a data URL."""
     if isinstance(value, str):
-        return value if value.startswith("data:") else None
+        return value if is_data_url(value) else None
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return next((found for found in map(first_data_url, inner) if found), None)
+
+
+def _parse_any(line: bytes) -> dict[str, Any] | None:
+    """Parse a line of JSON whose encoding the plan does not tell: a data URL is ASCII, the same in all of them."""
+    return next((values for text in _readings(line) if (values := parse_json_object(text)) is not None), None)
+
+
+def _readings(line: bytes) -> Iterator[str | bytes]:
+    yield line  # UTF-8 and UTF-16
+    for encoding in ("gb18030", "big5", "cp932", "latin-1"):
+        yield line.decode(encoding, "replace")
 
 
 def _extent(image: SourceImage) -> tuple[int, int]:

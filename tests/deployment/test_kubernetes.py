@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from api.app import create_app
 from shared.database import Database
-from shared.intake.dataset_places import require_allowed
+from shared.intake.dataset_places import Permission
 from shared.settings import Settings
 from tests.support.compose import ROOT
 from tests.support.plain_sql import Sql
@@ -222,7 +222,7 @@ def test_every_variable_is_a_setting_and_every_secret_is_explained(overlay: str)
         assert {"tuwen-redis", "tuwen-storage"} <= taken, name
         settings = Settings(storage_url=values["TUWEN_STORAGE_URL"], dataset_roots=values["TUWEN_DATASET_ROOTS"])
         for root in settings.dataset_roots:
-            require_allowed(f"{root}/cats", settings, "source")
+            Permission.of(settings, (f"{root}/alice",)).require(f"{root}/alice/cats", "source")
     signers = {name for name in pods(overlay) if "tuwen-webhooks" in environment(overlay, name)[1]}
     assert signers == {"api", "housekeeper"}
     assert environment(overlay, "migrate")[1] == {"tuwen-database"}, "each gets only what it needs"

@@ -49,8 +49,9 @@ bench: $(DEVELOPMENT)
 hostile: $(DEVELOPMENT)
 	$(BIN)/python -m tests.hostile $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
+# At random for some minutes: make chaos MINUTES=30. Or the project's goal, 10,000 jobs: make chaos GOAL=1
 chaos: $(DEVELOPMENT)
-	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m tests.chaos $(if $(GOAL),--goal) $(if $(MINUTES),--minutes $(MINUTES))
 
 chaos-datasets: $(DEVELOPMENT)
 	$(BIN)/python -m tests.chaos_datasets

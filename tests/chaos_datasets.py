@@ -15,7 +15,7 @@ from pathlib import Path
 from api.embedded.servers import Postgres, Valkey
 from shared.migrations import migrate
 from shared.settings import Settings
-from tests.chaos import Chaos, console
+from tests.chaos.deeds import Chaos, console
 from tests.support.annotation import annotate, dataset, mistakes, paint
 from tests.support.system import System, running_system
 from tuwen.datasets import Dataset

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import metadata
@@ -19,12 +17,14 @@ import psycopg
 import redis
 from packaging.requirements import Requirement
 
+from api.cli import checks
+from api.cli.finding import Finding
 from api.embedded.processes import port_is_free
 from api.embedded.servers import embedded_servers
 from shared.database import Database
 from shared.database.connections import complaint_of_age
 from shared.database.deletion import MOST_COUNTED
-from shared.migrations import is_current
+from shared.migrations import is_current, is_newer
 from shared.objects.mark import ADVICE, StorageMark
 from shared.objects.storage import ObjectStore
 from shared.queue import JobQueue, connect
@@ -32,26 +32,6 @@ from shared.retention import parse_age, parse_job_ages, written
 from shared.settings import Settings
 from tuwen.errors import ConfigurationError, NotFound, TuwenError
 from tuwen.version import __version__
-
-FREE_SPACE = 2 * 2**30
-NO_SPACE = 64 * 2**20
-"""Bytes on the disk below which PostgreSQL, Redis and the storage fail soon or already do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Result of one check; a finding without advice is in order."""
-
-    subject: str
-    found: str
-    advice: str = ""
-    serious: bool = True
-    """Whether jobs cannot run until the advice is followed."""
-
-    @property
-    def fine(self) -> bool:
-        """Whether nothing has to be done."""
-        return not self.advice
 
 
 def examine(settings: Settings, url: str, *, embedded: bool) -> Iterator[Finding]:
@@ -62,7 +42,8 @@ def examine(settings: Settings, url: str, *, embedded: bool) -> Iterator[Finding
     yield Finding("Python", f"{platform.python_version()} in {sys.prefix}")
     yield from _packages()
     yield from _torch(settings)
-    yield _disk(settings)
+    yield checks.free_space("disk", settings.data_dir.absolute(), "make room, or choose another --data")
+    yield from checks.of_this_process(settings, embedded=embedded)
     if not embedded and not {"database_url", "redis_url"} & settings.model_fields_set:
         # Nothing is configured and nothing runs: this is a fresh installation, which `tuwen up` starts.
         yield _embedded_servers()
@@ -79,7 +60,10 @@ def examine(settings: Settings, url: str, *, embedded: bool) -> Iterator[Finding
         return
     for look in (_redis, _postgres, _storage, _workers, _housekeeper, _webhooks, _retention):
         yield from _guard(look.__name__.strip("_"), partial(look, settings))
+    for check in checks.RUNNING:
+        yield from _guard(check.__name__.replace("_", " "), partial(check, settings))
     yield from _api(url)
+    yield from checks.api_release(url)
 
 
 def _guard(subject: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -151,15 +135,6 @@ def _torch(settings: Settings) -> Iterator[Finding]:
         yield Finding("device", "cpu, although there is a GPU", "use it with --device cuda:0", serious=False)
 
 
-def _disk(settings: Settings) -> Finding:
-    folder = settings.data_dir.absolute()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    found = f"{free / 2**30:.1f} GiB free at {folder}"
-    advice = "make room, or choose another --data" if free < FREE_SPACE else ""
-    return Finding("disk", found, advice, serious=free < NO_SPACE)
-
-
 def _embedded_servers() -> Finding:
     try:
         return Finding("servers", f"embedded {embedded_servers()}")
@@ -195,10 +170,12 @@ def _postgres(settings: Settings) -> Iterator[Finding]:
     with psycopg.connect(settings.database_url, connect_timeout=3) as connection:
         version = connection.info.server_version
     yield Finding("postgres", f"PostgreSQL {version // 10_000} answers", complaint_of_age(version) or "")
-    if is_current(settings.database_url):
+    if is_newer(settings.database_url):
+        yield Finding("schema", "of a newer release", "bring this installation up to that release")
+    elif is_current(settings.database_url):
         yield Finding("schema", "current")
     else:
-        yield Finding("schema", "not the one this version expects", "run: tuwen migrate")
+        yield Finding("schema", "behind this release", "run: tuwen migrate")
 
 
 def _storage(settings: Settings) -> Iterator[Finding]:

@@ -30,7 +30,7 @@ from tuwen.jobs import (
 )
 
 if TYPE_CHECKING:
-    from api.cli.doctor import Finding
+    from api.cli.finding import Finding
     from api.embedded.stack import Event, System
     from shared.database.keys import ApiKey
     from shared.database.usage import TenantUsage

@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from shared.database import Database
-from shared.queue import event_channel, progress_key
+from shared.queue import HOUSEKEEPER_PREFIX, event_channel, progress_key
 from shared.queue.access import complaint_of_access
 from shared.redis_place import RedisPlace
 from shared.settings import Settings
@@ -156,6 +156,13 @@ class JobEvents:
         for key in keys:
             pipeline.hgetall(key)
         return list(await self.ask(pipeline.execute()))
+
+    async def housekeepers(self) -> int:
+        """How many hosts have a housekeeper that works. Raises QueueUnavailable."""
+        return await self.ask(self._count(f"{HOUSEKEEPER_PREFIX}*"))
+
+    async def _count(self, pattern: str) -> int:
+        return sum([1 async for _ in self._redis.scan_iter(pattern, count=1000)])
 
     async def ping(self) -> None:
         """Raises QueueUnavailable."""

@@ -34,7 +34,7 @@ from shared.database.webhooks import LATE, WebhookFigures
 from shared.database.workers import WorkerState
 from shared.telemetry.metrics import COUNTERS, HISTOGRAMS, distributions, redis_key
 from tuwen.errors import DatabaseUnavailable, QueueUnavailable, TuwenError
-from tuwen.jobs import Kind
+from tuwen.jobs import Kind, Status
 from tuwen.messages import Health, Models, ModelState, ModelWorker, Readiness, State
 from tuwen.version import __version__
 
@@ -172,9 +172,16 @@ async def _gather(resources: Resources) -> list[Metric]:
     try:
         hashes = await resources.events.hashes([redis_key(metric) for metric in (*HISTOGRAMS, *COUNTERS)])
         families += _worker_families(hashes)
+        families.append(
+            GaugeMetricFamily(
+                "tuwen_housekeepers", "Hosts whose housekeeper works", await resources.events.housekeepers()
+            )
+        )
         up.add_metric(["redis"], 1)
     except QueueUnavailable:
         up.add_metric(["redis"], 0)
+    storage_fails = await _problem(_run_check(resources.storage_check.require))
+    up.add_metric(["storage"], 0 if storage_fails else 1)
     return families
 
 
@@ -217,7 +224,7 @@ def _dataset_families(rows: Sequence[DatasetFigures], speed: tuple[float, float]
     images = GaugeMetricFamily("tuwen_dataset_images", "Images by what has become of them", labels=["state"])
     for status in sorted({row.shard_status for row in rows}):
         shards.add_metric([status], sum(row.shards for row in rows if row.shard_status == status))
-    for state, column in (("done", "done"), ("failed", "failed"), ("left", "images_left")):
+    for state, column in (("done", "done"), ("failed", "failed"), ("left", "images_left"), ("paused", "images_paused")):
         images.add_metric([state], sum(getattr(row, column) for row in rows))
     rate = GaugeMetricFamily("tuwen_dataset_images_per_second", "Images annotated, over the last minute")
     rate.add_metric([], speed[0])
@@ -235,7 +242,9 @@ def _worker_families(hashes: list[dict[str, str]]) -> Iterator[Metric]:
         yield family
     for counter, fields in zip(COUNTERS, hashes[len(HISTOGRAMS) :], strict=True):
         counts = CounterMetricFamily(counter.name, counter.help, labels=["kind", "status"])
-        for field, value in fields.items():
+        # Prometheus sees no growth in a series that begins with one, so each begins with nothing.
+        nothing = {f"{kind}/{status}": "0" for kind in Kind for status in Status if status.terminal}
+        for field, value in (nothing | fields).items():
             counts.add_metric(field.split("/"), float(value))
         yield counts
 

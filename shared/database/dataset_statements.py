@@ -354,7 +354,9 @@ TOTALS = text("""
 
 FIGURES = text("""
     SELECT d.status AS dataset_status, s.status AS shard_status, count(*) AS shards,
-        sum(s.done) AS done, sum(s.failed) AS failed, sum(s.images - s.done - s.failed) AS images_left
+        sum(s.done) AS done, sum(s.failed) AS failed,
+        COALESCE(sum(s.images - s.done - s.failed) FILTER (WHERE d.paused_at IS NULL), 0) AS images_left,
+        COALESCE(sum(s.images - s.done - s.failed) FILTER (WHERE d.paused_at IS NOT NULL), 0) AS images_paused
     FROM shards AS s JOIN datasets AS d ON d.id = s.dataset_id
     WHERE d.status IN ('planning', 'running', 'exporting')
     GROUP BY d.status, s.status

@@ -64,7 +64,8 @@ class DatasetFigures:
     done: int
     failed: int
     images_left: int
-    """These three count images."""
+    images_paused: int
+    """These four count images; those that are left in data sets that are paused are not counted as left."""
 
 
 class Datasets:

@@ -244,6 +244,11 @@ QUEUES = text("""
     FROM jobs WHERE status IN ('queued', 'running') GROUP BY kind
 """)
 
+WAITING = text("""
+    SELECT kind, priority, count(*) AS jobs, EXTRACT(EPOCH FROM now() - min(available_at))::float8 AS oldest_age
+    FROM jobs WHERE status = 'queued' AND available_at <= now() GROUP BY kind, priority ORDER BY oldest_age DESC
+""")
+
 # For monitoring, which learns of most changes from events: those of younger changes may still be on their way.
 OUTLINES = text("""
     WITH wanted AS (

@@ -140,6 +140,17 @@ class QueueState:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingJobs:
+    """Jobs of one kind and priority that may run now and do not."""
+
+    kind: Kind
+    priority: int
+    jobs: int
+    oldest_age: float
+    """Seconds that the oldest of them has been allowed to run."""
+
+
+@dataclass(frozen=True, slots=True)
 class JobOutline:
     """A job of any tenant, as monitoring shows it."""
 
@@ -340,6 +351,11 @@ class Jobs:
         rows = self._run(select(JobRow.id, JobRow.status).where(JobRow.id.in_(ids)))
         return {row.id: Status(row.status) for row in rows}
 
+    def kinds(self, ids: Sequence[UUID]) -> dict[UUID, Kind]:
+        """Kinds of those of these jobs that exist, of any tenant."""
+        rows = self._run(select(JobRow.id, JobRow.kind).where(JobRow.id.in_(ids)))
+        return {row.id: Kind(row.kind) for row in rows}
+
     def page(
         self,
         tenant: Tenant,
@@ -474,6 +490,10 @@ class Jobs:
         for row in self._run(transitions.QUEUES):
             states[Kind(row.kind)] = QueueState(Kind(row.kind), row.queued, row.ready, row.running, row.oldest_age)
         return states
+
+    def waiting(self) -> list[WaitingJobs]:
+        """Who waits, by kind and priority, the longest first."""
+        return self._connections.fetch(WaitingJobs, transitions.WAITING)
 
     def unreferenced(self, keys: Sequence[str]) -> list[str]:
         """Those of these object keys that no file, document or job names."""

@@ -56,6 +56,12 @@ def is_current(database_url: str) -> bool:
     return found is not None and (found == known[-1] or found not in known)
 
 
+def is_newer(database_url: str) -> bool:
+    """Whether the schema is that of a later version; raises as `is_current`."""
+    found = _revision(database_url)
+    return found is not None and found not in revisions()
+
+
 def require_schema(database_url: str) -> None:
     """Refuse to start on a schema of an earlier version. A PostgreSQL that is away passes: it may come.
 

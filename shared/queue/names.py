@@ -29,6 +29,8 @@ COLLECTED_KEY = "tuwen:collected"
 """Position of the search for orphans; the search starts again when Redis loses it."""
 CANCEL_CHANNEL = "tuwen:cancel"
 """Channel that tells workers of requested cancels, so that they need not wait for the next heartbeat."""
+HOUSEKEEPER_PREFIX = "tuwen:housekeeper:"
+"""Beginning of the keys that housekeepers sign in with; the host follows."""
 
 
 def queue_name(kind: Kind) -> str:

@@ -23,6 +23,7 @@ from shared.queue.names import (
     DATASET_TASK,
     DATASETS_QUEUE,
     GENERATION_KEY,
+    HOUSEKEEPER_PREFIX,
     PREVIEWS_LIST,
     SHARD_TASK,
     event_channel,
@@ -35,6 +36,7 @@ from shared.queue.names import (
 from shared.settings import Settings
 from tuwen.errors import QueueUnavailable
 from tuwen.jobs import Kind, Progress
+from tuwen.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -190,18 +192,23 @@ class JobQueue:
     def sign_housekeeper(self, host: str, lifetime: float) -> None:
         """Note that the housekeeper on `host` runs; the note holds for `lifetime` seconds."""
         with _translate_errors():
-            self.redis.set(f"tuwen:housekeeper:{host}", "works", px=int(lifetime * 1000))
+            self.redis.set(f"{HOUSEKEEPER_PREFIX}{host}", __version__, px=int(lifetime * 1000))
 
     def housekeeper_seen(self, host: str) -> bool:
         """Whether a housekeeper on `host` has signed in and its note has not expired."""
         with _translate_errors():
-            return bool(self.redis.exists(f"tuwen:housekeeper:{host}"))
+            return bool(self.redis.exists(f"{HOUSEKEEPER_PREFIX}{host}"))
 
     def housekeepers(self) -> list[str]:
         """Hosts on which a housekeeper runs."""
-        prefix = "tuwen:housekeeper:"
         with _translate_errors():
-            return sorted(str(key).removeprefix(prefix) for key in self.redis.scan_iter(f"{prefix}*"))
+            keys = self.redis.scan_iter(f"{HOUSEKEEPER_PREFIX}*", count=1000)
+            return sorted(str(key).removeprefix(HOUSEKEEPER_PREFIX) for key in keys)
+
+    def housekeeper_releases(self) -> dict[str, str]:
+        """Host → release of the housekeeper that signed in last there; early releases told `works`."""
+        with _translate_errors():
+            return {host: str(self.redis.get(f"{HOUSEKEEPER_PREFIX}{host}") or "") for host in self.housekeepers()}
 
     def check(self) -> None:
         """Check readiness: Redis answers."""

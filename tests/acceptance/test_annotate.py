@@ -19,7 +19,7 @@ import redis
 from api.embedded.servers import Postgres, Valkey
 from shared.objects.storage import ObjectStore
 from shared.settings import Settings
-from tests.chaos import Chaos
+from tests.chaos.deeds import Chaos
 from tests.chaos_datasets import endure
 from tests.support.annotation import annotate, dataset, failures, mistakes, paint, records, wait_until_over
 from tests.support.api_server import serving

@@ -1,11 +1,11 @@
-"""`python -m tests.bench [throughput saturation latency submissions memory]`: all by default."""
+"""`python -m tests.bench [throughput saturation … sizing]`: all by default."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from rich.table import Table
 from api.embedded.servers import Postgres, Valkey
 from shared.migrations import migrate
 from shared.settings import Settings
-from tests.bench import checkpoints, datasets, growth, producer, worker
+from tests.bench import checkpoints, datasets, growth, producer, sizing, worker
 from tests.bench.figures import Figure
 
-BENCHMARKS: dict[str, Callable[[Settings, Path], list[Figure]]] = {
+BENCHMARKS: dict[str, Callable[[Settings, Path], Iterable[Figure]]] = {
     "throughput": worker.throughput,
     "saturation": worker.saturation,
     "latency": producer.latency,
@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[Settings, Path], list[Figure]]] = {
     "scale": datasets.scale,
     "interactive": datasets.interactive,
     "checkpoints": checkpoints.checkpoints,
+    "sizing": sizing.sizing,
 }
 
 

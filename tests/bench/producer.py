@@ -87,16 +87,16 @@ def submissions(settings: Settings, folder: Path) -> list[Figure]:
     """Jobs per second that one API process takes, against a loop that inserts and publishes."""
     bare = measure(settings, "insert", 1000)
     with api(settings) as (url, _):
-        single = _load(url, "/v1/jobs", BODY, 200)
-        many = _load(url, "/v1/jobs/batch", {"jobs": [BODY] * 200}, 3) * 200
+        single = load(url, "/v1/jobs", BODY, 200)
+        many = load(url, "/v1/jobs/batch", {"jobs": [BODY] * 200}, 3) * 200
     return [
         Figure("submissions, one API process", single, "jobs/s", "insert and publish", bare, "≥ 0.5"),
         Figure("submissions, 200 in one request", many, "jobs/s", "one in one request", single, "≥ 5"),
     ]
 
 
-def _load(url: str, path: str, body: dict[str, Any], each: int) -> float:
-    """Requests per second of some clients that each keep one connection busy."""
+def load(url: str, path: str, body: dict[str, Any], each: int, clients: int = CLIENTS) -> float:
+    """Requests per second of some clients, each of which keeps one connection busy."""
     content = json.dumps(body).encode()
 
     def client() -> None:
@@ -104,13 +104,13 @@ def _load(url: str, path: str, body: dict[str, Any], each: int) -> float:
             for _ in range(each):
                 http.post(path, content=content, headers={"content-type": "application/json"}).raise_for_status()
 
-    threads = [threading.Thread(target=client) for _ in range(CLIENTS)]
+    threads = [threading.Thread(target=client) for _ in range(clients)]
     started = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return CLIENTS * each / (time.perf_counter() - started)
+    return clients * each / (time.perf_counter() - started)
 
 
 def memory(settings: Settings, folder: Path) -> list[Figure]:

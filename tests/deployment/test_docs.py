@@ -31,7 +31,7 @@ PAGES = [
 ]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-TOPS = {"api", "docs", "release", "requirements", "shared", "tests", "tuwen", "workers"}
+TOPS = {"api", "deploy", "docs", "release", "requirements", "shared", "tests", "tuwen", "workers"}
 """Folders whose files the pages name; other paths are those of a user, such as `runs/evaluation`."""
 
 LINK = re.compile(r"\[(?P<text>(?:[^\]\\]|\\.)*)\]\((?P<target>[^)\s]+)\)")

@@ -17,9 +17,11 @@ EXECUTABLES = {
     "docker-registry": ("docker-registry",),
     "g++": ("g++",),
     "pgbouncer": ("pgbouncer", "/usr/sbin/pgbouncer"),
+    "prometheus": ("prometheus",),
     "postgresql": ("/usr/lib/postgresql/*/bin/postgres",),
     "redis-sentinel": ("redis-sentinel",),
     "redis-server": ("redis-server",),
+    "systemd": ("systemd-analyze",),
 }
 """Names or paths under which each package of Debian's may be found, under Debian's name of the package."""
 

@@ -37,6 +37,7 @@ from shared.queue import (
 from shared.queue.events import Outcome
 from shared.settings import Settings
 from shared.telemetry import tracing
+from shared.telemetry.metrics import JOBS_FINISHED, Recorder
 from tuwen.datasets import ShardStatus
 from tuwen.errors import DatabaseUnavailable, QueueUnavailable, Unavailable
 from tuwen.jobs import Kind, Status
@@ -67,6 +68,7 @@ class Housekeeper:
         self.revoker = Revoker(self._database, self._queue)
         self._webhooks = WebhookSender(settings, self._database, Fetcher(settings))
         self._clock = ClockWatch(self._database)
+        self._recorder = Recorder()
         self._generation: str | None = None
         self._trusting_from = 0.0
         """Time of the monotonic clock until which an expired lease says nothing about its worker: after an outage or a
@@ -102,6 +104,7 @@ class Housekeeper:
         expired = self._database.jobs.expire_queued(now)
         done.update(jobs_expired=len(expired), clock_jumps=int(jumped))
         self._announce(dict.fromkeys(expired, Status.EXPIRED))
+        self._recorder.flush(self._queue.redis)
         self._dispatch(done)
         self._datasets.keep()
 
@@ -186,6 +189,13 @@ class Housekeeper:
             log.info("settled %d jobs without a worker: they are %s now", count, status.value)
         self._queue.announce((id, {"status": status.value}) for id, status in ended.items())
         self._tell_flower(ended)
+        self._count({id: status for id, status in ended.items() if status.terminal})
+
+    def _count(self, over: Mapping[UUID, Status]) -> None:
+        """Count jobs that are over, as the worker does with those that it ends."""
+        if over:
+            for id, kind in self._database.jobs.kinds(list(over)).items():
+                self._recorder.count(JOBS_FINISHED, kind, over[id])
 
     def _tell_flower(self, ended: Mapping[UUID, Status | ShardStatus]) -> None:
         if not ended:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -16,11 +16,14 @@ from api.cli.doctor import _webhooks
 from api.embedded.servers import Valkey
 from shared.database import Database
 from shared.database.workers import ServedModel
+from shared.queue import JobQueue
 from shared.settings import Settings
 from shared.telemetry.metrics import Recorder
-from tests.support.api_server import FakeWorker
+from tests.support.api_server import FakeWorker, serving
 from tests.support.plain_sql import Sql
+from tests.support.system import gone
 from tests.support.waiting import PATIENT, eventually
+from tuwen.datasets import DatasetRequest
 from tuwen.jobs import JobRequest, Kind, Status
 from tuwen.version import __version__
 
@@ -104,6 +107,39 @@ def test_queues_are_counted(api: httpx.Client, hand: FakeWorker) -> None:
     assert seen["tuwen_oldest_job_age_seconds", "generate"] > 0
     assert seen["tuwen_jobs_queued", "match"] == seen["tuwen_oldest_job_age_seconds", "match"] == 0
     assert seen["tuwen_up", "postgresql"] == seen["tuwen_up", "redis"] == 1
+
+
+def test_a_storage_that_is_away_and_a_housekeeper_that_is_missing_are_shown(settings: Settings) -> None:
+    with serving(settings) as url, httpx.Client(base_url=url, timeout=PATIENT) as api:
+        seen = figures(api)
+        assert (seen["tuwen_up", "storage"], seen["tuwen_housekeepers",]) == (1, 0)
+        queue = JobQueue(settings)
+        queue.sign_housekeeper("here", PATIENT)
+        queue.sign_housekeeper("there", PATIENT)
+        queue.close()
+        with gone(settings):
+            eventually(lambda: figures(api)["tuwen_up", "storage"] == 0)  # a look counts for some seconds
+        assert figures(api)["tuwen_housekeepers",] == 2
+
+
+def test_every_end_of_a_job_is_a_series_from_the_beginning(api: httpx.Client) -> None:
+    """Prometheus sees no growth in a series that begins with one."""
+    seen = figures(api)
+    ends = {key[1:]: value for key, value in seen.items() if key[0] == "tuwen_jobs_finished_total"}
+    assert ends == {(kind.value, status.value): 0 for kind in Kind for status in Status if status.terminal}
+
+
+def test_images_of_paused_data_sets_are_not_left_to_anybody(api: httpx.Client, database: Database) -> None:
+    ids = []
+    for name in "ab":
+        wanted = {"source": f"/in/{name}", "destination": f"/out/{name}"}
+        ids.append(database.datasets.submit(DatasetRequest.model_validate(wanted), "t"))
+        claim = database.datasets.take(ids[-1], "h")
+        assert claim
+        assert database.datasets.add_shard(claim, uuid4(), 0, 8, "plan/0", 0.0)
+    database.datasets.pause(ids[0], "t")
+    seen = figures(api)
+    assert (seen["tuwen_dataset_images", "left"], seen["tuwen_dataset_images", "paused"]) == (8, 8)
 
 
 def test_what_workers_record_is_shown(api: httpx.Client, settings: Settings) -> None:

@@ -1,8 +1,4 @@
-"""PostgreSQL's clock is set back and forward an hour, under a real system.
-
-Nobody may set the clock of the machine that runs the tests. So `now()`, by which every statement and every default of
-a column takes the time, is a function of the test's in its own database, found before PostgreSQL's own.
-"""
+"""PostgreSQL's clock is set back and forward an hour, under a real system."""
 
 from __future__ import annotations
 
@@ -12,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from celery import beat
 
 from shared.database import Database
 from shared.queue import HOUSEKEEPING_TASK, celery_app
 from shared.settings import Settings
+from tests.support.clock import FakeClock
 from tests.support.plain_sql import Sql
 from tests.support.system import TENANT, running_system
 from tests.support.waiting import PATIENT, eventually
@@ -31,43 +27,9 @@ from workers.housekeeper.clock import ClockWatch
 HOUR = 3600.0
 
 
-class FakeClock:
-    """The clock of one database; it must be made before anybody connects."""
-
-    def __init__(self, url: str):
-        self._connection = psycopg.connect(url, autocommit=True)
-        self._do("CREATE SCHEMA fake")
-        self._do("CREATE TABLE fake.hands AS SELECT interval '0' AS ahead")
-        self._do("""
-            CREATE FUNCTION fake.now() RETURNS timestamptz STABLE LANGUAGE sql
-            AS 'SELECT pg_catalog.now() + ahead FROM fake.hands'
-        """)
-        # Defaults were bound to PostgreSQL's own function when the tables were made.
-        for table, column in self._do("""
-            SELECT table_name, column_name FROM information_schema.columns
-            WHERE table_schema = 'public' AND column_default = 'now()'
-        """):
-            self._do(f"ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT fake.now()")
-        name = self._connection.info.dbname
-        self._do(f"ALTER DATABASE {name} SET search_path = fake, pg_catalog, public")
-
-    def set(self, ahead: float) -> None:
-        """Set the clock `ahead` seconds ahead of the true time."""
-        self._do(f"UPDATE fake.hands SET ahead = interval '{ahead} seconds'")
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def _do(self, statement: str) -> list[Any]:
-        cursor = self._connection.execute(statement)
-        return cursor.fetchall() if cursor.description else []
-
-
 @pytest.fixture
-def clock(settings: Settings) -> Iterator[FakeClock]:
-    clock = FakeClock(settings.database_url)
-    yield clock
-    clock.close()
+def clock(settings: Settings) -> FakeClock:
+    return FakeClock(settings.database_url)
 
 
 @pytest.mark.parametrize("jump", [-HOUR, HOUR, 40.0, -40.0])

@@ -83,6 +83,14 @@ def house(settings: Settings) -> Iterator[House]:
     house.close()
 
 
+def test_jobs_that_end_without_a_worker_are_counted(house: House, settings: Settings) -> None:
+    house.submit(2)
+    house.later("deadline_at", seconds=10 * 86_400)
+    house.keeper.housekeep()
+    with redis.Redis.from_url(settings.redis_url, decode_responses=True) as client:
+        assert client.hgetall("tuwen:metrics:tuwen_jobs_finished") == {"generate/expired": "2"}
+
+
 class TestDispatch:
     def test_what_was_committed_and_never_published(self, house: House) -> None:
         house.submit(3)

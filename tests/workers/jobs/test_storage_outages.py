@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 from shared.intake.images import encode_png
 from shared.objects.storage import ObjectStore, file_key
 from shared.settings import Settings
+from tests.support.disks import full, small_disk
 from tests.support.fakes import painted
 from tests.support.s3 import FickleS3, serve_s3
 from tests.support.system import TENANT, Process, System, gone, running_system
@@ -115,29 +116,12 @@ def test_a_job_that_waits_for_storage_can_be_cancelled(settings: Settings, tmp_p
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of two megabytes of its own."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tuwen-test", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a disk")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-@contextmanager
-def full(disk: Path) -> Iterator[None]:
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
-    try:
-        yield
-    finally:
-        ballast.unlink()
+    with small_disk(tmp_path / "disk", megabytes=2) as mounted:
+        if not mounted:
+            pytest.skip("only root may mount a disk")
+        yield tmp_path / "disk"
 
 
 @contextmanager
@@ -151,13 +135,13 @@ def read_only(disk: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize(("trouble", "said"), [(full, "is full"), (read_only, "is read-only")])
 def test_a_disk_that_takes_nothing(
-    settings: Settings, tmp_path: Path, small_disk: Path, trouble: Callable[[Path], Any], said: str
+    settings: Settings, tmp_path: Path, disk: Path, trouble: Callable[[Path], Any], said: str
 ) -> None:
-    changed = settings.model_copy(update={"storage_url": f"file://{small_disk / 'objects'}"})
+    changed = settings.model_copy(update={"storage_url": f"file://{disk / 'objects'}"})
     with running_system(changed, tmp_path, kinds=(Kind.GENERATE,)) as system:
         system.housekeeper()
         worker = system.worker()
-        with trouble(small_disk):
+        with trouble(disk):
             ids = system.submit(*["cat"] * 200)
             system.wait_until(lambda: said in worker.log.read_text(), "a worker that says why")
             time.sleep(OUTAGE)

@@ -26,7 +26,7 @@ def migrating(settings: Settings) -> subprocess.Popen[str]:
 
 def test_indexes_are_made_while_others_write_and_by_one_of_two_processes(settings: Settings, sql: Sql) -> None:
     """An index made under a lock would keep jobs from being accepted for as long as somebody's transaction lasts."""
-    command.downgrade(_config(settings.database_url), "0014")
+    command.downgrade(_config(settings.database_url), "0013")
     engine = create_engine(driver_url(settings.database_url))
     with engine.connect() as writer:
         writer.execute(text("UPDATE jobs SET priority = 9"))
@@ -54,7 +54,7 @@ def test_indexes_are_made_while_others_write_and_by_one_of_two_processes(setting
 
 def test_an_index_that_was_cut_off_is_made_again(settings: Settings, sql: Sql) -> None:
     """PostgreSQL leaves it behind as invalid, and uses it for nothing."""
-    sql("UPDATE alembic_version SET version_num = '0014'")
+    sql("UPDATE alembic_version SET version_num = '0013'")
     sql("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_jobs_finished'\\:\\:regclass")
-    command.upgrade(_config(settings.database_url), "head")
+    command.upgrade(_config(settings.database_url), "0014")
     assert sql("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == [(0,)]

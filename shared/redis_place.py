@@ -13,10 +13,11 @@ sentinels for the master when it is made, so after a failover all that has to ha
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 if TYPE_CHECKING:
@@ -31,6 +32,23 @@ _TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _SENTINEL = ("sentinel_username", "sentinel_password")
 
 
+_URL = re.compile(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?")
+"""RFC 3986, appendix B."""
+
+
+class _Parts(NamedTuple):
+    scheme: str
+    netloc: str
+    path: str
+    query: str
+
+
+def _split(url: str) -> _Parts:
+    """Divide a URL. `urlsplit` refuses several hosts of which one has brackets, since security releases of Python."""
+    found = _URL.match(url)
+    return _Parts(*(part or "" for part in (found.groups() if found else ("",) * 4)))
+
+
 @dataclass(frozen=True)
 class RedisPlace:
     """Where `url` says that Redis is. Raises ValueError where it says nothing that can be."""
@@ -38,11 +56,11 @@ class RedisPlace:
     url: str
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
+        parts = _split(self.url)
         if parts.scheme not in SCHEMES:
             raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in SCHEMES)}")
         if not self.has_sentinels:
-            _ = parts.port  # raises ValueError when the port is not a number
+            _ = urlsplit(self.url).port  # raises ValueError when the port is not a number
         elif not self.master or not all(host for host, _ in self.sentinels):
             raise ValueError("must name the sentinels and the master: redis+sentinel://HOST:PORT,HOST:PORT/MASTER")
         try:
@@ -63,12 +81,12 @@ class RedisPlace:
     @property
     def has_sentinels(self) -> bool:
         """Whether sentinels know where Redis is."""
-        return urlsplit(self.url).scheme.endswith("+sentinel")
+        return _split(self.url).scheme.endswith("+sentinel")
 
     @property
     def has_tls(self) -> bool:
         """Whether connections are encrypted and the server's certificate is checked."""
-        return urlsplit(self.url).scheme.startswith("rediss")
+        return _split(self.url).scheme.startswith("rediss")
 
     @property
     def has_certificate(self) -> bool:
@@ -78,19 +96,19 @@ class RedisPlace:
     @property
     def sentinels(self) -> list[tuple[str, int]]:
         """Hosts and ports of the sentinels."""
-        addresses = urlsplit(self.url).netloc.rpartition("@")[2].split(",")
+        addresses = _split(self.url).netloc.rpartition("@")[2].split(",")
         places = [urlsplit(f"//{address}") for address in addresses]
         return [(place.hostname or "", place.port or SENTINEL_PORT) for place in places]
 
     @property
     def master(self) -> str:
         """Name under which the sentinels know the master."""
-        return unquote(urlsplit(self.url).path.strip("/").partition("/")[0])
+        return unquote(_split(self.url).path.strip("/").partition("/")[0])
 
     @property
     def database(self) -> int:
         """Number of the database."""
-        parts = urlsplit(self.url).path.strip("/").split("/")
+        parts = _split(self.url).path.strip("/").split("/")
         number = (parts[1:] if self.has_sentinels else parts)[:1]
         return int(number[0]) if number and number[0] else 0
 
@@ -102,11 +120,11 @@ class RedisPlace:
 
     @property
     def _query(self) -> dict[str, str]:
-        return dict(parse_qsl(urlsplit(self.url).query))
+        return dict(parse_qsl(_split(self.url).query))
 
     @property
     def _credentials(self) -> tuple[str, str, str]:
-        return urlsplit(self.url).netloc.rpartition("@")[0].partition(":")
+        return _split(self.url).netloc.rpartition("@")[0].partition(":")
 
     @property
     def _tls(self) -> dict[str, Any]:
@@ -156,7 +174,7 @@ class RedisPlace:
         """The URL as kombu reads it."""
         if not self.has_sentinels:
             return self.url.partition("?")[0] if self.has_tls else self.url
-        login, at, _ = urlsplit(self.url).netloc.rpartition("@")
+        login, at, _ = _split(self.url).netloc.rpartition("@")
         hosts = [(f"[{host}]" if ":" in host else host, port) for host, port in self.sentinels]
         return ";".join(f"sentinel://{login}{at}{host}:{port}/{self.database}" for host, port in hosts)
 

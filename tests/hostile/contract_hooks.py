@@ -1,7 +1,7 @@
 """Hooks for Schemathesis: a request that is valid by the document is also made possible here.
 
-No schema can say that a file has been uploaded, that a host is public, or that bytes are an image. Requests that are
-meant to be invalid stay as they are.
+No schema can say that a file has been uploaded, that a host is public, that a name is one of an encoding, or that bytes
+are an image. Requests that are meant to be invalid stay as they are.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def before_call(_: schemathesis.HookContext, case: schemathesis.Case, __: dict[s
         _made_possible.add(case.id)
     if case.headers and "Idempotency-Key" in case.headers:
         case.headers["Idempotency-Key"] = f"key {next(_numbers)}"  # the same key with another body is refused
-    if case.query and "sort" in case.query:
+    if case.query:
         case.query.pop("cursor", None)  # a cursor belongs to one list
 
 
@@ -71,8 +71,8 @@ def _batch(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dataset(body: dict[str, Any]) -> dict[str, Any]:
-    places = {"source": _materials.source, "source_root": None, "destination": _destination()}
-    return {**body, **places}
+    possible = {"source": _materials.source, "source_root": None, "destination": _destination(), "encoding": "gb18030"}
+    return {**body, **possible}
 
 
 def _export(body: dict[str, Any]) -> dict[str, Any]:

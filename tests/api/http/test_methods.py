@@ -103,7 +103,7 @@ def test_head_ignores_ranges(api: httpx.Client, job: str) -> None:
 ALLOWED = {
     "/v1/jobs": "GET, HEAD, OPTIONS, POST",
     "/v1/jobs/batch": "OPTIONS, POST",
-    "/v1/jobs/00000000-0000-0000-0000-000000000000": "GET, HEAD, OPTIONS",
+    "/v1/jobs/00000000-0000-0000-0000-000000000000": "DELETE, GET, HEAD, OPTIONS",
     "/v1/jobs/x/cancel": "OPTIONS, POST",
     "/v1/files": "GET, HEAD, OPTIONS, POST",
     "/v1/files/x": "DELETE, GET, HEAD, OPTIONS",

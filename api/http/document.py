@@ -108,6 +108,8 @@ def _secure_all(document: dict[str, Any], settings: Settings) -> None:
 def _secure(operation: dict[str, Any], settings: Settings) -> None:
     if settings.auth == "open":
         operation.pop("security", None)
+    elif any(parameter["name"] == "signature" for parameter in operation.get("parameters", ())):
+        operation["security"].append({})  # a signed URL needs no key
 
 
 def _complete_responses(operation: dict[str, Any], settings: Settings) -> None:

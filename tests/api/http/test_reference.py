@@ -135,6 +135,8 @@ def test_a_key_is_demanded_where_keys_are_used() -> None:
         assert ("security" in operation) == ("401" in operation["responses"]) == (path not in ("/healthz", "/readyz"))
         if "security" in operation:
             assert "WWW-Authenticate" in operation["responses"]["401"]["headers"], (method, path)
+            signed = any(parameter["name"] == "signature" for parameter in operation.get("parameters", ()))
+            assert ({} in operation["security"]) == signed, (method, path)
 
 
 def test_streams_and_lines_are_declared(document: Document) -> None:

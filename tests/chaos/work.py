@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from io import BytesIO
 from typing import Any
@@ -222,10 +223,18 @@ class Work:
         told: dict[UUID, Counter[str]] = {}
         for receiver in set(self.hooked.values()):
             for headers, body in receiver.deliveries:
-                Webhook(SECRET).verify(body, headers)  # raises where it is not signed
                 data = json.loads(body)["data"]
+                if not _is_signed(headers, body):
+                    yield f"{data['id']}: its webhook is not signed"
                 told.setdefault(UUID(data["id"]), Counter())[data["status"]] += 1
         status = {job.id: job.status.value for job in jobs}
         for id in self.hooked:
             if list(told.get(id, {})) != [status[id]]:
                 yield f"{id} is {status[id]}, and its receiver was told {dict(told.get(id, {}))}"
+
+
+def _is_signed(headers: Mapping[str, str], body: bytes) -> bool:
+    """Whether a delivery bears our signature. `Webhook.verify` would refuse it by now, since it is minutes old."""
+    sent = datetime.fromtimestamp(int(headers["webhook-timestamp"]), UTC)
+    signature = Webhook(SECRET).sign(headers["webhook-id"], sent, body.decode())
+    return signature in headers["webhook-signature"].split()

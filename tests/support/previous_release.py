@@ -42,7 +42,8 @@ class Release:
             ["git", "archive", self.commit, *NEEDED], cwd=ROOT, capture_output=True, check=True
         ).stdout
         with tarfile.open(fileobj=BytesIO(archive)) as files:
-            files.extractall(folder, filter="data")
+            # Python has the filter since 3.11.4, and Debian 12 has 3.11.2.
+            files.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
         return folder
 
 

@@ -13,7 +13,7 @@ from shared.database.connections import complaint_of_age, driver_url
 from shared.database.tables import Base
 from tuwen.errors import ConfigurationError
 
-MIGRATION_LOCK = 0x7475_7765_6E02
+MIGRATION_LOCK = 0x7475_7765_6E04
 _LOOK = 0.2
 """Seconds between two looks whether another process has finished."""
 

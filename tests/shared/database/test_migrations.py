@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 from alembic import command
 from sqlalchemy import create_engine, text
 
+import shared.database
 from shared.database import Database
 from shared.database.connections import driver_url
 from shared.migrations import _config, is_current
@@ -58,3 +61,15 @@ def test_an_index_that_was_cut_off_is_made_again(settings: Settings, sql: Sql) -
     sql("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_jobs_finished'\\:\\:regclass")
     command.upgrade(_config(settings.database_url), "0014")
     assert sql("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == [(0,)]
+
+
+def test_each_lock_has_a_number_of_its_own() -> None:
+    """A migration behind a pooler would otherwise keep data sets waiting, as one that lasts would."""
+    folder = Path(shared.database.__file__).parents[1]
+    numbers = [
+        number
+        for file in folder.rglob("*.py")
+        for number in re.findall(r"^\w*LOCK = (0x[0-9A-F_]+)$", file.read_text(), re.MULTILINE)
+    ]
+    assert len(numbers) >= 4
+    assert len(set(numbers)) == len(numbers)

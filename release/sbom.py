@@ -35,7 +35,7 @@ def with_hashes(bill: dict[str, Any], hashes: dict[tuple[str, str], list[str]]) 
         component.setdefault("externalReferences", []).extend(
             {
                 "type": "distribution",
-                "url": f"https://pypi.org/project/{name}/{component['version']}/#files",
+                "url": f"pkg:pypi/{name}@{component['version']}",
                 "hashes": [{"alg": "SHA-256", "content": each}],
             }
             for each in files

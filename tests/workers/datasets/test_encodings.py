@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import codecs
-import io
 import json
-import tarfile
 import zipfile
 from base64 import b64encode
 from collections.abc import Callable, Mapping
@@ -14,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.pictures import picture
-from tests.workers.datasets.test_sources import contents, images, listed, problems, put
+from tests.workers.datasets.test_sources import contents, images, listed, problems, put, tarred
 from workers.datasets.sources.encodings import detect
 
 A, B, C = picture(1), picture(2), picture(3)
@@ -100,13 +98,7 @@ def pack(folder: Path, files: Mapping[str, bytes | str], how: str) -> Path:
             for name, content in files.items():
                 archive.writestr(name, content)
         return path
-    with tarfile.open(path, "w") as tar:
-        for name, content in files.items():
-            data = content.encode() if isinstance(content, str) else content
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
+    return tarred(path, files)
 
 
 def test_what_cannot_be_decided_is_an_error_until_somebody_says_it(tmp_path: Path) -> None:

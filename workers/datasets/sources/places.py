@@ -139,7 +139,7 @@ class Folder:
             return
         try:
             with os.scandir(opened) as entries:
-                yield from (_below(folder, entry.name) for entry in entries)
+                yield from (below(folder, entry.name) for entry in entries)
         finally:
             os.close(opened)
 
@@ -190,7 +190,7 @@ class Folder:
             with os.scandir(opened) as entries:
                 for entry in entries:
                     if not is_hidden(entry.name):
-                        (folders if entry.is_dir(follow_symlinks=False) else files).add(_below(folder, entry.name))
+                        (folders if entry.is_dir(follow_symlinks=False) else files).add(below(folder, entry.name))
         except OSError as error:
             yield _unlisted(folder or self._root, error)
         for path in files:
@@ -217,7 +217,8 @@ class Folder:
         return f"{self._root}/{path}" if path else self._root
 
 
-def _below(folder: str, name: str) -> str:
+def below(folder: str, name: str) -> str:
+    """The path of what lies in a folder of a place; the place itself is the empty path."""
     return f"{folder}/{name}" if folder else name
 
 

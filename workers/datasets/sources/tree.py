@@ -13,7 +13,7 @@ from dataclasses import replace
 from tuwen.errors import PathForbidden, SourceUnusable
 from workers.datasets.sources.columns import Lookup
 from workers.datasets.sources.images import RowProblem, SourceEntry, SourceImage, SourceProblem, is_image_name
-from workers.datasets.sources.places import PlacedFile, exists
+from workers.datasets.sources.places import PlacedFile, below, exists
 from workers.datasets.sources.rows import read_rows
 from workers.datasets.sources.seen import Seen
 from workers.datasets.sources.sidecars import CaptionUnusable, Sidecars
@@ -53,12 +53,12 @@ def _is_archive(name: str) -> bool:
 
 def has_metadata(lookup: Lookup, folder: str = "") -> bool:
     """Whether `folder` has one of the files in `TABLES`."""
-    return any(exists(lookup.place, _below(folder, table)) for table in TABLES)
+    return any(exists(lookup.place, below(folder, table)) for table in TABLES)
 
 
 def _list_tables(lookup: Lookup, folder: str, named: Seen) -> Iterator[SourceEntry]:
     """Yield the rows of the tables in `folder`, and remember the names of their images in `named`."""
-    for table in (_below(folder, name) for name in TABLES):
+    for table in (below(folder, name) for name in TABLES):
         try:
             if not exists(lookup.place, table):
                 continue
@@ -82,10 +82,6 @@ def _ancestors(path: str) -> Iterator[str]:
     while start >= 0:
         yield path[:start]
         start = path.find("/", start + 1)
-
-
-def _below(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
 
 
 def _with_captions(file: PlacedFile, sidecars: Sidecars) -> SourceEntry:

@@ -24,6 +24,8 @@ _ODD = 0.05
 """Share of characters beyond ASCII that may be where no word has one; a wrong reading has most there."""
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 _LINE = 64 * 2**20
+HEAD = 4096
+"""Bytes of a file that `detect_head` looks at."""
 
 
 class Undecodable(Exception):
@@ -85,16 +87,21 @@ def detect_file(file: BinaryIO, asked: str | None = None) -> Encoding:
         asked: the encoding that a person names. A byte order mark is believed before it.
     """
     file.seek(0)
-    head = file.read(4096)
+    found = detect_head(file.read(HEAD), asked)
+    if found is None:
+        file.seek(0)
+        found = detect(iter(lambda: file.readline(_LINE), b""))
+    file.seek(len(found.mark))
+    return found
+
+
+def detect_head(head: bytes, asked: str | None) -> Encoding | None:
+    """The encoding that the first bytes of a file or a person tell; None where all of it has to be read."""
     found = detect_mark(head)
     if found is None and asked is not None:
         found = Encoding(named(asked).name)
     if found is None and b"\0" in head:
         found = Encoding(_order_of(head))
-    if found is None:
-        file.seek(0)
-        found = detect(iter(lambda: file.readline(_LINE), b""))
-    file.seek(len(found.mark))
     return found
 
 

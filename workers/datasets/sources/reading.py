@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from struct import Struct
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +16,7 @@ from tuwen.errors import ImageCorrupt, NotFound
 from workers.datasets.sources.images import HeldAs, SourceImage, require_size
 from workers.datasets.sources.parquet import open_parquet, picture_of
 from workers.datasets.sources.places import open_place
-from workers.datasets.sources.rows import parse_json_object
+from workers.datasets.sources.rows import parse_any_object
 
 _LOCAL_HEADER = Struct("<4s5HIIIHH")  # of a zip's member: APPNOTE.TXT 4.3.7
 _STORED, _DEFLATED = 0, 8
@@ -120,7 +120,7 @@ class Reader:
 
     def _read_json_cell(self, image: SourceImage) -> object:
         offset, length = _extent(image)
-        values = _parse_any(self._home.read(image.path, offset, length))
+        values = parse_any_object(self._home.read(image.path, offset, length))
         return None if values is None else first_data_url(values.get(image.column or ""))
 
     def _read_parquet_cell(self, image: SourceImage) -> object:
@@ -147,17 +147,6 @@ def first_data_url(value: object) -> str | None:
         return value if is_data_url(value) else None
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return next((found for found in map(first_data_url, inner) if found), None)
-
-
-def _parse_any(line: bytes) -> dict[str, Any] | None:
-    """Parse a line of JSON whose encoding the plan does not tell: a data URL is ASCII, the same in all of them."""
-    return next((values for text in _readings(line) if (values := parse_json_object(text)) is not None), None)
-
-
-def _readings(line: bytes) -> Iterator[str | bytes]:
-    yield line  # UTF-8 and UTF-16
-    for encoding in ("gb18030", "big5", "cp932", "latin-1"):
-        yield line.decode(encoding, "replace")
 
 
 def _extent(image: SourceImage) -> tuple[int, int]:

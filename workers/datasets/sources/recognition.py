@@ -16,7 +16,7 @@ from tuwen.datasets import SourceFormat
 from tuwen.errors import NotFound, SourceUnusable
 from workers.datasets.sources.coco import list_coco
 from workers.datasets.sources.columns import Lookup
-from workers.datasets.sources.encodings import detect_file
+from workers.datasets.sources.encodings import HEAD, UTF_8, detect_head
 from workers.datasets.sources.images import SourceEntry, SourceProblem, is_image_name
 from workers.datasets.sources.labelstudio import list_tasks
 from workers.datasets.sources.openai import list_requests
@@ -173,9 +173,10 @@ def _recognise_file_format(home: Place, name: str, encoding: str | None) -> Sour
         return "openai" if isinstance(first.get("body"), dict) and "custom_id" in first else "list"
     if suffix == "json":
         with home.open(name) as file:
-            found = detect_file(file, encoding)
-            head = file.read(4096).decode(found.name or "ascii", "replace")
-        return "labelstudio" if head.lstrip().startswith("[") else "coco"
+            head = file.read(HEAD)
+        found = detect_head(head, encoding) or UTF_8
+        text = head.removeprefix(found.mark).decode(found.name or "ascii", "replace")
+        return "labelstudio" if text.lstrip().startswith("[") else "coco"
     if suffix in _BY_SUFFIX:
         return _BY_SUFFIX[suffix]
     if is_image_name(name):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from workers.datasets.sources.encodings import UTF_8, Encoding, detect_file
+from workers.datasets.sources.encodings import HEAD, UTF_8, Encoding, detect_file, detect_head
 from workers.datasets.sources.images import RowProblem, SourceProblem
 from workers.datasets.sources.parquet import read_values
 from workers.datasets.sources.places import Place
@@ -93,10 +93,27 @@ def parse_json_object(line: str | bytes) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
+def parse_any_object(line: bytes) -> dict[str, Any] | None:
+    """Parse a line of JSON whose encoding is not known, for what is ASCII in it; None where it is no object in any."""
+    return next((values for text in _readings(line) if (values := parse_json_object(text)) is not None), None)
+
+
+def _readings(line: bytes) -> Iterator[str | bytes]:
+    yield line  # UTF-8 and UTF-16
+    for encoding in ("gb18030", "big5", "cp932", "latin-1"):
+        yield line.decode(encoding, "replace")
+
+
 def parse_first_object(place: Place, path: str, encoding: str | None) -> dict[str, Any]:
-    """The object of the first line of JSON lines; empty where that is none."""
+    """The object of the first line of JSON lines, for what is ASCII in it; empty where that is none.
+
+    Sources are opened in every worker, so no more of the file is read.
+    """
     with place.open(path) as file:
-        found = detect_file(file, encoding)
+        found = detect_head(file.read(HEAD), encoding)
+        file.seek(len(found.mark) if found is not None else 0)
+        if found is None:
+            return parse_any_object(file.readline(LONGEST_LINE)) or {}
         line = next(_read_bounded_lines(file, found), None)
     return (parse_json_object(line.text) if line is not None and line.text is not None else None) or {}
 

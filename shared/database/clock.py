@@ -74,37 +74,23 @@ _SHIFT = [
 
 # What is further away than any wait or lease was set by a clock that went back while no housekeeper looked.
 _RECALL = [
-    text(statement)
+    text(statement.format(table=table))
+    for table in ("jobs", "shards")
     for statement in (
         """
         WITH far AS MATERIALIZED (
-            SELECT id FROM jobs
+            SELECT id FROM {table}
             WHERE status = 'queued' AND dispatch_due_at > now() + :far * interval '1 second' ORDER BY id FOR UPDATE
         )
-        UPDATE jobs SET available_at = LEAST(available_at, now()), dispatch_due_at = now()
-        FROM far WHERE jobs.id = far.id
+        UPDATE {table} SET available_at = LEAST(available_at, now()), dispatch_due_at = now()
+        FROM far WHERE {table}.id = far.id
         """,
         """
         WITH far AS MATERIALIZED (
-            SELECT id FROM jobs
+            SELECT id FROM {table}
             WHERE status = 'running' AND lease_until > now() + :far * interval '1 second' ORDER BY id FOR UPDATE
         )
-        UPDATE jobs SET lease_until = now() + :lease * interval '1 second' FROM far WHERE jobs.id = far.id
-        """,
-        """
-        WITH far AS MATERIALIZED (
-            SELECT id FROM shards
-            WHERE status = 'queued' AND dispatch_due_at > now() + :far * interval '1 second' ORDER BY id FOR UPDATE
-        )
-        UPDATE shards SET available_at = LEAST(available_at, now()), dispatch_due_at = now()
-        FROM far WHERE shards.id = far.id
-        """,
-        """
-        WITH far AS MATERIALIZED (
-            SELECT id FROM shards
-            WHERE status = 'running' AND lease_until > now() + :far * interval '1 second' ORDER BY id FOR UPDATE
-        )
-        UPDATE shards SET lease_until = now() + :lease * interval '1 second' FROM far WHERE shards.id = far.id
+        UPDATE {table} SET lease_until = now() + :lease * interval '1 second' FROM far WHERE {table}.id = far.id
         """,
     )
 ]

@@ -137,11 +137,9 @@ class _Tar:
         if len(text) > _LARGEST_JSON:
             raise CaptionUnusable(f"the JSON beside the image is longer than {_LARGEST_JSON} bytes")
         try:
-            said = json.loads(text)
+            said = _parse(text)
         except UnicodeDecodeError:
             said = _parse(self._decoder.decode(text))
-        except (ValueError, RecursionError) as error:
-            raise CaptionUnusable(f"the JSON beside the image is none: {error}") from error
         return said if isinstance(said, dict) else {"json": said}
 
     def _read(self, offset: int, size: int, longest: int) -> bytes:
@@ -228,9 +226,12 @@ def _split(name: str) -> tuple[str, str, str]:
     return f"{folder}{slash}{key}", f"{folder}{slash}{stem or key}", suffix.lower()
 
 
-def _parse(text: str) -> object:
+def _parse(text: str | bytes) -> object:
+    """Parse JSON. Raises CaptionUnusable where it is none, UnicodeDecodeError where its bytes are no Unicode."""
     try:
         return json.loads(text)
+    except UnicodeDecodeError:
+        raise
     except (ValueError, RecursionError) as error:
         raise CaptionUnusable(f"the JSON beside the image is none: {error}") from error
 
